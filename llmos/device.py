@@ -1,0 +1,300 @@
+"""The driver interface: what the kernel and a device's driver say to each other.
+
+A driver is an operating-system process that owns one device (the simulated one lives in the kernel's own
+process). Both sides speak the frames below, in order, over one socket: a little-endian u32 length, then
+msgpack of one tagged struct. The driver carries messages out strictly in the order they were sent; that
+order is what makes it safe to reuse a frame as soon as the kernel has freed it: the edit that hands it to
+its next owner rides on a later step than the last one that read it.
+
+Vocabulary: a *space* (asid) is the device side of a process's address space. Virtual page `vpn` of a space
+holds the tokens [vpn * tokens_per_page, (vpn + 1) * tokens_per_page) for all layers, and has one frame in
+each segment of the KV format.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NewType, Protocol
+
+import msgspec
+
+from syscalls.sampling import Sampling, TokenLogprobs
+
+__all__ = [
+    "DRIVER_ABI", "LENGTH", "MAX_MESSAGE_BYTES", "Asid", "Bind", "CopyPage", "CostModel", "DriverLink", "DriverLost",
+    "Edit", "Failed", "FromDriver", "Hello", "KVFormat", "Load", "Loaded", "Map", "ModelInfo", "Pfn", "Progress",
+    "Release", "Reserve", "Row", "RowFault", "Sampling", "Segment", "Step", "StepDone", "StopDriver",
+    "ToDriver", "TokenLogprobs", "Vpn", "choose_kv_format", "encode_message", "from_driver_decoder",
+    "to_driver_decoder",
+]  # fmt: skip
+
+DRIVER_ABI = 1
+MAX_MESSAGE_BYTES = 64 << 20
+LENGTH = struct.Struct("<I")
+
+Asid = NewType("Asid", int)  # address-space identifier on one device, 0 <= asid < max_spaces
+Vpn = NewType("Vpn", int)  # virtual page number (logical KV block) within a space
+Pfn = NewType("Pfn", int)  # physical frame number (physical KV block) on one device
+
+
+class DriverLost(Exception):
+    """The driver's end of the link is gone: it exited, was killed, or was hung and has been killed."""
+
+
+# --- memory layout ---------------------------------------------------------------------------------------
+
+
+class Segment(msgspec.Struct, frozen=True):
+    """One part of every address space, as .text and .data are parts of a program."""
+
+    name: str  # "K", "V"
+    bytes_per_token: int  # for all layers
+
+
+class KVFormat(msgspec.Struct, frozen=True):
+    """A number format for keys and values: which segments exist, and how tokens fill their frames."""
+
+    name: str  # "fp32", "fp16", "bf16"
+    segments: tuple[Segment, ...]
+    frame_bytes: int
+    tokens_per_page: int
+
+    def num_pages(self, num_tokens: int) -> int:
+        """Virtual pages needed to hold `num_tokens`."""
+        return -(-num_tokens // self.tokens_per_page)
+
+    @property
+    def frames_per_page(self) -> int:
+        """Frames behind one virtual page: one in each segment."""
+        return len(self.segments)
+
+
+def choose_kv_format(name: str, segments: tuple[Segment, ...], frame_bytes: int | None) -> KVFormat:
+    """Fit tokens to frames.
+
+    Without `frame_bytes`, takes the smallest power of two between 64 KiB and 2 MiB that holds 64 tokens of
+    the widest segment. Raises ValueError when a frame cannot hold one token, naming both sizes.
+    """
+    widest = max(segment.bytes_per_token for segment in segments)
+    if frame_bytes is None:
+        frame_bytes = 64 << 10
+        while frame_bytes < 64 * widest and frame_bytes < 2 << 20:
+            frame_bytes *= 2
+    tokens = frame_bytes // widest
+    if tokens < 1:
+        raise ValueError(f"a frame of {frame_bytes} bytes cannot hold one token of {widest} bytes")
+    if tokens > 16:
+        tokens -= tokens % 16
+    return KVFormat(name, segments, frame_bytes, tokens)
+
+
+# --- page-table edits: they ride on the step that needs them, and take effect before it ------------------
+
+
+class Reserve(msgspec.Struct, frozen=True, tag="reserve", array_like=True):
+    """Open space `asid`; nothing is mapped yet."""
+
+    asid: int
+
+
+class Release(msgspec.Struct, frozen=True, tag="release", array_like=True):
+    """Close space `asid`; its mappings, and what `Bind` said of it, end."""
+
+    asid: int
+
+
+class Map(msgspec.Struct, frozen=True, tag="map", array_like=True):
+    """Back page `vpn` of a space by `pfns`, one frame for each segment; replaces what was mapped there."""
+
+    asid: int
+    vpn: int
+    pfns: tuple[int, ...]
+
+
+class CopyPage(msgspec.Struct, frozen=True, tag="copy_page", array_like=True):
+    """Copy frames, segment by segment: the copy of copy-on-write."""
+
+    sources: tuple[int, ...]
+    targets: tuple[int, ...]
+
+
+class Bind(msgspec.Struct, frozen=True, tag="bind", array_like=True):
+    """Set (or set again) how a space samples. Sent before its first sampling row.
+
+    `tokens` is the whole history that is known when the edit is made, and `num_prompt_tokens` how much of it
+    was prompt: the sampler's counts start from there and advance by what it samples and by the input tokens
+    of later rows at positions >= len(tokens). While fewer than `min_tokens` tokens were sampled since
+    `num_prompt_tokens`, the ids in `stop_token_ids` are never sampled.
+    """
+
+    asid: int
+    sampling: Sampling
+    tokens: tuple[int, ...]
+    num_prompt_tokens: int
+    stop_token_ids: tuple[int, ...] = ()
+    min_tokens: int = 0
+
+
+Edit = Reserve | Release | Map | CopyPage | Bind
+
+
+# --- the dialogue ----------------------------------------------------------------------------------------
+
+
+class Load(msgspec.Struct, frozen=True, tag="load"):
+    """Load a model and set up memory. The driver answers `Progress`*, then `Loaded` or `Failed`."""
+
+    path: str  # a Hugging Face folder
+    name: str
+    dtype: str  # "fp32", "fp16", "bf16", or "auto": what the checkpoint holds
+    pool_bytes: int | None  # physical memory for frames; None: the driver chooses by what the device has
+    frame_bytes: int | None
+    max_spaces: int
+    max_model_len: int | None  # None: what the checkpoint says
+    max_step_tokens: int  # most tokens that one step will carry
+
+
+class Progress(msgspec.Struct, frozen=True, tag="progress"):
+    """How far a load is."""
+
+    done_bytes: int
+    total_bytes: int
+    what: str
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """A loaded model, as the kernel needs to know it."""
+
+    name: str
+    path: str
+    architecture: str
+    hash: str  # hex digest over config and weights
+    vocab_size: int
+    max_model_len: int
+    eos_token_ids: tuple[int, ...]
+    dtype: str
+    num_parameters: int
+
+
+class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
+    """The model can serve."""
+
+    model: ModelInfo
+    kv: KVFormat
+    num_frames: int
+    seconds: float
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """The load was refused; nothing stays half-loaded. `message` names the file, tensor or limit."""
+
+    message: str
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """First message of a driver."""
+
+    abi: int
+    kind: str  # "cpu", "cuda", "sim"
+    name: str  # "cpu:0"
+    description: str
+    memory_bytes: int
+    num_threads: int
+    os_pid: int | None
+
+
+class Row(msgspec.Struct, frozen=True, array_like=True):
+    """Run tokens of one space at positions start, start + 1, …
+
+    Empty `tokens` means one token: the one that this space sampled last, perhaps in a step that is still
+    in flight. With `sample`, the row's last position yields the space's next token. A step has at most one
+    row for a space.
+    """
+
+    asid: int
+    start: int
+    tokens: tuple[int, ...]
+    sample: bool
+
+    @property
+    def num_tokens(self) -> int:
+        """Positions that this row computes."""
+        return len(self.tokens) or 1
+
+
+class Step(msgspec.Struct, frozen=True, tag="step"):
+    """Apply edits in order, then run rows as one batch."""
+
+    id: int
+    edits: tuple[Edit, ...]
+    rows: tuple[Row, ...]
+
+
+class RowFault(msgspec.Struct, frozen=True, array_like=True):
+    """One row failed (say, logits that are not finite); the others are good."""
+
+    row: int
+    message: str
+
+
+class StepDone(msgspec.Struct, frozen=True, tag="step_done"):
+    """A step's results, in the order of its rows.
+
+    `tokens` has one entry for each row: the sampled token, or None where none was asked for or the row is
+    in `faults`. `logprobs` is empty when no sampling row wanted them, else aligned with rows.
+    """
+
+    id: int
+    tokens: tuple[int | None, ...]
+    seconds: float  # device time
+    logprobs: tuple[TokenLogprobs | None, ...] = ()
+    faults: tuple[RowFault, ...] = ()
+
+
+class StopDriver(msgspec.Struct, frozen=True, tag="stop"):
+    """Finish what was sent before, then exit."""
+
+
+ToDriver = Load | Step | StopDriver
+FromDriver = Hello | Progress | Loaded | Failed | StepDone
+
+to_driver_decoder = msgspec.msgpack.Decoder(ToDriver)
+from_driver_decoder = msgspec.msgpack.Decoder(FromDriver)
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode_message(message: ToDriver | FromDriver) -> bytes:
+    """Encode one message with its length prefix."""
+    payload = _encoder.encode(message)
+    return LENGTH.pack(len(payload)) + payload
+
+
+class DriverLink(Protocol):
+    """The kernel's end of the line to a driver: a socket to a process, or a queue to the simulator."""
+
+    async def send(self, message: ToDriver) -> None:
+        """Send one message. A checkpoint. Raises DriverLost."""
+
+    async def receive(self) -> FromDriver:
+        """Wait for the next message. A checkpoint. Raises DriverLost."""
+
+    async def aclose(self) -> None:
+        """Stop the driver: politely, then after a grace period by force. Idempotent."""
+
+
+class CostModel(msgspec.Struct, frozen=True):
+    """Seconds that one step takes: a linear fit over what a step holds."""
+
+    base: float = 0.0
+    per_token: float = 0.0  # tokens computed
+    per_row: float = 0.0
+    per_context_token: float = 0.0  # keys read, summed over rows
+
+    def step_seconds(self, num_tokens: int, num_rows: int, num_context_tokens: int) -> float:
+        """Predicted time of a step."""
+        return (
+            self.base
+            + self.per_token * num_tokens
+            + self.per_row * num_rows
+            + self.per_context_token * num_context_tokens
+        )

@@ -1,0 +1,122 @@
+"""Frames on the syscall socket: a little-endian u32 length, then msgpack of one tagged struct.
+
+The dialogue opens with `Hello` → `Welcome`; after that the client sends `Call`s with ids of its choosing and
+the kernel answers each with one `Reply`, in any order. A frame that does not decode ends the session, and
+only it, after an `ErrorReply` that says why.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+
+from syscalls.errno import Errno
+from syscalls.process import (
+    Cont, Fork, Kill, Nice, Output, ProcessInfo, ProcessList, Ps, Read, Spawn, Spawned, Stat, Stop, Wait,
+    Waited, Write,
+)
+from syscalls.system import (
+    DeviceList, Devices, Done, EventList, Events, ModelList, Models, Ping, Shutdown, Statistics, StatisticsInfo,
+)  # fmt: skip
+
+ABI_VERSION = 1
+MAX_FRAME_BYTES = 16 << 20
+LENGTH = struct.Struct("<I")
+
+Request = (
+    Spawn | Fork | Wait | Read | Write | Kill | Stop | Cont | Nice | Ps | Stat
+    | Devices | Models | Events | Statistics | Shutdown | Ping
+)  # fmt: skip
+
+
+class ErrorReply(msgspec.Struct, frozen=True, tag="error"):
+    """A call's failure."""
+
+    errno: Errno
+    message: str
+
+
+Answer = (
+    Spawned | Waited | Output | Done | ProcessList | ProcessInfo
+    | DeviceList | ModelList | EventList | StatisticsInfo | ErrorReply
+)  # fmt: skip
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello", array_like=True):
+    """First frame of a client."""
+
+    abi: int
+    client: str = ""  # shown in logs
+
+
+class Welcome(msgspec.Struct, frozen=True, tag="welcome", array_like=True):
+    """First frame of the kernel: the session is open."""
+
+    abi: int
+    version: str
+    session: int
+    tenant: str
+    admin: bool
+
+
+class Call(msgspec.Struct, frozen=True, tag="call", array_like=True):
+    """One request; `id` comes back in the reply."""
+
+    id: int
+    body: Request
+
+
+class Reply(msgspec.Struct, frozen=True, tag="reply", array_like=True):
+    """One answer. id 0 is the session's own: the last frame before the kernel closes it."""
+
+    id: int
+    body: Answer
+
+
+_encoder = msgspec.msgpack.Encoder()
+client_frame_decoder = msgspec.msgpack.Decoder(Hello | Call)
+kernel_frame_decoder = msgspec.msgpack.Decoder(Welcome | Reply)
+
+
+class FrameTooLarge(ValueError):
+    """A length prefix over MAX_FRAME_BYTES: found before anything is allocated."""
+
+
+def encode_frame(message: Hello | Welcome | Call | Reply) -> bytes:
+    """Encode one frame, length prefix included. Raises FrameTooLarge."""
+    payload = _encoder.encode(message)
+    if len(payload) > MAX_FRAME_BYTES:
+        raise FrameTooLarge(f"frame of {len(payload)} bytes; the limit is {MAX_FRAME_BYTES}")
+    return LENGTH.pack(len(payload)) + payload
+
+
+class FrameSplitter:
+    """Cuts a byte stream into payloads, without I/O. Feed it what was received; iterate what is whole."""
+
+    def __init__(self, limit: int = MAX_FRAME_BYTES) -> None:
+        self._buffer = bytearray()
+        self._limit = limit
+
+    @property
+    def num_pending_bytes(self) -> int:
+        """Bytes of an unfinished frame: not 0 at the end of the stream means that it was truncated."""
+        return len(self._buffer)
+
+    def feed(self, data: bytes | bytearray | memoryview) -> list[bytes]:
+        """Add received bytes and return the payloads that are now whole. Raises FrameTooLarge."""
+        self._buffer += data
+        payloads = []
+        start = 0
+        while len(self._buffer) - start >= LENGTH.size:
+            (size,) = LENGTH.unpack_from(self._buffer, start)
+            if size > self._limit:
+                raise FrameTooLarge(f"frame of {size} bytes; the limit is {self._limit}")
+            end = start + LENGTH.size + size
+            if len(self._buffer) < end:
+                break
+            payloads.append(bytes(self._buffer[start + LENGTH.size : end]))
+            start = end
+        if start:
+            del self._buffer[:start]
+        return payloads

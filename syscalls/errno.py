@@ -1,0 +1,39 @@
+"""The error list of the syscall contract: one code per condition, named by whose doing it is."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Errno(enum.StrEnum):
+    """Codes carried by an error reply. The docstring of each call lists which it may return, and when."""
+
+    EINVAL = "EINVAL"  # an argument is out of its range; the message names it and the limit
+    E2BIG = "E2BIG"  # prompt plus requested output exceed the model's context
+    ENOMEM = "ENOMEM"  # the request can never fit in the device's memory, even alone
+    EAGAIN = "EAGAIN"  # a table or queue is full now; retrying later may succeed
+    ESRCH = "ESRCH"  # no such process
+    ECHILD = "ECHILD"  # the process is not the caller's to wait for
+    EPERM = "EPERM"  # the caller's credentials do not allow it
+    EBUSY = "EBUSY"  # the object is in a state that forbids the call
+    ENODEV = "ENODEV"  # no device serves this
+    ENOENT = "ENOENT"  # no such model, file or index
+    EPROTO = "EPROTO"  # the frame could not be decoded, or the ABI versions differ
+    ENOSYS = "ENOSYS"  # the kernel does not know this call
+    ESHUTDOWN = "ESHUTDOWN"  # the kernel is draining and admits nothing new
+    EIO = "EIO"  # the device failed in a way that the kernel could not hide
+    EFAULT = "EFAULT"  # a kernel bug; the message holds the reference for the log
+
+
+class SyscallError(Exception):
+    """A call failed: raised by clients, and by kernel handlers to answer with an error reply.
+
+    Attributes:
+        errno: the code.
+        message: one sentence with the numbers that matter.
+    """
+
+    def __init__(self, errno: Errno, message: str) -> None:
+        super().__init__(f"{errno.value}: {message}")
+        self.errno = errno
+        self.message = message

@@ -1,0 +1,192 @@
+"""Process family: spawn, fork, wait, read, write, kill, stop, cont, nice, ps, stat."""
+
+from __future__ import annotations
+
+import msgspec
+
+from syscalls.sampling import Sampling, TokenLogprobs
+
+MIN_NICE, MAX_NICE = -20, 19
+MAX_SAMPLES = 128
+
+
+class Spawn(msgspec.Struct, frozen=True, tag="spawn"):
+    """Create a process. Replies `Spawned` at once; the tokens come through `read`.
+
+    With `num_samples` = n, one prefill is shared copy-on-write by n processes; sample i uses seed + i.
+
+    Errors: EINVAL (empty prompt, token id outside the vocabulary, bad sampling value), E2BIG (prompt +
+    max_tokens over the context), ENOMEM (could never fit in device memory), EAGAIN (process table full),
+    ENOENT (no such model), ESHUTDOWN (draining).
+    """
+
+    prompt: tuple[int, ...]  # token ids
+    max_tokens: int | None = None  # per turn; None: up to the context
+    sampling: Sampling = Sampling()
+    model: str | None = None  # None: the default model
+    num_samples: int = 1
+    stop_token_ids: tuple[int, ...] = ()  # beside the model's own end tokens
+    ignore_eos: bool = False
+    min_tokens: int = 0  # end tokens are not sampled before so many
+    interactive: bool = False  # block on input at the end of a turn instead of exiting
+    detached: bool = False  # outlives the session that spawned it
+    auto_reap: bool = False  # reaped when its last read was delivered, no wait needed
+    nice: int = 0
+    label: str = ""  # shown by ps
+
+
+class Spawned(msgspec.Struct, frozen=True, tag="spawned"):
+    """Reply to `Spawn` and `Fork`."""
+
+    pids: tuple[int, ...]
+    seeds: tuple[int, ...]
+
+
+class Fork(msgspec.Struct, frozen=True, tag="fork"):
+    """Create children that continue from the parent's tokens so far; memory is shared copy-on-write.
+
+    Child i keeps the parent's seed, or takes seeds[i]. Errors: ESRCH, EPERM, EBUSY (the parent has
+    exited), EINVAL (count or seeds out of range), EAGAIN (table full).
+    """
+
+    pid: int
+    count: int = 1
+    seeds: tuple[int, ...] = ()  # empty: keep the parent's
+    detached: bool = False
+    auto_reap: bool = False
+
+
+class ExitStatus(msgspec.Struct, frozen=True, array_like=True):
+    """Why a process (or, for an interactive one, its last turn) ended."""
+
+    reason: str  # "stop", "length", "killed", "error"
+    stop_token: int | None = None  # the end token that was sampled, with "stop"
+    message: str = ""  # with "killed" and "error"
+
+    @property
+    def code(self) -> int:
+        """Shell exit code: 0 for stop and length, 137 for killed, 1 for an error."""
+        return {"stop": 0, "length": 0, "killed": 137}.get(self.reason, 1)
+
+
+class Wait(msgspec.Struct, frozen=True, tag="wait"):
+    """Wait until a process has exited, and reap it. Blocks. Errors: ESRCH, EPERM."""
+
+    pid: int
+
+
+class Waited(msgspec.Struct, frozen=True, tag="waited"):
+    """Reply to `Wait`."""
+
+    pid: int
+    status: ExitStatus
+    usage: Usage
+
+
+class Usage(msgspec.Struct, frozen=True, array_like=True):
+    """What a process has used so far. Times are seconds on the kernel's clock."""
+
+    num_prompt_tokens: int = 0  # every token written to it
+    num_cached_tokens: int = 0  # of those, found in shared memory instead of computed
+    num_output_tokens: int = 0
+    queued_seconds: float = 0.0  # spawn (or write) to first step
+    first_token_seconds: float | None = None  # spawn to first token
+    running_seconds: float = 0.0  # spawn to exit, or to now
+    num_preemptions: int = 0
+
+
+class Read(msgspec.Struct, frozen=True, tag="read"):
+    """Read output tokens from `offset` on. Blocks until there is at least one, or the turn is over.
+
+    A reply takes all that is there, so a backlog gets cheaper per token. Reading does not consume: any
+    offset may be read again while the process lives. Errors: ESRCH, EPERM, EINVAL (offset past the end).
+    """
+
+    pid: int
+    offset: int = 0
+
+
+class Output(msgspec.Struct, frozen=True, tag="output"):
+    """Reply to `Read`."""
+
+    offset: int  # of tokens[0]
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()  # aligned with tokens when asked for at spawn
+    end: ExitStatus | None = None  # set when nothing follows these tokens in this turn
+    usage: Usage = Usage()
+
+
+class Write(msgspec.Struct, frozen=True, tag="write"):
+    """Append input tokens to an interactive process that is blocked on input, and start its next turn.
+
+    Errors: ESRCH, EPERM, EBUSY (not blocked on input), EINVAL, E2BIG.
+    """
+
+    pid: int
+    tokens: tuple[int, ...]
+    max_tokens: int | None = None
+
+
+class Kill(msgspec.Struct, frozen=True, tag="kill"):
+    """End a process in any state. Replies when its memory is free. Errors: ESRCH, EPERM."""
+
+    pid: int
+
+
+class Stop(msgspec.Struct, frozen=True, tag="stop"):
+    """Keep a process from running; its memory stays. Errors: ESRCH, EPERM, EBUSY (it has exited)."""
+
+    pid: int
+
+
+class Cont(msgspec.Struct, frozen=True, tag="cont"):
+    """Let a stopped process go on where it was. Errors: ESRCH, EPERM, EBUSY (it is not stopped)."""
+
+    pid: int
+
+
+class Nice(msgspec.Struct, frozen=True, tag="nice"):
+    """Set the nice level; lower runs first. Errors: ESRCH, EPERM, EINVAL (outside -20..19)."""
+
+    pid: int
+    nice: int
+
+
+class Ps(msgspec.Struct, frozen=True, tag="ps"):
+    """List the caller's processes; `everyone` lists all (administrators). Errors: EPERM."""
+
+    everyone: bool = False
+
+
+class Stat(msgspec.Struct, frozen=True, tag="stat"):
+    """Describe one process. Errors: ESRCH, EPERM."""
+
+    pid: int
+
+
+class ProcessInfo(msgspec.Struct, frozen=True, tag="process_info"):
+    """Reply to `Stat`, and a row of `ProcessList`."""
+
+    pid: int
+    parent: int | None
+    tenant: str
+    state: str  # READY, RUNNING, BLOCKED(Input), STOPPED, ZOMBIE …
+    label: str
+    model: str
+    device: str | None
+    nice: int
+    seed: int
+    num_tokens: int  # prompt and output
+    num_computed: int  # of those, with keys and values in memory
+    max_tokens: int
+    num_resident_bytes: int
+    num_shared_bytes: int  # of those, also mapped by others
+    age_seconds: float
+    usage: Usage
+    status: ExitStatus | None = None
+
+
+class ProcessList(msgspec.Struct, frozen=True, tag="process_list"):
+    """Reply to `Ps`, ordered by pid."""
+
+    processes: tuple[ProcessInfo, ...]

@@ -1,0 +1,140 @@
+"""Device and system families: devices, models, events (dmesg), statistics (metrics), shutdown, ping."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Done(msgspec.Struct, frozen=True, tag="done"):
+    """Reply to calls that return nothing."""
+
+
+class Devices(msgspec.Struct, frozen=True, tag="devices"):
+    """List the devices. No errors."""
+
+
+class DeviceInfo(msgspec.Struct, frozen=True):
+    """One device and what its kernel half knows of it."""
+
+    name: str  # "cpu:0"
+    kind: str  # "cpu", "cuda", "sim"
+    description: str  # processor or board
+    state: str  # "starting", "loading", "ready", "restarting", "failed", "stopped"
+    model: str
+    dtype: str
+    num_threads: int
+    frame_bytes: int
+    num_frames: int
+    num_free_frames: int
+    num_cached_frames: int  # kept for reuse, given up under pressure
+    num_processes: int
+    num_running: int
+    num_waiting: int
+    num_steps: int
+    num_restarts: int
+    driver_pid: int | None = None  # operating-system process id
+    message: str = ""  # why it failed, or load progress
+
+
+class DeviceList(msgspec.Struct, frozen=True, tag="device_list"):
+    """Reply to `Devices`."""
+
+    devices: tuple[DeviceInfo, ...]
+
+
+class Models(msgspec.Struct, frozen=True, tag="models"):
+    """List the models that are served. No errors."""
+
+
+class Model(msgspec.Struct, frozen=True):
+    """A served model. `path` holds its tokenizer and chat template, readable by clients on this machine."""
+
+    name: str
+    path: str
+    max_model_len: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    dtype: str
+    hash: str  # of the weights, hex
+    num_parameters: int
+    created: int  # seconds since the epoch when it was loaded
+    fingerprint: str = ""  # equal for equal weights, dtype, kernels and build
+    ready: bool = True
+
+
+class ModelList(msgspec.Struct, frozen=True, tag="model_list"):
+    """Reply to `Models`; the first one is the default."""
+
+    models: tuple[Model, ...]
+
+
+class Events(msgspec.Struct, frozen=True, tag="events"):
+    """Read the kernel's event ring from sequence number `since`. With `follow`, blocks until there is one.
+
+    No errors; events that have left the ring are skipped, which a gap in `sequence` shows.
+    """
+
+    since: int = 0
+    limit: int = 1000
+    follow: bool = False
+
+
+class Event(msgspec.Struct, frozen=True, array_like=True):
+    """One line of dmesg."""
+
+    sequence: int
+    time: float  # seconds since the epoch
+    level: str  # "info", "warning", "error"
+    subsystem: str
+    text: str
+    pid: int | None = None
+
+
+class EventList(msgspec.Struct, frozen=True, tag="event_list"):
+    """Reply to `Events`."""
+
+    events: tuple[Event, ...]
+
+
+class Statistics(msgspec.Struct, frozen=True, tag="statistics"):
+    """Read the kernel's counters; `exposition` adds them in the Prometheus text format. No errors."""
+
+    exposition: bool = False
+
+
+class StatisticsInfo(msgspec.Struct, frozen=True, tag="statistics_info"):
+    """Reply to `Statistics`. Counters count from boot."""
+
+    version: str
+    uptime_seconds: float
+    draining: bool
+    num_sessions: int
+    num_processes: int
+    num_running: int
+    num_waiting: int
+    num_spawned: int
+    num_exited: int
+    num_preemptions: int
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_output_tokens: int
+    num_steps: int
+    num_frames: int
+    num_free_frames: int
+    num_cached_frames: int
+    num_tasks: int  # Trio tasks in the kernel
+    num_open_files: int  # file descriptors of the kernel process
+    exposition: str = ""
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
+    """Drain and stop: nothing new is admitted, running processes get `grace_seconds` to finish.
+
+    Errors: EPERM (administrators only).
+    """
+
+    grace_seconds: float = 30.0
+
+
+class Ping(msgspec.Struct, frozen=True, tag="ping"):
+    """Answer `Done`: a round trip for measuring. No errors."""
