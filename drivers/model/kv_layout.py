@@ -1,0 +1,78 @@
+"""Where a key or value lies inside its frame: a closed formula of layer, token, head and dimension.
+
+A frame holds one run of consecutive tokens for all layers, in the order [layer][token][head][dim]; keys and
+values live in separate frames (segments "K" and "V"). The tail of a frame that no token fits in is unused.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from llmos.device import KVFormat, Segment
+
+__all__ = ["KV_DTYPES", "KVShape", "kv_segments", "kv_views"]
+
+KV_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class KVShape(Protocol):
+    """What the layout needs to know of a model; `ModelConfig` has it."""
+
+    @property
+    def num_layers(self) -> int: ...
+
+    @property
+    def num_kv_heads(self) -> int: ...
+
+    @property
+    def head_dim(self) -> int: ...
+
+
+def kv_segments(shape: KVShape, dtype: str) -> tuple[Segment, ...]:
+    """The segments of every address space of a model: "K" and "V", all layers of a token together.
+
+    Args:
+        shape: the model's layers, key-value heads and head dimension.
+        dtype: "fp32", "fp16" or "bf16".
+    """
+    size_bytes = KV_DTYPES[dtype].itemsize * shape.num_layers * shape.num_kv_heads * shape.head_dim
+    return (Segment("K", size_bytes), Segment("V", size_bytes))
+
+
+def kv_views(buffer: torch.Tensor, shape: KVShape, kv: KVFormat) -> list[torch.Tensor]:
+    """View a run of frames of one segment as one strided tensor for each layer.
+
+    Args:
+        buffer: flat uint8, [num_pages * kv.frame_bytes], contiguous, aligned to the number format.
+        shape: the model's layers, key-value heads and head dimension.
+        kv: the format; its name says the number format.
+
+    Returns:
+        For each layer, a view [num_pages, tokens_per_page, num_kv_heads, head_dim]; nothing is copied.
+
+    Raises:
+        ValueError: the buffer is not a whole number of frames, or a frame is too small for its tokens.
+    """
+    dtype = KV_DTYPES[kv.name]
+    layer_elements = kv.tokens_per_page * shape.num_kv_heads * shape.head_dim
+    if buffer.dtype != torch.uint8 or buffer.dim() != 1 or buffer.numel() % kv.frame_bytes:
+        raise ValueError(f"buffer of {buffer.numel()} bytes is not flat frames of {kv.frame_bytes} bytes")
+    if kv.frame_bytes % dtype.itemsize or layer_elements * shape.num_layers * dtype.itemsize > kv.frame_bytes:
+        raise ValueError(
+            f"a frame of {kv.frame_bytes} bytes cannot hold {kv.tokens_per_page} tokens of "
+            f"{shape.num_layers} layers x {shape.num_kv_heads} heads x {shape.head_dim} {kv.name}"
+        )
+    elements = buffer.view(dtype)
+    size = (buffer.numel() // kv.frame_bytes, kv.tokens_per_page, shape.num_kv_heads, shape.head_dim)
+    stride = (
+        kv.frame_bytes // dtype.itemsize,
+        shape.num_kv_heads * shape.head_dim,
+        shape.head_dim,
+        1,
+    )
+    base = elements.storage_offset()
+    return [
+        elements.as_strided(size, stride, base + layer * layer_elements) for layer in range(shape.num_layers)
+    ]
