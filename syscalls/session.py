@@ -1,0 +1,168 @@
+"""The client's half of the dialogue, without I/O: bytes in, answers out.
+
+`Client` (Trio) and `SyncClient` (blocking) put a socket around it and add nothing to the protocol.
+"""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import msgspec
+
+from syscalls.codec import (
+    ABI_VERSION,
+    Answer,
+    Call,
+    ErrorReply,
+    FrameSplitter,
+    FrameTooLarge,
+    Hello,
+    Request,
+    Welcome,
+    encode_frame,
+    kernel_frame_decoder,
+)
+from syscalls.errno import Errno, SyscallError
+from syscalls.process import (
+    Cont,
+    Fork,
+    Kill,
+    Nice,
+    Output,
+    ProcessInfo,
+    ProcessList,
+    Ps,
+    Read,
+    Spawn,
+    Spawned,
+    Stat,
+    Stop,
+    Wait,
+    Waited,
+    Write,
+)
+from syscalls.sampling import Sampling
+from syscalls.system import (
+    DeviceList,
+    Devices,
+    Done,
+    EventList,
+    Events,
+    ModelList,
+    Models,
+    Ping,
+    Shutdown,
+    Statistics,
+    StatisticsInfo,
+)
+
+REPLY_TYPES: dict[type[Request], type[Answer]] = {
+    Spawn: Spawned,
+    Fork: Spawned,
+    Wait: Waited,
+    Read: Output,
+    Write: Done,
+    Kill: Done,
+    Stop: Done,
+    Cont: Done,
+    Nice: Done,
+    Ps: ProcessList,
+    Stat: ProcessInfo,
+    Devices: DeviceList,
+    Models: ModelList,
+    Events: EventList,
+    Statistics: StatisticsInfo,
+    Shutdown: Done,
+    Ping: Done,
+}
+
+
+class ConnectionLost(ConnectionError):
+    """The session is over, or never began: the kernel is gone, or one side broke the protocol."""
+
+
+class SpawnOptions(TypedDict, total=False):
+    """The optional fields of `Spawn`, as keyword arguments."""
+
+    max_tokens: int | None
+    sampling: Sampling
+    model: str | None
+    num_samples: int
+    stop_token_ids: tuple[int, ...]
+    ignore_eos: bool
+    min_tokens: int
+    interactive: bool
+    detached: bool
+    auto_reap: bool
+    nice: int
+    label: str
+
+
+class ClientSession:
+    """One session's protocol state: first the handshake, then calls by id and their answers in any order."""
+
+    def __init__(self) -> None:
+        self.welcome: Welcome | None = None  # set once the kernel has opened the session
+        self._splitter = FrameSplitter()
+        self._next_id = 1  # 0 is the session's own
+
+    def encode_hello(self, name: str) -> bytes:
+        """Encode the frame that opens the session."""
+        return encode_frame(Hello(ABI_VERSION, name))
+
+    def encode_call(self, body: Request) -> tuple[int, bytes]:
+        """Encode one call. Returns its id and its frame. Raises SyscallError EINVAL when it is too large."""
+        call_id = self._next_id
+        try:
+            frame = encode_frame(Call(call_id, body))
+        except FrameTooLarge as error:
+            raise SyscallError(Errno.EINVAL, str(error)) from None
+        self._next_id += 1
+        return call_id, frame
+
+    def receive(self, data: bytes | bytearray) -> list[tuple[int, Answer]]:
+        """Take received bytes, and return the answers that are now whole.
+
+        Empty `data` is the end of the stream, and always raises.
+
+        Raises:
+            SyscallError: the kernel refused the handshake; EPROTO when the ABI versions differ.
+            ConnectionLost: the session is over, with the kernel's reason when it gave one.
+        """
+        if not data:
+            cut = self._splitter.num_pending_bytes
+            detail = f" inside a frame, {cut} bytes into it" if cut else ""
+            raise ConnectionLost(f"the kernel closed the connection{detail}")
+        try:
+            frames = [kernel_frame_decoder.decode(payload) for payload in self._splitter.feed(data)]
+        except (FrameTooLarge, msgspec.MsgspecError) as error:
+            raise ConnectionLost(f"the kernel sent a frame that cannot be read: {error}") from error
+        answers: list[tuple[int, Answer]] = []
+        for frame in frames:
+            if isinstance(frame, Welcome):
+                self._open(frame)
+            elif frame.id == 0:
+                raise self._explain_close(frame.body)
+            elif self.welcome is None or frame.id >= self._next_id:
+                raise ConnectionLost(f"the kernel answered call {frame.id}, which was never made")
+            else:
+                answers.append((frame.id, frame.body))
+        return answers
+
+    def _open(self, welcome: Welcome) -> None:
+        if self.welcome is not None:
+            raise ConnectionLost("the kernel opened the session twice")
+        if welcome.abi != ABI_VERSION:
+            raise SyscallError(
+                Errno.EPROTO,
+                f"the kernel (version {welcome.version}) speaks ABI {welcome.abi}, "
+                f"this client ABI {ABI_VERSION}",
+            )
+        self.welcome = welcome
+
+    def _explain_close(self, body: Answer) -> SyscallError | ConnectionLost:
+        if not isinstance(body, ErrorReply):
+            return ConnectionLost(f"the kernel closed the session with an unexpected {type(body).__name__}")
+        if self.welcome is None:
+            return SyscallError(body.errno, body.message)
+        return ConnectionLost(f"the kernel closed the session: {body.errno.value}: {body.message}")

@@ -1,0 +1,103 @@
+"""The server side of the protocol over a real Unix socket, for testing clients: a script answers each call."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import attrs
+import trio
+
+from syscalls.codec import (
+    ABI_VERSION,
+    Answer,
+    Call,
+    ErrorReply,
+    FrameSplitter,
+    Hello,
+    Reply,
+    Request,
+    Welcome,
+    client_frame_decoder,
+    encode_frame,
+)
+from syscalls.errno import SyscallError
+
+
+@attrs.define(eq=False)
+class FakeSession:
+    """One accepted connection."""
+
+    stream: trio.SocketStream
+    hello: Hello | None = None
+    calls: list[Call] = attrs.field(factory=list)
+    received_sizes: list[int] = attrs.field(factory=list)  # bytes of each receive after the hello
+    ended: trio.Event = attrs.field(factory=trio.Event)
+    _send_lock: trio.Lock = attrs.field(factory=trio.Lock)
+
+    async def send(self, *frames: Welcome | Reply) -> None:
+        """Send frames as one write."""
+        async with self._send_lock:
+            await self.stream.send_all(b"".join(map(encode_frame, frames)))
+
+
+Script = Callable[[FakeSession, Request], Awaitable[Answer]]
+
+
+@attrs.define(eq=False)
+class FakeKernel:
+    """Accepts clients, and answers every call with what `script` returns or raises, each in a task of its own."""
+
+    script: Script
+    abi: int = ABI_VERSION
+    greeting: Callable[[FakeSession], Awaitable[None]] | None = None  # instead of the welcome
+    sessions: list[FakeSession] = attrs.field(factory=list)
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        """Carry one session to its end."""
+        session = FakeSession(stream)
+        self.sessions.append(session)
+        splitter = FrameSplitter()
+        async with stream, trio.open_nursery() as nursery:
+            try:
+                while data := await stream.receive_some(1 << 20):
+                    if session.hello is not None:
+                        session.received_sizes.append(len(data))
+                    for payload in splitter.feed(data):
+                        frame = client_frame_decoder.decode(payload)
+                        if isinstance(frame, Hello):
+                            session.hello = frame
+                            if self.greeting is not None:
+                                await self.greeting(session)
+                            else:
+                                await session.send(Welcome(self.abi, "9.9", 1, "tester", True))
+                        else:
+                            session.calls.append(frame)
+                            nursery.start_soon(self._answer, session, frame)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass
+            session.ended.set()
+            nursery.cancel_scope.cancel()
+
+    async def _answer(self, session: FakeSession, call: Call) -> None:
+        try:
+            answer = await self.script(session, call.body)
+        except SyscallError as error:
+            answer = ErrorReply(error.errno, error.message)
+        try:
+            await session.send(Reply(call.id, answer))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+
+
+@asynccontextmanager
+async def open_fake_kernel(kernel: FakeKernel, path: Path) -> AsyncIterator[FakeKernel]:
+    """Serve `kernel` on a Unix socket at `path` for as long as the block runs."""
+    with trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM) as listening:
+        await listening.bind(str(path))
+        listening.listen()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(trio.serve_listeners, kernel.serve, [trio.SocketListener(listening)])
+            yield kernel
+            nursery.cancel_scope.cancel()
