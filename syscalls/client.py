@@ -41,7 +41,7 @@ from syscalls.process import (
     Waited,
     Write,
 )
-from syscalls.session import ClientSession, ConnectionLost, SpawnOptions
+from syscalls.session import ClientSession, ConnectionLost, SpawnOptions, explain_wrong_answer
 from syscalls.system import (
     DeviceInfo,
     DeviceList,
@@ -170,10 +170,7 @@ class Client:
     async def _ask(self, body: Request, reply_type: type[R]) -> R:
         answer = await self.call(body)
         if not isinstance(answer, reply_type):
-            got = type(answer).__name__
-            raise SyscallError(
-                Errno.EPROTO, f"{type(body).__name__} was answered by {got}, not {reply_type.__name__}"
-            )
+            raise SyscallError(Errno.EPROTO, explain_wrong_answer(body, answer))
         return answer
 
     # --- processes -----------------------------------------------------------------------------------------

@@ -166,3 +166,9 @@ class ClientSession:
         if self.welcome is None:
             return SyscallError(body.errno, body.message)
         return ConnectionLost(f"the kernel closed the session: {body.errno.value}: {body.message}")
+
+
+def explain_wrong_answer(body: Request, answer: Answer) -> str:
+    """Return the sentence for a kernel that answers a call with a struct of another call."""
+    expected = REPLY_TYPES[type(body)]
+    return f"{type(body).__name__} was answered by {type(answer).__name__}, not by {expected.__name__}"

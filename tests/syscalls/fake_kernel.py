@@ -1,9 +1,9 @@
-"""The server side of the protocol over a real Unix socket, for testing clients: a script answers each call."""
+"""The server side of the protocol over a real Unix socket, for testing clients: a script answers."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import attrs
@@ -47,7 +47,7 @@ Script = Callable[[FakeSession, Request], Awaitable[Answer]]
 
 @attrs.define(eq=False)
 class FakeKernel:
-    """Accepts clients, and answers every call with what `script` returns or raises, each in a task of its own."""
+    """Accepts clients, and answers each call, in a task of its own, with what `script` returns or raises."""
 
     script: Script
     abi: int = ABI_VERSION
@@ -85,10 +85,8 @@ class FakeKernel:
             answer = await self.script(session, call.body)
         except SyscallError as error:
             answer = ErrorReply(error.errno, error.message)
-        try:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             await session.send(Reply(call.id, answer))
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
 
 
 @asynccontextmanager

@@ -107,12 +107,13 @@ async def test_calls_of_one_tick_share_a_send(tmp_path: Path) -> None:
     """A hundred concurrent pings arrive as one chunk of bytes."""
     async with open_fake_kernel(FakeKernel(say_done), tmp_path / "s") as kernel:
         async with open_client(tmp_path / "s") as client:
+            await client.ping()  # the writer is parked from here on
             async with trio.open_nursery() as nursery:
                 for _ in range(100):
                     nursery.start_soon(client.ping)
         session = kernel.sessions[0]
-        assert len(session.calls) == 100
-        assert len(session.received_sizes) == 1
+        assert len(session.calls) == 101
+        assert len(session.received_sizes) == 2
 
 
 async def test_error_reply_is_raised_and_the_session_goes_on(tmp_path: Path) -> None:
@@ -124,7 +125,7 @@ async def test_error_reply_is_raised_and_the_session_goes_on(tmp_path: Path) -> 
         return Done()
 
     async with open_fake_kernel(FakeKernel(refuse_nice), tmp_path / "s"):
-        with pytest.raises(SyscallError, match="nice is 99") as caught:
+        with pytest.raises(SyscallError, match="nice is 99") as caught:  # noqa: PT012
             async with open_client(tmp_path / "s") as client:
                 await client.ping()
                 await client.nice(1, 99)

@@ -1,0 +1,287 @@
+"""The client for plain synchronous code: no event loop, one call at a time.
+
+with SyncClient() as client:
+    spawned = client.spawn(prompt, max_tokens=64, auto_reap=True)
+    for output in client.stream(spawned.pids[0]):
+        print(output.tokens)
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from typing import Self, TypeVar, Unpack
+
+from syscalls.codec import Answer, ErrorReply, Request, Welcome
+from syscalls.errno import Errno, SyscallError
+from syscalls.paths import default_socket_path
+from syscalls.process import (
+    Cont,
+    Fork,
+    Kill,
+    Nice,
+    Output,
+    ProcessInfo,
+    ProcessList,
+    Ps,
+    Read,
+    Spawn,
+    Spawned,
+    Stat,
+    Stop,
+    Wait,
+    Waited,
+    Write,
+)
+from syscalls.session import ClientSession, ConnectionLost, SpawnOptions, explain_wrong_answer
+from syscalls.system import (
+    DeviceInfo,
+    DeviceList,
+    Devices,
+    Done,
+    Event,
+    EventList,
+    Events,
+    Model,
+    ModelList,
+    Models,
+    Ping,
+    Shutdown,
+    Statistics,
+    StatisticsInfo,
+)
+
+__all__ = ["ConnectionLost", "SyncClient", "SyncEventStream", "SyncOutputStream"]
+
+RECEIVE_BYTES = 256 << 10
+
+R = TypeVar("R", bound=Answer)
+
+
+class SyncClient:
+    """A session with the kernel over a blocking socket, closed at the end of the `with` block.
+
+    Processes that were spawned in the session and are not detached end with it. Not for sharing between
+    threads: each opens its own. Every call raises SyscallError when the kernel refuses it (each struct's
+    docstring says with which codes) and ConnectionLost when the session ends first. A call that is
+    interrupted (Ctrl-C) while it waits leaves the session usable: its reply is dropped when it comes.
+
+    Args:
+        socket_path: the kernel's Unix socket; None: `default_socket_path()`.
+        name: shown in the kernel's log.
+
+    Raises:
+        ConnectionLost: no kernel answers there.
+        SyscallError: the kernel refused the session; EPROTO when the ABI versions differ.
+    """
+
+    def __init__(self, socket_path: str | os.PathLike[str] | None = None, name: str = "") -> None:
+        path = os.fspath(default_socket_path() if socket_path is None else socket_path)
+        self._session = ClientSession()
+        self._answers: dict[int, Answer] = {}
+        self._lost: str | None = None  # why the session is over
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            try:
+                self._socket.connect(path)
+            except OSError as error:
+                raise ConnectionLost(f"no kernel answers at {path}: {error.strerror or error}") from error
+            self._send(self._session.encode_hello(name))
+            while self._session.welcome is None:
+                self._receive()
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the session. Idempotent."""
+        self._lost = self._lost or "this client was closed"
+        self._socket.close()
+
+    @property
+    def welcome(self) -> Welcome:
+        """What the kernel said when it opened the session: its version, our tenant and rights."""
+        assert self._session.welcome is not None
+        return self._session.welcome
+
+    def call(self, body: Request) -> Answer:
+        """Make one call and wait for its answer, which is never an ErrorReply: that is raised."""
+        if self._lost is not None:
+            raise ConnectionLost(self._lost)
+        call_id, frame = self._session.encode_call(body)
+        self._send(frame)
+        self._answers.clear()  # of calls that were interrupted
+        while call_id not in self._answers:
+            self._receive()
+        answer = self._answers.pop(call_id)
+        if isinstance(answer, ErrorReply):
+            raise SyscallError(answer.errno, answer.message)
+        return answer
+
+    def _ask(self, body: Request, reply_type: type[R]) -> R:
+        answer = self.call(body)
+        if not isinstance(answer, reply_type):
+            raise SyscallError(Errno.EPROTO, explain_wrong_answer(body, answer))
+        return answer
+
+    def _send(self, frame: bytes) -> None:
+        try:
+            self._socket.sendall(frame)
+        except OSError:
+            while True:  # the kernel may have said why before it closed
+                self._receive()
+        except BaseException:
+            self.close()  # interrupted half-way through a frame: nothing can follow it
+            raise
+
+    def _receive(self) -> None:
+        try:
+            data = self._socket.recv(RECEIVE_BYTES)
+        except OSError as error:
+            self._lost = f"the connection to the kernel broke: {error}"
+            raise ConnectionLost(self._lost) from error
+        try:
+            self._answers.update(self._session.receive(data))
+        except ConnectionLost as error:
+            self._lost = str(error)
+            raise
+        except BaseException:
+            self.close()  # interrupted half-way through an answer
+            raise
+
+    # --- processes -----------------------------------------------------------------------------------------
+
+    def spawn(self, prompt: Iterable[int], **options: Unpack[SpawnOptions]) -> Spawned:
+        """Create processes from a prompt of token ids. See `Spawn`."""
+        return self._ask(Spawn(tuple(prompt), **options), Spawned)
+
+    def fork(
+        self,
+        pid: int,
+        count: int = 1,
+        seeds: Iterable[int] = (),
+        *,
+        detached: bool = False,
+        auto_reap: bool = False,
+    ) -> Spawned:
+        """Create children that continue from the parent's tokens so far. See `Fork`."""
+        return self._ask(Fork(pid, count, tuple(seeds), detached, auto_reap), Spawned)
+
+    def wait(self, pid: int) -> Waited:
+        """Wait until a process has exited, and reap it. See `Wait`."""
+        return self._ask(Wait(pid), Waited)
+
+    def read(self, pid: int, offset: int = 0) -> Output:
+        """Read output tokens from `offset` on; blocks until there are some. See `Read`."""
+        return self._ask(Read(pid, offset), Output)
+
+    def write(self, pid: int, tokens: Iterable[int], max_tokens: int | None = None) -> None:
+        """Start the next turn of an interactive process. See `Write`."""
+        self._ask(Write(pid, tuple(tokens), max_tokens), Done)
+
+    def kill(self, pid: int) -> None:
+        """End a process in any state. See `Kill`."""
+        self._ask(Kill(pid), Done)
+
+    def stop(self, pid: int) -> None:
+        """Keep a process from running. See `Stop`."""
+        self._ask(Stop(pid), Done)
+
+    def cont(self, pid: int) -> None:
+        """Let a stopped process go on. See `Cont`."""
+        self._ask(Cont(pid), Done)
+
+    def nice(self, pid: int, nice: int) -> None:
+        """Set a process's nice level. See `Nice`."""
+        self._ask(Nice(pid, nice), Done)
+
+    def ps(self, *, everyone: bool = False) -> tuple[ProcessInfo, ...]:
+        """List processes, ordered by pid. See `Ps`."""
+        return self._ask(Ps(everyone), ProcessList).processes
+
+    def stat(self, pid: int) -> ProcessInfo:
+        """Describe one process. See `Stat`."""
+        return self._ask(Stat(pid), ProcessInfo)
+
+    def stream(self, pid: int, offset: int = 0) -> SyncOutputStream:
+        """Iterate over a process's output from `offset` to the end of its turn."""
+        return SyncOutputStream(self, pid, offset)
+
+    # --- devices and the system ----------------------------------------------------------------------------
+
+    def devices(self) -> tuple[DeviceInfo, ...]:
+        """List the devices. See `Devices`."""
+        return self._ask(Devices(), DeviceList).devices
+
+    def models(self) -> tuple[Model, ...]:
+        """List the served models, the default first. See `Models`."""
+        return self._ask(Models(), ModelList).models
+
+    def events(self, since: int = 0, limit: int = 1000, *, follow: bool = False) -> tuple[Event, ...]:
+        """Read the kernel's event ring. See `Events`."""
+        return self._ask(Events(since, limit, follow), EventList).events
+
+    def follow_events(self, since: int = 0) -> SyncEventStream:
+        """Iterate over batches of kernel events for ever, from sequence number `since` on."""
+        return SyncEventStream(self, since)
+
+    def statistics(self, *, exposition: bool = False) -> StatisticsInfo:
+        """Read the kernel's counters. See `Statistics`."""
+        return self._ask(Statistics(exposition), StatisticsInfo)
+
+    def shutdown(self, grace_seconds: float = 30.0) -> None:
+        """Drain and stop the kernel. See `Shutdown`."""
+        self._ask(Shutdown(grace_seconds), Done)
+
+    def ping(self) -> None:
+        """Make a round trip. See `Ping`."""
+        self._ask(Ping(), Done)
+
+
+class SyncOutputStream:
+    """A process's output, one `Output` for each read; ends after the one whose `end` is set.
+
+    `offset` is where the next read starts, so the next turn of an interactive process is
+    `client.stream(pid, stream.offset)`.
+    """
+
+    def __init__(self, client: SyncClient, pid: int, offset: int) -> None:
+        self.offset = offset
+        self._client = client
+        self._pid = pid
+        self._ended = False
+
+    def __iter__(self) -> Iterator[Output]:
+        return self
+
+    def __next__(self) -> Output:
+        if self._ended:
+            raise StopIteration
+        output = self._client.read(self._pid, self.offset)
+        self.offset = output.offset + len(output.tokens)
+        self._ended = output.end is not None
+        return output
+
+
+class SyncEventStream:
+    """The kernel's events in batches, oldest first; waits for new ones, and never ends by itself."""
+
+    def __init__(self, client: SyncClient, since: int) -> None:
+        self.since = since
+        self._client = client
+
+    def __iter__(self) -> Iterator[tuple[Event, ...]]:
+        return self
+
+    def __next__(self) -> tuple[Event, ...]:
+        events = self._client.events(self.since, follow=True)
+        if events:
+            self.since = events[-1].sequence + 1
+        return events
