@@ -78,6 +78,10 @@ _encoder = msgspec.msgpack.Encoder()
 client_frame_decoder = msgspec.msgpack.Decoder(Hello | Call)
 kernel_frame_decoder = msgspec.msgpack.Decoder(Welcome | Reply)
 
+# What the decoders raise for a hostile payload: the last two for a string that is not UTF-8, and for arrays
+# nested too deep in a field that would have been skipped.
+DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
 
 class FrameTooLarge(ValueError):
     """A length prefix over MAX_FRAME_BYTES: found before anything is allocated."""

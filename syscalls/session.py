@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from typing import TypedDict
 
-import msgspec
-
 from syscalls.codec import (
     ABI_VERSION,
+    DECODE_ERRORS,
     Answer,
     Call,
     ErrorReply,
@@ -135,7 +134,7 @@ class ClientSession:
             raise ConnectionLost(f"the kernel closed the connection{detail}")
         try:
             frames = [kernel_frame_decoder.decode(payload) for payload in self._splitter.feed(data)]
-        except (FrameTooLarge, msgspec.MsgspecError) as error:
+        except (FrameTooLarge, *DECODE_ERRORS) as error:
             raise ConnectionLost(f"the kernel sent a frame that cannot be read: {error}") from error
         answers: list[tuple[int, Answer]] = []
         for frame in frames:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import typing
 
 import msgspec
@@ -33,8 +34,8 @@ def values_of(kind: object) -> st.SearchStrategy[typing.Any]:
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         hints = typing.get_type_hints(kind)
         return st.builds(kind, **{name: values_of(hints[name]) for name in kind.__struct_fields__})
-    assert isinstance(kind, type)
-    return st.sampled_from(list(kind))  # an enum
+    assert isinstance(kind, enum.EnumMeta)
+    return st.sampled_from(list(kind))
 
 
 client_frames = values_of(Hello) | st.builds(Call, st.integers(1, 2**32), values_of(Request))

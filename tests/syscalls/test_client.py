@@ -230,6 +230,12 @@ async def break_with_garbage(session: FakeSession) -> None:
     await session.stream.send_all(LENGTH.pack(3) + b"abc")
 
 
+async def break_with_bad_text(session: FakeSession) -> None:
+    """Send an error reply whose message is not UTF-8."""
+    frame = encode_frame(Reply(1, ErrorReply(Errno.EIO, "message")))
+    await session.stream.send_all(frame.replace(b"message", b"\xff\xff\xff\xff\xff\xff\xff"))
+
+
 async def break_with_an_unknown_id(session: FakeSession) -> None:
     """Answer a call that nobody made."""
     await session.send(Reply(999, Done()))
@@ -243,6 +249,7 @@ async def break_with_an_unknown_id(session: FakeSession) -> None:
         (break_inside_a_frame, "inside a frame"),
         (break_with_a_huge_frame, f"the limit is {MAX_FRAME_BYTES}"),
         (break_with_garbage, "cannot be read"),
+        (break_with_bad_text, "cannot be read"),
         (break_with_an_unknown_id, "call 999"),
     ],
 )
