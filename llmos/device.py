@@ -278,6 +278,9 @@ class DriverLink(Protocol):
     async def receive(self) -> FromDriver:
         """Wait for the next message. A checkpoint. Raises DriverLost."""
 
+    def kill(self) -> None:
+        """End a driver that hangs, by force. Whoever receives on this link then sees DriverLost."""
+
     async def aclose(self) -> None:
         """Stop the driver: politely, then after a grace period by force. Idempotent."""
 

@@ -1,0 +1,190 @@
+"""The host of one driver: starts it, loads the model, reads its answers, and starts it again when it dies."""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from llmos.device import (
+    DRIVER_ABI, DriverLink, DriverLost, Failed, FromDriver, Hello, Load, Loaded, Progress, StepDone,
+)  # fmt: skip
+from llmos.errors import LlmosError
+from llmos.ipc.mailbox import MailboxClosed
+from llmos.kernel.events import EventLog
+from llmos.params import DRIVER_RESTART_WINDOW_SECONDS, DRIVER_START_SECONDS, MAX_DRIVER_RESTARTS
+from llmos.sched.core import Core
+from llmos.sched.messages import DriverDown, DriverUp, StepFinished
+
+OpenLink = Callable[[], Awaitable[DriverLink]]
+
+
+class LoadRefused(LlmosError):
+    """The driver will not load what it was told to; trying again cannot help. The message says why."""
+
+
+class HostState(enum.Enum):
+    """What `lsdev` shows."""
+
+    STARTING = "starting"
+    LOADING = "loading"
+    READY = "ready"
+    RESTARTING = "restarting"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+class DriverHost:
+    """Owns the line to one driver.
+
+    Args:
+        core: gets DriverUp, StepFinished and DriverDown.
+        open_link: starts a driver and returns the line to it.
+        load: what the driver is told to load.
+        step_timeout_seconds: a step that takes longer means that the driver hangs; it is killed.
+        events: the kernel's event ring.
+        on_progress: told of load progress.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        open_link: OpenLink,
+        load: Load,
+        step_timeout_seconds: float,
+        events: EventLog,
+        on_progress: Callable[[str, Progress], None] | None = None,
+    ) -> None:
+        self.core = core
+        self.state = HostState.STARTING
+        self.message = ""
+        self.hello: Hello | None = None
+        self.num_restarts = 0
+        self._open_link = open_link
+        self._load = load
+        self._step_timeout = step_timeout_seconds
+        self._events = events
+        self._on_progress = on_progress
+        self._deaths: deque[float] = deque()
+
+    @property
+    def name(self) -> str:
+        """Of the device."""
+        return self.core.name
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep a driver alive until cancelled; started() when it can serve for the first time.
+
+        Raises:
+            LoadRefused: the first load failed. Later ones, and too many restarts, fail the device instead.
+        """
+        has_served = False
+        while True:
+            try:
+                link = await self._open_link()
+                try:
+                    loaded = await self._bring_up(link)
+                    self.state, self.message = HostState.READY, ""
+                    self._tell(DriverUp(link, loaded))
+                    if not has_served:
+                        has_served = True
+                        task_status.started()
+                    await self._pump(link)
+                finally:
+                    await link.aclose()
+            except (DriverLost, OSError) as error:
+                if not self._may_restart():
+                    self._fail(f"{error}; {MAX_DRIVER_RESTARTS} restarts did not help")
+                    if not has_served:
+                        raise LoadRefused(f"device {self.name}: {self.message}") from error
+                    return
+                self.state, self.message = HostState.RESTARTING, str(error)
+                self.num_restarts += 1
+                self._events.record("driver", f"{self.name}: {error}; restarting", level="warning")
+                self._tell(DriverDown(str(error), is_final=False))
+                await trio.sleep(0.1 * 2 ** len(self._deaths))
+            except LoadRefused as error:
+                self._fail(str(error))
+                if not has_served:
+                    raise
+                return
+
+    async def _bring_up(self, link: DriverLink) -> Loaded:
+        """Hello, Load, Progress*, Loaded."""
+        try:
+            with trio.fail_after(DRIVER_START_SECONDS):
+                hello = await link.receive()
+        except trio.TooSlowError:
+            raise DriverLost(f"driver {self.name} did not start in {DRIVER_START_SECONDS:g} s") from None
+        if not isinstance(hello, Hello) or hello.abi != DRIVER_ABI:
+            raise LoadRefused(f"device {self.name}: driver speaks ABI {getattr(hello, 'abi', '?')}, not {DRIVER_ABI}")
+        self.hello = hello
+        self.state = HostState.LOADING
+        await link.send(self._load)
+        while True:
+            answer = await link.receive()
+            match answer:
+                case Loaded():
+                    self._events.record(
+                        "driver",
+                        f"{self.name}: {answer.model.name} ({answer.model.architecture}, {answer.model.dtype}) loaded in "
+                        f"{answer.seconds:.2f} s; {answer.num_frames} frames of {answer.kv.frame_bytes >> 10} KiB",
+                    )
+                    return answer
+                case Failed(message):
+                    raise LoadRefused(f"device {self.name}: {message}")
+                case Progress():
+                    self.message = f"{answer.what} {answer.done_bytes}/{answer.total_bytes} bytes"
+                    if self._on_progress is not None:
+                        self._on_progress(self.name, answer)
+                case _:
+                    raise DriverLost(f"driver {self.name} answered Load with {type(answer).__name__}")
+
+    async def _pump(self, link: DriverLink) -> None:
+        """Hand results to the Core until the driver is gone, and see to it that it does not hang."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch, link)
+            while True:
+                try:
+                    message: FromDriver = await link.receive()
+                except DriverLost as error:
+                    nursery.cancel_scope.cancel()
+                    lost = error
+                    break
+                if not isinstance(message, StepDone):
+                    nursery.cancel_scope.cancel()
+                    lost = DriverLost(f"driver {self.name} sent {type(message).__name__} out of turn")
+                    break
+                self._tell(StepFinished(message))
+        raise lost
+
+    async def _watch(self, link: DriverLink) -> None:
+        while True:
+            await trio.sleep(self._step_timeout / 4)
+            issued_at = self.core.oldest_issue_time()
+            if issued_at is not None and trio.current_time() - issued_at > self._step_timeout:
+                self._events.record(
+                    "driver", f"{self.name}: a step took over {self._step_timeout:g} s; killing it", level="error"
+                )
+                link.kill()
+
+    def _may_restart(self) -> bool:
+        now = trio.current_time()
+        while self._deaths and now - self._deaths[0] > DRIVER_RESTART_WINDOW_SECONDS:
+            self._deaths.popleft()
+        self._deaths.append(now)
+        return len(self._deaths) <= MAX_DRIVER_RESTARTS
+
+    def _fail(self, message: str) -> None:
+        self.state, self.message = HostState.FAILED, message
+        self._events.record("driver", f"{self.name}: {message}", level="error")
+        self._tell(DriverDown(message, is_final=True))
+
+    def _tell(self, message: DriverUp | DriverDown | StepFinished) -> None:
+        try:
+            self.core.mailbox.send_nowait(message)
+        except MailboxClosed:
+            pass  # the kernel is stopping
+

@@ -1,0 +1,85 @@
+"""Prometheus metrics of the kernel. Counters and gauges are read from statistics when scraped, not kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from syscalls.process import Usage
+from syscalls.system import DeviceInfo, StatisticsInfo
+
+SECONDS_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+TOKENS_BUCKETS = (1, 8, 32, 128, 512, 1024, 2048, 4096, 8192, 16384, 32768, 131072)
+
+
+class Metrics:
+    """A registry of its own, so that two kernels in one test do not meet."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+
+        def histogram(name: str, what: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()) -> Histogram:
+            return Histogram(name, what, labels, buckets=buckets, registry=self._registry)
+
+        self._queued = histogram("llmos_queue_seconds", "Spawn to first step.", SECONDS_BUCKETS)
+        self._first_token = histogram("llmos_first_token_seconds", "Spawn to first token.", SECONDS_BUCKETS)
+        self._total = histogram("llmos_process_seconds", "Spawn to exit.", SECONDS_BUCKETS, ("reason",))
+        self._prompt = histogram("llmos_process_prompt_tokens", "Input tokens of a process.", TOKENS_BUCKETS)
+        self._output = histogram("llmos_process_output_tokens", "Output tokens of a process.", TOKENS_BUCKETS)
+
+    def observe_exit(self, reason: str, usage: Usage) -> None:
+        """Account for one process that has ended."""
+        self._queued.observe(usage.queued_seconds)
+        if usage.first_token_seconds is not None:
+            self._first_token.observe(usage.first_token_seconds)
+        self._total.labels(reason).observe(usage.running_seconds)
+        self._prompt.observe(usage.num_prompt_tokens)
+        self._output.observe(usage.num_output_tokens)
+
+    def watch(self, statistics: Callable[[], StatisticsInfo], devices: Callable[[], tuple[DeviceInfo, ...]]) -> None:
+        """Read these at every scrape."""
+        self._registry.register(_Snapshot(statistics, devices))
+
+    def render(self) -> str:
+        """The text exposition format. Safe in a thread."""
+        return generate_latest(self._registry).decode()
+
+
+class _Snapshot(Collector):
+    def __init__(
+        self, statistics: Callable[[], StatisticsInfo], devices: Callable[[], tuple[DeviceInfo, ...]]
+    ) -> None:
+        self._statistics = statistics
+        self._devices = devices
+
+    def collect(self) -> Iterable[Metric]:
+        """See Collector."""
+        now = self._statistics()
+        for name, what, value in (
+            ("llmos_processes_spawned", "Processes spawned.", now.num_spawned),
+            ("llmos_processes_exited", "Processes that have ended.", now.num_exited),
+            ("llmos_preemptions", "Processes that lost their memory and recomputed it.", now.num_preemptions),
+            ("llmos_prompt_tokens", "Input tokens computed.", now.num_prompt_tokens),
+            ("llmos_cached_tokens", "Input tokens found in shared memory.", now.num_cached_tokens),
+            ("llmos_output_tokens", "Tokens sampled.", now.num_output_tokens),
+            ("llmos_steps", "Device steps.", now.num_steps),
+        ):
+            yield CounterMetricFamily(name, what, value=value)
+        for name, what, value in (
+            ("llmos_sessions", "Open syscall sessions.", now.num_sessions),
+            ("llmos_processes", "Processes in the table, zombies included.", now.num_processes),
+            ("llmos_processes_running", "Processes that take part in steps.", now.num_running),
+            ("llmos_processes_waiting", "Processes in the run queues.", now.num_waiting),
+            ("llmos_uptime_seconds", "Since boot.", now.uptime_seconds),
+        ):
+            yield GaugeMetricFamily(name, what, value=value)
+        frames = GaugeMetricFamily("llmos_frames", "Physical frames.", labels=("device", "use"))
+        for device in self._devices():
+            used = device.num_frames - device.num_free_frames - device.num_cached_frames
+            frames.add_metric((device.name, "used"), used)
+            frames.add_metric((device.name, "cached"), device.num_cached_frames)
+            frames.add_metric((device.name, "free"), device.num_free_frames)
+        yield frames

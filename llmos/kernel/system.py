@@ -1,0 +1,227 @@
+"""The parts of a running kernel, and what can be said of them all together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import attrs
+import structlog
+import trio
+
+from llmos.kernel.driver_host import DriverHost, HostState
+from llmos.kernel.events import EventLog
+from llmos.kernel.metrics import Metrics
+from llmos.params import VERSION, ZOMBIE_SECONDS
+from llmos.place.placer import DeviceLoad, least_loaded
+from llmos.proc.lifecycle import ProcState
+from llmos.proc.pcb import Process
+from llmos.proc.table import ProcessTable
+from llmos.sched.core import Core
+from syscalls.errno import Errno, SyscallError
+from syscalls.process import ProcessInfo
+from syscalls.system import DeviceInfo, Model, StatisticsInfo
+
+process_log = structlog.get_logger("process")
+
+
+@attrs.define(eq=False)
+class System:
+    """What syscall handlers work on. Made by boot; each part has its own owner."""
+
+    events: EventLog = attrs.field(factory=EventLog)
+    table: ProcessTable = attrs.field(factory=ProcessTable)
+    metrics: Metrics = attrs.field(factory=Metrics)
+    cores: dict[str, Core] = attrs.field(factory=dict)
+    hosts: dict[str, DriverHost] = attrs.field(factory=dict)
+    device_of: dict[int, str] = attrs.field(factory=dict)  # pid → device, while the process is in the table
+    max_waiting: int = 4096  # processes that wait on one device; more are refused
+    num_sessions: int = 0
+    is_draining: bool = False
+    started_at: float = attrs.field(factory=trio.current_time)
+    loaded_at: int = 0  # seconds since the epoch
+    request_shutdown: Callable[[float], None] = lambda grace: None
+    num_spawned: int = 0
+
+    # --- devices -----------------------------------------------------------------------------------------
+
+    def place(self) -> Core:
+        """Choose the device of a new process. Raises SyscallError: ENODEV, EAGAIN (no model loaded yet, or full)."""
+        loads = []
+        for name, host in self.hosts.items():
+            if host.state is HostState.FAILED:
+                continue
+            statistics = self.cores[name].statistics()
+            memory = statistics.memory
+            loads.append(
+                DeviceLoad(
+                    name,
+                    host.state is HostState.READY,
+                    statistics.num_processes,
+                    statistics.num_waiting,
+                    memory.num_free if memory else 0,
+                )
+            )
+        name = least_loaded(loads)
+        if name is None:
+            raise SyscallError(Errno.ENODEV, "every device has failed; `llmsh lsdev` says why")
+        core = self.cores[name]
+        if core.loaded is None:
+            raise SyscallError(Errno.EAGAIN, f"device {name} is {self.hosts[name].state.value}; the model is not ready")
+        if len(core.queue.waiting) >= self.max_waiting:
+            raise SyscallError(Errno.EAGAIN, f"{self.max_waiting} processes wait on {name}, the most that may")
+        return core
+
+    def core_of(self, process: Process) -> Core:
+        """The device that a process lives on."""
+        return self.cores[self.device_of[process.pid]]
+
+    def device_infos(self) -> tuple[DeviceInfo, ...]:
+        """What `lsdev` shows."""
+        return tuple(self._device_info(name) for name in self.hosts)
+
+    def _device_info(self, name: str) -> DeviceInfo:
+        host, core = self.hosts[name], self.cores[name]
+        statistics, hello, loaded = core.statistics(), host.hello, core.loaded
+        memory = statistics.memory
+        return DeviceInfo(
+            name=name,
+            kind=hello.kind if hello else "",
+            description=hello.description if hello else "",
+            state=host.state.value,
+            model=loaded.model.name if loaded else "",
+            dtype=loaded.model.dtype if loaded else "",
+            num_threads=hello.num_threads if hello else 0,
+            frame_bytes=loaded.kv.frame_bytes if loaded else 0,
+            num_frames=memory.num_frames if memory else 0,
+            num_free_frames=memory.num_free if memory else 0,
+            num_cached_frames=memory.num_cached if memory else 0,
+            num_processes=statistics.num_processes,
+            num_running=statistics.num_running,
+            num_waiting=statistics.num_waiting,
+            num_steps=statistics.num_steps,
+            num_restarts=host.num_restarts,
+            driver_pid=hello.os_pid if hello else None,
+            message=host.message,
+        )
+
+    def models(self) -> tuple[Model, ...]:
+        """The models that are served, one entry for each name."""
+        found: dict[str, Model] = {}
+        for name, core in self.cores.items():
+            if core.loaded is None or core.loaded.model.name in found:
+                continue
+            model, kv = core.loaded.model, core.loaded.kv
+            found[model.name] = Model(
+                name=model.name,
+                path=model.path,
+                max_model_len=model.max_model_len,
+                vocab_size=model.vocab_size,
+                eos_token_ids=model.eos_token_ids,
+                dtype=model.dtype,
+                hash=model.hash,
+                num_parameters=model.num_parameters,
+                created=self.loaded_at,
+                fingerprint=f"{model.hash[:10]}-{model.dtype}-{kv.name}-{kv.tokens_per_page}-{VERSION}",
+                ready=self.hosts[name].state is HostState.READY,
+            )
+        return tuple(found.values())
+
+    # --- processes ---------------------------------------------------------------------------------------
+
+    def on_exit(self, process: Process) -> None:
+        """Account for a process that has become a zombie: one canonical line, counters, metrics."""
+        self.table.num_exited += 1
+        usage = process.usage(trio.current_time())
+        assert process.status is not None
+        self.metrics.observe_exit(process.status.reason, usage)
+        process_log.info(
+            "exit",
+            pid=process.pid,
+            parent=process.parent,
+            tenant=process.tenant,
+            label=process.label,
+            device=self.device_of.get(process.pid),
+            reason=process.status.reason,
+            message=process.status.message,
+            prompt_tokens=usage.num_prompt_tokens,
+            cached_tokens=usage.num_cached_tokens,
+            output_tokens=usage.num_output_tokens,
+            queued_ms=round(usage.queued_seconds * 1e3, 3),
+            first_token_ms=None if usage.first_token_seconds is None else round(usage.first_token_seconds * 1e3, 3),
+            total_ms=round(usage.running_seconds * 1e3, 3),
+            preemptions=usage.num_preemptions,
+        )
+
+    def reap(self, process: Process) -> None:
+        """Take a zombie out of the table."""
+        if process.state is ProcState.ZOMBIE:
+            self.table.reap(process)
+            self.device_of.pop(process.pid, None)
+
+    def process_info(self, process: Process) -> ProcessInfo:
+        """What `ps` and `stat` show."""
+        now = trio.current_time()
+        resident = shared = 0
+        device = self.device_of.get(process.pid)
+        if process.space is not None and device is not None:
+            switch = self.cores[device].switch
+            assert switch is not None
+            resident, shared = switch.vmm.resident_bytes(process.space)
+        return ProcessInfo(
+            pid=process.pid,
+            parent=process.parent,
+            tenant=process.tenant,
+            state=process.describe_state,
+            label=process.label,
+            model=process.model,
+            device=device,
+            nice=process.nice,
+            seed=process.sampling.seed or 0,
+            num_tokens=len(process.tokens),
+            num_computed=process.num_computed,
+            max_tokens=process.max_tokens,
+            num_resident_bytes=resident,
+            num_shared_bytes=shared,
+            age_seconds=now - process.spawned_at,
+            usage=process.usage(now),
+            status=process.status,
+        )
+
+    async def reap_forgotten(self) -> None:
+        """Reap detached zombies that nobody has waited for in ZOMBIE_SECONDS. Runs for ever."""
+        while True:
+            await trio.sleep(ZOMBIE_SECONDS / 10)
+            now = trio.current_time()
+            for process in self.table:
+                if process.session is None and process.ended_at is not None and now - process.ended_at > ZOMBIE_SECONDS:
+                    self.reap(process)
+
+    # --- numbers -----------------------------------------------------------------------------------------
+
+    def statistics(self, exposition: str = "") -> StatisticsInfo:
+        """Sum over the devices; counters count from boot."""
+        cores = [core.statistics() for core in self.cores.values()]
+        memories = [core.memory for core in cores if core.memory]
+        return StatisticsInfo(
+            version=VERSION,
+            uptime_seconds=trio.current_time() - self.started_at,
+            draining=self.is_draining,
+            num_sessions=self.num_sessions,
+            num_processes=len(self.table),
+            num_running=sum(core.num_running for core in cores),
+            num_waiting=sum(core.num_waiting for core in cores),
+            num_spawned=self.num_spawned,
+            num_exited=self.table.num_exited,
+            num_preemptions=sum(core.num_preemptions for core in cores),
+            num_prompt_tokens=sum(core.num_prompt_tokens for core in cores),
+            num_cached_tokens=sum(core.num_cached_tokens for core in cores),
+            num_output_tokens=sum(core.num_output_tokens for core in cores),
+            num_steps=sum(core.num_steps for core in cores),
+            num_frames=sum(memory.num_frames for memory in memories),
+            num_free_frames=sum(memory.num_free for memory in memories),
+            num_cached_frames=sum(memory.num_cached for memory in memories),
+            num_tasks=trio.lowlevel.current_statistics().tasks_living,
+            num_open_files=len(os.listdir("/proc/self/fd")) - 1,
+            exposition=exposition,
+        )

@@ -1,0 +1,22 @@
+"""Limits of the kernel, with units. What an operator may change is in config.py."""
+
+from __future__ import annotations
+
+from typing import Final
+
+VERSION: Final = "0.1.0"
+
+MAX_PROCESSES: Final = 65_536  # entries in the process table, zombies included
+MAX_SESSIONS: Final = 4_096  # connections to the syscall socket
+MAX_CALLS_IN_FLIGHT: Final = 4_096  # unanswered calls of one session; then it is not read until some are answered
+MAX_REPLY_BACKLOG_BYTES: Final = 32 << 20  # unread replies of one session; then it is not read either
+HANDSHAKE_SECONDS: Final = 10.0  # a session that has not said Hello by then is closed
+
+STEPS_IN_FLIGHT: Final = 2  # the kernel plans step N+1 while the device computes step N
+EVENT_RING_SIZE: Final = 8_192  # lines of dmesg kept
+
+ZOMBIE_SECONDS: Final = 600.0  # a detached process that nobody waits for is reaped after this
+DRIVER_START_SECONDS: Final = 60.0  # from exec to Hello
+DRIVER_STOP_SECONDS: Final = 5.0  # from StopDriver to SIGKILL
+MAX_DRIVER_RESTARTS: Final = 5  # within DRIVER_RESTART_WINDOW_SECONDS; then the device is failed
+DRIVER_RESTART_WINDOW_SECONDS: Final = 300.0

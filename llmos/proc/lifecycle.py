@@ -1,0 +1,68 @@
+"""The states of a process, the moves between them, and the one function that makes a move."""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING
+
+import attrs
+
+from llmos.errors import KernelPanic
+
+if TYPE_CHECKING:
+    from llmos.proc.pcb import Process
+
+
+class ProcState(enum.Enum):
+    """Where a process is in its life."""
+
+    EMBRYO = "EMBRYO"  # being made; not on any queue
+    READY = "READY"  # wants the device, waits in the run queue
+    RUNNING = "RUNNING"  # resident, takes part in steps
+    BLOCKED = "BLOCKED"  # waits for something; `blocked_on` says for what
+    STOPPED = "STOPPED"  # by request; its memory stays
+    ZOMBIE = "ZOMBIE"  # ended; its exit status waits to be collected
+
+
+@attrs.frozen
+class Input:
+    """The next turn of an interactive process."""
+
+    def __str__(self) -> str:
+        return "Input"
+
+
+@attrs.frozen
+class Prefill:
+    """The prefill of a sibling, whose pages will be shared copy-on-write."""
+
+    pid: int
+
+    def __str__(self) -> str:
+        return f"Prefill({self.pid})"
+
+
+BlockReason = Input | Prefill
+
+TRANSITIONS: dict[ProcState, frozenset[ProcState]] = {
+    ProcState.EMBRYO: frozenset({ProcState.READY, ProcState.BLOCKED, ProcState.ZOMBIE}),
+    ProcState.READY: frozenset({ProcState.RUNNING, ProcState.STOPPED, ProcState.ZOMBIE}),
+    ProcState.RUNNING: frozenset({ProcState.READY, ProcState.BLOCKED, ProcState.STOPPED, ProcState.ZOMBIE}),
+    ProcState.BLOCKED: frozenset({ProcState.READY, ProcState.STOPPED, ProcState.ZOMBIE}),
+    ProcState.STOPPED: frozenset({ProcState.READY, ProcState.BLOCKED, ProcState.ZOMBIE}),
+    ProcState.ZOMBIE: frozenset(),
+}
+
+
+def move(process: Process, state: ProcState, blocked_on: BlockReason | None = None) -> None:
+    """Move a process to `state`. Mutates it.
+
+    Raises:
+        KernelPanic: the table has no such move, or `blocked_on` is not given exactly with BLOCKED.
+    """
+    if state not in TRANSITIONS[process.state]:
+        raise KernelPanic(f"process {process.pid}: no move from {process.state.value} to {state.value}")
+    if (state is ProcState.BLOCKED) != (blocked_on is not None):
+        raise KernelPanic(f"process {process.pid}: {state.value} with blocked_on {blocked_on}")
+    process.state = state
+    process.blocked_on = blocked_on

@@ -1,0 +1,144 @@
+"""The process control block: a request, in serving terms.
+
+A process is its token history and a few counters. There is no prefill phase: positions up to `num_scheduled`
+were given to the device, the rest wait, and the step composer gives a process as many as the budget allows.
+
+      tokens   |  known  ...........................|  sampled by steps in flight  |
+      positions 0        num_computed  num_scheduled ^ len(tokens)                  ^ + num_pending
+
+While it decodes, num_scheduled == len(tokens) + num_pending - 1: each step in flight computes the token that
+the one before it samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NewType
+
+import attrs
+
+from llmos.mm.address_space import AddressSpace
+from llmos.proc.lifecycle import BlockReason, ProcState
+from syscalls.process import ExitStatus, Usage
+from syscalls.sampling import Sampling, TokenLogprobs
+
+Pid = NewType("Pid", int)
+
+
+@attrs.define(eq=False)
+class Reader:
+    """A parked read: called once with the process when there is something at `offset`, or the turn is over."""
+
+    offset: int
+    wake: Callable[[Process], None]
+
+
+@attrs.define(eq=False, kw_only=True)
+class Process:
+    """Process control block. Fields are grouped by who writes them."""
+
+    # Fixed at spawn.
+    pid: Pid
+    parent: Pid | None = None
+    tenant: str
+    session: int | None  # the session that it ends with; None when detached
+    label: str = ""
+    model: str
+    sampling: Sampling  # with a seed, always
+    stop_tokens: frozenset[int]  # ids that end a turn
+    min_tokens: int = 0
+    interactive: bool = False
+    auto_reap: bool = False
+    spawned_at: float  # kernel clock, seconds
+    arrival: int  # order among all spawns
+
+    # Written by lifecycle.move only.
+    state: ProcState = ProcState.EMBRYO
+    blocked_on: BlockReason | None = None
+
+    # Written by the process's Core only.
+    nice: int = 0
+    tokens: list[int]  # prompt and output, all turns
+    turn_start: int  # len(tokens) when this turn's output began
+    max_tokens: int  # most output tokens of this turn
+    num_scheduled: int = 0
+    num_computed: int = 0
+    num_pending: int = 0  # samples in flight
+    epoch: int = 0  # results of steps issued in an older epoch are not for this life of the process
+    bound: bool = False  # the device knows how this turn samples
+    space: AddressSpace | None = None
+    heirs: list[Process] = attrs.field(factory=list)  # siblings that wait for this one's prefill
+    status: ExitStatus | None = None  # of the process, or of an interactive one's last turn
+
+    # Written by the Core, read by readers.
+    output: list[int] = attrs.field(factory=list)
+    logprobs: list[TokenLogprobs] = attrs.field(factory=list)
+    readers: list[Reader] = attrs.field(factory=list)
+    exit_callbacks: list[Callable[[Process], None]] = attrs.field(factory=list)
+
+    # Accounting, written by the Core.
+    num_prompt_tokens: int = 0  # every token written to it
+    num_cached_tokens: int = 0
+    num_preemptions: int = 0
+    turn_started_at: float = 0.0
+    first_step_at: float | None = None
+    first_token_at: float | None = None
+    ended_at: float | None = None
+
+    @property
+    def num_turn_output(self) -> int:
+        """Tokens sampled in this turn."""
+        return len(self.tokens) - self.turn_start
+
+    @property
+    def num_uncomputed(self) -> int:
+        """Positions that the device has not been given yet; at least 1 for one that can run."""
+        return len(self.tokens) + self.num_pending - self.num_scheduled
+
+    @property
+    def wants_sample(self) -> bool:
+        """True while this turn may sample more than what is in flight."""
+        return self.num_turn_output + self.num_pending < self.max_tokens
+
+    @property
+    def turn_is_over(self) -> bool:
+        """True when nothing more will be output, or not before the next write."""
+        return self.status is not None
+
+    @property
+    def describe_state(self) -> str:
+        """What ps prints: READY, BLOCKED(Input), …"""
+        return f"{self.state.value}({self.blocked_on})" if self.blocked_on else self.state.value
+
+    def usage(self, now: float) -> Usage:
+        """Account so far; `now` on the kernel's clock."""
+        queued_until = self.first_step_at if self.first_step_at is not None else now
+        return Usage(
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_cached_tokens=self.num_cached_tokens,
+            num_output_tokens=len(self.output),
+            queued_seconds=queued_until - self.spawned_at,
+            first_token_seconds=None if self.first_token_at is None else self.first_token_at - self.spawned_at,
+            running_seconds=(self.ended_at if self.ended_at is not None else now) - self.spawned_at,
+            num_preemptions=self.num_preemptions,
+        )
+
+    def can_read(self, offset: int) -> bool:
+        """True when a read at `offset` has an answer now."""
+        return len(self.output) > offset or self.turn_is_over
+
+    def wake_readers(self) -> None:
+        """Answer the reads that can be answered now. Mutates `readers`."""
+        ready = [reader for reader in self.readers if self.can_read(reader.offset)]
+        if ready:
+            self.readers = [reader for reader in self.readers if not self.can_read(reader.offset)]
+            for reader in ready:
+                reader.wake(self)
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError where the counters contradict each other."""
+        assert 0 <= self.num_computed <= self.num_scheduled <= len(self.tokens) + self.num_pending, self
+        assert self.turn_start <= len(self.tokens), self
+        assert self.num_pending == 0 or self.num_scheduled == len(self.tokens) + self.num_pending - 1, self
+        assert (self.state is ProcState.BLOCKED) == (self.blocked_on is not None), self
+        assert self.space is None or self.state is not ProcState.ZOMBIE, self

@@ -1,0 +1,78 @@
+"""The process table: pids, parents, and who may wait for whom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import attrs
+
+from llmos.params import MAX_PROCESSES
+from llmos.proc.lifecycle import ProcState
+from llmos.proc.pcb import Pid, Process
+from syscalls.errno import Errno, SyscallError
+
+
+@attrs.frozen
+class TableStatistics:
+    """Counts from boot, and of what is there now."""
+
+    num_processes: int
+    num_zombies: int
+    num_spawned: int
+    num_exited: int
+
+
+class ProcessTable:
+    """Every process of the kernel by pid. A pid is never used twice while the kernel runs."""
+
+    def __init__(self, max_processes: int = MAX_PROCESSES) -> None:
+        self._processes: dict[Pid, Process] = {}
+        self._max_processes = max_processes
+        self._next_pid = 1
+        self.num_exited = 0  # counted by the Cores as processes end
+
+    def __len__(self) -> int:
+        return len(self._processes)
+
+    def __iter__(self) -> Iterator[Process]:
+        return iter(list(self._processes.values()))
+
+    def new_pids(self, count: int) -> list[Pid]:
+        """Reserve pids for `count` processes that will be added.
+
+        Raises:
+            SyscallError: EAGAIN, the table has no room for so many.
+        """
+        if len(self._processes) + count > self._max_processes:
+            raise SyscallError(
+                Errno.EAGAIN,
+                f"the process table is full: {len(self._processes)} of {self._max_processes}, {count} more asked for",
+            )
+        pids = [Pid(self._next_pid + i) for i in range(count)]
+        self._next_pid += count
+        return pids
+
+    def add(self, process: Process) -> None:
+        """Enter a process made with a pid from `new_pids`."""
+        self._processes[process.pid] = process
+
+    def get(self, pid: int) -> Process:
+        """Look a process up. Raises SyscallError: ESRCH."""
+        process = self._processes.get(Pid(pid))
+        if process is None:
+            raise SyscallError(Errno.ESRCH, f"no process {pid}")
+        return process
+
+    def reap(self, process: Process) -> None:
+        """Take a zombie out of the table. Does nothing when it is gone already."""
+        if process.state is ProcState.ZOMBIE:
+            self._processes.pop(process.pid, None)
+
+    def of_session(self, session: int) -> list[Process]:
+        """The processes that end with a session, oldest first."""
+        return [process for process in self._processes.values() if process.session == session]
+
+    def statistics(self) -> TableStatistics:
+        """Count without touching anything."""
+        zombies = sum(process.state is ProcState.ZOMBIE for process in self._processes.values())
+        return TableStatistics(len(self._processes), zombies, self._next_pid - 1, self.num_exited)

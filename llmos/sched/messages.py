@@ -1,0 +1,107 @@
+"""What a Core is told: by syscalls, and by the host of its driver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import attrs
+
+from llmos.device import DriverLink, Loaded, StepDone
+from llmos.proc.pcb import Process
+from syscalls.errno import SyscallError
+
+Done = Callable[[SyscallError | None], None]
+"""Called once with the outcome of a command, synchronously; the caller may be gone by then."""
+
+
+@attrs.frozen
+class Enqueue:
+    """Processes in state EMBRYO that belong to this device from now on.
+
+    The first is the elder: the rest, if any, are its heirs and share its prefill.
+    """
+
+    processes: Sequence[Process]
+
+
+@attrs.frozen
+class Kill:
+    """End a process, whatever it does. Never fails."""
+
+    process: Process
+    message: str
+    done: Done
+
+
+@attrs.frozen
+class Stop:
+    """Keep a process from running. EBUSY when it has exited."""
+
+    process: Process
+    done: Done
+
+
+@attrs.frozen
+class Cont:
+    """Let a stopped process go on. EBUSY when it is not stopped."""
+
+    process: Process
+    done: Done
+
+
+@attrs.frozen
+class Renice:
+    """Change the nice level. Never fails."""
+
+    process: Process
+    nice: int
+    done: Done
+
+
+@attrs.frozen
+class WriteInput:
+    """Start the next turn of an interactive process. EBUSY when it does not wait for input; E2BIG."""
+
+    process: Process
+    tokens: tuple[int, ...]
+    max_tokens: int | None
+    done: Done
+
+
+@attrs.frozen
+class Fork:
+    """Give `children` (state EMBRYO, tokens and counters unset) the parent's history and memory.
+
+    EBUSY when the parent has exited.
+    """
+
+    parent: Process
+    children: Sequence[Process]
+    done: Done
+
+
+@attrs.frozen
+class StepFinished:
+    """The device has done a step."""
+
+    result: StepDone
+
+
+@attrs.frozen
+class DriverUp:
+    """A driver has loaded the model and waits for steps."""
+
+    link: DriverLink
+    loaded: Loaded
+
+
+@attrs.frozen
+class DriverDown:
+    """The driver is gone, and the device's memory with it."""
+
+    reason: str
+    is_final: bool  # it will not come back
+
+
+Command = Kill | Stop | Cont | Renice | WriteInput | Fork
+Message = Enqueue | Command | StepFinished | DriverUp | DriverDown
