@@ -1,0 +1,153 @@
+"""The forward pass of Llama, Mistral, Qwen2 and Qwen3: one decoder with a few switches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from attrs import frozen
+
+from drivers.model.batch import Batch, PageIndex, ResolvedRow, build_batch
+from drivers.model.config import ModelConfig
+from drivers.model.rope import rope_tables
+from drivers.model.weights import LayerWeights, Weights
+from drivers.ops.interface import AttentionPlan, AttentionShape, Ops
+from llmos.device import ModelInfo, Segment
+
+__all__ = ["ModelDescription", "Transformer"]
+
+
+@frozen
+class ModelDescription:
+    """What the kernel will want to know of a loaded model."""
+
+    architecture: str
+    hash: str
+    vocab_size: int
+    max_model_len: int
+    eos_token_ids: tuple[int, ...]
+    dtype: str
+    num_parameters: int
+
+    def model_info(self, name: str, path: str) -> ModelInfo:
+        """The same as it crosses the driver's socket."""
+        return ModelInfo(
+            name=name,
+            path=path,
+            architecture=self.architecture,
+            hash=self.hash,
+            vocab_size=self.vocab_size,
+            max_model_len=self.max_model_len,
+            eos_token_ids=self.eos_token_ids,
+            dtype=self.dtype,
+            num_parameters=self.num_parameters,
+        )
+
+
+class Transformer:
+    """A loaded model. It owns weights, never keys and values: those belong to whoever maps the pages.
+
+    Attributes:
+        config: the checkpoint's shape.
+        info: what the kernel wants to know.
+        segments: of every address space: how many bytes a token takes.
+        device: where the weights are.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        ops: Ops,
+        info: ModelDescription,
+        segments: tuple[Segment, ...],
+    ) -> None:
+        self.config = config
+        self.info = info
+        self.segments = segments
+        self.device = weights.embedding.device
+        self._weights = weights
+        self._ops = ops
+        self._cos, self._sin = rope_tables(config.rope, config.head_dim, info.max_model_len, self.device)
+        self._shape = AttentionShape(
+            config.num_heads, config.num_kv_heads, config.head_dim, config.sliding_window
+        )
+        for layer in weights.layers:
+            for weight in (layer.qkv, layer.output, layer.gate_up, layer.down):
+                ops.prepare_linear(weight)
+        ops.prepare_linear(weights.head)
+
+    def explain_bad_row(self, row: ResolvedRow) -> str | None:
+        """Say why a row cannot run (a token or position out of range), or None: to fault it alone."""
+        end = row.start + len(row.tokens)
+        if not row.tokens or row.start < 0 or end > self.info.max_model_len:
+            return f"positions {row.start} to {end} do not fit a context of {self.info.max_model_len} tokens"
+        if min(row.tokens) < 0 or max(row.tokens) >= self.config.vocab_size:
+            return f"a token id is outside the vocabulary of {self.config.vocab_size}"
+        return None
+
+    def run(
+        self,
+        rows: Sequence[ResolvedRow],
+        page_index: PageIndex,
+        k_pages: Sequence[torch.Tensor],
+        v_pages: Sequence[torch.Tensor],
+    ) -> torch.Tensor:
+        """Run rows as one batch, writing their keys and values.
+
+        Args:
+            rows: at least one, at most one for a space, tokens filled in, each fit for `explain_bad_row`.
+            page_index: where a space's virtual page lies in dimension 0 of the page tensors; asked for
+                every page up to each row's last position.
+            k_pages: for each layer [num_pages, tokens_per_page, num_kv_heads, head_dim]; see `kv_views`.
+            v_pages: likewise.
+
+        Returns:
+            Logits [num_sampling_rows, vocab_size], fp32, in the order of the rows with `sample`. Each row has
+            the bits that it would have alone, or had its tokens come in other chunks.
+        """
+        return self.forward(build_batch(rows, page_index, k_pages[0].shape[1], self.device), k_pages, v_pages)
+
+    @torch.inference_mode()
+    def forward(
+        self, batch: Batch, k_pages: Sequence[torch.Tensor], v_pages: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        """`run` for a batch that is already built."""
+        ops, config = self._ops, self.config
+        plan = ops.plan_attention(batch, self._shape)
+        cos, sin = self._cos[batch.positions], self._sin[batch.positions]
+        x = ops.embedding(batch.token_ids, self._weights.embedding)
+        for layer, k_layer, v_layer in zip(self._weights.layers, k_pages, v_pages, strict=True):
+            normed = ops.rms_norm(x, layer.input_norm, config.rms_norm_epsilon)
+            x = x + self._attention(normed, layer, cos, sin, k_layer, v_layer, batch, plan)
+            normed = ops.rms_norm(x, layer.post_norm, config.rms_norm_epsilon)
+            inner = ops.silu_mul(ops.linear(normed, layer.gate_up, layer.gate_up_bias))
+            x = x + ops.linear(inner, layer.down, layer.down_bias)
+        if not len(batch.sample_indices):
+            return torch.empty((0, config.vocab_size), device=self.device)
+        last = ops.rms_norm(x[batch.sample_indices], self._weights.final_norm, config.rms_norm_epsilon)
+        return ops.linear(last, self._weights.head, None).float()
+
+    def _attention(
+        self,
+        x: torch.Tensor,
+        layer: LayerWeights,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        k_pages: torch.Tensor,
+        v_pages: torch.Tensor,
+        batch: Batch,
+        plan: AttentionPlan,
+    ) -> torch.Tensor:
+        ops, config = self._ops, self.config
+        num_q, num_kv = config.num_heads, config.num_kv_heads
+        qkv = ops.linear(x, layer.qkv, layer.qkv_bias).view(-1, num_q + 2 * num_kv, config.head_dim)
+        qk, v = qkv[:, : num_q + num_kv], qkv[:, num_q + num_kv :]
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q = ops.rms_norm(qk[:, :num_q], layer.q_norm, config.rms_norm_epsilon)
+            k = ops.rms_norm(qk[:, num_q:], layer.k_norm, config.rms_norm_epsilon)
+            qk = torch.cat((q, k), dim=1)
+        qk = ops.rope(qk, cos, sin)
+        ops.write_kv(qk[:, num_q:], v, k_pages, v_pages, batch)
+        out = ops.attention(qk[:, :num_q].contiguous(), k_pages, v_pages, plan)
+        return ops.linear(out.view(-1, num_q * config.head_dim), layer.output, layer.output_bias)

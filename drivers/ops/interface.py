@@ -1,0 +1,85 @@
+"""The operations that a transformer is made of: what the model calls, and every implementation promises.
+
+All implementations keep one promise, *row invariance*: the bits of a token's result depend on that token's
+own inputs, its position and the keys and values it attends to. They never depend on how many other tokens
+share the call, on where in the batch it lies, nor on where its prompt was cut into chunks.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from attrs import frozen
+
+from drivers.model.batch import Batch
+
+__all__ = ["AttentionPlan", "AttentionShape", "Ops"]
+
+
+@frozen
+class AttentionShape:
+    """The constants of a model's attention."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    window: int | None = None  # a token sees its last `window` positions, itself included; None: all
+
+    @property
+    def group_size(self) -> int:
+        """Query heads that share one key-value head."""
+        return self.num_heads // self.num_kv_heads
+
+
+class AttentionPlan(Protocol):
+    """What an implementation works out once for a step and uses in every layer; opaque to the model."""
+
+
+class Ops(Protocol):
+    """One implementation of the operations, for one kind of device."""
+
+    def prepare_linear(self, weight: torch.Tensor) -> None:
+        """Choose, and where needed verify, how this weight is multiplied. Called once for each at load."""
+
+    def embedding(self, token_ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        """Look rows up: [num_tokens], [vocab_size, hidden] -> [num_tokens, hidden]."""
+
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """x @ weight.T + bias: [num_tokens, in], [out, in], [out] -> [num_tokens, out]."""
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        """x / sqrt(mean(x^2) + epsilon) * weight over the last dimension, computed in fp32."""
+
+    def rope(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """Rotate halves: [num_tokens, heads, dim] by angles [num_tokens, dim / 2], computed in fp32."""
+
+    def write_kv(
+        self, k: torch.Tensor, v: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor, batch: Batch
+    ) -> None:
+        """Store keys and values [num_tokens, num_kv_heads, head_dim] at each token's page and slot."""
+
+    def plan_attention(self, batch: Batch, shape: AttentionShape) -> AttentionPlan:
+        """Prepare a step's attention; the same plan serves every layer."""
+
+    def attention(
+        self, q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor, plan: AttentionPlan
+    ) -> torch.Tensor:
+        """Causal attention over pages.
+
+        Args:
+            q: [num_tokens, num_heads, head_dim], rotated.
+            k_pages: one layer's keys [num_pages, tokens_per_page, num_kv_heads, head_dim], any strides;
+                this batch's own keys are already written. Slots past a row's end may hold anything, NaN too.
+            v_pages: one layer's values, likewise.
+            plan: of this batch.
+
+        Returns:
+            [num_tokens, num_heads, head_dim] in q's dtype.
+        """
+
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """silu(gate) * up: [num_tokens, 2 * size], gate first -> [num_tokens, size]."""
+
+    def argmax(self, logits: torch.Tensor) -> tuple[list[int], list[bool]]:
+        """Per row of [num_rows, vocab_size]: the lowest id of a largest logit, and whether all are finite."""

@@ -1,0 +1,81 @@
+"""The operations in plain torch, for any device: the reference that other implementations are held against.
+
+Everything here is either elementwise with correctly rounded operations, a sum folded in a fixed order, or a
+product in tiles that were verified (`tiling.py`). `torch.exp` is the one approximate function used: torch
+evaluates it by the same code wherever an element lies, which `torch.nn.functional.silu` does not (the tail
+of a vectorised loop takes another path).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from drivers.model.batch import Batch
+from drivers.ops.attention import ReferencePlan, paged_attention, plan_attention
+from drivers.ops.interface import AttentionPlan, AttentionShape
+from drivers.ops.tiling import TiledLinear, fold_sum
+
+__all__ = ["ReferenceOps"]
+
+
+class ReferenceOps:
+    """`Ops` in plain torch."""
+
+    def __init__(self) -> None:
+        self._linear = TiledLinear()
+
+    def prepare_linear(self, weight: torch.Tensor) -> None:
+        """See `Ops.prepare_linear`."""
+        self._linear.tiles(weight)
+
+    def embedding(self, token_ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        """See `Ops.embedding`."""
+        return table.index_select(0, token_ids)
+
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """See `Ops.linear`."""
+        out = self._linear(x, weight)
+        return out if bias is None else out + bias
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        """See `Ops.rms_norm`. Source: Zhang and Sennrich 2019, arXiv:1910.07467."""
+        wide = x.float()
+        mean_square = fold_sum(wide * wide) / x.shape[-1]
+        return weight * (wide / torch.sqrt(mean_square + epsilon)).to(x.dtype)
+
+    def rope(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """See `Ops.rope`. Source: Su et al. 2021, "RoFormer", arXiv:2104.09864."""
+        first, second = x.float().chunk(2, dim=-1)
+        cos, sin = cos[:, None, :], sin[:, None, :]
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+    def write_kv(
+        self, k: torch.Tensor, v: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor, batch: Batch
+    ) -> None:
+        """See `Ops.write_kv`."""
+        k_pages[batch.pages, batch.slots] = k
+        v_pages[batch.pages, batch.slots] = v
+
+    def plan_attention(self, batch: Batch, shape: AttentionShape) -> AttentionPlan:
+        """See `Ops.plan_attention`."""
+        return plan_attention(batch, shape)
+
+    def attention(
+        self, q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor, plan: AttentionPlan
+    ) -> torch.Tensor:
+        """See `Ops.attention`."""
+        assert isinstance(plan, ReferencePlan)
+        return paged_attention(q, k_pages, v_pages, plan)
+
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """See `Ops.silu_mul`. Source: Shazeer 2020, "GLU variants", arXiv:2002.05202."""
+        gate, up = gate_up.float().chunk(2, dim=-1)
+        return (gate / (1.0 + torch.exp(-gate)) * up).to(gate_up.dtype)
+
+    def argmax(self, logits: torch.Tensor) -> tuple[list[int], list[bool]]:
+        """See `Ops.argmax`; `torch.argmax` does not say which of equal logits it returns."""
+        ids = torch.arange(logits.shape[1], device=logits.device)
+        best = logits.amax(dim=1, keepdim=True)
+        lowest = torch.where(logits == best, ids, logits.shape[1]).amin(dim=1)
+        finite = torch.isfinite(logits).all(dim=1)
+        return lowest.tolist(), finite.tolist()
