@@ -1,0 +1,357 @@
+"""The simulated driver: lives in the kernel's process and finishes on the run's clock.
+
+It answers the same messages as a real driver, takes the time that a cost model says, and checks everything
+the kernel does with its memory: a mistake that would make a real device read wrong keys ends in a
+`ProtocolViolation`, raised where the kernel sent the message, or in tokens that `expected_tokens` disowns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+import attrs
+import trio
+
+from drivers.sim_memory import ProtocolViolation, SimMemory
+from drivers.sim_model import SimModel, mix, penalty_term
+from llmos.device import (
+    DRIVER_ABI,
+    Bind,
+    CopyPage,
+    CostModel,
+    DriverLost,
+    Edit,
+    Failed,
+    FromDriver,
+    Hello,
+    KVFormat,
+    Load,
+    Loaded,
+    Map,
+    ModelInfo,
+    Release,
+    Reserve,
+    Row,
+    RowFault,
+    Segment,
+    Step,
+    StepDone,
+    StopDriver,
+    ToDriver,
+    TokenLogprobs,
+)  # fmt: skip
+
+__all__ = ["ProtocolViolation", "SimDriver", "SimFaults", "SimModel", "SimStatistics"]
+
+BYTES_PER_TOKEN = 16  # in each segment: what a slot would take
+DEFAULT_KV = KVFormat(
+    "sim", (Segment("K", BYTES_PER_TOKEN), Segment("V", BYTES_PER_TOKEN)), 16 * BYTES_PER_TOKEN, 16
+)
+DEFAULT_COST = CostModel(base=0.01, per_token=1e-4)
+
+
+@attrs.frozen
+class SimFaults:
+    """What goes wrong, and when. Steps count from 1 over the driver's life."""
+
+    fail_load: str | None = None  # refuse to load, with this message
+    die_after_step: int | None = None  # answer so many steps, then be lost
+    hang_after_step: int | None = None  # answer so many steps, then answer nothing any more
+    faulty_token: int | None = None  # a row that carries this token is answered by a RowFault
+
+
+@attrs.frozen
+class SimStatistics:
+    """Counters since the driver started, and what is open now."""
+
+    num_steps: int
+    num_rows: int
+    num_tokens: int
+    num_maps: int
+    num_copied_pages: int
+    num_spaces: int
+    num_mapped_frames: int
+
+
+@attrs.define(eq=False)
+class _Sampler:
+    """How one space samples, and what it has counted."""
+
+    bind: Bind
+    num_counted: int  # positions below it are in `penalty_state`
+    penalty_state: int
+    sampled: tuple[int, int] | None = None  # position and token
+
+    def count(self, position: int, token: int) -> None:
+        """Let a token into the history, once."""
+        if position == self.num_counted:
+            self.penalty_state += penalty_term(token, position, self.bind.num_prompt_tokens)
+            self.num_counted += 1
+
+
+@attrs.define(eq=False, kw_only=True)
+class SimDriver:
+    """A `DriverLink` whose far end is simulated.
+
+    Args:
+        name: device name, "sim:0".
+        cost: seconds that each step takes; its context is the keys its rows can see.
+        num_frames: physical frames of the device.
+        kv: segments, and tokens per page.
+        model: vocabulary and end tokens.
+        max_model_len: longest context in tokens.
+        faults: what goes wrong.
+        load_seconds: time that a load takes.
+        record: keep every step in `steps`, for tests that look at batches.
+    """
+
+    name: str = "sim:0"
+    cost: CostModel = DEFAULT_COST
+    num_frames: int = 1024
+    kv: KVFormat = DEFAULT_KV
+    model: SimModel = attrs.field(factory=SimModel)
+    max_model_len: int = 4096
+    faults: SimFaults = attrs.field(factory=SimFaults)
+    load_seconds: float = 0.0
+    record: bool = False
+
+    steps: list[Step] = attrs.field(factory=list, init=False)
+    violations: list[str] = attrs.field(factory=list, init=False)  # also raised, one by one
+    memory: SimMemory = attrs.field(init=False)
+    _samplers: dict[int, _Sampler] = attrs.field(factory=dict, init=False)
+    _load: Load | None = attrs.field(default=None, init=False)
+    _outbox: deque[tuple[float, FromDriver]] = attrs.field(factory=deque, init=False)
+    _busy_until: float = attrs.field(default=-math.inf, init=False)
+    _dead_at: float = attrs.field(default=math.inf, init=False)
+    _why_dead: str = attrs.field(default="", init=False)
+    _changed: trio.Event = attrs.field(factory=trio.Event, init=False)
+    _num_steps: int = attrs.field(default=0, init=False)
+    _num_rows: int = attrs.field(default=0, init=False)
+    _num_tokens: int = attrs.field(default=0, init=False)
+    _num_maps: int = attrs.field(default=0, init=False)
+    _num_copied_pages: int = attrs.field(default=0, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.memory = SimMemory(self.kv, self.num_frames)
+        memory_bytes = self.num_frames * self.kv.frame_bytes
+        hello = Hello(DRIVER_ABI, "sim", self.name, "simulated device", memory_bytes, 1, None)
+        self._outbox.append((-math.inf, hello))
+
+    # --- the link ----------------------------------------------------------------------------------------
+
+    async def send(self, message: ToDriver) -> None:
+        """Take a message. What it does to memory happens now, its answer comes when the cost model says."""
+        await trio.lowlevel.checkpoint()
+        if trio.current_time() >= self._dead_at:
+            raise DriverLost(f"{self.name}: {self._why_dead}")
+        try:
+            match message:
+                case Load():
+                    self._answer(self.load_seconds, self._load_model(message))
+                case Step():
+                    self._take_step(message)
+                case StopDriver():
+                    self._die(max(trio.current_time(), self._busy_until), "stopped")
+        except ProtocolViolation as violation:
+            self.violations.append(str(violation))
+            raise
+
+    async def receive(self) -> FromDriver:
+        """Wait for the next answer. Raises DriverLost when the driver is dead and its answers are read."""
+        await trio.lowlevel.checkpoint()
+        while True:
+            due = self._outbox[0][0] if self._outbox else math.inf
+            if due <= trio.current_time() and due <= self._dead_at:
+                return self._outbox.popleft()[1]
+            if trio.current_time() >= self._dead_at:
+                raise DriverLost(f"{self.name}: {self._why_dead}")
+            self._changed = trio.Event()
+            with trio.move_on_at(min(due, self._dead_at)):
+                await self._changed.wait()
+
+    async def aclose(self) -> None:
+        """End the driver now. Idempotent; a checkpoint."""
+        self._die(trio.current_time(), "closed")
+        await trio.lowlevel.checkpoint()
+
+    def kill(self, why: str = "killed") -> None:
+        """Lose the device at once, with all its memory and the steps in flight. Not a checkpoint."""
+        self._die(trio.current_time(), why)
+
+    def statistics(self) -> SimStatistics:
+        """Count what was done and what is open."""
+        return SimStatistics(
+            num_steps=self._num_steps,
+            num_rows=self._num_rows,
+            num_tokens=self._num_tokens,
+            num_maps=self._num_maps,
+            num_copied_pages=self._num_copied_pages,
+            num_spaces=len(self.memory.spaces),
+            num_mapped_frames=self.memory.num_mapped_frames,
+        )
+
+    def _answer(self, seconds: float, message: FromDriver) -> None:
+        self._busy_until = max(trio.current_time(), self._busy_until) + seconds
+        self._outbox.append((self._busy_until, message))
+        self._changed.set()
+
+    def _die(self, when: float, why: str) -> None:
+        if when < self._dead_at:
+            self._dead_at, self._why_dead = when, why
+            self._changed.set()
+
+    # --- the device --------------------------------------------------------------------------------------
+
+    def _load_model(self, load: Load) -> Loaded | Failed:
+        if self.faults.fail_load is not None:
+            return Failed(self.faults.fail_load)
+        if self.memory.spaces:
+            raise ProtocolViolation(f"a load while {len(self.memory.spaces)} spaces are open")
+        self._load = load
+        self.max_model_len = min(self.max_model_len, load.max_model_len or self.max_model_len)
+        digest = f"{mix(self.model.vocab_size, self.model.eos_every):016x}"
+        info = ModelInfo(
+            name=load.name,
+            path=load.path,
+            architecture="sim",
+            hash=digest,
+            vocab_size=self.model.vocab_size,
+            max_model_len=self.max_model_len,
+            eos_token_ids=self.model.eos_token_ids,
+            dtype="sim",
+            num_parameters=0,
+        )
+        return Loaded(info, self.kv, self.num_frames, self.load_seconds)
+
+    def _take_step(self, step: Step) -> None:
+        if self._load is None:
+            raise ProtocolViolation(f"step {step.id} before a model was loaded")
+        self._num_steps += 1
+        if self.faults.hang_after_step is not None and self._num_steps > self.faults.hang_after_step:
+            return
+        if self.faults.die_after_step is not None and self._num_steps > self.faults.die_after_step:
+            self._die(max(trio.current_time(), self._busy_until), f"died before step {step.id}")
+            return
+        if self.record:
+            self.steps.append(step)
+        for edit in step.edits:
+            self._apply(edit)
+        asids = [row.asid for row in step.rows]
+        if len(set(asids)) < len(asids):
+            raise ProtocolViolation(f"step {step.id} has two rows of one space: {sorted(asids)}")
+        num_tokens = sum(row.num_tokens for row in step.rows)
+        if num_tokens > self._load.max_step_tokens:
+            raise ProtocolViolation(
+                f"step {step.id} has {num_tokens} tokens; the limit is {self._load.max_step_tokens}"
+            )
+        num_context_tokens = sum(row.start + row.num_tokens for row in step.rows)
+        seconds = self.cost.step_seconds(num_tokens, len(step.rows), num_context_tokens)
+        self._num_rows += len(step.rows)
+        self._num_tokens += num_tokens
+
+        tokens: list[int | None] = []
+        logprobs: list[TokenLogprobs | None] = []
+        faults: list[RowFault] = []
+        for index, row in enumerate(step.rows):
+            inputs = self._resolve(row)
+            state = self._run(row, inputs)
+            token = logprob = None
+            if self.faults.faulty_token in inputs:
+                faults.append(
+                    RowFault(index, f"token {self.faults.faulty_token} makes the simulated device fail")
+                )
+                self._sampler(row).sampled = None
+            elif row.sample:
+                token, logprob = self._sample(row, state)
+            tokens.append(token)
+            logprobs.append(logprob)
+        wanted = tuple(logprobs) if any(logprobs) else ()
+        self._answer(seconds, StepDone(step.id, tuple(tokens), seconds, wanted, tuple(faults)))
+
+    def _apply(self, edit: Edit) -> None:
+        match edit:
+            case Reserve(asid):
+                if self._load is not None and not 0 <= asid < self._load.max_spaces:
+                    raise ProtocolViolation(f"space {asid} reserved; the device has {self._load.max_spaces}")
+                self.memory.reserve(asid)
+            case Release(asid):
+                self.memory.release(asid)
+                self._samplers.pop(asid, None)
+            case Map():
+                self.memory.map(edit, self.kv.num_pages(self.max_model_len))
+                self._num_maps += 1
+            case CopyPage():
+                self.memory.copy(edit)
+                self._num_copied_pages += 1
+            case Bind():
+                self._bind(edit)
+
+    def _bind(self, bind: Bind) -> None:
+        self.memory.space(bind.asid)
+        if bind.num_prompt_tokens > len(bind.tokens):
+            raise ProtocolViolation(
+                f"space {bind.asid} bound with {bind.num_prompt_tokens} prompt tokens of {len(bind.tokens)}"
+            )
+        if bind.sampling.temperature > 0 and bind.sampling.seed is None:
+            raise ProtocolViolation(f"space {bind.asid} samples at a temperature, and its seed is not set")
+        previous = self._samplers.get(bind.asid)
+        sampler = _Sampler(bind, 0, 0, previous.sampled if previous else None)
+        for position, token in enumerate(bind.tokens):
+            sampler.count(position, token)
+        self._samplers[bind.asid] = sampler
+
+    def _sampler(self, row: Row) -> _Sampler:
+        if row.asid not in self._samplers:
+            raise ProtocolViolation(f"space {row.asid} samples before it was bound")
+        return self._samplers[row.asid]
+
+    def _resolve(self, row: Row) -> tuple[int, ...]:
+        """Turn empty tokens into the token that the space sampled last."""
+        if row.tokens:
+            for token in row.tokens:
+                if not 0 <= token < self.model.vocab_size:
+                    raise ProtocolViolation(
+                        f"space {row.asid} feeds token {token}; there are {self.model.vocab_size}"
+                    )
+            return row.tokens
+        sampled = self._sampler(row).sampled
+        if sampled is None:
+            raise ProtocolViolation(f"space {row.asid} feeds its last sample, and there is none")
+        position, token = sampled
+        if position != row.start:
+            raise ProtocolViolation(
+                f"space {row.asid} feeds its last sample at position {row.start}; it belongs at {position}"
+            )
+        return (token,)
+
+    def _run(self, row: Row, inputs: tuple[int, ...]) -> int:
+        """Compute a row's positions into memory and return the state behind the last one."""
+        end = row.start + len(inputs)
+        if row.start < 0 or end > self.max_model_len:
+            raise ProtocolViolation(
+                f"space {row.asid} computes up to {end}; the limit is {self.max_model_len}"
+            )
+        states = [self.memory.read(row.asid, row.start)]
+        for token in inputs:
+            states.append(mix(states[-1], token))
+        self.memory.write(row.asid, row.start, states)
+        sampler = self._samplers.get(row.asid)
+        if sampler is not None:
+            for position, token in enumerate(inputs, row.start):
+                sampler.count(position, token)
+        return states[-1]
+
+    def _sample(self, row: Row, state: int) -> tuple[int, TokenLogprobs | None]:
+        sampler = self._sampler(row)
+        position = row.start + row.num_tokens
+        if position > sampler.num_counted:
+            raise ProtocolViolation(
+                f"space {row.asid} samples position {position}; its sampler knows {sampler.num_counted}"
+            )
+        penalty_state = sampler.penalty_state & ((1 << 64) - 1)
+        token = self.model.next_token(state, position, sampler.bind, penalty_state)
+        sampler.sampled = (position, token)
+        sampler.count(position, token)
+        count = sampler.bind.sampling.logprobs
+        return token, None if count is None else self.model.logprobs(token, state, count)

@@ -1,0 +1,187 @@
+"""Simulated frames and page tables that check how the kernel uses them.
+
+A frame is a list of slots, one for each token written to it; a slot holds the model's state before and after
+its token. Reading a position walks the page table, as a kernel on a device would, and every slot is checked
+to follow from the one before it, so that a stale page or a frame given away too early is a hard error.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import attrs
+
+from drivers.sim_model import ROOT_STATE
+from llmos.device import CopyPage, KVFormat, Map
+
+
+class ProtocolViolation(AssertionError):
+    """The kernel did what no correct kernel does; the message names the thing."""
+
+
+class Slot(NamedTuple):
+    """What one token leaves in one segment."""
+
+    before: int
+    after: int
+    segment: int
+
+
+@attrs.define(eq=False)
+class SimSpace:
+    """The page table of one space."""
+
+    asid: int
+    pages: dict[int, tuple[int, ...]] = attrs.field(factory=dict)
+    num_checked: int = 0  # positions below it are known to form one chain
+
+
+@attrs.define(eq=False)
+class SimMemory:
+    """All frames and page tables of one simulated device."""
+
+    kv: KVFormat
+    num_frames: int
+    spaces: dict[int, SimSpace] = attrs.field(factory=dict, init=False)
+    _frames: dict[int, list[Slot]] = attrs.field(factory=dict, init=False)
+    _users: dict[int, set[tuple[int, int, int]]] = attrs.field(
+        factory=dict, init=False
+    )  # pfn: asid, vpn, segment
+
+    @property
+    def num_mapped_frames(self) -> int:
+        """Frames that at least one page table names."""
+        return len(self._users)
+
+    def space(self, asid: int) -> SimSpace:
+        """Look up an open space. Raises ProtocolViolation when it is not reserved."""
+        if asid not in self.spaces:
+            raise ProtocolViolation(f"space {asid} is not reserved")
+        return self.spaces[asid]
+
+    def reserve(self, asid: int) -> None:
+        """Open a space."""
+        if asid in self.spaces:
+            raise ProtocolViolation(f"space {asid} is reserved twice")
+        self.spaces[asid] = SimSpace(asid)
+
+    def release(self, asid: int) -> None:
+        """Close a space and unmap its pages."""
+        space = self.space(asid)
+        for vpn in list(space.pages):
+            self._unmap(space, vpn)
+        del self.spaces[asid]
+
+    def map(self, edit: Map, max_pages: int) -> None:
+        """Back a page by frames."""
+        space = self.space(edit.asid)
+        self._check_frames(edit.pfns)
+        if not 0 <= edit.vpn < max_pages:
+            raise ProtocolViolation(f"space {edit.asid} has {max_pages} pages; page {edit.vpn} was mapped")
+        if edit.vpn in space.pages:
+            self._unmap(space, edit.vpn)
+        space.pages[edit.vpn] = edit.pfns
+        for segment, pfn in enumerate(edit.pfns):
+            self._users.setdefault(pfn, set()).add((edit.asid, edit.vpn, segment))
+        space.num_checked = min(space.num_checked, edit.vpn * self.kv.tokens_per_page)
+
+    def copy(self, edit: CopyPage) -> None:
+        """Copy frames; a target may have one user at most."""
+        self._check_frames(edit.sources)
+        self._check_frames(edit.targets)
+        for target in edit.targets:
+            if target in edit.sources:
+                raise ProtocolViolation(f"frame {target} is copied onto a source of the same copy")
+            if len(self._users.get(target, ())) > 1:
+                raise ProtocolViolation(
+                    f"frame {target} is overwritten while shared by {self._name_users(target)}"
+                )
+        for source, target in zip(edit.sources, edit.targets, strict=True):
+            self._frames[target] = list(self._frames.get(source, ()))
+            for asid, vpn, _ in self._users.get(target, ()):
+                space = self.spaces[asid]
+                space.num_checked = min(space.num_checked, vpn * self.kv.tokens_per_page)
+
+    def read(self, asid: int, num_tokens: int) -> int:
+        """Return the state after the first `num_tokens` positions, checking what was not checked yet."""
+        space = self.space(asid)
+        if num_tokens == 0:
+            return ROOT_STATE
+        start = min(space.num_checked, num_tokens - 1)
+        state = self._slot(space, start - 1).after if start else ROOT_STATE
+        for position in range(start, num_tokens):
+            slot = self._slot(space, position)
+            if slot.before != state:
+                raise ProtocolViolation(
+                    f"space {asid} position {position}: page {position // self.kv.tokens_per_page} is stale, "
+                    "its contents do not follow from the page before"
+                )
+            state = slot.after
+        space.num_checked = num_tokens
+        return state
+
+    def write(self, asid: int, position: int, states: list[int]) -> None:
+        """Store states[1:] at `position` and after it; states[0] is the state before `position`.
+
+        What a frame held behind the last written slot is gone: keys are only ever appended.
+        """
+        space = self.space(asid)
+        size = self.kv.tokens_per_page
+        end = position + len(states) - 1
+        for vpn in range(position // size, -(-end // size)):
+            low, high = max(position, vpn * size), min(end, (vpn + 1) * size)
+            for segment, pfn in enumerate(self._page(space, vpn)):
+                if len(self._users[pfn]) > 1:
+                    raise ProtocolViolation(
+                        f"space {asid} writes page {vpn} to frame {pfn}, shared by {self._name_users(pfn)}: "
+                        "copy-on-write was missed, or the frame was given away too early"
+                    )
+                frame = self._frames.setdefault(pfn, [])
+                del frame[low - vpn * size :]
+                frame.extend(
+                    Slot(states[p - position], states[p - position + 1], segment) for p in range(low, high)
+                )
+        space.num_checked = end
+
+    def _slot(self, space: SimSpace, position: int) -> Slot:
+        """Read one position through every segment of the page table."""
+        vpn, offset = divmod(position, self.kv.tokens_per_page)
+        slots = []
+        for segment, pfn in enumerate(self._page(space, vpn)):
+            frame = self._frames.get(pfn, ())
+            if offset >= len(frame):
+                raise ProtocolViolation(
+                    f"space {space.asid} reads position {position}, which was never computed: frame {pfn} of "
+                    f"page {vpn} holds {len(frame)} tokens"
+                )
+            if frame[offset].segment != segment:
+                raise ProtocolViolation(
+                    f"space {space.asid} page {vpn}: segment {segment} is backed by frame {pfn}, "
+                    f"which holds data of segment {frame[offset].segment}"
+                )
+            slots.append(frame[offset])
+        if any(slot.after != slots[0].after for slot in slots):
+            raise ProtocolViolation(f"space {space.asid} page {vpn}: its segments hold different tokens")
+        return slots[0]
+
+    def _page(self, space: SimSpace, vpn: int) -> tuple[int, ...]:
+        if vpn not in space.pages:
+            raise ProtocolViolation(f"space {space.asid} uses page {vpn}, which is not mapped")
+        return space.pages[vpn]
+
+    def _unmap(self, space: SimSpace, vpn: int) -> None:
+        for segment, pfn in enumerate(space.pages.pop(vpn)):
+            users = self._users[pfn]
+            users.discard((space.asid, vpn, segment))
+            if not users:
+                del self._users[pfn]
+
+    def _check_frames(self, pfns: tuple[int, ...]) -> None:
+        if len(pfns) != self.kv.frames_per_page or len(set(pfns)) != len(pfns):
+            raise ProtocolViolation(f"a page takes {self.kv.frames_per_page} different frames, got {pfns}")
+        for pfn in pfns:
+            if not 0 <= pfn < self.num_frames:
+                raise ProtocolViolation(f"frame {pfn} does not exist; the device has {self.num_frames}")
+
+    def _name_users(self, pfn: int) -> str:
+        return ", ".join(f"space {asid} page {vpn}" for asid, vpn, _ in sorted(self._users[pfn]))

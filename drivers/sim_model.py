@@ -1,0 +1,105 @@
+"""The simulated model: a hash of the whole context stands for attention over it.
+
+The state at position p is `mix(state at p - 1, token p)`, and the next token is a function of the state, the
+position and the sampling parameters. One wrong token, page or position anywhere in a context therefore
+changes everything that follows, as it would in a real model, at a cost of O(1) per token.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from llmos.device import Bind, Sampling, TokenLogprobs
+
+ROOT_STATE = 0x243F6A8885A308D3  # the state before position 0
+_MASK = (1 << 64) - 1
+
+
+def mix(state: int, value: int) -> int:
+    """Fold `value` into a 64-bit state (the finaliser of splitmix64)."""
+    x = (state * 0x9E3779B97F4A7C15 + value + 0xD1B54A32D192ED03) & _MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return x ^ (x >> 31)
+
+
+def sampling_key(sampling: Sampling) -> int:
+    """Digest of the parameters that may change the outcome; the seed counts only when there is chance."""
+    key = 0
+    if sampling.temperature > 0:
+        for value in (sampling.temperature, sampling.top_p, sampling.min_p):
+            key = mix(key, round(value * 1e6))
+        key = mix(mix(key, sampling.top_k), sampling.seed or 0)
+    if sampling.has_penalties:
+        for value in (sampling.repetition_penalty, sampling.frequency_penalty, sampling.presence_penalty):
+            key = mix(key, round(value * 1e6))
+    for token, bias in sorted(sampling.logit_bias.items()):
+        key = mix(mix(key, token), round(bias * 1e6))
+    return key
+
+
+@attrs.frozen
+class SimModel:
+    """What a simulated device computes.
+
+    `eos_every` n: an end token comes on average once in n tokens (0: never). No other draw yields one.
+    """
+
+    vocab_size: int = 512
+    eos_token_ids: tuple[int, ...] = ()
+    eos_every: int = 0
+
+    def next_token(self, state: int, position: int, bind: Bind, penalty_state: int) -> int:
+        """Sample the token at `position`, given the state at `position - 1`.
+
+        `penalty_state` sums `penalty_term` over the history; it counts only under penalties. Stop tokens are
+        passed over while fewer than `bind.min_tokens` tokens were sampled.
+        """
+        draw = mix(mix(state, sampling_key(bind.sampling)), position)
+        if bind.sampling.has_penalties:
+            draw = mix(draw, penalty_state)
+        barred: set[int] = set()
+        if position - bind.num_prompt_tokens < bind.min_tokens:
+            barred.update(bind.stop_token_ids)
+        if self.eos_every and self.eos_token_ids and (draw >> 32) % self.eos_every == 0:
+            end = self.eos_token_ids[draw % len(self.eos_token_ids)]
+            if end not in barred:
+                return end
+        barred.update(self.eos_token_ids)
+        while (token := draw % self.vocab_size) in barred:
+            draw = mix(draw, 1)
+        return token
+
+    def logprobs(self, token: int, state: int, count: int) -> TokenLogprobs:
+        """Make up log-probabilities: the sampled token is the most likely, its neighbours follow."""
+        top_ids = tuple((token + i) % self.vocab_size for i in range(count))
+        first = -((state >> 8) % 1000) / 1000
+        return TokenLogprobs(first, top_ids, tuple(first - i for i in range(count)))
+
+    def expected_tokens(
+        self,
+        prompt: tuple[int, ...],
+        num_tokens: int,
+        sampling: Sampling = Sampling(),  # noqa: B008 - a frozen value
+        stop_token_ids: tuple[int, ...] = (),
+        min_tokens: int = 0,
+    ) -> tuple[int, ...]:
+        """Tell what a quiet run of one process emits: the whole truth, without pages, batches or steps.
+
+        Ends after `num_tokens`, or with the first token out of `stop_token_ids`, which is included.
+        """
+        bind = Bind(0, sampling, prompt, len(prompt), stop_token_ids, min_tokens)
+        state, penalty_state, tokens = ROOT_STATE, 0, list(prompt)
+        for position in range(len(prompt) + num_tokens):
+            if position >= len(prompt):
+                tokens.append(self.next_token(state, position, bind, penalty_state))
+                if tokens[-1] in stop_token_ids:
+                    break
+            state = mix(state, tokens[position])
+            penalty_state = penalty_state + penalty_term(tokens[position], position, len(prompt)) & _MASK
+        return tuple(tokens[len(prompt) :])
+
+
+def penalty_term(token: int, position: int, num_prompt_tokens: int) -> int:
+    """What one token of the history adds to the penalty state; order does not matter, as with counts."""
+    return mix(token, position >= num_prompt_tokens)
