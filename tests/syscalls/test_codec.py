@@ -98,7 +98,7 @@ def test_encoder_refuses_what_the_splitter_would() -> None:
 @example(b"\x93\xa5hello\x01\xa2\xff\xfe")  # a name that is not UTF-8
 @example(b"\x94\xa5hello\x01\xa1x" + b"\x91" * 100_000 + b"\x01")  # a fourth field, deeply nested
 def test_garbage_is_a_decode_error(payload: bytes) -> None:
-    """Bytes that are no message raise one of the declared errors, or decode to a message; nothing else happens."""
+    """Bytes that are no message raise one of the declared errors, or happen to decode; nothing else."""
     for decoder in (client_frame_decoder, kernel_frame_decoder):
         try:
             decoded = decoder.decode(payload)
