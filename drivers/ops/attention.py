@@ -33,7 +33,7 @@ MAX_KEY_BLOCK = 128  # keys; pages that hold more are split
 WAVE_BLOCKS = 16  # partial results joined at once; a constant, because it is part of the order of summation
 MIN_BMM_ROWS = 4
 PREFILL_TILE = 16  # query tokens
-MAX_GROUP_BYTES = 32 << 20  # of gathered keys: bounds the scratch memory of a long prefill
+MAX_GROUP_BYTES = 4 << 20  # of gathered keys: bounds scratch memory, and stays near the caches
 
 
 def key_block_tokens(tokens_per_page: int) -> int:
@@ -105,12 +105,10 @@ def plan_attention(batch: Batch, shape: AttentionShape) -> ReferencePlan:
         # which length serves a row is free to choose: the verified ones give equal bits
         length = lengths[-1] if span.num_tokens * 2 >= lengths[-1] else lengths[0]
         by_length.setdefault(length, []).append(span)
-    wave_bytes = WAVE_BLOCKS * key_block * shape.num_kv_heads * shape.head_dim * 4
-    max_tiles = max(1, MAX_GROUP_BYTES // wave_bytes)
     groups = [
         group
         for length, spans in sorted(by_length.items())
-        for group in _plan_groups(spans, length, batch.tokens_per_page, key_block, shape, max_tiles, device)
+        for group in _plan_groups(spans, length, batch.tokens_per_page, key_block, shape, device)
     ]
     return ReferencePlan(shape, key_block, bmm_verified, tuple(groups))
 
@@ -121,7 +119,6 @@ def _plan_groups(
     tokens_per_page: int,
     key_block: int,
     shape: AttentionShape,
-    max_tiles: int,
     device: torch.device,
 ) -> Iterator[Group]:
     page_table = np.zeros((len(spans), max(len(span.pages) for span in spans)), dtype=np.int64)
@@ -146,8 +143,12 @@ def _plan_groups(
     def tensor(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
-    for begin in range(0, len(order), max_tiles):
-        chosen = order[begin : begin + max_tiles]
+    block_bytes = key_block * shape.num_kv_heads * shape.head_dim * 4
+    begin = 0
+    while begin < len(order):
+        wave_blocks = min(WAVE_BLOCKS, int(num_blocks[order[begin]]))
+        chosen = order[begin : begin + max(1, MAX_GROUP_BYTES // (wave_blocks * block_bytes))]
+        begin += len(chosen)
         out_slots = np.flatnonzero(real[chosen])
         yield Group(
             tile_length=length,
