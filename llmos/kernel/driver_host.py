@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -9,7 +10,16 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from llmos.device import (
-    DRIVER_ABI, DriverLink, DriverLost, Failed, FromDriver, Hello, Load, Loaded, Progress, StepDone,
+    DRIVER_ABI,
+    DriverLink,
+    DriverLost,
+    Failed,
+    FromDriver,
+    Hello,
+    Load,
+    Loaded,
+    Progress,
+    StepDone,
 )  # fmt: skip
 from llmos.errors import LlmosError
 from llmos.ipc.mailbox import MailboxClosed
@@ -119,7 +129,9 @@ class DriverHost:
         except trio.TooSlowError:
             raise DriverLost(f"driver {self.name} did not start in {DRIVER_START_SECONDS:g} s") from None
         if not isinstance(hello, Hello) or hello.abi != DRIVER_ABI:
-            raise LoadRefused(f"device {self.name}: driver speaks ABI {getattr(hello, 'abi', '?')}, not {DRIVER_ABI}")
+            raise LoadRefused(
+                f"device {self.name}: driver speaks ABI {getattr(hello, 'abi', '?')}, not {DRIVER_ABI}"
+            )
         self.hello = hello
         self.state = HostState.LOADING
         await link.send(self._load)
@@ -129,8 +141,10 @@ class DriverHost:
                 case Loaded():
                     self._events.record(
                         "driver",
-                        f"{self.name}: {answer.model.name} ({answer.model.architecture}, {answer.model.dtype}) loaded in "
-                        f"{answer.seconds:.2f} s; {answer.num_frames} frames of {answer.kv.frame_bytes >> 10} KiB",
+                        f"{self.name}: {answer.model.name} ({answer.model.architecture}, "
+                        f"{answer.model.dtype}) "
+                        f"loaded in {answer.seconds:.2f} s; "
+                        f"{answer.num_frames} frames of {answer.kv.frame_bytes >> 10} KiB",
                     )
                     return answer
                 case Failed(message):
@@ -166,7 +180,9 @@ class DriverHost:
             issued_at = self.core.oldest_issue_time()
             if issued_at is not None and trio.current_time() - issued_at > self._step_timeout:
                 self._events.record(
-                    "driver", f"{self.name}: a step took over {self._step_timeout:g} s; killing it", level="error"
+                    "driver",
+                    f"{self.name}: a step took over {self._step_timeout:g} s; killing it",
+                    level="error",
                 )
                 link.kill()
 
@@ -183,8 +199,5 @@ class DriverHost:
         self._tell(DriverDown(message, is_final=True))
 
     def _tell(self, message: DriverUp | DriverDown | StepFinished) -> None:
-        try:
+        with contextlib.suppress(MailboxClosed):  # the kernel is stopping
             self.core.mailbox.send_nowait(message)
-        except MailboxClosed:
-            pass  # the kernel is stopping
-

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import sys
 
 import trio
 
-from llmos.device import DriverLost, FromDriver, ToDriver, StopDriver, encode_message, from_driver_decoder
+from llmos.device import DriverLost, FromDriver, StopDriver, ToDriver, encode_message, from_driver_decoder
 from llmos.ipc.framing import FrameError, FrameStream
 from llmos.params import DRIVER_STOP_SECONDS
 
@@ -67,10 +68,9 @@ class ProcessLink:
         self._is_closed = True
         with trio.CancelScope(shield=True):
             with trio.move_on_after(DRIVER_STOP_SECONDS):
-                try:
+                # It may be gone, or a send to it may have been cut short: EOF tells it to stop, too.
+                with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                     await self._stream.send_all(encode_message(StopDriver()))
-                except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
-                    pass  # it is gone, or being written to by a task that is about to stop: EOF says it too
                 await self._stream.aclose()
                 await self._process.wait()
             await self._stream.aclose()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -21,7 +21,9 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
 
-        def histogram(name: str, what: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()) -> Histogram:
+        def histogram(
+            name: str, what: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()
+        ) -> Histogram:
             return Histogram(name, what, labels, buckets=buckets, registry=self._registry)
 
         self._queued = histogram("llmos_queue_seconds", "Spawn to first step.", SECONDS_BUCKETS)
@@ -39,25 +41,21 @@ class Metrics:
         self._prompt.observe(usage.num_prompt_tokens)
         self._output.observe(usage.num_output_tokens)
 
-    def watch(self, statistics: Callable[[], StatisticsInfo], devices: Callable[[], tuple[DeviceInfo, ...]]) -> None:
-        """Read these at every scrape."""
-        self._registry.register(_Snapshot(statistics, devices))
-
-    def render(self) -> str:
-        """The text exposition format. Safe in a thread."""
-        return generate_latest(self._registry).decode()
+    def render(self, statistics: StatisticsInfo, devices: tuple[DeviceInfo, ...]) -> str:
+        """The text exposition format. Safe in a thread: it touches only the histograms."""
+        snapshot = CollectorRegistry()
+        snapshot.register(_Snapshot(statistics, devices))
+        return generate_latest(snapshot).decode() + generate_latest(self._registry).decode()
 
 
 class _Snapshot(Collector):
-    def __init__(
-        self, statistics: Callable[[], StatisticsInfo], devices: Callable[[], tuple[DeviceInfo, ...]]
-    ) -> None:
+    def __init__(self, statistics: StatisticsInfo, devices: tuple[DeviceInfo, ...]) -> None:
         self._statistics = statistics
         self._devices = devices
 
     def collect(self) -> Iterable[Metric]:
         """See Collector."""
-        now = self._statistics()
+        now = self._statistics
         for name, what, value in (
             ("llmos_processes_spawned", "Processes spawned.", now.num_spawned),
             ("llmos_processes_exited", "Processes that have ended.", now.num_exited),
@@ -68,16 +66,16 @@ class _Snapshot(Collector):
             ("llmos_steps", "Device steps.", now.num_steps),
         ):
             yield CounterMetricFamily(name, what, value=value)
-        for name, what, value in (
+        for name, what, gauge in (
             ("llmos_sessions", "Open syscall sessions.", now.num_sessions),
             ("llmos_processes", "Processes in the table, zombies included.", now.num_processes),
             ("llmos_processes_running", "Processes that take part in steps.", now.num_running),
             ("llmos_processes_waiting", "Processes in the run queues.", now.num_waiting),
             ("llmos_uptime_seconds", "Since boot.", now.uptime_seconds),
         ):
-            yield GaugeMetricFamily(name, what, value=value)
+            yield GaugeMetricFamily(name, what, value=gauge)
         frames = GaugeMetricFamily("llmos_frames", "Physical frames.", labels=("device", "use"))
-        for device in self._devices():
+        for device in self._devices:
             used = device.num_frames - device.num_free_frames - device.num_cached_frames
             frames.add_metric((device.name, "used"), used)
             frames.add_metric((device.name, "cached"), device.num_cached_frames)

@@ -14,7 +14,6 @@ from llmos.kernel.events import EventLog
 from llmos.kernel.metrics import Metrics
 from llmos.params import VERSION, ZOMBIE_SECONDS
 from llmos.place.placer import DeviceLoad, least_loaded
-from llmos.proc.lifecycle import ProcState
 from llmos.proc.pcb import Process
 from llmos.proc.table import ProcessTable
 from llmos.sched.core import Core
@@ -34,7 +33,6 @@ class System:
     metrics: Metrics = attrs.field(factory=Metrics)
     cores: dict[str, Core] = attrs.field(factory=dict)
     hosts: dict[str, DriverHost] = attrs.field(factory=dict)
-    device_of: dict[int, str] = attrs.field(factory=dict)  # pid → device, while the process is in the table
     max_waiting: int = 4096  # processes that wait on one device; more are refused
     num_sessions: int = 0
     is_draining: bool = False
@@ -46,7 +44,7 @@ class System:
     # --- devices -----------------------------------------------------------------------------------------
 
     def place(self) -> Core:
-        """Choose the device of a new process. Raises SyscallError: ENODEV, EAGAIN (no model loaded yet, or full)."""
+        """Choose the device of a new process. Raises SyscallError: ENODEV, EAGAIN (not loaded, or full)."""
         loads = []
         for name, host in self.hosts.items():
             if host.state is HostState.FAILED:
@@ -62,19 +60,23 @@ class System:
                     memory.num_free if memory else 0,
                 )
             )
-        name = least_loaded(loads)
-        if name is None:
+        chosen = least_loaded(loads)
+        if chosen is None:
             raise SyscallError(Errno.ENODEV, "every device has failed; `llmsh lsdev` says why")
-        core = self.cores[name]
+        name, core = chosen, self.cores[chosen]
         if core.loaded is None:
-            raise SyscallError(Errno.EAGAIN, f"device {name} is {self.hosts[name].state.value}; the model is not ready")
+            raise SyscallError(
+                Errno.EAGAIN, f"device {name} is {self.hosts[name].state.value}; the model is not ready"
+            )
         if len(core.queue.waiting) >= self.max_waiting:
-            raise SyscallError(Errno.EAGAIN, f"{self.max_waiting} processes wait on {name}, the most that may")
+            raise SyscallError(
+                Errno.EAGAIN, f"{self.max_waiting} processes wait on {name}, the most that may"
+            )
         return core
 
     def core_of(self, process: Process) -> Core:
         """The device that a process lives on."""
-        return self.cores[self.device_of[process.pid]]
+        return self.cores[process.device]
 
     def device_infos(self) -> tuple[DeviceInfo, ...]:
         """What `lsdev` shows."""
@@ -141,31 +143,30 @@ class System:
             parent=process.parent,
             tenant=process.tenant,
             label=process.label,
-            device=self.device_of.get(process.pid),
+            device=process.device,
             reason=process.status.reason,
             message=process.status.message,
             prompt_tokens=usage.num_prompt_tokens,
             cached_tokens=usage.num_cached_tokens,
             output_tokens=usage.num_output_tokens,
             queued_ms=round(usage.queued_seconds * 1e3, 3),
-            first_token_ms=None if usage.first_token_seconds is None else round(usage.first_token_seconds * 1e3, 3),
+            first_token_ms=None
+            if usage.first_token_seconds is None
+            else round(usage.first_token_seconds * 1e3, 3),
             total_ms=round(usage.running_seconds * 1e3, 3),
             preemptions=usage.num_preemptions,
         )
 
     def reap(self, process: Process) -> None:
         """Take a zombie out of the table."""
-        if process.state is ProcState.ZOMBIE:
-            self.table.reap(process)
-            self.device_of.pop(process.pid, None)
+        self.table.reap(process)
 
     def process_info(self, process: Process) -> ProcessInfo:
         """What `ps` and `stat` show."""
         now = trio.current_time()
         resident = shared = 0
-        device = self.device_of.get(process.pid)
-        if process.space is not None and device is not None:
-            switch = self.cores[device].switch
+        if process.space is not None:
+            switch = self.core_of(process).switch
             assert switch is not None
             resident, shared = switch.vmm.resident_bytes(process.space)
         return ProcessInfo(
@@ -175,7 +176,7 @@ class System:
             state=process.describe_state,
             label=process.label,
             model=process.model,
-            device=device,
+            device=process.device,
             nice=process.nice,
             seed=process.sampling.seed or 0,
             num_tokens=len(process.tokens),
@@ -194,7 +195,11 @@ class System:
             await trio.sleep(ZOMBIE_SECONDS / 10)
             now = trio.current_time()
             for process in self.table:
-                if process.session is None and process.ended_at is not None and now - process.ended_at > ZOMBIE_SECONDS:
+                if (
+                    process.session is None
+                    and process.ended_at is not None
+                    and now - process.ended_at > ZOMBIE_SECONDS
+                ):
                     self.reap(process)
 
     # --- numbers -----------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ Pid = NewType("Pid", int)
 
 @attrs.define(eq=False)
 class Reader:
-    """A parked read: called once with the process when there is something at `offset`, or the turn is over."""
+    """A parked read: called once, when there is something at `offset` or the turn is over."""
 
     offset: int
     wake: Callable[[Process], None]
@@ -44,6 +44,7 @@ class Process:
     session: int | None  # the session that it ends with; None when detached
     label: str = ""
     model: str
+    device: str  # that it was placed on
     sampling: Sampling  # with a seed, always
     stop_tokens: frozenset[int]  # ids that end a turn
     min_tokens: int = 0
@@ -118,7 +119,9 @@ class Process:
             num_cached_tokens=self.num_cached_tokens,
             num_output_tokens=len(self.output),
             queued_seconds=queued_until - self.spawned_at,
-            first_token_seconds=None if self.first_token_at is None else self.first_token_at - self.spawned_at,
+            first_token_seconds=None
+            if self.first_token_at is None
+            else self.first_token_at - self.spawned_at,
             running_seconds=(self.ended_at if self.ended_at is not None else now) - self.spawned_at,
             num_preemptions=self.num_preemptions,
         )

@@ -46,7 +46,7 @@ class ProcessTable:
         if len(self._processes) + count > self._max_processes:
             raise SyscallError(
                 Errno.EAGAIN,
-                f"the process table is full: {len(self._processes)} of {self._max_processes}, {count} more asked for",
+                f"process table full: {len(self._processes)} of {self._max_processes}, {count} more wanted",
             )
         pids = [Pid(self._next_pid + i) for i in range(count)]
         self._next_pid += count
@@ -66,6 +66,11 @@ class ProcessTable:
     def reap(self, process: Process) -> None:
         """Take a zombie out of the table. Does nothing when it is gone already."""
         if process.state is ProcState.ZOMBIE:
+            self._processes.pop(process.pid, None)
+
+    def discard(self, process: Process) -> None:
+        """Take out a process that never came to life. Does nothing when it is gone already."""
+        if process.state is ProcState.EMBRYO:
             self._processes.pop(process.pid, None)
 
     def of_session(self, session: int) -> list[Process]:

@@ -33,7 +33,7 @@ class Share:
 
 
 def compose(running: Iterable[Process], limits: BatchLimits) -> list[Share]:
-    """Divide the budget: first one token to each process that decodes, then prompt chunks, both in the order given.
+    """Divide the budget: one token to each process that decodes, then prompt chunks, in the order given.
 
     Neither mutates nor looks at memory: whether the shares can be mapped is the caller's business.
 

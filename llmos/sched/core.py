@@ -65,7 +65,8 @@ class Core:
         name: of the device.
         policy: who is resident.
         limits: what one step may hold.
-        max_running: most processes that run at once, also the number of address spaces.
+        max_running: most processes that run at once.
+        max_spaces: address spaces of the device, for those who run and those who only hold memory.
         on_exit: called with each process as it becomes a zombie.
         prefix_cache: keep the pages of ended processes for others to share.
     """
@@ -76,6 +77,7 @@ class Core:
         policy: ResidencyPolicy,
         limits: BatchLimits,
         max_running: int,
+        max_spaces: int,
         on_exit: Callable[[Process], None],
         prefix_cache: bool = True,
     ) -> None:
@@ -86,6 +88,7 @@ class Core:
         self.policy = policy
         self.limits = limits
         self.max_running = max_running
+        self.max_spaces = max_spaces
         self.prefix_cache = prefix_cache
         self.switch: ContextSwitch | None = None
         self.queue = RunQueue(self._frames_needed)
@@ -255,7 +258,7 @@ class Core:
         self.admission_is_due = True
 
     def share_if_room(self, elder: Process, heir: Process, num_tokens: int) -> None:
-        """Let `heir` start from the elder's pages; without a free space it starts from the prefix index later."""
+        """Let `heir` start from the elder's pages; without a free space, from the prefix index later."""
         assert self.switch is not None
         if num_tokens > 0:
             try:
@@ -309,7 +312,7 @@ class Core:
         if not process.interactive:
             self.terminate(process, status)
             return
-        # A step in flight may compute the end token's position: that is valid memory; its sample is not wanted.
+        # A step in flight may compute the end token's position: valid memory, but its sample is not wanted.
         process.epoch += 1
         process.num_pending = 0
         process.num_scheduled = process.num_computed = min(process.num_scheduled, len(process.tokens))
@@ -352,7 +355,7 @@ class Core:
         return VMM(
             kv,
             num_frames=loaded.num_frames,
-            max_spaces=self.max_running,
+            max_spaces=self.max_spaces,
             max_model_len=loaded.model.max_model_len,
             prefix_cache=self.prefix_cache,
         )

@@ -1,4 +1,4 @@
-"""Residency policies: which processes hold memory and run. Pure functions from a frozen view to a decision."""
+"""Residency policies: which processes hold memory and run. Pure functions, from a view to a decision."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class FirstComeFirstServed:
     """Nice level first, then order of arrival; nobody overtakes.
 
     A process that does not fit holds up those behind it, so a large prompt cannot starve. Under pressure the
-    memory of those that do not run goes first, latest arrival first; then the running process that is last in the order.
+    memory of those that do not run goes first, latest arrival first; then that of the last in the order.
     """
 
     name = "fcfs"

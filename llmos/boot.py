@@ -1,0 +1,245 @@
+"""Boot: the only wiring. One line per subsystem, in dependency order."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import attrs
+import msgspec
+import trio
+import trio.lowlevel
+
+from drivers.builtin import base_path
+from drivers.sim import SimDriver
+from drivers.sim_model import SimModel
+from llmos.config import Config, num_cores
+from llmos.device import DriverLink, Load, Progress
+from llmos.ipc.credentials import listen_unix
+from llmos.kernel.driver_host import DriverHost, OpenLink
+from llmos.kernel.driver_link import open_driver
+from llmos.kernel.gateway_process import GatewayProcess
+from llmos.kernel.server import SyscallServer
+from llmos.kernel.system import System
+from llmos.models import resolve_model
+from llmos.proc.lifecycle import ProcState
+from llmos.sched.batch import BatchLimits
+from llmos.sched.core import Core
+from llmos.sched.messages import Kill
+from llmos.sched.policy import POLICIES
+from syscalls.paths import default_socket_path
+
+
+@attrs.frozen
+class Ready:
+    """What there is to say when everything serves."""
+
+    url: str  # empty: no gateway
+    socket_path: str
+    model: str
+    devices: tuple[str, ...]
+    seconds: float
+
+
+async def boot(
+    config: Config,
+    device_kind: str,
+    on_progress: Callable[[str, Progress], None] | None = None,
+    open_link: Callable[[str], OpenLink] | None = None,
+    task_status: trio.TaskStatus[tuple[System, Ready]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run the kernel until it is told to shut down; started() when everything serves.
+
+    Args:
+        config: checked.
+        device_kind: "cpu", "cuda" or "sim"; "auto" was decided by the caller.
+        on_progress: told how far loads are.
+        open_link: for tests: makes the opener of each device's line, given its name.
+
+    Raises:
+        LoadRefused, GatewayFailed, AddressInUse: boot failed; nothing is left running.
+    """
+    began = trio.current_time()
+    socket_path = config.socket or str(default_socket_path())
+    model_path = await trio.to_thread.run_sync(resolve_model, config.model, str(base_path()))
+    system = System(max_waiting=config.max_waiting)
+    shutdown = ShutdownRequest()
+    system.request_shutdown = shutdown.request
+    gateway = None
+    listener = listen_unix(socket_path)  # first: two kernels on one socket must not both load a model
+    async with trio.open_nursery() as nursery:
+        for name in device_names(config, device_kind):
+            opener = open_link(name) if open_link else link_opener(config, device_kind, name, model_path)
+            core = system.cores[name] = make_core(config, name, system)  # run queue and memory
+            system.hosts[name] = DriverHost(  # the driver's process
+                core,
+                opener,
+                load_message(config, model_path),
+                config.step_timeout_seconds,
+                system.events,
+                on_progress,
+            )
+            nursery.start_soon(core.run)
+        await nursery.start(SyscallServer(system).run, listener)  # the syscall socket
+        async with trio.open_nursery() as starting:
+            for host in system.hosts.values():
+                starting.start_soon(nursery.start, host.run)  # load the model, all devices at once
+            if config.listen:
+                gateway = GatewayProcess(
+                    config.listen,
+                    socket_path,
+                    config.shutdown_grace_seconds,
+                    (config.log_level, config.log_format),
+                    system.events,
+                )
+                starting.start_soon(nursery.start, gateway.run)  # the OpenAI door
+        nursery.start_soon(system.reap_forgotten)
+        system.loaded_at = int(time.time())
+        seconds = trio.current_time() - began
+        names = tuple(system.hosts)
+        ready = Ready(gateway.url if gateway else "", socket_path, system.models()[0].name, names, seconds)
+        system.events.record("boot", f"ready in {seconds:.2f} s: {ready.model} on {', '.join(names)}")
+        task_status.started((system, ready))
+        grace_seconds = await shutdown.wait()
+        await drain(system, gateway, grace_seconds)
+        nursery.cancel_scope.cancel()
+
+
+class ShutdownRequest:
+    """How long the kernel may still take, once somebody has asked it to stop."""
+
+    def __init__(self) -> None:
+        self._event = trio.Event()
+        self._grace_seconds = 0.0
+
+    def request(self, grace_seconds: float) -> None:
+        """Ask. The first one to ask sets the grace."""
+        if not self._event.is_set():
+            self._grace_seconds = grace_seconds
+            self._event.set()
+
+    async def wait(self) -> float:
+        """Wait until somebody asks; return the grace in seconds. A checkpoint."""
+        await self._event.wait()
+        return self._grace_seconds
+
+
+async def drain(system: System, gateway: GatewayProcess | None, grace_seconds: float) -> None:
+    """Admit nothing new, let what runs finish within the grace, end the rest."""
+    system.is_draining = True
+    system.events.record("boot", f"draining, {grace_seconds:g} s")
+    with trio.move_on_after(grace_seconds):
+        while any(  # noqa: ASYNC110 - a look every 50 ms beats an event on every turn's end
+            p.state not in (ProcState.ZOMBIE, ProcState.STOPPED) and not p.turn_is_over for p in system.table
+        ):
+            await trio.sleep(0.05)
+    for process in system.table:
+        if process.state is not ProcState.ZOMBIE:
+            system.core_of(process).mailbox.send_nowait(Kill(process, "draining", lambda error: None))
+    await trio.lowlevel.checkpoint()  # the Cores carry the kills out, and readers hear of them
+    if gateway is not None:
+        await gateway.stop(min(grace_seconds, 2.0))
+
+
+def device_names(config: Config, kind: str) -> list[str]:
+    """cpu:0, cpu:1, …"""
+    return [f"{kind}:{i}" for i in range(config.devices)]
+
+
+def make_core(config: Config, name: str, system: System) -> Core:
+    """A device's run queue, limits and policy, from the configuration."""
+    limits = BatchLimits(
+        max_step_tokens=config.max_step_tokens,
+        max_rows=config.max_running,
+        max_chunk_tokens=config.max_chunk_tokens or config.max_step_tokens,
+    )
+    return Core(
+        name,
+        POLICIES[config.policy](),
+        limits,
+        config.max_running,
+        num_spaces(config),
+        system.on_exit,
+        config.prefix_cache,
+    )
+
+
+def load_message(config: Config, model_path: str) -> Load:
+    """What each driver is told to load."""
+    return Load(
+        path=model_path,
+        name=config.name
+        or ("llmos-base" if config.model == "builtin" else model_path.rstrip("/").rsplit("/", 1)[-1]),
+        dtype=config.weights,
+        pool_bytes=config.pool_mib << 20 if config.pool_mib else None,
+        frame_bytes=config.frame_kib << 10 if config.frame_kib else None,
+        max_spaces=num_spaces(config),
+        max_model_len=config.max_model_len,
+        max_step_tokens=config.max_step_tokens,
+    )
+
+
+def num_spaces(config: Config) -> int:
+    """Address spaces of a device: those who run, and as many again who only hold memory."""
+    return 2 * config.max_running
+
+
+def simulated_opener(name: str, model_path: str) -> OpenLink:
+    """A simulated device that speaks the vocabulary of a real model, so that its text can be decoded."""
+    shape = msgspec.json.decode((Path(model_path) / "config.json").read_bytes())
+    eos = shape.get("eos_token_id")
+    eos_ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),)
+    model = SimModel(shape["vocab_size"], eos_ids, eos_every=100)
+
+    async def open_link() -> DriverLink:
+        await trio.lowlevel.checkpoint()
+        return SimDriver(
+            name=name, model=model, max_model_len=shape["max_position_embeddings"], num_frames=8192
+        )
+
+    return open_link
+
+
+def link_opener(config: Config, kind: str, name: str, model_path: str) -> OpenLink:
+    """How a device's driver is started."""
+    if kind == "sim":
+        return simulated_opener(name, model_path)
+    threads = config.threads or max(1, num_cores() // config.devices)
+
+    async def open_link() -> DriverLink:
+        return await open_driver(kind, name, threads)
+
+    return open_link
+
+
+async def serve(
+    config: Config,
+    device_kind: str,
+    on_ready: Callable[[Ready], None],
+    on_progress: Callable[[str, Progress], None] | None = None,
+) -> None:
+    """Boot, say so, serve until Ctrl-C, SIGTERM or a shutdown call; all drain, a second signal does not wait."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+
+            async def obey_signals() -> None:
+                num_seen = 0
+                async for _ in signals:
+                    num_seen += 1
+                    if num_seen > 1 or not systems:
+                        nursery.cancel_scope.cancel()
+                    else:
+                        systems[0].request_shutdown(config.shutdown_grace_seconds)
+
+            systems: list[System] = []
+            nursery.start_soon(obey_signals)
+
+            async def run(task_status: trio.TaskStatus[tuple[System, Ready]]) -> None:
+                await boot(config, device_kind, on_progress, task_status=task_status)
+                nursery.cancel_scope.cancel()
+
+            system, ready = await nursery.start(run)
+            systems.append(system)
+            on_ready(ready)

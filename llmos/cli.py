@@ -1,0 +1,185 @@
+"""The `llmos` command: up, down, doctor, bench."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import trio
+
+from llmos import doctor
+from llmos.boot import Ready, serve
+from llmos.config import Config, ConfigError, field_types, load_config
+from llmos.device import Progress
+from llmos.errors import LlmosError
+from llmos.log import configure_logging
+from llmos.params import VERSION
+from syscalls.client import ConnectionLost
+from syscalls.errno import SyscallError
+from syscalls.paths import default_socket_path
+from syscalls.sync import SyncClient
+
+EXIT_FAILED, EXIT_USAGE, EXIT_NO_SERVER = 1, 2, 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 failed, 2 usage, 3 no server."""
+    parser = argparse.ArgumentParser(prog="llmos", description="An operating system for LLM inference.")
+    parser.add_argument("--version", action="version", version=f"llmos {VERSION}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    add_up(commands)
+    down = commands.add_parser("down", help="drain and stop the running kernel")
+    down.add_argument("--socket", default=None, help="path of the syscall socket")
+    down.add_argument("--grace", type=float, default=30.0, metavar="SECONDS", help="time to finish in")
+    down.set_defaults(run=run_down)
+    check = commands.add_parser("doctor", help="what devices, kernels and libraries are usable, and why not")
+    check.add_argument("--json", action="store_true", help="one JSON object")
+    check.set_defaults(run=lambda options: doctor.main(as_json=options.json))
+    bench = commands.add_parser("bench", help="measure, and print a table")
+    bench.add_argument("name", choices=["kernel"], help="which benchmark")
+    bench.add_argument("--json", metavar="FILE", default=None, help="also write one JSON object per row")
+    bench.add_argument("--runs", type=int, default=7, help="repetitions; the median is reported")
+    bench.set_defaults(run=run_bench)
+    options = parser.parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return run(options)
+    except (LlmosError, SyscallError) as error:
+        print(f"llmos: {error}", file=sys.stderr)
+        return EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED
+    except ConnectionLost as error:
+        print(f"llmos: {error}", file=sys.stderr)
+        return EXIT_NO_SERVER
+    except KeyboardInterrupt:
+        return 130
+
+
+# --- up --------------------------------------------------------------------------------------------------
+
+
+def add_up(commands: Any) -> None:
+    """One option for each field of Config."""
+    up = commands.add_parser(
+        "up", help="boot the kernel, its drivers and the gateway, and serve until Ctrl-C"
+    )
+    up.add_argument("--config", metavar="FILE.toml", default=None, help="read options from a TOML file")
+    for name, field in field_types().items():
+        description = ""
+        kind = field.type
+        if isinstance(kind, msgspec.inspect.Metadata):
+            description = (kind.extra_json_schema or {}).get("description", "")
+            kind = kind.type
+        if isinstance(kind, msgspec.inspect.UnionType):
+            kind = next(t for t in kind.types if not isinstance(t, msgspec.inspect.NoneType))
+        option = "--" + name.replace("_", "-")
+        default = "" if field.default is None or field.default == "" else f" (default: {field.default})"
+        settings: dict[str, Any] = {"dest": name, "default": None, "help": description + default}
+        match kind:
+            case msgspec.inspect.BoolType():
+                settings["action"] = argparse.BooleanOptionalAction
+            case msgspec.inspect.LiteralType(values):
+                settings["choices"] = sorted(values)
+            case msgspec.inspect.IntType():
+                settings |= {"type": int, "metavar": "N"}
+            case msgspec.inspect.FloatType():
+                settings |= {"type": float, "metavar": "X"}
+            case _:
+                settings["metavar"] = "TEXT"
+        up.add_argument(option, **settings)
+    up.set_defaults(run=run_up)
+
+
+def run_up(options: argparse.Namespace) -> int:
+    """Boot and serve."""
+    overrides = {n: v for n in Config.__struct_fields__ if (v := getattr(options, n)) is not None}
+    config = load_config(options.config, overrides)
+    configure_logging(config.log_level, config.log_format)
+    kind = doctor.choose_device() if config.device == "auto" else config.device
+    progress = LoadProgress()
+
+    def on_ready(ready: Ready) -> None:
+        progress.finish()
+        door = f"{ready.url} · " if ready.url else ""
+        print(
+            f"llmos ready: {door}{ready.socket_path} · {ready.model} on {', '.join(ready.devices)} · "
+            f"{ready.seconds:.1f} s",
+            flush=True,
+        )
+
+    code = 0
+    try:
+        trio.run(serve, config, kind, on_ready, progress.show, strict_exception_groups=True)
+    except* (LlmosError, OSError) as group:
+        progress.finish()
+        print(f"llmos: {first_leaf(group)}", file=sys.stderr)
+        code = EXIT_FAILED
+    return code
+
+
+def first_leaf(group: BaseExceptionGroup[Any]) -> BaseException:
+    """The first plain exception in a nest of groups: the one to tell the user."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+class LoadProgress:
+    """A progress bar on the terminal while models load; nothing where there is no terminal."""
+
+    def __init__(self) -> None:
+        self._done: dict[str, tuple[int, int]] = {}
+        self._shown = False
+
+    def show(self, device: str, progress: Progress) -> None:
+        """Redraw with one device's news."""
+        self._done[device] = (progress.done_bytes, progress.total_bytes)
+        if not sys.stderr.isatty():
+            return
+        done = sum(d for d, _ in self._done.values())
+        total = sum(t for _, t in self._done.values()) or 1
+        filled = 30 * done // total
+        print(
+            f"\rloading [{'#' * filled}{'.' * (30 - filled)}] {done >> 20}/{total >> 20} MiB", end="",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+        self._shown = True
+
+    def finish(self) -> None:
+        """Clear the line."""
+        if self._shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            self._shown = False
+
+
+# --- down, bench -----------------------------------------------------------------------------------------
+
+
+def run_down(options: argparse.Namespace) -> int:
+    """Ask the kernel to drain, and wait until its socket is gone."""
+    path = options.socket or str(default_socket_path())
+    with SyncClient(path, name="llmos down") as client:
+        client.shutdown(options.grace)
+        try:
+            while True:  # the connection lives until the kernel is gone
+                client.events(follow=True, since=2**62)
+        except ConnectionLost:
+            print("llmos is down")
+    return 0
+
+
+def run_bench(options: argparse.Namespace) -> int:
+    """Run one benchmark."""
+    if options.runs < 1:
+        raise ConfigError(f"runs is {options.runs}; at least 1")
+    module = importlib.import_module(f"llmos.bench.{options.name}")
+    result: int = module.main(json_path=options.json, num_runs=options.runs)
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main())

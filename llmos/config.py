@@ -1,0 +1,108 @@
+"""Configuration: one struct; each field is an option of `llmos up` and a key of the TOML file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from llmos.errors import LlmosError
+
+
+class ConfigError(LlmosError):
+    """A key or value of the configuration is wrong; the message names it."""
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What an operator may set. Sizes carry their units in the name."""
+
+    model: Annotated[str, Meta(description="Hugging Face folder, hub id, or 'builtin'")] = "builtin"
+    name: Annotated[str | None, Meta(description="name clients use; default: the folder's")] = None
+    weights: Annotated[
+        Literal["auto", "fp32", "fp16", "bf16"],
+        Meta(description="number format; auto: what the checkpoint holds"),
+    ] = "auto"
+    device: Annotated[
+        Literal["auto", "cpu", "cuda", "sim"], Meta(description="auto: cuda where it works, else cpu")
+    ] = "auto"
+    devices: Annotated[int, Meta(ge=1, le=64, description="number of devices")] = 1
+    threads: Annotated[
+        int | None, Meta(ge=1, le=256, description="threads of one device; default: cores divided by devices")
+    ] = None
+    listen: Annotated[str, Meta(description="HOST:PORT of the gateway; empty: no gateway")] = "127.0.0.1:8000"
+    socket: Annotated[str | None, Meta(description="path of the syscall socket")] = None
+    pool_mib: Annotated[
+        int | None,
+        Meta(ge=1, description="physical memory for frames, per device; default: by what is there"),
+    ] = None
+    frame_kib: Annotated[
+        int | None, Meta(ge=4, description="bytes of a frame, a multiple of 4 KiB; default: by the model")
+    ] = None
+    max_model_len: Annotated[
+        int | None, Meta(ge=1, description="context limit; default: the checkpoint's")
+    ] = None
+    max_running: Annotated[int, Meta(ge=1, le=4096, description="processes in one step, per device")] = 256
+    max_step_tokens: Annotated[int, Meta(ge=1, description="token budget of a step")] = 512
+    max_chunk_tokens: Annotated[
+        int | None, Meta(ge=1, description="most prompt tokens of one process in a step; default: the budget")
+    ] = None
+    max_waiting: Annotated[int, Meta(ge=0, description="processes that may wait, per device")] = 4096
+    policy: Annotated[Literal["fcfs"], Meta(description="who is resident")] = "fcfs"
+    prefix_cache: Annotated[bool, Meta(description="keep ended processes' pages for sharing")] = True
+    step_timeout_seconds: Annotated[
+        float, Meta(gt=0, description="a driver that needs longer is restarted")
+    ] = 120.0
+    shutdown_grace_seconds: Annotated[float, Meta(ge=0, description="time to finish on Ctrl-C")] = 30.0
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="least level logged")
+    ] = "warning"
+    log_format: Annotated[Literal["console", "json"], Meta(description="form of log lines")] = "console"
+
+
+def field_types() -> dict[str, msgspec.inspect.Field]:
+    """The fields of Config with their types and descriptions: the command line is made from these."""
+    info = msgspec.inspect.type_info(Config)
+    assert isinstance(info, msgspec.inspect.StructType)
+    return {field.name: field for field in info.fields}
+
+
+def load_config(path: str | None, overrides: dict[str, Any]) -> Config:
+    """Read a TOML file, if given, and lay the command line's values over it.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or value is wrong.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = msgspec.toml.decode(Path(path).read_bytes())
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+        except msgspec.DecodeError as error:
+            raise ConfigError(f"{path} is not TOML: {error}") from error
+    values = {key.replace("-", "_"): value for key, value in values.items()} | overrides
+    try:
+        config = msgspec.convert(values, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(str(error).replace("Object contains unknown field", "unknown key")) from error
+    if config.frame_kib is not None and config.frame_kib % 4:
+        raise ConfigError(f"frame_kib is {config.frame_kib}; it must be a multiple of 4")
+    if config.listen:
+        parse_listen(config.listen)
+    return config
+
+
+def parse_listen(listen: str) -> tuple[str, int]:
+    """Split HOST:PORT (or [V6]:PORT). Raises ConfigError."""
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65_535:
+        raise ConfigError(f"listen is {listen!r}; it must be HOST:PORT, like 127.0.0.1:8000")
+    return host.strip("[]"), int(port)
+
+
+def num_cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0))

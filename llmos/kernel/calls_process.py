@@ -1,0 +1,183 @@
+"""Handlers of the process family."""
+
+from __future__ import annotations
+
+import trio
+
+from llmos.kernel.session import Session
+from llmos.kernel.spawning import make_children, make_processes
+from llmos.kernel.system import System
+from llmos.proc.lifecycle import ProcState
+from llmos.proc.pcb import Process, Reader
+from llmos.sched import messages
+from syscalls import process as p
+from syscalls.codec import Answer, ErrorReply
+from syscalls.errno import Errno, SyscallError
+from syscalls.system import Done
+
+
+def _now_or_later(session: Session, call_id: int, answer: Answer) -> messages.Done:
+    """Make the `done` of a command: it answers the call with `answer`, or with the error."""
+
+    def done(error: SyscallError | None) -> None:
+        session.reply(call_id, ErrorReply(error.errno, error.message) if error else answer)
+
+    return done
+
+
+def spawn(system: System, session: Session, call_id: int, body: p.Spawn) -> Answer:
+    """See syscalls.process.Spawn."""
+    if system.is_draining:
+        raise SyscallError(Errno.ESHUTDOWN, "the kernel is draining; nothing new is admitted")
+    core = system.place()
+    processes = make_processes(system, core, session, body)
+    core.mailbox.send_nowait(messages.Enqueue(processes))
+    return p.Spawned(
+        tuple(process.pid for process in processes),
+        tuple(process.sampling.seed or 0 for process in processes),
+    )
+
+
+def fork(system: System, session: Session, call_id: int, body: p.Fork) -> Answer | None:
+    """See syscalls.process.Fork."""
+    parent = session.process(body.pid)
+    if system.is_draining:
+        raise SyscallError(Errno.ESHUTDOWN, "the kernel is draining; nothing new is admitted")
+    if parent.state is ProcState.ZOMBIE:
+        raise SyscallError(Errno.EBUSY, f"process {parent.pid} has exited")
+    core = system.core_of(parent)
+    children = make_children(system, session, parent, body)
+    answer = p.Spawned(
+        tuple(child.pid for child in children), tuple(child.sampling.seed or 0 for child in children)
+    )
+
+    def done(error: SyscallError | None) -> None:
+        if error is not None:
+            for child in children:
+                system.table.discard(child)
+        _now_or_later(session, call_id, answer)(error)
+
+    core.mailbox.send_nowait(messages.Fork(parent, children, done))
+    return None
+
+
+def wait(system: System, session: Session, call_id: int, body: p.Wait) -> Answer | None:
+    """See syscalls.process.Wait."""
+    process = session.process(body.pid)
+
+    def answer(ended: Process) -> None:
+        assert ended.status is not None
+        session.reply(call_id, p.Waited(ended.pid, ended.status, ended.usage(trio.current_time())))
+        system.reap(ended)
+
+    if process.state is ProcState.ZOMBIE:
+        answer(process)
+        return None
+    process.exit_callbacks.append(answer)
+    session.park(
+        call_id, lambda: process.exit_callbacks.remove(answer) if answer in process.exit_callbacks else None
+    )
+    return None
+
+
+def read(system: System, session: Session, call_id: int, body: p.Read) -> Answer | None:
+    """See syscalls.process.Read."""
+    process = session.process(body.pid)
+    if not 0 <= body.offset <= len(process.output):
+        raise SyscallError(
+            Errno.EINVAL,
+            f"offset is {body.offset}; process {body.pid} has {len(process.output)} output tokens",
+        )
+
+    def answer(ready: Process) -> None:
+        session.reply(call_id, _output(ready, body.offset))
+        if ready.auto_reap and ready.state is ProcState.ZOMBIE:
+            system.reap(ready)
+
+    if process.can_read(body.offset):
+        answer(process)
+        return None
+    reader = Reader(body.offset, answer)
+    process.readers.append(reader)
+    session.park(call_id, lambda: process.readers.remove(reader) if reader in process.readers else None)
+    return None
+
+
+def _output(process: Process, offset: int) -> p.Output:
+    return p.Output(
+        offset=offset,
+        tokens=tuple(process.output[offset:]),
+        logprobs=tuple(process.logprobs[offset:]),
+        end=process.status,
+        usage=process.usage(trio.current_time()) if process.status else p.Usage(),
+    )
+
+
+def write(system: System, session: Session, call_id: int, body: p.Write) -> Answer | None:
+    """See syscalls.process.Write."""
+    process = session.process(body.pid)
+    core = system.core_of(process)
+    assert core.loaded is not None
+    vocab_size = core.loaded.model.vocab_size
+    if not body.tokens:
+        raise SyscallError(Errno.EINVAL, "tokens is empty")
+    if not all(0 <= token < vocab_size for token in body.tokens):
+        raise SyscallError(Errno.EINVAL, f"tokens holds an id outside the vocabulary of {vocab_size}")
+    if body.max_tokens is not None and body.max_tokens < 1:
+        raise SyscallError(Errno.EINVAL, f"max_tokens is {body.max_tokens}; at least 1")
+    core.mailbox.send_nowait(
+        messages.WriteInput(process, body.tokens, body.max_tokens, _now_or_later(session, call_id, Done()))
+    )
+    return None
+
+
+def kill(system: System, session: Session, call_id: int, body: p.Kill) -> Answer | None:
+    """See syscalls.process.Kill."""
+    process = session.process(body.pid)
+    reason = f"killed by session {session.id}"
+    system.core_of(process).mailbox.send_nowait(
+        messages.Kill(process, reason, _now_or_later(session, call_id, Done()))
+    )
+    return None
+
+
+def stop(system: System, session: Session, call_id: int, body: p.Stop) -> Answer | None:
+    """See syscalls.process.Stop."""
+    process = session.process(body.pid)
+    system.core_of(process).mailbox.send_nowait(
+        messages.Stop(process, _now_or_later(session, call_id, Done()))
+    )
+    return None
+
+
+def cont(system: System, session: Session, call_id: int, body: p.Cont) -> Answer | None:
+    """See syscalls.process.Cont."""
+    process = session.process(body.pid)
+    system.core_of(process).mailbox.send_nowait(
+        messages.Cont(process, _now_or_later(session, call_id, Done()))
+    )
+    return None
+
+
+def nice(system: System, session: Session, call_id: int, body: p.Nice) -> Answer | None:
+    """See syscalls.process.Nice."""
+    if not p.MIN_NICE <= body.nice <= p.MAX_NICE:
+        raise SyscallError(Errno.EINVAL, f"nice is {body.nice}; the limit is {p.MIN_NICE} to {p.MAX_NICE}")
+    process = session.process(body.pid)
+    system.core_of(process).mailbox.send_nowait(
+        messages.Renice(process, body.nice, _now_or_later(session, call_id, Done()))
+    )
+    return None
+
+
+def ps(system: System, session: Session, call_id: int, body: p.Ps) -> Answer:
+    """See syscalls.process.Ps."""
+    if body.everyone and not session.is_admin:
+        raise SyscallError(Errno.EPERM, "listing everyone's processes is for administrators")
+    processes = [q for q in system.table if body.everyone or q.tenant == session.tenant]
+    return p.ProcessList(tuple(system.process_info(q) for q in sorted(processes, key=lambda q: q.pid)))
+
+
+def stat(system: System, session: Session, call_id: int, body: p.Stat) -> Answer:
+    """See syscalls.process.Stat."""
+    return system.process_info(session.process(body.pid))

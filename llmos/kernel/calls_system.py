@@ -1,0 +1,70 @@
+"""Handlers of the device and system families."""
+
+from __future__ import annotations
+
+import trio
+
+from llmos.kernel.session import Session
+from llmos.kernel.system import System
+from syscalls.codec import Answer
+from syscalls.errno import Errno, SyscallError
+from syscalls.system import (
+    DeviceList,
+    Devices,
+    Done,
+    EventList,
+    Events,
+    ModelList,
+    Models,
+    Ping,
+    Shutdown,
+)  # fmt: skip
+
+MAX_EVENTS = 10_000
+
+
+def devices(system: System, session: Session, call_id: int, body: Devices) -> Answer:
+    """See syscalls.system.Devices."""
+    return DeviceList(system.device_infos())
+
+
+def models(system: System, session: Session, call_id: int, body: Models) -> Answer:
+    """See syscalls.system.Models."""
+    return ModelList(system.models())
+
+
+def events(system: System, session: Session, call_id: int, body: Events) -> Answer | None:
+    """See syscalls.system.Events."""
+    limit = max(0, min(body.limit, MAX_EVENTS))
+    found = system.events.since(body.since, limit)
+    if found or not body.follow:
+        return EventList(found)
+
+    def wake() -> None:
+        session.reply(call_id, EventList(system.events.since(body.since, limit)))
+
+    system.events.follow(wake)
+    session.park(call_id, lambda: system.events.unfollow(wake))
+    return None
+
+
+def shutdown(system: System, session: Session, call_id: int, body: Shutdown) -> Answer:
+    """See syscalls.system.Shutdown."""
+    if not session.is_admin:
+        raise SyscallError(Errno.EPERM, "shutdown is for administrators")
+    if not 0 <= body.grace_seconds <= 86_400:
+        raise SyscallError(Errno.EINVAL, f"grace_seconds is {body.grace_seconds}; the limit is 0 to 86400")
+    system.request_shutdown(body.grace_seconds)
+    return Done()
+
+
+def ping(system: System, session: Session, call_id: int, body: Ping) -> Answer:
+    """See syscalls.system.Ping."""
+    return Done()
+
+
+async def render_statistics(system: System, session: Session, call_id: int) -> None:
+    """Answer Statistics(exposition=True); the text is made in a thread."""
+    statistics, device_infos = system.statistics(), system.device_infos()
+    text = await trio.to_thread.run_sync(system.metrics.render, statistics, device_infos)
+    session.reply(call_id, system.statistics(exposition=text))

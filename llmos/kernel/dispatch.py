@@ -1,0 +1,70 @@
+"""The syscall table: one row for each call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+import trio
+
+from llmos.kernel import calls_process, calls_system
+from llmos.kernel.session import Session
+from llmos.kernel.system import System
+from syscalls import process as p
+from syscalls import system as s
+from syscalls.codec import Answer, Call, ErrorReply, Request
+from syscalls.errno import Errno, SyscallError
+
+log = structlog.get_logger("syscall")
+
+Handler = Callable[[System, Session, int, Any], Answer | None]
+"""Takes the system, the session, the call's id and its body. Returns the answer, or None when it parked the
+call or passed it on, and will answer through `Session.reply`. Raises SyscallError. Never waits."""
+
+TABLE: dict[type[Request], Handler] = {
+    p.Spawn: calls_process.spawn,
+    p.Fork: calls_process.fork,
+    p.Wait: calls_process.wait,
+    p.Read: calls_process.read,
+    p.Write: calls_process.write,
+    p.Kill: calls_process.kill,
+    p.Stop: calls_process.stop,
+    p.Cont: calls_process.cont,
+    p.Nice: calls_process.nice,
+    p.Ps: calls_process.ps,
+    p.Stat: calls_process.stat,
+    s.Devices: calls_system.devices,
+    s.Models: calls_system.models,
+    s.Events: calls_system.events,
+    s.Shutdown: calls_system.shutdown,
+    s.Ping: calls_system.ping,
+}
+
+
+class Dispatcher:
+    """Carries calls out. A handler's failure is the caller's answer, never the session's end."""
+
+    def __init__(self, system: System) -> None:
+        self._system = system
+
+    def carry_out(self, session: Session, call: Call, nursery: trio.Nursery) -> None:
+        """Answer a call, or see to it that it will be. Synchronous; rendering metrics goes to a thread."""
+        try:
+            if isinstance(call.body, s.Statistics):
+                if call.body.exposition:
+                    # In the session's nursery: a scrape ends with its session.
+                    nursery.start_soon(calls_system.render_statistics, self._system, session, call.id)
+                    return
+                answer: Answer | None = self._system.statistics()
+            else:
+                answer = TABLE[type(call.body)](self._system, session, call.id, call.body)
+        except SyscallError as error:
+            answer = ErrorReply(error.errno, error.message)
+        except Exception:
+            log.exception("syscall_failed", session=session.id, call=type(call.body).__name__)
+            answer = ErrorReply(
+                Errno.EFAULT, f"kernel bug in {type(call.body).__name__}; see the kernel's log"
+            )
+        if answer is not None:
+            session.reply(call.id, answer)

@@ -1,0 +1,114 @@
+"""The gateway as the kernel sees it: a program of its own, started, watched and started again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+import trio
+
+from llmos.errors import LlmosError
+from llmos.kernel.events import EventLog
+
+START_SECONDS = 30.0
+FAST_DEATH_SECONDS = 5.0
+MAX_FAST_DEATHS = 3
+
+
+class GatewayFailed(LlmosError):
+    """The gateway does not start; the message says what it printed or how it ended."""
+
+
+class GatewayProcess:
+    """Owns the gateway's operating-system process.
+
+    Args:
+        listen: HOST:PORT to bind.
+        socket_path: of the syscall socket that it is a client of.
+        grace_seconds: what running requests get to finish in when it is stopped.
+        log: level and form of its own log, on our standard error.
+        events: the kernel's event ring.
+    """
+
+    def __init__(
+        self,
+        listen: str,
+        socket_path: str,
+        grace_seconds: float,
+        log: tuple[str, str],
+        events: EventLog,
+    ) -> None:
+        self._command = [
+            sys.executable, "-m", "shell.gateway", "--listen", listen, "--socket", socket_path,
+            "--shutdown-timeout", str(grace_seconds), "--log-level", log[0], "--log-format", log[1],
+        ]  # fmt: skip
+        self._events = events
+        self._process: trio.Process | None = None
+        self._is_stopping = False
+        self.url = ""
+        self.num_restarts = 0
+
+    async def run(self, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the gateway running until `stop`; started(url) when it listens. Raises GatewayFailed."""
+        num_fast_deaths = 0
+        while not self._is_stopping:
+            born = trio.current_time()
+            self.url = await self._start()
+            if self.num_restarts == 0:
+                task_status.started(self.url)
+            assert self._process is not None
+            try:
+                code = await self._process.wait()
+            except trio.Cancelled:
+                self._process.kill()
+                raise
+            if self._is_stopping:
+                return
+            num_fast_deaths = num_fast_deaths + 1 if trio.current_time() - born < FAST_DEATH_SECONDS else 0
+            if num_fast_deaths >= MAX_FAST_DEATHS:
+                raise GatewayFailed(
+                    f"the gateway ended {num_fast_deaths} times in a row right after its start"
+                )
+            self._events.record("gateway", f"ended with code {code}; restarting", level="warning")
+            self.num_restarts += 1
+
+    async def _start(self) -> str:
+        """Start it and wait for the line that says where it listens."""
+        reading, writing = os.pipe()
+        command = [*self._command, "--ready-fd", str(writing)]
+        try:
+            # A session of its own: a Ctrl-C in the terminal is for the kernel, which drains both.
+            self._process = await trio.lowlevel.open_process(
+                command, pass_fds=[writing], stdin=None, start_new_session=True
+            )
+        finally:
+            os.close(writing)
+        async with trio.lowlevel.FdStream(reading) as ready:
+            line = b""
+            with trio.move_on_after(START_SECONDS):
+                while not line.endswith(b"\n"):
+                    data = await ready.receive_some(4096)
+                    if not data:
+                        break
+                    line += data
+        if line.endswith(b"\n"):
+            return line.decode().strip()
+        if self._process.poll() is None:
+            self._process.kill()
+        code = await self._process.wait()
+        raise GatewayFailed(f"the gateway did not start (exit code {code}); its last words are above")
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Let it drain, then end it. Idempotent; a checkpoint."""
+        self._is_stopping = True
+        if self._process is None or self._process.poll() is not None:
+            await trio.lowlevel.checkpoint()
+            return
+        self._process.send_signal(signal.SIGTERM)
+        with trio.move_on_after(grace_seconds + 2):
+            await self._process.wait()
+        if self._process.poll() is None:
+            self._process.kill()
+            with trio.CancelScope(shield=True):
+                await self._process.wait()

@@ -1,0 +1,67 @@
+"""The syscall server: accepts connections on the Unix socket and gives each a session."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+
+import structlog
+import trio
+
+from llmos.ipc.credentials import peer_credentials
+from llmos.ipc.framing import FrameStream
+from llmos.kernel.dispatch import Dispatcher
+from llmos.kernel.session import Session
+from llmos.kernel.system import System
+from llmos.params import MAX_SESSIONS
+
+log = structlog.get_logger("server")
+
+
+class SyscallServer:
+    """Owns the sessions."""
+
+    def __init__(self, system: System) -> None:
+        self._system = system
+        self._dispatcher = Dispatcher(system)
+        self._next_session = 1
+
+    async def run(
+        self, listener: trio.SocketListener, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve until cancelled; the listener is closed then."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(
+                partial(trio.serve_listeners, self._handle, [listener], handler_nursery=nursery)
+            )
+            task_status.started()
+
+    async def _handle(self, stream: trio.SocketStream) -> None:
+        """Serve one connection; nothing it does may end the others."""
+        system = self._system
+        if system.num_sessions >= MAX_SESSIONS:
+            log.warning("too_many_sessions", limit=MAX_SESSIONS)
+            await stream.aclose()
+            return
+        peer = peer_credentials(stream.socket)
+        session = Session(
+            id=self._next_session,
+            tenant=f"uid:{peer.uid}",
+            is_admin=peer.uid in (0, os.getuid()),
+            stream=FrameStream(stream),
+            system=system,
+            dispatcher=self._dispatcher,
+        )
+        self._next_session += 1
+        system.num_sessions += 1
+        try:
+            await session.run()
+        except* Exception as group:
+            log.exception("session_failed", session=session.id, exc_info=group)
+            system.events.record(
+                "server", f"session {session.id} failed: {group.exceptions[0]!r}", level="error"
+            )
+        finally:
+            system.num_sessions -= 1
+            with trio.CancelScope(shield=True):
+                await stream.aclose()

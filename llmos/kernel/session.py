@@ -1,0 +1,182 @@
+"""One connection to the syscall socket: handshake, calls in, replies out, and what ends with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import attrs
+import msgspec
+import structlog
+import trio
+
+from llmos.ipc.framing import FrameError, FrameStream
+from llmos.kernel.system import System
+from llmos.params import HANDSHAKE_SECONDS, MAX_CALLS_IN_FLIGHT, MAX_REPLY_BACKLOG_BYTES, VERSION
+from llmos.proc.lifecycle import ProcState
+from llmos.proc.pcb import Process
+from llmos.sched.messages import Kill
+from syscalls.codec import (
+    ABI_VERSION,
+    Answer,
+    Call,
+    ErrorReply,
+    FrameTooLarge,
+    Hello,
+    Reply,
+    Welcome,
+    client_frame_decoder,
+    encode_frame,
+)  # fmt: skip
+from syscalls.errno import Errno, SyscallError
+
+if TYPE_CHECKING:
+    from llmos.kernel.dispatch import Dispatcher
+
+log = structlog.get_logger("session")
+
+Undo = Callable[[], None]
+
+
+@attrs.define(eq=False)
+class Session:
+    """A client's side of the kernel: its credentials, its unanswered calls, its unsent replies.
+
+    A parked call leaves an undo behind (Curio's idea: suspending hands back what undoes it), so that closing
+    the session leaves no reader or waiter anywhere.
+    """
+
+    id: int
+    tenant: str
+    is_admin: bool
+    stream: FrameStream
+    system: System
+    dispatcher: Dispatcher
+    _parked: dict[int, Undo] = attrs.field(factory=dict)
+    _num_in_flight: int = 0
+    _outgoing: list[bytes] = attrs.field(factory=list)
+    _num_outgoing_bytes: int = 0
+    _has_outgoing: trio.Event = attrs.field(factory=trio.Event)
+    _has_room: trio.Event = attrs.field(factory=trio.Event)
+    _is_closed: bool = False
+
+    async def run(self) -> None:
+        """Serve the connection until it ends, by whoever's doing. Never raises for what a client sends."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._write_replies)
+                await self._serve(nursery)
+                # Let the last words out: they may be the error that ends the session.
+                self._is_closed = True
+                self._has_outgoing.set()
+        except* (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the client went away, which is ordinary
+        finally:
+            self.close()
+
+    async def _serve(self, nursery: trio.Nursery) -> None:
+        try:
+            if not await self._shake_hands():
+                return
+            while True:
+                payloads = await self.stream.receive_payloads()
+                for payload in payloads:
+                    message = client_frame_decoder.decode(payload)
+                    if not isinstance(message, Call):
+                        raise msgspec.ValidationError("Hello comes once, at the start")
+                    self._num_in_flight += 1
+                    self.dispatcher.carry_out(self, message, nursery)
+                while (
+                    self._num_in_flight > MAX_CALLS_IN_FLIGHT
+                    or self._num_outgoing_bytes > MAX_REPLY_BACKLOG_BYTES
+                ):
+                    self._has_room = trio.Event()
+                    await self._has_room.wait()
+        except trio.EndOfChannel:
+            nursery.cancel_scope.cancel()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            nursery.cancel_scope.cancel()
+        except (FrameError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            log.info("bad_frame", session=self.id, error=str(error))
+            self._send(0, ErrorReply(Errno.EPROTO, f"the session ends: {error}"))
+
+    async def _shake_hands(self) -> bool:
+        with trio.move_on_after(HANDSHAKE_SECONDS) as scope:
+            (first, *rest) = await self.stream.receive_payloads()
+        if scope.cancelled_caught:
+            self._send(0, ErrorReply(Errno.EPROTO, f"no Hello within {HANDSHAKE_SECONDS:g} s"))
+            return False
+        hello = client_frame_decoder.decode(first)
+        if not isinstance(hello, Hello) or rest:
+            raise msgspec.ValidationError("the first frame is Hello, alone until Welcome")
+        if hello.abi != ABI_VERSION:
+            self._send(
+                0, ErrorReply(Errno.EPROTO, f"this kernel speaks ABI {ABI_VERSION}; the client, {hello.abi}")
+            )
+            return False
+        self._queue(encode_frame(Welcome(ABI_VERSION, VERSION, self.id, self.tenant, self.is_admin)))
+        return True
+
+    # --- replies -----------------------------------------------------------------------------------------
+
+    def park(self, call_id: int, undo: Undo) -> None:
+        """A call will be answered later; `undo` takes it back if the session ends before."""
+        self._parked[call_id] = undo
+
+    def reply(self, call_id: int, answer: Answer) -> None:
+        """Answer a call, now or later, once. Does nothing when the client is gone."""
+        if self._is_closed:
+            return
+        self._parked.pop(call_id, None)
+        self._num_in_flight -= 1
+        self._send(call_id, answer)
+
+    def _send(self, call_id: int, answer: Answer) -> None:
+        try:
+            frame = encode_frame(Reply(call_id, answer))
+        except FrameTooLarge as error:
+            frame = encode_frame(Reply(call_id, ErrorReply(Errno.EFAULT, f"the reply does not fit: {error}")))
+        self._queue(frame)
+
+    def _queue(self, frame: bytes) -> None:
+        self._outgoing.append(frame)
+        self._num_outgoing_bytes += len(frame)
+        self._has_outgoing.set()
+
+    async def _write_replies(self) -> None:
+        """Send what has gathered, many replies at a time."""
+        while True:
+            await self._has_outgoing.wait()
+            self._has_outgoing = trio.Event()
+            data = b"".join(self._outgoing)
+            self._outgoing.clear()
+            if data:
+                await self.stream.send_all(data)
+            self._num_outgoing_bytes -= len(data)
+            self._has_room.set()
+            if self._is_closed and not self._outgoing:
+                return
+
+    # --- rights and the end ------------------------------------------------------------------------------
+
+    def process(self, pid: int) -> Process:
+        """Look a process up on this client's behalf. Raises SyscallError: ESRCH, EPERM."""
+        process = self.system.table.get(pid)
+        if not self.is_admin and process.tenant != self.tenant:
+            raise SyscallError(Errno.EPERM, f"process {pid} belongs to another tenant")
+        return process
+
+    def close(self) -> None:
+        """Undo parked calls and end the processes that live with the session. Idempotent; synchronous."""
+        self._is_closed = True
+        for undo in self._parked.values():
+            undo()
+        self._parked.clear()
+        for process in self.system.table.of_session(self.id):
+            if process.state is ProcState.ZOMBIE:
+                self.system.reap(process)
+                continue
+            process.exit_callbacks.append(self.system.reap)
+            self.system.core_of(process).mailbox.send_nowait(
+                Kill(process, "its session ended", lambda error: None)
+            )

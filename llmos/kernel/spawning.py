@@ -1,0 +1,162 @@
+"""From a spawn or fork call to processes: every argument is checked here, by name and limit."""
+
+from __future__ import annotations
+
+import random
+
+import msgspec
+import trio
+
+from llmos.kernel.session import Session
+from llmos.kernel.system import System
+from llmos.proc.pcb import Process
+from llmos.sched.core import Core
+from syscalls.errno import Errno, SyscallError
+from syscalls.process import MAX_NICE, MAX_SAMPLES, MIN_NICE, Fork, Spawn
+
+MAX_STOP_TOKENS = 64
+
+
+def _invalid(message: str) -> SyscallError:
+    return SyscallError(Errno.EINVAL, message)
+
+
+def _wrap_seed(seed: int) -> int:
+    """Keep seed + i a signed 64-bit integer."""
+    return (seed + 2**63) % 2**64 - 2**63
+
+
+def check_spawn(core: Core, body: Spawn) -> int:
+    """Check every argument of a spawn against the model and the device; return the output limit.
+
+    Raises:
+        SyscallError: EINVAL, E2BIG, ENOMEM, ENOENT.
+    """
+    assert core.loaded is not None
+    model, kv = core.loaded.model, core.loaded.kv
+    if body.model is not None and body.model != model.name:
+        raise SyscallError(Errno.ENOENT, f"no model {body.model!r}; {model.name!r} is served")
+    if not body.prompt:
+        raise _invalid("prompt is empty")
+    if not all(0 <= token < model.vocab_size for token in body.prompt):
+        raise _invalid(f"prompt holds an id outside the vocabulary of {model.vocab_size}")
+    context, length = model.max_model_len, len(body.prompt)
+    wanted = body.max_tokens if body.max_tokens is not None else max(1, context - length)
+    if wanted < 1:
+        raise _invalid(f"max_tokens is {wanted}; at least 1")
+    if length + wanted > context:
+        raise SyscallError(
+            Errno.E2BIG,
+            f"the context is {context} tokens; {length + wanted} were asked for ({length} in, {wanted} out)",
+        )
+    if not 1 <= body.num_samples <= MAX_SAMPLES:
+        raise _invalid(f"num_samples is {body.num_samples}; the limit is 1 to {MAX_SAMPLES}")
+    if not MIN_NICE <= body.nice <= MAX_NICE:
+        raise _invalid(f"nice is {body.nice}; the limit is {MIN_NICE} to {MAX_NICE}")
+    if not 0 <= body.min_tokens <= wanted:
+        raise _invalid(f"min_tokens is {body.min_tokens}; the limit is 0 to max_tokens, {wanted}")
+    if len(body.stop_token_ids) > MAX_STOP_TOKENS:
+        raise _invalid(f"stop_token_ids has {len(body.stop_token_ids)} ids; the limit is {MAX_STOP_TOKENS}")
+    for name, ids in (("stop_token_ids", body.stop_token_ids), ("logit_bias", body.sampling.logit_bias)):
+        if not all(0 <= token < model.vocab_size for token in ids):
+            raise _invalid(f"{name} holds an id outside the vocabulary of {model.vocab_size}")
+    if (problem := body.sampling.explain_invalid()) is not None:
+        raise _invalid(problem)
+    frames = kv.num_pages(length + wanted) * kv.frames_per_page
+    if frames > core.loaded.num_frames:
+        raise SyscallError(
+            Errno.ENOMEM,
+            f"{length + wanted} tokens need {frames} frames; {core.name} has {core.loaded.num_frames} in all",
+        )
+    return wanted
+
+
+def make_processes(system: System, core: Core, session: Session, body: Spawn) -> list[Process]:
+    """Make the processes of a spawn, in the table, in state EMBRYO.
+
+    Raises:
+        SyscallError: what `check_spawn` says, and EAGAIN: the table is full.
+    """
+    max_tokens = check_spawn(core, body)
+    assert core.loaded is not None
+    model = core.loaded.model
+    seed = body.sampling.seed if body.sampling.seed is not None else random.getrandbits(63)
+    stop_tokens = frozenset(body.stop_token_ids) | (
+        frozenset() if body.ignore_eos else frozenset(model.eos_token_ids)
+    )
+    now = trio.current_time()
+    processes: list[Process] = []
+    for i, pid in enumerate(system.table.new_pids(body.num_samples)):
+        process = Process(
+            pid=pid,
+            parent=processes[0].pid if processes else None,
+            tenant=session.tenant,
+            session=None if body.detached else session.id,
+            label=body.label,
+            model=model.name,
+            device=core.name,
+            sampling=msgspec.structs.replace(body.sampling, seed=_wrap_seed(seed + i)),
+            stop_tokens=stop_tokens,
+            min_tokens=body.min_tokens,
+            interactive=body.interactive,
+            auto_reap=body.auto_reap,
+            spawned_at=now,
+            turn_started_at=now,
+            arrival=pid,
+            nice=body.nice,
+            tokens=list(body.prompt),
+            turn_start=len(body.prompt),
+            max_tokens=max_tokens,
+            num_prompt_tokens=len(body.prompt),
+        )
+        _enter(system, process)
+        processes.append(process)
+    return processes
+
+
+def make_children(system: System, session: Session, parent: Process, body: Fork) -> list[Process]:
+    """Make the children of a fork, in the table, in state EMBRYO; their Core gives them history and memory.
+
+    Raises:
+        SyscallError: EINVAL, EAGAIN.
+    """
+    if not 1 <= body.count <= MAX_SAMPLES:
+        raise _invalid(f"count is {body.count}; the limit is 1 to {MAX_SAMPLES}")
+    if body.seeds and len(body.seeds) != body.count:
+        raise _invalid(f"seeds has {len(body.seeds)} entries for {body.count} children")
+    if not all(-(2**63) <= seed < 2**63 for seed in body.seeds):
+        raise _invalid("seeds holds a value outside the signed 64-bit integers")
+    now = trio.current_time()
+    children = []
+    for i, pid in enumerate(system.table.new_pids(body.count)):
+        sampling = parent.sampling
+        if body.seeds:
+            sampling = msgspec.structs.replace(sampling, seed=body.seeds[i])
+        child = Process(
+            pid=pid,
+            parent=parent.pid,
+            tenant=parent.tenant,
+            session=None if body.detached else session.id,
+            label=parent.label,
+            model=parent.model,
+            device=parent.device,
+            sampling=sampling,
+            stop_tokens=parent.stop_tokens,
+            min_tokens=parent.min_tokens,
+            interactive=parent.interactive,
+            auto_reap=body.auto_reap,
+            spawned_at=now,
+            turn_started_at=now,
+            arrival=pid,
+            tokens=[],
+            turn_start=0,
+            max_tokens=parent.max_tokens,
+        )
+        _enter(system, child)
+        children.append(child)
+    return children
+
+
+def _enter(system: System, process: Process) -> None:
+    system.table.add(process)
+    system.num_spawned += 1
