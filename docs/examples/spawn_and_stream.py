@@ -1,6 +1,6 @@
 """Spawn a process and stream its text (Trio).
 
-python docs/examples/spawn_and_stream.py "Once upon a time" 40
+python docs/examples/spawn_and_stream.py Once upon a time
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from syscalls.client import open_client
 from syscalls.text.tokenizer import TextModel
 
 
-async def main(prompt: str, max_tokens: int) -> None:
+async def main(prompt: str, max_tokens: int = 32) -> None:
     """Print a greedy continuation of `prompt` as it is generated."""
     async with open_client(name="spawn_and_stream") as client:
         model = (await client.models())[0]
@@ -29,6 +29,4 @@ async def main(prompt: str, max_tokens: int) -> None:
 
 
 if __name__ == "__main__":
-    trio.run(
-        main, sys.argv[1] if len(sys.argv) > 1 else "Hello", int(sys.argv[2]) if len(sys.argv) > 2 else 32
-    )
+    trio.run(main, " ".join(sys.argv[1:]) or "Once upon a time")

@@ -1,6 +1,6 @@
 """Spawn three samples of one prompt, wait for them in turn, and print them (no event loop).
 
-python docs/examples/spawn_sync.py "Once upon a time" 40
+python docs/examples/spawn_sync.py Once upon a time
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from syscalls.sync import SyncClient
 from syscalls.text.tokenizer import TextModel
 
 
-def main(prompt: str, max_tokens: int) -> None:
+def main(prompt: str, max_tokens: int = 32) -> None:
     """Print three sampled continuations of `prompt`, which share its memory."""
     with SyncClient(name="spawn_sync") as client:
         text = TextModel.open(client.models()[0].path)
@@ -25,5 +25,4 @@ def main(prompt: str, max_tokens: int) -> None:
 
 
 if __name__ == "__main__":
-    prompt, max_tokens = (sys.argv[1:] + ["Once upon a time", "32"][len(sys.argv) - 1 :])[:2]
-    main(prompt, int(max_tokens))
+    main(" ".join(sys.argv[1:]) or "Once upon a time")
