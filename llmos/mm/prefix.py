@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from array import array
 from collections.abc import Iterator, Sequence
 
@@ -55,19 +56,21 @@ class PrefixIndex:
     Args:
         pool: of the frames; the index keeps one reference to each frame of its pages.
         tokens_per_page: the unit of sharing.
+        frames_per_page: frames behind one page.
 
     Source: Zheng et al. 2024, SGLang (RadixAttention), at the granularity of pages.
     """
 
     _pool: FramePool
     _tokens_per_page: int
+    _frames_per_page: int
     _roots: dict[str, _Node] = field(init=False, factory=dict)
     _nodes: dict[Pfn, _Node] = field(init=False, factory=dict)  # by the first frame of the page
     # (last_used, tie-breaker, node): leaves that were idle when pushed. Entries go stale instead of being
     # searched for: one counts only if its node is still an idle leaf with that last_used.
     _candidates: list[tuple[int, int, _Node]] = field(init=False, factory=list)
     _clock: int = field(init=False, default=0)  # counts calls
-    _num_pushed: int = field(init=False, default=0)
+    _tickets: Iterator[int] = field(init=False, factory=itertools.count)
     _num_idle: int = field(init=False, default=0)
     _num_queries: int = field(init=False, default=0)
     _num_hits: int = field(init=False, default=0)
@@ -80,10 +83,6 @@ class PrefixIndex:
     def num_idle_frames(self) -> int:
         """Frames that `evict` can free."""
         return self._num_idle * self._frames_per_page
-
-    @property
-    def _frames_per_page(self) -> int:
-        return len(next(iter(self._nodes.values())).frames) if self._nodes else 0
 
     def match(self, salt: str, tokens: Sequence[int], limit: int | None = None) -> list[PageFrames]:
         """Find the longest run of pages that a prompt starts with, and acquire their frames for the caller.
@@ -135,16 +134,16 @@ class PrefixIndex:
         num_pages = min(len(pages), len(tokens) // self._tokens_per_page)
         if not num_pages:
             return 0
-        node = self._roots.get(salt)
-        if node is None:
-            node = self._roots[salt] = _Node(None, b"", salt, ())
+        root = node = self._roots.get(salt) or _Node(None, b"", salt, ())
         num_new = 0
         for key, frames in zip(self._keys(tokens, num_pages), pages, strict=False):
             child = node.children.get(key)
-            # A page may stand at one place of the index only; under another prefix it has other contents.
             if child is None:
-                if frames[0] in self._nodes:
-                    raise KernelPanic(f"frame {frames[0]} is indexed under two prefixes")
+                elsewhere = self._nodes.get(frames[0])
+                if elsewhere is not None:
+                    if elsewhere.salt == salt:
+                        raise KernelPanic(f"frame {frames[0]} holds the pages of two prefixes")
+                    break  # shared with a space of another salt, by fork: it stays where it is
                 child = _Node(node, key, salt, frames)
                 node.children[key] = child
                 self._nodes[frames[0]] = child
@@ -153,6 +152,8 @@ class PrefixIndex:
                 num_new += 1
             child.last_used = self._clock
             node = child
+        if root.children:
+            self._roots[salt] = root
         if node.is_idle:
             self._push(node)  # its old entry is stale now
         self._num_inserted += num_new
@@ -178,31 +179,22 @@ class PrefixIndex:
         while freed < num_frames and self._num_idle:
             node = self._pop_leaf()
             if node is None:
-                # Idle pages are left, but each has a page below it that a process maps (a fork kept its own
-                # copy of the first pages). Those processes keep their memory; the index forgets the leaves.
-                for leaf in [each for each in self._nodes.values() if not each.children and not each.is_idle]:
-                    self._drop(leaf)
-                continue
-            freed += len(node.frames)
-            self._drop(node)
-        return freed
-
-    def clear(self) -> int:
-        """Give up every page, mapped by others or not. Returns how many frames were freed."""
-        freed = self._num_idle * self._frames_per_page
-        for node in self._nodes.values():
-            node.is_indexed = False
-            for pfn in node.frames:
-                self._pool.release(pfn)
-        self._num_evicted += len(self._nodes)
-        self._forget_all()
+                # Every idle page has one below it that a process maps (one that had computed its own copies
+                # of the first pages). That process keeps its memory; the index forgets that part.
+                node = min((each for each in self._nodes.values() if each.is_idle), key=lambda n: n.last_used)
+                for below in reversed(list(self._walk_below(node))):
+                    freed += self._drop(below)
+            freed += self._drop(node)
         return freed
 
     def reset(self, pool: FramePool) -> None:
         """The device lost its memory: forget every page without releasing it, and use a new pool."""
         for node in self._nodes.values():
             node.is_indexed = False
-        self._forget_all()
+        self._roots.clear()
+        self._nodes.clear()
+        self._candidates.clear()
+        self._num_idle = 0
         self._pool = pool
 
     def frames(self) -> Iterator[PageFrames]:
@@ -245,15 +237,11 @@ class PrefixIndex:
             if self._nodes.get(node.frames[0]) is not node or not node.is_indexed:
                 raise KernelPanic(f"page at frame {node.frames[0]} is in the trie only")
             if len(references) != 1 or (references == {1}) != node.is_idle:
-                raise KernelPanic(
-                    f"page at frame {node.frames[0]}: {references} references, idle: {node.is_idle}"
-                )
+                raise KernelPanic(f"page at frame {node.frames[0]}: {references}, idle: {node.is_idle}")
             if node.is_idle and not node.children and (node.last_used, id(node)) not in candidates:
                 raise KernelPanic(f"page at frame {node.frames[0]} can never be evicted")
-        if reached != len(self._nodes) or num_idle != self._num_idle:
-            raise KernelPanic(
-                f"{len(self._nodes)} pages, {reached} reached; {self._num_idle} idle, {num_idle} found"
-            )
+        if (reached, num_idle) != (len(self._nodes), self._num_idle):
+            raise KernelPanic(f"{reached} pages in the trie, {num_idle} idle; {self.statistics()}")
 
     # --- inside ------------------------------------------------------------------------------------------
 
@@ -262,27 +250,35 @@ class PrefixIndex:
         packed = array(_TOKEN, tokens[: num_pages * self._tokens_per_page]).tobytes()
         return (packed[start : start + size] for start in range(0, len(packed), size))
 
+    @staticmethod
+    def _walk_below(node: _Node) -> Iterator[_Node]:
+        """Descendants, each after its parent."""
+        stack = list(node.children.values())
+        while stack:
+            below = stack.pop()
+            yield below
+            stack.extend(below.children.values())
+
     def _push(self, node: _Node) -> None:
-        self._num_pushed += 1
         if len(self._candidates) > 2 * len(self._nodes) + 64:
-            self._candidates = [
-                (each.last_used, number, each)
-                for number, each in enumerate(self._nodes.values())
-                if each.is_idle and not each.children and each is not node
-            ]
+            self._candidates = [entry for entry in self._candidates if self._is_current(entry)]
             heapq.heapify(self._candidates)
-            self._num_pushed += len(self._nodes)
-        heapq.heappush(self._candidates, (node.last_used, self._num_pushed, node))
+        heapq.heappush(self._candidates, (node.last_used, next(self._tickets), node))
+
+    @staticmethod
+    def _is_current(entry: tuple[int, int, _Node]) -> bool:
+        last_used, _, node = entry
+        return node.is_indexed and node.is_idle and not node.children and node.last_used == last_used
 
     def _pop_leaf(self) -> _Node | None:
         while self._candidates:
-            last_used, _, node = heapq.heappop(self._candidates)
-            if node.is_indexed and node.is_idle and not node.children and node.last_used == last_used:
-                return node
+            entry = heapq.heappop(self._candidates)
+            if self._is_current(entry):
+                return entry[2]
         return None
 
-    def _drop(self, node: _Node) -> None:
-        """Take a leaf out."""
+    def _drop(self, node: _Node) -> int:
+        """Take a leaf out; returns how many frames that freed."""
         parent = node.parent
         assert parent is not None
         del parent.children[node.key]
@@ -298,9 +294,4 @@ class PrefixIndex:
                 del self._roots[parent.salt]
             elif parent.is_idle:
                 self._push(parent)
-
-    def _forget_all(self) -> None:
-        self._roots.clear()
-        self._nodes.clear()
-        self._candidates.clear()
-        self._num_idle = 0
+        return len(node.frames) if node.is_idle else 0

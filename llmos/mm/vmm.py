@@ -1,0 +1,323 @@
+"""The virtual memory manager of one device: spaces, sharing, copy-on-write, and the edits they need.
+
+It decides; the device carries out. Each change of a page table is queued as an edit that rides on the next
+step, before its rows. The device works in order, so a frame that is given back here may be handed out again
+at once: whoever writes it next does so after every step that could still read it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+
+from attrs import frozen
+
+from llmos.device import Asid, CopyPage, Edit, KVFormat, Map, Release, Reserve, Vpn
+from llmos.errors import KernelPanic, OutOfFrames, OutOfSpaces
+from llmos.mm.address_space import AddressSpace
+from llmos.mm.frame import FramePool
+from llmos.mm.page_table import PageFrames, PageTable
+from llmos.mm.prefix import PrefixIndex, PrefixStatistics
+
+
+@frozen
+class VmmStatistics:
+    """Memory of one device at one moment; the counters count since the VMM was made."""
+
+    num_frames: int
+    num_free: int  # nobody refers to them
+    num_cached: int  # only the prefix index refers to them: given up when frames are short
+    num_spaces: int
+    num_copies: int  # pages copied on write
+    prefix: PrefixStatistics
+
+
+class VMM:
+    """Owns the frames, address spaces and prefix index of one device.
+
+    Args:
+        kv: the number format of the loaded model.
+        num_frames: physical frames of the device.
+        max_spaces: how many spaces may be open at once; asids are below it.
+        max_model_len: positions of the longest space.
+        prefix_cache: keep the pages of closed spaces for others.
+    """
+
+    def __init__(
+        self, kv: KVFormat, num_frames: int, max_spaces: int, max_model_len: int, prefix_cache: bool = True
+    ) -> None:
+        if max_spaces < 1:
+            raise ValueError(f"a device has at least 1 address space, not {max_spaces}")
+        self.kv = kv
+        self.max_spaces = max_spaces
+        self.max_model_len = max_model_len
+        self.prefix_cache = prefix_cache
+        self._pool = FramePool(num_frames)
+        self._index = PrefixIndex(self._pool, kv.tokens_per_page, kv.frames_per_page)
+        self._tokens_per_page = kv.tokens_per_page
+        self._refcounts = self._pool.refcounts
+        self._spaces: dict[Asid, AddressSpace] = {}
+        self._free_asids = [Asid(asid) for asid in range(max_spaces)]  # a heap
+        self._edits: list[Edit] = []
+        self._num_copies = 0
+
+    # --- spaces come and go ------------------------------------------------------------------------------
+
+    def open_space(self, salt: str) -> AddressSpace:
+        """Open an empty space.
+
+        Args:
+            salt: only spaces with equal salts share pages through the prefix index.
+
+        Raises:
+            OutOfSpaces: max_spaces are open.
+        """
+        if not self._free_asids:
+            raise OutOfSpaces(1, 0)
+        asid = heapq.heappop(self._free_asids)
+        max_pages = self.kv.num_pages(self.max_model_len)
+        space = AddressSpace(asid, salt, max_pages, PageTable(self._tokens_per_page))
+        self._spaces[asid] = space
+        self._edits.append(Reserve(asid))
+        return space
+
+    def fork_space(self, parent: AddressSpace, num_tokens: int, salt: str) -> AddressSpace:
+        """Open a space that starts with the pages of another one, copy-on-write.
+
+        Whichever of the two writes to a shared page first gets a copy of it. What the parent has yet to
+        write, steps in flight included, must lie at `num_tokens` or after it.
+
+        Args:
+            parent: has at least `num_tokens` positions mapped.
+            num_tokens: positions of the parent that the child keeps.
+            salt: of the child.
+
+        Raises:
+            OutOfSpaces: max_spaces are open.
+        """
+        self._check_open(parent)
+        num_pages = self.kv.num_pages(num_tokens)
+        if num_pages > parent.num_pages:
+            raise KernelPanic(f"{num_tokens} tokens are forked from a space of {parent.num_pages} pages")
+        child = self.open_space(salt)
+        pages = parent.page_table.entries[:num_pages]
+        for frames in pages:
+            for pfn in frames:
+                self._pool.acquire(pfn)
+        self._map_shared(child, pages)
+        return child
+
+    def close_space(self, space: AddressSpace, tokens: Sequence[int] = ()) -> None:
+        """Close a space and give its frames back. Mutates the space: it cannot be used any more.
+
+        Args:
+            space: open.
+            tokens: ids at positions 0, 1, … that the device has computed, or will have before the next step
+                is carried out. Their full pages go to the prefix index; empty: nothing is kept.
+        """
+        self._check_open(space)
+        pages = space.page_table.truncate(0)
+        if self.prefix_cache and tokens:
+            self._index.insert(space.salt, tokens, pages)
+        self._release_pages(pages)
+        space.is_open = False
+        del self._spaces[space.asid]
+        heapq.heappush(self._free_asids, space.asid)
+        self._edits.append(Release(space.asid))
+
+    def reset(self) -> None:
+        """The device lost its memory: forget all of it, queued edits too. Open spaces become unusable."""
+        for space in self._spaces.values():
+            space.is_open = False
+        self._spaces.clear()
+        self._free_asids = [Asid(asid) for asid in range(self.max_spaces)]
+        self._pool = FramePool(self._pool.num_frames)
+        self._refcounts = self._pool.refcounts
+        self._index.reset(self._pool)
+        self._edits.clear()
+
+    # --- pages come and go -------------------------------------------------------------------------------
+
+    def attach_prefix(self, space: AddressSpace, tokens: Sequence[int], limit: int) -> int:
+        """Map pages that others have computed for the same first tokens into an empty space.
+
+        Args:
+            space: open, with nothing mapped.
+            tokens: ids of the prompt.
+            limit: cover at most so many tokens: the caller leaves at least one to compute.
+
+        Returns:
+            How many tokens are covered; they need not be computed.
+        """
+        self._check_open(space)
+        if space.num_pages:
+            raise KernelPanic(f"a prefix for space {space.asid}, which has {space.num_pages} pages")
+        if not self.prefix_cache:
+            return 0
+        pages = self._index.match(space.salt, tokens, limit)
+        self._map_shared(space, pages)
+        return len(pages) * self._tokens_per_page
+
+    def grow(self, space: AddressSpace, start: int, end: int) -> None:
+        """Make positions [start, end) writable: mapped, and shared with nobody. All or nothing.
+
+        To write at `start` is to give up what was at `start` and after it: a shared page that begins before
+        `start` is copied, later ones are replaced by new frames. Takes about 1 µs when nothing is to do.
+
+        Args:
+            space: open, with every position before `start` mapped.
+            start: first position that will be written.
+            end: one past the last.
+
+        Raises:
+            OutOfFrames: too few are free or only cached; nothing was changed.
+        """
+        tokens_per_page = self._tokens_per_page
+        entries = space.page_table.entries
+        first = start // tokens_per_page
+        # The usual case, a decode token that stays in its page.
+        if (
+            end <= (first + 1) * tokens_per_page
+            and first < len(entries)
+            and self._refcounts[entries[first][0]] == 1
+            and space.is_open
+            and end <= self.max_model_len
+        ):
+            return
+        self._check_open(space)
+        if not 0 <= start <= len(entries) * tokens_per_page or end > self.max_model_len:
+            raise KernelPanic(
+                f"space {space.asid} with {len(entries)} pages of {tokens_per_page} tokens cannot grow to "
+                f"[{start}, {end}); the limit is {self.max_model_len}"
+            )
+        if end <= start:
+            return
+        vpns = self._pages_to_back(space, start, end)
+        if not vpns:
+            return
+        frames_per_page = self.kv.frames_per_page
+        frames = self._allocate(len(vpns) * frames_per_page)
+        # Segment by segment, so that each segment of a run of pages is a run of frames.
+        num_new = len(vpns)
+        runs = [frames[i * num_new : (i + 1) * num_new] for i in range(frames_per_page)]
+        for vpn, new in zip(vpns, zip(*runs, strict=True), strict=True):
+            if vpn < len(entries):
+                old = entries[vpn]
+                if vpn == first and start % tokens_per_page:
+                    self._edits.append(CopyPage(old, new))
+                    self._num_copies += 1
+                # Its source may go to someone else at once: that one's edits and writes come after the copy.
+                self._release_pages((old,))
+            space.page_table.map(Vpn(vpn), new)
+            self._edits.append(Map(space.asid, vpn, new))
+
+    def frames_needed(self, space: AddressSpace, start: int, end: int) -> int:
+        """Count the frames that `grow` with these arguments would take; 0 when nothing is to do."""
+        return len(self._pages_to_back(space, start, end)) * self.kv.frames_per_page
+
+    def can_grow(self, space: AddressSpace, start: int, end: int) -> bool:
+        """Ask whether `grow` with these arguments would find its frames."""
+        return self.frames_needed(space, start, end) <= self._pool.num_free + self._index.num_idle_frames
+
+    def truncate(self, space: AddressSpace, num_tokens: int) -> None:
+        """Give back the pages that lie wholly at `num_tokens` or after it.
+
+        The device unmaps lazily: it keeps the stale mapping, which no row reads, until the page is mapped
+        again or the space is released.
+        """
+        self._check_open(space)
+        self._release_pages(space.page_table.truncate(self.kv.num_pages(num_tokens)))
+
+    def clear(self, space: AddressSpace) -> None:
+        """Give back every page; the space stays open."""
+        self.truncate(space, 0)
+
+    # --- the device's side -------------------------------------------------------------------------------
+
+    def take_edits(self) -> tuple[Edit, ...]:
+        """Drain the queued edits, in the order in which the device must carry them out."""
+        edits = tuple(self._edits)
+        self._edits.clear()
+        return edits
+
+    # --- looking -----------------------------------------------------------------------------------------
+
+    def resident_bytes(self, space: AddressSpace) -> tuple[int, int]:
+        """Measure a space. O(pages).
+
+        Returns:
+            Bytes of physical memory behind it, and how many of those others refer to as well.
+        """
+        entries = space.page_table.entries
+        page_bytes = self.kv.frames_per_page * self.kv.frame_bytes
+        num_shared = sum(self._refcounts[frames[0]] > 1 for frames in entries)
+        return len(entries) * page_bytes, num_shared * page_bytes
+
+    def statistics(self) -> VmmStatistics:
+        """Count. O(1)."""
+        return VmmStatistics(
+            num_frames=self._pool.num_frames,
+            num_free=self._pool.num_free,
+            num_cached=self._index.num_idle_frames,
+            num_spaces=len(self._spaces),
+            num_copies=self._num_copies,
+            prefix=self._index.statistics(),
+        )
+
+    def check_integrity(self) -> None:
+        """Raise KernelPanic unless every reference to every frame is accounted for. O(frames)."""
+        self._pool.check_integrity()
+        self._index.check_integrity()
+        expected = [0] * self._pool.num_frames
+        for asid, space in self._spaces.items():
+            if space.asid != asid or not space.is_open or space.num_pages > space.max_pages:
+                raise KernelPanic(f"space {asid} is not what it should be: {space}")
+            for frames in space.page_table.entries:
+                for pfn in frames:
+                    expected[pfn] += 1
+        for frames in self._index.frames():
+            for pfn in frames:
+                expected[pfn] += 1
+        if expected != self._refcounts:
+            wrong = [pfn for pfn, count in enumerate(expected) if count != self._refcounts[pfn]]
+            raise KernelPanic(f"frames {wrong[:8]} have references that nobody holds, or too few")
+        if sorted([*self._free_asids, *self._spaces]) != list(range(self.max_spaces)):
+            raise KernelPanic(f"asids do not add up: {len(self._spaces)} open, {len(self._free_asids)} free")
+
+    # --- inside ------------------------------------------------------------------------------------------
+
+    def _check_open(self, space: AddressSpace) -> None:
+        if not space.is_open:
+            raise KernelPanic(f"space {space.asid} is used after it was closed")
+
+    def _pages_to_back(self, space: AddressSpace, start: int, end: int) -> list[int]:
+        """Pages of [start, end) that need new frames, in order: not mapped, or shared."""
+        if end <= start:
+            return []
+        entries, refcounts = space.page_table.entries, self._refcounts
+        first, stop = start // self._tokens_per_page, self.kv.num_pages(end)
+        shared = [vpn for vpn in range(first, min(stop, len(entries))) if refcounts[entries[vpn][0]] > 1]
+        return [*shared, *range(len(entries), stop)]
+
+    def _allocate(self, num_frames: int) -> PageFrames:
+        """Take frames, from the prefix index when too few are free. All or nothing."""
+        num_free = self._pool.num_free
+        if num_frames > num_free:
+            num_cached = self._index.num_idle_frames
+            if num_frames > num_free + num_cached:
+                raise OutOfFrames(num_frames, num_free + num_cached)
+            self._index.evict(num_frames - num_free)
+        return tuple(self._pool.allocate(num_frames))
+
+    def _map_shared(self, space: AddressSpace, pages: Sequence[PageFrames]) -> None:
+        """Map pages, whose references are held already, into an empty space."""
+        for vpn, frames in enumerate(pages):
+            space.page_table.map(Vpn(vpn), frames)
+            self._edits.append(Map(space.asid, vpn, frames))
+
+    def _release_pages(self, pages: Sequence[PageFrames]) -> None:
+        for frames in pages:
+            for pfn in frames:
+                self._pool.release(pfn)
+            if self._refcounts[frames[0]] == 1:  # the one left may be the index
+                self._index.note_release(frames)
