@@ -82,6 +82,7 @@ class _Sampler:
     num_counted: int  # positions below it are in `penalty_state`
     penalty_state: int
     sampled: tuple[int, int] | None = None  # position and token
+    has_failed: bool = False  # its last row was faulty: there is no sample to feed
 
     def count(self, position: int, token: int) -> None:
         """Let a token into the history, once."""
@@ -254,6 +255,12 @@ class SimDriver:
         logprobs: list[TokenLogprobs | None] = []
         faults: list[RowFault] = []
         for index, row in enumerate(step.rows):
+            if not row.tokens and self._sampler(row).has_failed:
+                # Planned before the kernel could know; it fails too, and does not touch memory.
+                faults.append(RowFault(index, "the sample that it feeds on has failed"))
+                tokens.append(None)
+                logprobs.append(None)
+                continue
             inputs = self._resolve(row)
             state = self._run(row, inputs)
             token = logprob = None
@@ -261,7 +268,7 @@ class SimDriver:
                 faults.append(
                     RowFault(index, f"token {self.faults.faulty_token} makes the simulated device fail")
                 )
-                self._sampler(row).sampled = None
+                self._sampler(row).has_failed = True
             elif row.sample:
                 token, logprob = self._sample(row, state)
             tokens.append(token)

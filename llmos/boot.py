@@ -220,7 +220,7 @@ async def serve(
     on_ready: Callable[[Ready], None],
     on_progress: Callable[[str, Progress], None] | None = None,
 ) -> None:
-    """Boot, say so, serve until Ctrl-C, SIGTERM or a shutdown call; all drain, a second signal does not wait."""
+    """Boot, say so, serve until Ctrl-C, SIGTERM or a shutdown call; a second signal does not wait."""
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
 

@@ -21,12 +21,43 @@ import msgspec
 from syscalls.sampling import Sampling, TokenLogprobs
 
 __all__ = [
-    "DRIVER_ABI", "LENGTH", "MAX_MESSAGE_BYTES", "Asid", "Bind", "CopyPage", "CostModel",
-    "DriverLink", "DriverLost", "Edit", "Failed", "FromDriver", "Hello", "KVFormat", "Load", "Loaded", "Map", "ModelInfo",
-    "Pfn", "Progress", "Release", "Reserve", "Row", "RowFault", "Sampling", "Segment", "Step", "StepDone", "StopDriver",
-    "ToDriver", "TokenLogprobs", "Vpn", "choose_kv_format", "encode_message", "from_driver_decoder",
+    "DRIVER_ABI",
+    "LENGTH",
+    "MAX_MESSAGE_BYTES",
+    "Asid",
+    "Bind",
+    "CopyPage",
+    "CostModel",
+    "DriverLink",
+    "DriverLost",
+    "Edit",
+    "Failed",
+    "FromDriver",
+    "Hello",
+    "KVFormat",
+    "Load",
+    "Loaded",
+    "Map",
+    "ModelInfo",
+    "Pfn",
+    "Progress",
+    "Release",
+    "Reserve",
+    "Row",
+    "RowFault",
+    "Sampling",
+    "Segment",
+    "Step",
+    "StepDone",
+    "StopDriver",
+    "ToDriver",
+    "TokenLogprobs",
+    "Vpn",
+    "choose_kv_format",
+    "encode_message",
+    "from_driver_decoder",
     "to_driver_decoder",
-]  # fmt: skip
+]
 
 DRIVER_ABI = 1
 MAX_MESSAGE_BYTES = 64 << 20

@@ -1,0 +1,103 @@
+"""A whole kernel on simulated devices, in this process, on the virtual clock, with real clients on a real socket."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import attrs
+import trio
+
+from drivers.sim import SimDriver
+from drivers.sim_model import SimModel
+from llmos.boot import Ready, boot
+from llmos.config import Config
+from llmos.device import DriverLink
+from llmos.kernel.driver_host import OpenLink
+from llmos.kernel.system import System
+from llmos.proc.lifecycle import ProcState
+from syscalls.client import Client, open_client
+
+MODEL = SimModel(vocab_size=512)
+
+
+@attrs.define(eq=False)
+class RunningKernel:
+    """What a test can get at."""
+
+    system: System
+    socket_path: str
+    client: Client
+    sims: dict[str, list[SimDriver]]  # by device, in order of their starts
+
+    @property
+    def sim(self) -> SimDriver:
+        """The only device's driver that runs now."""
+        (drivers,) = self.sims.values()
+        return drivers[-1]
+
+    def check_integrity(self) -> None:
+        """No invariant is broken on any device, on either side of the driver protocol."""
+        for core in self.system.cores.values():
+            core.check_integrity()
+        for drivers in self.sims.values():
+            for driver in drivers:
+                assert driver.violations == []
+
+    def assert_nothing_leaked(self) -> None:
+        """Every process is reaped and every frame is free or cached: back where it began."""
+        assert list(self.system.table) == []
+        for core in self.system.cores.values():
+            statistics = core.statistics()
+            assert core.queue.members == {}
+            assert statistics.memory is not None
+            assert statistics.memory.num_spaces == 0
+            assert statistics.memory.num_free + statistics.memory.num_cached == statistics.memory.num_frames
+        self.check_integrity()
+
+
+@asynccontextmanager
+async def running_kernel(
+    tmp_path: Path, make_sim: Callable[..., SimDriver] = SimDriver, check_leaks: bool = True, **options: object
+) -> AsyncIterator[RunningKernel]:
+    """Boot on simulated devices; on the way out check that nothing leaked, then shut down.
+
+    Args:
+        tmp_path: for the socket.
+        make_sim: makes a device's driver, given its name; called again when the driver is restarted.
+        check_leaks: off for tests that end with live processes on purpose.
+        options: fields of Config.
+    """
+    config = Config(device="sim", listen="", socket=str(tmp_path / "llmos.sock"), **options)
+    sims: dict[str, list[SimDriver]] = {}
+
+    def open_link(name: str) -> OpenLink:
+        async def open_one() -> DriverLink:
+            await trio.lowlevel.checkpoint()
+            sim = make_sim(name=name)
+            sims.setdefault(name, []).append(sim)
+            return sim
+
+        return open_one
+
+    async with trio.open_nursery() as nursery:
+        started: tuple[System, Ready] = await nursery.start(partial(boot, config, "sim", open_link=open_link))
+        system, ready = started
+        async with open_client(ready.socket_path, name="test") as client:
+            kernel = RunningKernel(system, ready.socket_path, client, sims)
+            yield kernel
+            kernel.check_integrity()
+        await wait_until(lambda: system.num_sessions == 0)
+        if check_leaks:
+            await wait_until(lambda: all(p.state is ProcState.ZOMBIE for p in system.table))
+            kernel.assert_nothing_leaked()
+        system.request_shutdown(0.0)
+
+
+async def wait_until(condition: Callable[[], bool]) -> None:
+    """Let the kernel run until something is so; a minute of virtual time at most."""
+    with trio.fail_after(60):
+        while not condition():
+            await trio.sleep(0.001)
