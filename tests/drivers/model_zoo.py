@@ -1,0 +1,129 @@
+"""Small models for tests, and pages to run them on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from drivers.model.config import ModelConfig, RopeConfig
+from drivers.model.kv_layout import KV_DTYPES, kv_segments, kv_views
+from drivers.model.transformer import ModelDescription, Transformer
+from drivers.model.weights import LayerWeights, Weights
+from drivers.ops.reference import ReferenceOps
+from llmos.device import Row, choose_kv_format
+
+FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+JUNK = 0xFF  # bytes of all ones are NaN in every number format
+
+
+def random_model(
+    dtype: str = "fp32",
+    seed: int = 0,
+    *,
+    vocab_size: int = 101,
+    hidden_size: int = 72,
+    intermediate_size: int = 172,
+    num_layers: int = 2,
+    num_heads: int = 6,
+    num_kv_heads: int = 2,
+    head_dim: int = 16,
+    window: int | None = None,
+) -> Transformer:
+    """A model with every optional part switched on and sizes that no vector width divides."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*size: int, scale: float = 0.15, mean: float = 0.0) -> torch.Tensor:
+        return (torch.randn(size, generator=generator) * scale + mean).to(KV_DTYPES[dtype])
+
+    qkv_rows = (num_heads + 2 * num_kv_heads) * head_dim
+    config = ModelConfig(
+        "Qwen3ForCausalLM", vocab_size, hidden_size, intermediate_size, num_layers, num_heads, num_kv_heads,
+        head_dim, 1e-5, 512, RopeConfig(10000.0), True, True, True, True, True, window, dtype, (0,),
+    )  # fmt: skip
+    layers = tuple(
+        LayerWeights(
+            normal(hidden_size, mean=1.0), normal(qkv_rows, hidden_size), normal(qkv_rows),
+            normal(head_dim, mean=1.0), normal(head_dim, mean=1.0),
+            normal(hidden_size, num_heads * head_dim), normal(hidden_size), normal(hidden_size, mean=1.0),
+            normal(2 * intermediate_size, hidden_size), normal(2 * intermediate_size),
+            normal(hidden_size, intermediate_size), normal(hidden_size),
+        )
+        for _ in range(num_layers)
+    )  # fmt: skip
+    embedding = normal(vocab_size, hidden_size, scale=1.0)
+    weights = Weights(embedding, layers, normal(hidden_size, mean=1.0), embedding, embedding.numel())
+    info = ModelDescription(config.architecture, "", vocab_size, 512, (0,), dtype, embedding.numel())
+    return Transformer(config, weights, ReferenceOps(), info, kv_segments(config, dtype))
+
+
+class Memory:
+    """Pages for a few spaces, scattered over frames that hold junk until a token is written."""
+
+    def __init__(
+        self, model: Transformer, num_spaces: int = 1, tokens_per_page: int = 16, seed: int = 0
+    ) -> None:
+        self.model = model
+        bytes_per_token = model.segments[0].bytes_per_token
+        self.kv = choose_kv_format(model.info.dtype, model.segments, tokens_per_page * bytes_per_token)
+        self.pages_per_space = self.kv.num_pages(model.info.max_model_len)
+        num_pages = num_spaces * self.pages_per_space
+        self.frames = torch.randperm(num_pages, generator=torch.Generator().manual_seed(seed)).tolist()
+        buffers = [torch.full((num_pages * self.kv.frame_bytes,), JUNK, dtype=torch.uint8) for _ in "KV"]
+        self.k_pages, self.v_pages = (kv_views(buffer, model.config, self.kv) for buffer in buffers)
+
+    def page_index(self, asid: int, vpn: int) -> int:
+        """Where a space's page lies."""
+        return self.frames[asid * self.pages_per_space + vpn]
+
+    def run(self, *rows: Row) -> torch.Tensor:
+        """Run rows on these pages."""
+        return self.model.run(rows, self.page_index, self.k_pages, self.v_pages)
+
+    def contents(self, asid: int, num_tokens: int) -> torch.Tensor:
+        """All keys and values of a space: [2, layers, num_tokens, heads, dim]."""
+        pages = [self.page_index(asid, vpn) for vpn in range(self.kv.num_pages(num_tokens))]
+        return torch.stack(
+            [
+                torch.stack([layer[pages].flatten(0, 1)[:num_tokens] for layer in side])
+                for side in (self.k_pages, self.v_pages)
+            ]
+        )
+
+    def generate(
+        self, prompt: Sequence[int], num_tokens: int, asid: int = 0
+    ) -> tuple[list[int], torch.Tensor]:
+        """Greedy tokens, and the logits [num_tokens, vocab_size] that led to them."""
+        tokens, logits, fed, start = list(prompt), [], tuple(prompt), 0
+        for _ in range(num_tokens):
+            logits.append(self.run(Row(asid, start, fed, True))[0])
+            start += len(fed)
+            fed = (int(logits[-1].argmax()),)
+            tokens += fed
+        return tokens[len(prompt) :], torch.stack(logits)
+
+
+def save_checkpoint(
+    folder: Path, architecture: str, *, max_shard_size: str = "1GB", **overrides: object
+) -> None:
+    """Write a tiny random checkpoint with transformers: biases and norms too are random."""
+    import transformers
+
+    name = architecture.removesuffix("ForCausalLM")
+    settings: dict[str, object] = {
+        "vocab_size": 131, "hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+        "initializer_range": 0.15, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None,
+        "tie_word_embeddings": False,
+    }  # fmt: skip
+    if name == "Qwen3":
+        settings["head_dim"] = 32  # not hidden_size / num_attention_heads
+    settings |= overrides
+    torch.manual_seed(1)
+    model = getattr(transformers, architecture)(getattr(transformers, f"{name}Config")(**settings))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
