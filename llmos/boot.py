@@ -16,7 +16,7 @@ from drivers.builtin import base_path
 from drivers.sim import SimDriver
 from drivers.sim_model import SimModel
 from llmos.config import Config, num_cores
-from llmos.device import DriverLink, Load, Progress
+from llmos.device import CostModel, DriverLink, Load, Progress
 from llmos.ipc.credentials import listen_unix
 from llmos.kernel.driver_host import DriverHost, OpenLink
 from llmos.kernel.driver_link import open_driver
@@ -186,7 +186,7 @@ def num_spaces(config: Config) -> int:
     return 2 * config.max_running
 
 
-def simulated_opener(name: str, model_path: str) -> OpenLink:
+def simulated_opener(config: Config, name: str, model_path: str) -> OpenLink:
     """A simulated device that speaks the vocabulary of a real model, so that its text can be decoded."""
     shape = msgspec.json.decode((Path(model_path) / "config.json").read_bytes())
     eos = shape.get("eos_token_id")
@@ -196,7 +196,11 @@ def simulated_opener(name: str, model_path: str) -> OpenLink:
     async def open_link() -> DriverLink:
         await trio.lowlevel.checkpoint()
         return SimDriver(
-            name=name, model=model, max_model_len=shape["max_position_embeddings"], num_frames=8192
+            name=name,
+            model=model,
+            max_model_len=shape["max_position_embeddings"],
+            cost=CostModel(base=config.sim_step_ms / 1e3),
+            num_frames=32_768,
         )
 
     return open_link
@@ -205,7 +209,7 @@ def simulated_opener(name: str, model_path: str) -> OpenLink:
 def link_opener(config: Config, kind: str, name: str, model_path: str) -> OpenLink:
     """How a device's driver is started."""
     if kind == "sim":
-        return simulated_opener(name, model_path)
+        return simulated_opener(config, name, model_path)
     threads = config.threads or max(1, num_cores() // config.devices)
 
     async def open_link() -> DriverLink:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import sys
 from collections.abc import Callable, Sequence
@@ -163,12 +164,11 @@ def run_down(options: argparse.Namespace) -> int:
     """Ask the kernel to drain, and wait until its socket is gone."""
     path = options.socket or str(default_socket_path())
     with SyncClient(path, name="llmos down") as client:
-        client.shutdown(options.grace)
-        try:
-            while True:  # the connection lives until the kernel is gone
+        with contextlib.suppress(ConnectionLost):  # that is what we wait for: it lives until the kernel is gone
+            client.shutdown(options.grace)
+            while True:
                 client.events(follow=True, since=2**62)
-        except ConnectionLost:
-            print("llmos is down")
+    print("llmos is down")
     return 0
 
 

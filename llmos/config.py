@@ -16,46 +16,48 @@ class ConfigError(LlmosError):
     """A key or value of the configuration is wrong; the message names it."""
 
 
+Positive = Annotated[int, Meta(ge=1)]
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What an operator may set. Sizes carry their units in the name."""
 
     model: Annotated[str, Meta(description="Hugging Face folder, hub id, or 'builtin'")] = "builtin"
     name: Annotated[str | None, Meta(description="name clients use; default: the folder's")] = None
     weights: Annotated[
-        Literal["auto", "fp32", "fp16", "bf16"],
-        Meta(description="number format; auto: what the checkpoint holds"),
+        Literal["auto", "fp32", "fp16", "bf16"], Meta(description="number format; auto: the checkpoint's")
     ] = "auto"
     device: Annotated[
         Literal["auto", "cpu", "cuda", "sim"], Meta(description="auto: cuda where it works, else cpu")
     ] = "auto"
     devices: Annotated[int, Meta(ge=1, le=64, description="number of devices")] = 1
     threads: Annotated[
-        int | None, Meta(ge=1, le=256, description="threads of one device; default: cores divided by devices")
+        Positive | None, Meta(description="threads of one device; default: cores divided by devices")
     ] = None
-    listen: Annotated[str, Meta(description="HOST:PORT of the gateway; empty: no gateway")] = "127.0.0.1:8000"
+    listen: Annotated[str, Meta(description="HOST:PORT of the gateway; empty: none")] = "127.0.0.1:8000"
     socket: Annotated[str | None, Meta(description="path of the syscall socket")] = None
     pool_mib: Annotated[
-        int | None,
-        Meta(ge=1, description="physical memory for frames, per device; default: by what is there"),
+        Positive | None, Meta(description="memory for frames, per device; default: by what is there")
     ] = None
     frame_kib: Annotated[
-        int | None, Meta(ge=4, description="bytes of a frame, a multiple of 4 KiB; default: by the model")
+        Positive | None, Meta(description="size of a frame, a multiple of 4; default: by the model")
     ] = None
     max_model_len: Annotated[
-        int | None, Meta(ge=1, description="context limit; default: the checkpoint's")
+        Positive | None, Meta(description="context limit in tokens; default: the checkpoint's")
     ] = None
-    max_running: Annotated[int, Meta(ge=1, le=4096, description="processes in one step, per device")] = 256
-    max_step_tokens: Annotated[int, Meta(ge=1, description="token budget of a step")] = 512
+    max_running: Annotated[int, Meta(ge=1, le=4096, description="processes in a step, per device")] = 256
+    max_step_tokens: Annotated[int, Meta(ge=1, le=65_536, description="token budget of a step")] = 512
     max_chunk_tokens: Annotated[
-        int | None, Meta(ge=1, description="most prompt tokens of one process in a step; default: the budget")
+        Positive | None, Meta(description="most tokens of one process in a step; default: the budget")
     ] = None
     max_waiting: Annotated[int, Meta(ge=0, description="processes that may wait, per device")] = 4096
     policy: Annotated[Literal["fcfs"], Meta(description="who is resident")] = "fcfs"
     prefix_cache: Annotated[bool, Meta(description="keep ended processes' pages for sharing")] = True
     step_timeout_seconds: Annotated[
-        float, Meta(gt=0, description="a driver that needs longer is restarted")
+        float, Meta(gt=0, description="a driver whose step takes longer is restarted")
     ] = 120.0
     shutdown_grace_seconds: Annotated[float, Meta(ge=0, description="time to finish on Ctrl-C")] = 30.0
+    sim_step_ms: Annotated[float, Meta(ge=0, description="time of a step on a simulated device")] = 10.0
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="least level logged")
     ] = "warning"

@@ -69,7 +69,7 @@ class PrefixIndex:
     # (last_used, tie-breaker, node): leaves that were idle when pushed. Entries go stale instead of being
     # searched for: one counts only if its node is still an idle leaf with that last_used.
     _candidates: list[tuple[int, int, _Node]] = field(init=False, factory=list)
-    _clock: int = field(init=False, default=0)  # counts calls
+    _clock: int = field(init=False, default=0)  # counts uses
     _tickets: Iterator[int] = field(init=False, factory=itertools.count)
     _num_idle: int = field(init=False, default=0)
     _num_queries: int = field(init=False, default=0)
@@ -163,6 +163,7 @@ class PrefixIndex:
         """Hear that a user let go of a page; to be called after the release when references are left."""
         node = self._nodes.get(frames[0])
         if node is not None and not node.is_idle and self._pool.refcounts[frames[0]] == 1:
+            self._clock += 1  # later than its parent's, so that a chain is given up from its end
             node.is_idle = True
             node.last_used = self._clock
             self._num_idle += 1

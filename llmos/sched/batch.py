@@ -8,6 +8,7 @@ chunking; the single counter is the field's "no prefill phase").
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import attrs
 
@@ -24,8 +25,7 @@ class BatchLimits:
     max_chunk_tokens: int  # most tokens of one process in one step
 
 
-@attrs.frozen
-class Share:
+class Share(NamedTuple):  # a tuple: one is made for every row of every step
     """One process's part of a step: its next `num_tokens` positions."""
 
     process: Process

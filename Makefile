@@ -1,0 +1,50 @@
+# Every chore, the same on a laptop and in CI.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml setup.py native/build.py $(wildcard native/cpu/*)
+# "compat" puts a plain path into site-packages, which type checkers follow.
+PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat
+
+.PHONY: up venv check test test-slow bench docs clean
+
+up: $(VENV)/.installed  ## boot with the built-in model and serve until Ctrl-C; options: make up ARGS="--device cpu"
+	@exec $(BIN)/llmos up $(ARGS)
+
+venv: $(VENV)/.installed-dev  ## set up .venv with everything for development
+
+check: $(VENV)/.installed-dev  ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: $(VENV)/.installed-dev  ## the quick suite
+	$(BIN)/pytest -m "not slow and not gpu" $(ARGS)
+
+test-slow: $(VENV)/.installed-dev  ## the long one
+	$(BIN)/pytest -m "slow and not gpu" $(ARGS)
+
+bench: $(VENV)/.installed-dev  ## measure the kernel's cost
+	$(BIN)/llmos bench kernel $(ARGS)
+
+docs: $(VENV)/.installed-dev  ## generate what is generated
+	$(BIN)/python -m syscalls.document > docs/abi.md
+	$(BIN)/python -m llmos.bench.document > docs/benchmarks.md
+
+clean:
+	rm -rf $(VENV) build *.egg-info native/_cpu.*
+
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "llmos needs Python 3.11 or newer; set PYTHON=python3.12, say" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/pip $(SOURCES)
+	@test -e $@ -o -e $@-dev || echo "installing llmos into $(VENV), a minute or two …"
+	$(PIP_INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/bin/pip $(SOURCES)
+	@test -e $@ || echo "installing llmos and its tests into $(VENV), a minute or two …"
+	$(PIP_INSTALL) -e '.[dev]'
+	@touch $@ $(VENV)/.installed
