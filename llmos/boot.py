@@ -105,6 +105,7 @@ async def boot(
         grace_seconds = await shutdown.wait()
         await drain(system, gateway, grace_seconds)
         nursery.cancel_scope.cancel()
+    Path(socket_path).unlink(missing_ok=True)
 
 
 class ShutdownRequest:
@@ -130,17 +131,19 @@ async def drain(system: System, gateway: GatewayProcess | None, grace_seconds: f
     """Admit nothing new, let what runs finish within the grace, end the rest."""
     system.is_draining = True
     system.events.record("boot", f"draining, {grace_seconds:g} s")
-    with trio.move_on_after(grace_seconds):
-        while any(  # noqa: ASYNC110 - a look every 50 ms beats an event on every turn's end
-            p.state not in (ProcState.ZOMBIE, ProcState.STOPPED) and not p.turn_is_over for p in system.table
-        ):
-            await trio.sleep(0.05)
-    for process in system.table:
-        if process.state is not ProcState.ZOMBIE:
-            system.core_of(process).mailbox.send_nowait(Kill(process, "draining", lambda error: None))
-    await trio.lowlevel.checkpoint()  # the Cores carry the kills out, and readers hear of them
-    if gateway is not None:
-        await gateway.stop(min(grace_seconds, 2.0))
+    async with trio.open_nursery() as nursery:
+        if gateway is not None:
+            nursery.start_soon(gateway.stop, grace_seconds)  # it refuses new requests at once, too
+        with trio.move_on_after(grace_seconds):
+            while any(  # noqa: ASYNC110 - a look every 50 ms beats an event on every turn's end
+                p.state not in (ProcState.ZOMBIE, ProcState.STOPPED) and not p.turn_is_over
+                for p in system.table
+            ):
+                await trio.sleep(0.05)
+        for process in system.table:
+            if process.state is not ProcState.ZOMBIE:
+                system.core_of(process).mailbox.send_nowait(Kill(process, "draining", lambda error: None))
+    await trio.sleep(0.05)  # the last replies reach their readers
 
 
 def device_names(config: Config, kind: str) -> list[str]:

@@ -1,0 +1,123 @@
+"""Transparency as a property: disturb processes at random, compare their tokens with a quiet run of each alone."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import attrs
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trio.testing import MockClock
+
+from drivers.sim import SimDriver
+from syscalls.errno import Errno, SyscallError
+from syscalls.sampling import Sampling
+from tests.kernel.harness import MODEL, RunningKernel, running_kernel
+
+
+@attrs.define
+class Life:
+    """What a test remembers of a process: all it should ever emit."""
+
+    pid: int
+    expected: tuple[int, ...]
+    was_killed: bool = False
+
+
+SPAWN = st.tuples(
+    st.just("spawn"),
+    st.integers(1, 70),  # prompt tokens; few distinct prompts, so that prefixes are shared
+    st.integers(1, 40),  # output tokens
+    st.sampled_from([None, 1, 2]),  # seed; None: greedy
+)
+TOUCH = st.tuples(
+    st.sampled_from(["kill", "stop", "cont", "fork", "nice"]), st.integers(0, 30), st.integers(-20, 19)
+)
+PAUSE = st.tuples(st.just("pause"), st.floats(0.001, 0.3))
+CRASH = st.tuples(st.just("crash"))
+OPERATIONS = st.lists(st.one_of(SPAWN, SPAWN, TOUCH, TOUCH, PAUSE, CRASH), min_size=1, max_size=40)
+
+
+async def disturb(kernel: RunningKernel, operations: list[tuple]) -> list[Life]:
+    """Carry the operations out; refusals that the contract allows are part of life."""
+    client = kernel.client
+    lives: list[Life] = []
+    num_crashes = 0
+    for name, *arguments in operations:
+        if name == "pause":
+            await trio.sleep(arguments[0])
+        elif name == "crash":
+            if num_crashes < 4:
+                num_crashes += 1
+                kernel.sim.kill()
+        elif name == "spawn":
+            length, max_tokens, seed = arguments
+            prompt = tuple((length // 20 + i) % 500 for i in range(length))
+            sampling = Sampling() if seed is None else Sampling(temperature=1.0, seed=seed)
+            spawned = await client.spawn(prompt, max_tokens=max_tokens, sampling=sampling)
+            lives.append(Life(spawned.pids[0], MODEL.expected_tokens(prompt, max_tokens, sampling=sampling)))
+        elif lives:
+            life = lives[arguments[0] % len(lives)]
+            try:
+                match name:
+                    case "kill":
+                        await client.kill(life.pid)
+                        life.was_killed = True
+                    case "stop":
+                        await client.stop(life.pid)
+                    case "cont":
+                        await client.cont(life.pid)
+                    case "nice":
+                        await client.nice(life.pid, arguments[1])
+                    case "fork":
+                        forked = await client.fork(life.pid, 1 + arguments[1] % 3)
+                        lives += [Life(pid, life.expected) for pid in forked.pids]
+            except SyscallError as error:
+                assert error.errno is Errno.EBUSY, error  # it has exited, or was not stopped
+    return lives
+
+
+async def live(operations: list[tuple], options: dict) -> None:
+    """One example: a kernel with little memory, a disturbed history, and what came out of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        make = partial(SimDriver, num_frames=options.pop("num_frames"))
+        async with running_kernel(Path(folder), make, **options) as kernel:
+            lives = await disturb(kernel, operations)
+            kernel.check_integrity()
+            for life in lives:
+                if (await kernel.client.stat(life.pid)).state == "STOPPED":
+                    await kernel.client.cont(life.pid)
+            for life in lives:
+                with trio.fail_after(1000):
+                    tokens, end = [], None
+                    async for output in kernel.client.stream(life.pid):
+                        tokens += output.tokens
+                        end = output.end
+                assert tuple(tokens) == life.expected[: len(tokens)]
+                if end.reason != "killed":
+                    assert end.reason == "length"
+                    assert len(tokens) == len(life.expected)
+                else:
+                    assert life.was_killed
+                await kernel.client.wait(life.pid)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    operations=OPERATIONS,
+    options=st.fixed_dictionaries(
+        {
+            "num_frames": st.sampled_from([16, 24, 64]),
+            "max_running": st.sampled_from([1, 3, 16]),
+            "max_chunk_tokens": st.sampled_from([None, 1, 7]),
+            "max_step_tokens": st.sampled_from([8, 64, 512]),
+            "prefix_cache": st.booleans(),
+        }
+    ),
+)
+def test_no_process_can_tell(operations: list[tuple], options: dict) -> None:
+    """Preempted, forked, stopped, crashed under, starved: the tokens are those of a quiet run, nothing leaks."""
+    trio.run(live, operations, dict(options), clock=MockClock(autojump_threshold=0))
