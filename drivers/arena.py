@@ -1,0 +1,267 @@
+"""Where a device's frames live, and how kernels address them: the page tables of all spaces.
+
+An arena turns page-table edits into something that kernels index with `page_index(asid, vpn)`. Two kinds:
+
+- `VirtualArena` (CPU): one reserved address range for each segment; the page of a space lies at a fixed
+  place, base + (asid * pages_per_space + vpn) * frame_bytes, and an edit maps frames of a memfd there. A
+  space's keys are contiguous for a kernel, whatever frames they are in, and sharing needs no copy.
+- `TableArena` (any torch device): one tensor of frames; `page_index` looks the page up in a host table.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from drivers.page_table import ArenaError, PageTable
+from llmos.device import CopyPage, KVFormat, Map
+from native.paging import MemoryPool, ReservedRange, count_mappings, mapping_limit
+
+__all__ = ["Arena", "ArenaError", "TableArena", "VirtualArena", "max_virtual_frames"]
+
+SPARE_MAPPINGS = 4096  # for libraries, thread stacks and the allocator, beside what they have already
+
+
+class Arena(Protocol):
+    """The memory of one device, as its driver sees it."""
+
+    kv: KVFormat
+    num_frames: int
+    pages_per_space: int
+
+    @property
+    def segments(self) -> tuple[torch.Tensor, ...]:
+        """For each segment, flat uint8 that `page_index` counts frames in. Valid until close."""
+
+    def page_index(self, asid: int, vpn: int) -> int:
+        """Where a page lies in each of `segments`, in frames. The page is mapped."""
+
+    def num_mapped_pages(self, asid: int) -> int:
+        """How many pages of an open space are mapped without a gap from page 0 on."""
+
+    def reserve(self, asid: int) -> None:
+        """Open a space. Raises ArenaError."""
+
+    def release(self, asid: int) -> None:
+        """Close a space. Raises ArenaError."""
+
+    def map(self, edit: Map) -> None:
+        """Back a page, replacing what was there. Raises ArenaError, or OSError when the system refuses."""
+
+    def copy_page(self, edit: CopyPage) -> None:
+        """Copy frames. Raises ArenaError."""
+
+    def close(self) -> None:
+        """Give all memory back; `segments` must not be used any more. Idempotent."""
+
+
+def max_virtual_frames(max_spaces: int, num_segments: int) -> int:
+    """Frames that a VirtualArena can have mapped at once, when no two of them are adjacent.
+
+    Linux lets a process have vm.max_map_count mappings (65530 by default). A mapped frame takes one, and so
+    does the unmapped rest of each segment of each space.
+    """
+    return mapping_limit() - count_mappings() - SPARE_MAPPINGS - max_spaces * num_segments
+
+
+class VirtualArena:
+    """Frames of a memfd, mapped where kernels expect them. CPU only.
+
+    Unmapping is lazy: a released space keeps its mappings until its next owner replaces them, or until the
+    system's limit on mappings is near. In debug mode they go at once, so that a stale read is a crash.
+
+    A frame that is mapped into many spaces takes a mapping in each; that can exceed the limit later on, and
+    is then the ArenaError of one `map`.
+
+    Args:
+        kv: format; frame_bytes is a multiple of the system's page size.
+        num_frames: physical frames.
+        max_spaces: asids are below it.
+        pages_per_space: enough for the longest context.
+        debug: unmap eagerly.
+
+    Raises:
+        ArenaError: the frames could exceed the system's limit on mappings.
+        OSError: the system refuses the memory or the addresses.
+    """
+
+    def __init__(
+        self, kv: KVFormat, num_frames: int, max_spaces: int, pages_per_space: int, *, debug: bool = False
+    ) -> None:
+        self.kv = kv
+        self.num_frames = num_frames
+        self.pages_per_space = pages_per_space
+        self.table = PageTable(kv, num_frames, max_spaces, pages_per_space)
+        self._debug = debug
+        self._max_mapped = max_virtual_frames(max_spaces, len(kv.segments))
+        # More than all slots of all spaces cannot be mapped, however many frames there are.
+        if min(num_frames, len(kv.segments) * max_spaces * pages_per_space) > self._max_mapped:
+            raise ArenaError(
+                f"{num_frames} frames of {kv.frame_bytes} bytes in {max_spaces} spaces need more mappings "
+                f"than vm.max_map_count ({mapping_limit()}); take larger frames, a smaller pool, or raise it"
+            )
+        self._pages_per_segment = max_spaces * pages_per_space
+        self._mapped = [0] * max_spaces  # pages [0, n) of a space may hold mappings, its own or stale ones
+        self._num_mapped = 0  # their sum over all segments
+        self._pool = MemoryPool(num_frames, kv.frame_bytes)
+        try:
+            self._range = ReservedRange(self._pool, self._pages_per_segment * len(kv.segments))
+        except BaseException:
+            self._pool.close()
+            raise
+        whole = torch.frombuffer(self._range.buffer(), dtype=torch.uint8)
+        self._segments = whole.chunk(len(kv.segments))
+
+    @property
+    def segments(self) -> tuple[torch.Tensor, ...]:
+        """See Arena."""
+        return self._segments
+
+    @property
+    def num_mappings(self) -> int:
+        """Page slots that hold a mapping, or may: those of released spaces count until they are unmapped."""
+        return self._num_mapped
+
+    def page_index(self, asid: int, vpn: int) -> int:
+        """See Arena: a closed formula."""
+        return asid * self.pages_per_space + vpn
+
+    def num_mapped_pages(self, asid: int) -> int:
+        """See Arena."""
+        return self.table.num_mapped_pages(asid)
+
+    def reserve(self, asid: int) -> None:
+        """See Arena."""
+        self.table.reserve(asid)
+
+    def release(self, asid: int) -> None:
+        """See Arena."""
+        self.table.release(asid)
+        if self._debug:
+            self._unmap(asid)
+
+    def map(self, edit: Map) -> None:
+        """See Arena."""
+        self.table.check_map(edit)
+        new_pages = max(0, edit.vpn + 1 - self._mapped[edit.asid])
+        num_new = new_pages * len(self._segments)
+        if self._num_mapped + num_new > self._max_mapped:
+            self._unmap_released()
+            if self._num_mapped + num_new > self._max_mapped:
+                raise ArenaError(
+                    f"{self._num_mapped} frames are mapped; vm.max_map_count ({mapping_limit()}) is the limit"
+                )
+        page = self.page_index(edit.asid, edit.vpn)
+        self._range.map_frames(
+            [page + segment * self._pages_per_segment for segment in range(len(edit.pfns))], edit.pfns
+        )
+        self._mapped[edit.asid] += new_pages
+        self._num_mapped += num_new
+        self.table.map(edit)
+
+    def copy_page(self, edit: CopyPage) -> None:
+        """See Arena."""
+        self.table.check_copy(edit)
+        self._pool.copy_frames(edit.sources, edit.targets)
+
+    def close(self) -> None:
+        """See Arena."""
+        self._segments = ()
+        self._range.close()
+        self._pool.close()
+
+    def _unmap_released(self) -> None:
+        for asid, count in enumerate(self._mapped):
+            if count and not self.table.is_open(asid):
+                self._unmap(asid)
+
+    def _unmap(self, asid: int) -> None:
+        if count := self._mapped[asid]:
+            for segment in range(len(self._segments)):
+                self._range.unmap_pages(self.page_index(asid, 0) + segment * self._pages_per_segment, count)
+            self._mapped[asid] = 0
+            self._num_mapped -= count * len(self._segments)
+
+
+class TableArena:
+    """Frames of one tensor, found through a table. Any torch device.
+
+    The frames of a page are stored side by side as one slot, the same in every segment, because kernels use
+    one index for all segments. A slot is taken when frames are first seen together, and is free again when
+    one of them is seen in other company: then the kernel has given that page up.
+
+    Args:
+        kv: format.
+        num_frames: physical frames.
+        max_spaces: asids are below it.
+        pages_per_space: enough for the longest context.
+        device: where the tensor lies.
+
+    Raises:
+        torch.OutOfMemoryError: the device has too little memory.
+    """
+
+    def __init__(
+        self, kv: KVFormat, num_frames: int, max_spaces: int, pages_per_space: int, device: torch.device | str
+    ) -> None:
+        self.kv = kv
+        self.num_frames = num_frames
+        self.pages_per_space = pages_per_space
+        self.table = PageTable(kv, num_frames, max_spaces, pages_per_space)
+        num_slots = num_frames // kv.frames_per_page
+        self._slots = torch.zeros(
+            (kv.frames_per_page, num_slots, kv.frame_bytes), dtype=torch.uint8, device=device
+        )
+        self._free = list(range(num_slots))[::-1]
+        self._slot_of: dict[tuple[int, ...], int] = {}
+        self._company: dict[int, tuple[int, ...]] = {}  # the frames that each frame was last seen with
+
+    @property
+    def segments(self) -> tuple[torch.Tensor, ...]:
+        """See Arena."""
+        return tuple(segment.view(-1) for segment in self._slots)
+
+    def page_index(self, asid: int, vpn: int) -> int:
+        """See Arena: a look-up."""
+        return self._slot_of[self.table.frames(asid, vpn)]
+
+    def num_mapped_pages(self, asid: int) -> int:
+        """See Arena."""
+        return self.table.num_mapped_pages(asid)
+
+    def reserve(self, asid: int) -> None:
+        """See Arena."""
+        self.table.reserve(asid)
+
+    def release(self, asid: int) -> None:
+        """See Arena."""
+        self.table.release(asid)
+
+    def map(self, edit: Map) -> None:
+        """See Arena."""
+        self.table.check_map(edit)
+        self._slot(edit.pfns)
+        self.table.map(edit)
+
+    def copy_page(self, edit: CopyPage) -> None:
+        """See Arena."""
+        self.table.check_copy(edit)
+        source, target = self._slot(edit.sources), self._slot(edit.targets)
+        self._slots[:, target].copy_(self._slots[:, source])
+
+    def close(self) -> None:
+        """See Arena."""
+        self._slots = torch.empty((0, 0, 0), dtype=torch.uint8)
+
+    def _slot(self, pfns: tuple[int, ...]) -> int:
+        if (slot := self._slot_of.get(pfns)) is not None:
+            return slot
+        for pfn in pfns:
+            if (company := self._company.get(pfn)) is not None:
+                self._free.append(self._slot_of.pop(company))
+                for other in company:
+                    del self._company[other]
+        slot = self._slot_of[pfns] = self._free.pop()
+        self._company.update(dict.fromkeys(pfns, pfns))
+        return slot

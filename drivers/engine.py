@@ -1,0 +1,273 @@
+"""One loaded model on one device: carries out loads and steps, and keeps every failure in its place.
+
+What can fail alone fails alone: an edit breaks its space until that is released, a bad row is its own
+`RowFault`, and an exception in the forward pass faults the rows of that step. The driver goes on.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+
+import attrs
+import torch
+
+from drivers.arena import Arena
+from drivers.backend import Backend, DeviceUnavailable
+from drivers.model.errors import ModelError
+from drivers.model.kv_layout import kv_views
+from drivers.model.loader import load_model
+from drivers.model.sampler import Sampler
+from drivers.model.transformer import Transformer
+from drivers.page_table import ArenaError
+from llmos.device import (
+    Bind,
+    CopyPage,
+    Edit,
+    Failed,
+    KVFormat,
+    Load,
+    Loaded,
+    Map,
+    Release,
+    Reserve,
+    Row,
+    RowFault,
+    Segment,
+    Step,
+    StepDone,
+    TokenLogprobs,
+    choose_kv_format,
+)  # fmt: skip
+
+__all__ = ["Engine"]
+
+ReportProgress = Callable[[int, int, str], None]  # bytes done, bytes in all, tensor
+
+
+@attrs.define(eq=False)
+class _Session:
+    """What a load sets up."""
+
+    model: Transformer
+    sampler: Sampler
+    arena: Arena
+    k_pages: list[torch.Tensor]
+    v_pages: list[torch.Tensor]
+
+
+@attrs.define(eq=False)
+class Engine:
+    """Runs steps on a backend."""
+
+    backend: Backend
+    debug: bool = attrs.field(factory=lambda: os.environ.get("LLMOS_DEBUG") == "1")
+    _session: _Session | None = attrs.field(default=None, init=False)
+    _sampled: dict[int, tuple[int, int]] = attrs.field(factory=dict, init=False)  # asid: position, token
+    _broken: dict[int, str] = attrs.field(factory=dict, init=False)  # asid: what failed
+
+    def load(self, load: Load, report: ReportProgress) -> Loaded | Failed:
+        """Load a model, in place of the one that was loaded before. Never raises."""
+        self.close()
+        started = time.perf_counter()
+        try:
+            session, kv, num_frames = self._open(load, report)
+        except (ModelError, ArenaError, DeviceUnavailable, OSError) as error:
+            return Failed(str(error))
+        except Exception as error:
+            traceback.print_exc()
+            return Failed(f"{type(error).__name__}: {error}")
+        self._session = session
+        # what lives now lives on: collections in the step loop need not look at it
+        gc.collect()
+        gc.freeze()
+        info = session.model.info.model_info(load.name, load.path)
+        return Loaded(info, kv, num_frames, time.perf_counter() - started)
+
+    def _open(self, load: Load, report: ReportProgress) -> tuple[_Session, KVFormat, int]:
+        backend = self.backend
+        ops = backend.make_ops()
+        model = load_model(load.path, load.dtype, backend.torch_device, ops, load.max_model_len, report)
+        kv, num_frames = self._plan_memory(load, model.info.dtype, model.segments, model.info.max_model_len)
+        pages_per_space = kv.num_pages(model.info.max_model_len)
+        arena = backend.open_arena(kv, num_frames, load.max_spaces, pages_per_space)
+        try:
+            k_pages, v_pages = (kv_views(segment, model.config, kv) for segment in arena.segments)
+        except BaseException:
+            arena.close()
+            raise
+        sampler = Sampler(model.info.vocab_size, ops)
+        return _Session(model, sampler, arena, k_pages, v_pages), kv, num_frames
+
+    def _plan_memory(
+        self, load: Load, dtype: str, segments: tuple[Segment, ...], max_model_len: int
+    ) -> tuple[KVFormat, int]:
+        """Choose the size of a frame and how many there are."""
+        kv = choose_kv_format(dtype, segments, load.frame_bytes)
+        limit = self.backend.max_frames(load.max_spaces, len(segments))
+        if load.pool_bytes is None:
+            # More than every space at its longest is of no use, and neither is more than can be mapped.
+            num_frames = load.max_spaces * kv.num_pages(max_model_len) * kv.frames_per_page
+            num_frames = min(num_frames, self.backend.choose_pool_bytes() // kv.frame_bytes)
+            num_frames = num_frames if limit is None else min(num_frames, limit)
+        else:
+            while (
+                load.frame_bytes is None and limit is not None and load.pool_bytes // kv.frame_bytes > limit
+            ):
+                kv = choose_kv_format(dtype, segments, 2 * kv.frame_bytes)
+            num_frames = load.pool_bytes // kv.frame_bytes
+        if num_frames < kv.frames_per_page:
+            raise ArenaError(
+                f"a pool of {num_frames} frames of {kv.frame_bytes} bytes is too small: one page of "
+                f"{kv.tokens_per_page} tokens takes {kv.frames_per_page}"
+            )
+        return kv, num_frames
+
+    def run_step(self, step: Step) -> StepDone:
+        """Apply edits in order, run the rows as one batch, and sample.
+
+        Raises:
+            RuntimeError: no model is loaded.
+            Exception: whatever says that the device is beyond use.
+        """
+        if (session := self._session) is None:
+            raise RuntimeError(f"step {step.id} came before a model was loaded")
+        started = time.perf_counter()
+        tokens: list[int | None] = [None] * len(step.rows)
+        logprobs: list[TokenLogprobs | None] = [None] * len(step.rows)
+        faults: dict[int, str] = {}
+        good: dict[int, Row] = {}
+        failed = self._apply_edits(session, step.edits)
+        seen: set[int] = set()
+        for index, row in enumerate(step.rows):
+            resolved = self._resolve(row)
+            message = failed or self._explain_bad_row(session, row, resolved, row.asid in seen)
+            seen.add(row.asid)
+            if message is None and resolved is not None:
+                good[index] = resolved
+            else:
+                faults[index] = message or "it has no tokens"
+        if good:
+            try:
+                self._run_rows(session, step.rows, good, tokens, logprobs, faults)
+            except Exception as error:
+                traceback.print_exc()
+                self.backend.check_health()
+                message = f"{type(error).__name__}: {error}"
+                faults.update(dict.fromkeys(good, message))
+                tokens, logprobs = [None] * len(step.rows), [None] * len(step.rows)
+        for index in faults:
+            self._sampled.pop(step.rows[index].asid, None)
+        return StepDone(
+            id=step.id,
+            tokens=tuple(tokens),
+            seconds=time.perf_counter() - started,
+            logprobs=tuple(logprobs) if any(logprobs) else (),
+            faults=tuple(RowFault(index, faults[index]) for index in sorted(faults)),
+        )
+
+    def _apply_edits(self, session: _Session, edits: tuple[Edit, ...]) -> str | None:
+        """Apply every edit; return why the whole step cannot run, if so."""
+        failed = None
+        for edit in edits:
+            try:
+                match edit:
+                    case Map():
+                        session.arena.map(edit)
+                    case Bind():
+                        session.sampler.bind(edit)
+                    case Reserve(asid):
+                        session.arena.reserve(asid)
+                    case Release(asid):
+                        self._broken.pop(asid, None)
+                        self._sampled.pop(asid, None)
+                        session.sampler.release(asid)
+                        session.arena.release(asid)
+                    case CopyPage():
+                        session.arena.copy_page(edit)
+            except Exception as error:  # the edits behind it must still be applied
+                message = f"{type(edit).__name__}: {error}"
+                print(message, file=sys.stderr, flush=True)
+                if isinstance(edit, CopyPage):
+                    failed = message  # it does not say whose page it is
+                else:
+                    self._broken[edit.asid] = message
+        return failed
+
+    def _resolve(self, row: Row) -> Row | None:
+        """Fill in the token that the space sampled last; None when there is none for this position."""
+        if row.tokens:
+            return row
+        position, token = self._sampled.get(row.asid, (-1, -1))
+        return Row(row.asid, row.start, (token,), row.sample) if position == row.start else None
+
+    def _explain_bad_row(
+        self, session: _Session, row: Row, resolved: Row | None, is_second: bool
+    ) -> str | None:
+        """Say why a row cannot run, or None."""
+        if (message := self._broken.get(row.asid)) is not None:
+            return message
+        if is_second:
+            return f"space {row.asid} has two rows in one step"
+        if resolved is None:
+            return f"space {row.asid} has no sampled token for position {row.start}"
+        if (message := session.model.explain_bad_row(resolved)) is not None:
+            return message
+        num_pages = session.arena.kv.num_pages(row.start + row.num_tokens)
+        if (num_mapped := session.arena.num_mapped_pages(row.asid)) < num_pages:
+            return f"space {row.asid} needs {num_pages} pages, and {num_mapped} are mapped"
+        return None
+
+    def _run_rows(
+        self,
+        session: _Session,
+        rows: tuple[Row, ...],
+        good: dict[int, Row],
+        tokens: list[int | None],
+        logprobs: list[TokenLogprobs | None],
+        faults: dict[int, str],
+    ) -> None:
+        """Run good rows, by index; fill tokens, logprobs and faults in."""
+        batch = list(good.values())
+        if self.debug:
+            _poison_tails(session, batch)
+        logits = session.model.run(batch, session.arena.page_index, session.k_pages, session.v_pages)
+        for row in batch:
+            session.sampler.observe(row.asid, row.start, row.tokens)
+        sampling = [index for index, row in good.items() if row.sample]
+        wanted = [(rows[index].asid, rows[index].start + rows[index].num_tokens) for index in sampling]
+        for index, (asid, position), sampled in zip(
+            sampling, wanted, session.sampler.sample(logits, wanted), strict=True
+        ):
+            if sampled.token is None:
+                faults[index] = sampled.fault or "no token was sampled"
+            else:
+                tokens[index], logprobs[index] = sampled.token, sampled.logprobs
+                self._sampled[asid] = (position, sampled.token)
+
+    def close(self) -> None:
+        """Unload the model and give its memory back. Idempotent."""
+        if self._session is not None:
+            arena, self._session = self._session.arena, None
+            arena.close()
+            gc.unfreeze()
+        self._sampled.clear()
+        self._broken.clear()
+
+
+def _poison_tails(session: _Session, rows: list[Row]) -> None:
+    """Fill what lies behind each row's last token in its page with junk (NaN), so that a stray read shows.
+
+    Nobody else can need it: a row appends, so its last page is its own.
+    """
+    size = session.arena.kv.tokens_per_page
+    for row in rows:
+        vpn, slot = divmod(row.start + row.num_tokens, size)
+        if slot:
+            page = session.arena.page_index(row.asid, vpn)
+            for layer in (*session.k_pages, *session.v_pages):
+                layer[page, slot:] = torch.nan

@@ -1,0 +1,113 @@
+"""A driver's process: `python -m drivers.host --fd N --kind cpu --name cpu:0 --threads 1`.
+
+Reads messages from an inherited socket and answers them, one after the other, until it is told to stop or
+the kernel is gone. Exit codes: 0 stopped or kernel gone, 2 the kernel sent garbage; anything else is a crash.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from drivers.link import KernelLink, LinkError
+from llmos.device import DRIVER_ABI, Hello, Load, Progress, Step, StopDriver
+
+if TYPE_CHECKING:
+    from drivers.backend import Backend
+
+PROGRESS_SECONDS = 0.1  # at most one Progress in so long, and the last one
+
+
+class ProgressReporter:
+    """Passes load progress on, not more often than somebody can read it."""
+
+    def __init__(self, link: KernelLink) -> None:
+        self._link = link
+        self._next = 0.0
+
+    def __call__(self, done_bytes: int, total_bytes: int, what: str) -> None:
+        """Report that `done_bytes` are loaded, up to and with tensor `what`."""
+        if time.monotonic() >= self._next or done_bytes == total_bytes:
+            self._next = time.monotonic() + PROGRESS_SECONDS
+            self._link.send(Progress(done_bytes, total_bytes, what))
+
+
+def serve(link: KernelLink, backend: Backend, name: str) -> None:
+    """Say Hello, then carry out messages in order until StopDriver or the end of the stream.
+
+    Raises:
+        LinkError: the kernel sent garbage.
+        Exception: the device is beyond use.
+    """
+    from drivers.engine import Engine
+
+    engine = Engine(backend)
+    description = backend.describe()
+    link.send(
+        Hello(
+            DRIVER_ABI,
+            backend.kind,
+            name,
+            description,
+            backend.memory_bytes,
+            backend.num_threads,
+            os.getpid(),
+        )
+    )
+    while True:
+        match link.receive():
+            case Step() as step:
+                is_read = link.send(engine.run_step(step))
+            case Load() as load:
+                is_read = link.send(engine.load(load, ProgressReporter(link)))
+            case StopDriver() | None:
+                break
+        if not is_read:
+            break
+    engine.close()
+
+
+def open_backend(kind: str, name: str, num_threads: int, cpus: tuple[int, ...]) -> Backend:
+    """Make the backend; torch is imported here, once the environment tells it how many threads to use."""
+    os.environ["OMP_NUM_THREADS"] = str(num_threads or len(cpus or os.sched_getaffinity(0)))
+    if kind == "cuda":
+        from drivers.cuda import CudaDriver
+
+        index = name.rpartition(":")[2]
+        return CudaDriver(int(index) if index.isdigit() else 0, max(1, num_threads))
+    from drivers.cpu import CpuDriver
+
+    return CpuDriver(num_threads, cpus)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a driver; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="drivers.host", description=__doc__.splitlines()[0] if __doc__ else ""
+    )
+    parser.add_argument("--fd", type=int, required=True, help="inherited socket to the kernel")
+    parser.add_argument("--kind", choices=("cpu", "cuda"), required=True)
+    parser.add_argument("--name", required=True, help="device name, cpu:0")
+    parser.add_argument("--threads", type=int, default=1, help="threads for torch; 0: one for each processor")
+    parser.add_argument("--cpus", default="", help="processors to run on, 0,1")
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the kernel decides when a driver ends
+    cpus = tuple(int(cpu) for cpu in options.cpus.split(",") if cpu)
+    link = KernelLink(socket.socket(fileno=options.fd))
+    try:
+        serve(link, open_backend(options.kind, options.name, options.threads, cpus), options.name)
+    except LinkError as error:
+        print(f"driver {options.name}: {error}", file=sys.stderr)
+        return 2
+    finally:
+        link.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

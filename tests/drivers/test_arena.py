@@ -1,0 +1,222 @@
+"""Both arenas agree with a model of frames that remember what was written to them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from drivers import arena as arena_module
+from drivers.arena import Arena, TableArena, VirtualArena, max_virtual_frames
+from drivers.page_table import ArenaError
+from llmos.device import CopyPage, KVFormat, Map, Segment
+from native.paging import count_mappings
+
+KV = KVFormat("fp32", (Segment("K", 256), Segment("V", 256)), 4096, 16)
+NUM_FRAMES, NUM_SPACES, NUM_PAGES = 9, 3, 4  # an odd number: one frame never finds company
+
+
+def open_arena(kind: str, *, debug: bool = False) -> Arena:
+    """An arena of NUM_FRAMES frames."""
+    if kind == "virtual":
+        return VirtualArena(KV, NUM_FRAMES, NUM_SPACES, NUM_PAGES, debug=debug)
+    return TableArena(KV, NUM_FRAMES, NUM_SPACES, NUM_PAGES, "cpu")
+
+
+class ArenaMachine(RuleBasedStateMachine):
+    """The kernel's view: pages of frames that are shared, copied, given up and recombined."""
+
+    @initialize(kind=st.sampled_from(["virtual", "table"]), debug=st.booleans())
+    def open(self, kind: str, debug: bool) -> None:
+        self.arena = open_arena(kind, debug=debug)
+        self.contents: dict[tuple[int, int], tuple[int, int]] = {}  # live pages: what their frames hold
+        self.tables: dict[int, dict[int, tuple[int, int]]] = {}
+        self.next_value = 1
+
+    def is_used(self, page: tuple[int, int]) -> bool:
+        """True when a table names the page."""
+        return any(page in table.values() for table in self.tables.values())
+
+    def free_frames(self) -> list[int]:
+        """Frames of no live page."""
+        return sorted(set(range(NUM_FRAMES)) - {pfn for page in self.contents for pfn in page})
+
+    @precondition(lambda self: len(self.tables) < NUM_SPACES)
+    @rule(data=st.data())
+    def reserve(self, data: st.DataObject) -> None:
+        asid = data.draw(st.sampled_from(sorted(set(range(NUM_SPACES)) - set(self.tables))))
+        self.arena.reserve(asid)
+        self.tables[asid] = {}
+
+    @precondition(lambda self: self.tables)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        asid = data.draw(st.sampled_from(sorted(self.tables)))
+        self.arena.release(asid)
+        del self.tables[asid]
+
+    @precondition(lambda self: self.contents)
+    @rule(data=st.data())
+    def give_up(self, data: st.DataObject) -> None:
+        """The kernel frees a page that nobody maps; the arena is not told."""
+        idle = [page for page in sorted(self.contents) if not self.is_used(page)]
+        if idle:
+            del self.contents[data.draw(st.sampled_from(idle))]
+
+    @precondition(lambda self: self.tables and len(self.free_frames()) > 1)
+    @rule(data=st.data())
+    def map_fresh(self, data: st.DataObject) -> None:
+        """Map two free frames in any combination, and write to them."""
+        asid, vpn = data.draw(st.sampled_from(sorted(self.tables))), data.draw(st.integers(0, NUM_PAGES - 1))
+        k, v = data.draw(st.permutations(self.free_frames()))[:2]
+        self.arena.map(Map(asid, vpn, (k, v)))
+        self.tables[asid][vpn] = (k, v)
+        value, self.next_value = self.next_value, self.next_value + 1
+        for segment, tensor in enumerate(self.arena.segments):
+            index = self.arena.page_index(asid, vpn)
+            tensor[index * 4096 : (index + 1) * 4096] = (2 * value + segment) % 256
+        self.contents[k, v] = ((2 * value) % 256, (2 * value + 1) % 256)
+
+    @precondition(lambda self: self.tables and self.contents)
+    @rule(data=st.data())
+    def map_shared(self, data: st.DataObject) -> None:
+        """Map a page that others map, or that only the prefix cache knows."""
+        asid, vpn = data.draw(st.sampled_from(sorted(self.tables))), data.draw(st.integers(0, NUM_PAGES - 1))
+        page = data.draw(st.sampled_from(sorted(self.contents)))
+        self.arena.map(Map(asid, vpn, page))
+        self.tables[asid][vpn] = page
+
+    @precondition(lambda self: self.contents and len(self.free_frames()) > 1)
+    @rule(data=st.data())
+    def copy(self, data: st.DataObject) -> None:
+        """Copy a live page to free frames."""
+        source = data.draw(st.sampled_from(sorted(self.contents)))
+        k, v = data.draw(st.permutations(self.free_frames()))[:2]
+        self.arena.copy_page(CopyPage(source, (k, v)))
+        self.contents[k, v] = self.contents[source]
+
+    @invariant()
+    def every_page_shows_its_frames(self) -> None:
+        for asid, table in getattr(self, "tables", {}).items():
+            num_mapped = next(vpn for vpn in range(NUM_PAGES + 1) if vpn not in table)
+            assert self.arena.num_mapped_pages(asid) == num_mapped
+            for vpn, page in table.items():
+                index = self.arena.page_index(asid, vpn)
+                for tensor, value in zip(self.arena.segments, self.contents[page], strict=True):
+                    frame = tensor[index * 4096 : (index + 1) * 4096]
+                    assert bool((frame == value).all())
+
+    def teardown(self) -> None:
+        if hasattr(self, "arena"):
+            self.arena.close()
+
+
+ArenaMachine.TestCase.settings = settings(deadline=None, max_examples=40, stateful_step_count=25)
+TestArenas = ArenaMachine.TestCase
+
+
+@pytest.fixture(params=["virtual", "table"])
+def arena(request: pytest.FixtureRequest) -> Iterator[Arena]:
+    """Each kind of arena, with space 0 open."""
+    arena = open_arena(request.param)
+    arena.reserve(0)
+    yield arena
+    arena.close()
+
+
+def test_bad_edits_are_named(arena: Arena) -> None:
+    """An edit that cannot be carried out says which number is wrong, and changes nothing."""
+    for asid, named in ((0, "space 0 is open"), (3, "space 3 is outside the 3"), (-1, "space -1")):
+        with pytest.raises(ArenaError, match=named):
+            arena.reserve(asid)
+    with pytest.raises(ArenaError, match="space 1 is not open"):
+        arena.release(1)
+    for edit, named in (
+        (Map(1, 0, (0, 1)), "space 1 is not open"),
+        (Map(0, 4, (0, 1)), "page 4 is outside the 4"),
+        (Map(0, 0, (0,)), "takes 2 different frames"),
+        (Map(0, 0, (1, 1)), "takes 2 different frames"),
+        (Map(0, 0, (0, 9)), "frame 9 is outside the 9"),
+    ):
+        with pytest.raises(ArenaError, match=named):
+            arena.map(edit)
+    assert arena.num_mapped_pages(0) == 0
+    with pytest.raises(ArenaError, match="one is in both"):
+        arena.copy_page(CopyPage((0, 1), (1, 2)))
+
+
+def test_a_space_is_contiguous_for_kernels() -> None:
+    """In the virtual arena a space's pages lie side by side whatever frames they are in, K and V alike."""
+    arena = open_arena("virtual")
+    arena.reserve(1)
+    for vpn, pfns in enumerate(((7, 2), (0, 5), (3, 1))):
+        arena.map(Map(1, vpn, pfns))
+    keys, values = arena.segments
+    start = arena.page_index(1, 0) * KV.frame_bytes
+    run = torch.arange(3 * KV.frame_bytes) % 251
+    keys[start : start + len(run)] = run.to(torch.uint8)
+    values[start : start + len(run)] = run.to(torch.uint8)
+    arena.reserve(2)
+    arena.map(Map(2, 0, (0, 5)))
+    shared = arena.page_index(2, 0) * KV.frame_bytes
+    for tensor in (keys, values):
+        assert torch.equal(tensor[shared : shared + 4096], run[4096:8192].to(torch.uint8))
+    arena.close()
+
+
+def test_nothing_is_left_open() -> None:
+    """Closing an arena gives back its files and mappings."""
+
+    def use() -> None:
+        for debug in (False, True):
+            arena = open_arena("virtual", debug=debug)
+            arena.reserve(0)
+            arena.map(Map(0, 0, (0, 1)))
+            arena.release(0)
+            arena.close()
+            arena.close()
+
+    use()
+    before = len(os.listdir("/proc/self/fd")), count_mappings()
+    for _ in range(10):
+        use()
+    assert len(os.listdir("/proc/self/fd")) == before[0]
+    assert abs(count_mappings() - before[1]) <= 2
+
+
+def test_debug_mode_unmaps_at_once() -> None:
+    """A released space keeps its mappings, and in debug mode it does not."""
+    for debug, num_left in ((False, 4), (True, 0)):
+        arena = VirtualArena(KV, NUM_FRAMES, NUM_SPACES, NUM_PAGES, debug=debug)
+        arena.reserve(0)
+        arena.map(Map(0, 0, (0, 2)))
+        arena.map(Map(0, 1, (4, 6)))
+        arena.release(0)
+        assert arena.num_mappings == num_left
+        arena.close()
+
+
+def test_the_limit_on_mappings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too many frames are refused with the way out; stale mappings make room; live ones are an error."""
+    monkeypatch.setattr(arena_module, "mapping_limit", lambda: count_mappings() + 4096 + 2 * NUM_SPACES + 7)
+    assert max_virtual_frames(NUM_SPACES, 2) == 7
+    with pytest.raises(ArenaError, match=r"vm\.max_map_count .*larger frames"):
+        VirtualArena(KV, NUM_FRAMES, NUM_SPACES, NUM_PAGES)
+    arena = VirtualArena(KV, 6, NUM_SPACES, NUM_PAGES)
+    for asid in (0, 1):
+        arena.reserve(asid)
+        arena.map(Map(asid, 0, (0, 2)))
+    arena.map(Map(0, 1, (3, 5)))
+    arena.release(1)
+    arena.reserve(2)
+    arena.map(Map(2, 0, (0, 2)))  # the mappings of space 1 had to go
+    assert arena.num_mappings == 6
+    with pytest.raises(ArenaError, match="6 frames are mapped"):
+        arena.map(Map(2, 1, (3, 5)))
+    assert arena.num_mapped_pages(2) == 1
+    arena.close()
