@@ -1,0 +1,8 @@
+"""The commands, one file for each family; here they make up the table."""
+
+from __future__ import annotations
+
+from shell.llmsh.commands import chat, jobs, process, system, top
+from shell.llmsh.table import CommandTable
+
+TABLE = CommandTable((*process.COMMANDS, *jobs.COMMANDS, *chat.COMMANDS, *top.COMMANDS, *system.COMMANDS))

@@ -1,0 +1,276 @@
+"""Job control: jobs, fg, bg, wait; and the display of a process's output, which `run` uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import trio
+
+from shell.llmsh.errors import EXIT_ERROR, CommandError
+from shell.llmsh.jobs import Job, Sample
+from shell.llmsh.loop import Shell
+from shell.llmsh.options import Arguments
+from shell.llmsh.render import Column, format_seconds, make_table
+from shell.llmsh.table import JSON, Command
+from syscalls.client import Client, ConnectionLost
+from syscalls.errno import Errno, SyscallError
+from syscalls.process import ExitStatus, Waited
+
+GRACE_SECONDS = 5.0  # for the calls that end a process after Ctrl-C
+
+
+async def show_job(shell: Shell, client: Client, job: Job, *, is_quiet: bool = False) -> list[Waited]:
+    """Show a job's output to its end, and reap its processes.
+
+    On Ctrl-C the processes are killed; on Ctrl-Z they are stopped, and the job is kept.
+
+    Args:
+        is_quiet: show nothing: the caller prints the result.
+    """
+    job.is_foreground = True
+    shell.foreground = job
+    try:
+        for index, sample in enumerate(job.samples):
+            if len(job.samples) > 1 and not is_quiet:
+                shell.screen.line(f"--- sample {index}: process {sample.pid}, seed {sample.seed}")
+            await _show_sample(shell, client, sample, is_quiet)
+        waited = [await client.wait(pid) for pid in job.pids]
+    except trio.Cancelled:
+        with trio.move_on_after(GRACE_SECONDS, shield=True):
+            if shell.was_suspended:
+                await _stop_job(shell, client, job)
+            else:
+                await _end_job(shell, client, job)
+        raise
+    except SyscallError as error:
+        if error.errno is Errno.ESRCH:
+            shell.jobs.remove(job)  # somebody else has reaped it
+        raise
+    except ConnectionLost:
+        shell.jobs.remove(job)
+        raise
+    finally:
+        job.is_foreground = False
+        shell.foreground = None
+    shell.jobs.remove(job)
+    return waited
+
+
+async def _show_sample(shell: Shell, client: Client, sample: Sample, is_quiet: bool) -> None:
+    if sample.end is None:
+        async for output in client.stream(sample.pid, sample.offset):
+            text = sample.take(output)
+            if not is_quiet:
+                shell.screen.write(text)
+    shell.screen.end_line()
+
+
+async def _end_job(shell: Shell, client: Client, job: Job) -> None:
+    shell.jobs.remove(job)
+    for pid in job.pids:
+        try:
+            await client.kill(pid)
+            await client.wait(pid)
+        except SyscallError:
+            pass  # it is gone
+        except ConnectionLost:
+            return
+
+
+async def _stop_job(shell: Shell, client: Client, job: Job) -> None:
+    shell.jobs.add(job)
+    for pid in job.pids:
+        try:
+            await client.stop(pid)
+        except SyscallError:
+            pass  # it has exited in the meantime; fg shows the rest
+        except ConnectionLost:
+            return
+    shell.notify(f"[{job.number}] Stopped  {job.command}")
+    watch_job(shell, client, job)
+
+
+def report_ends(shell: Shell, waited: list[Waited]) -> int:
+    """Say what was not an ordinary end, and return the exit code: the first that is not 0."""
+    for end in waited:
+        if end.status.code:
+            detail = f": {end.status.message}" if end.status.message else ""
+            shell.screen.error(f"process {end.pid}: {end.status.reason}{detail}")
+        elif end.status.reason == "length":
+            shell.screen.note(
+                f"[process {end.pid} ended after {end.usage.num_output_tokens} tokens, its limit]"
+            )
+    return next((end.status.code for end in waited if end.status.code), 0)
+
+
+def watch_job(shell: Shell, client: Client, job: Job) -> None:
+    """Start waiting, in the background, for a job's end. Does nothing when it is watched already."""
+    if not job.is_watched:
+        job.is_watched = True
+        shell.nursery.start_soon(_watch, shell, client, job)
+
+
+async def _watch(shell: Shell, client: Client, job: Job) -> None:
+    for sample in job.samples:
+        job.ends[sample.pid] = await _watch_sample(client, sample)
+    if job.is_foreground or not job.number:
+        return  # its end is seen there, or it is over already
+    shell.notify(f"[{job.number}] {job.outcome}  {job.command}")
+    if all(end.reason == "killed" for end in job.ends.values()):
+        await _end_job(shell, client, job)
+
+
+async def _watch_sample(client: Client, sample: Sample) -> ExitStatus:
+    """Read without showing: reads do not consume, so `fg` can show it later."""
+    try:
+        async for output in client.stream(sample.pid, sample.offset):
+            end = output.end
+    except SyscallError as error:
+        return ExitStatus("killed", message=str(error))  # reaped by somebody else
+    except ConnectionLost as error:
+        return ExitStatus("killed", message=str(error))  # it lived in that session
+    assert end is not None
+    return end
+
+
+async def list_jobs(shell: Shell, arguments: Arguments) -> int:
+    """`jobs`: what runs in the background, and what has ended there."""
+    states: dict[int, str] = {}
+    if any(not job.has_ended for job in shell.jobs):
+        client = await shell.client()
+        states = {info.pid: info.state for info in await client.ps()}
+    rows = [(job, job.outcome if job.has_ended else _join_states(job, states)) for job in shell.jobs]
+    if shell.is_json(arguments):
+        shell.screen.json(
+            [
+                {"job": job.number, "pids": job.pids, "state": state, "command": job.command}
+                for job, state in rows
+            ]
+        )
+    elif rows:
+        columns = (Column("JOB", True), Column("PID"), Column("STATE"), Column("COMMAND", is_flexible=True))
+        cells = [(f"%{job.number}", " ".join(map(str, job.pids)), state, job.command) for job, state in rows]
+        shell.screen.show(make_table(columns, cells))
+    return 0
+
+
+def _join_states(job: Job, states: Mapping[int, str]) -> str:
+    return ", ".join(dict.fromkeys(states.get(pid, "gone") for pid in job.pids))
+
+
+async def bring_to_foreground(shell: Shell, arguments: Arguments) -> int:
+    """`fg`: show a job's output, from where it was left, to its end."""
+    job = shell.jobs.find(next(iter(arguments.operands), None))
+    client = await shell.client()
+    shell.screen.note(job.command)
+    await _continue(client, job)
+    return report_ends(shell, await show_job(shell, client, job))
+
+
+async def continue_in_background(shell: Shell, arguments: Arguments) -> int:
+    """`bg`: let a stopped job go on without showing its output."""
+    job = shell.jobs.find(next(iter(arguments.operands), None))
+    client = await shell.client()
+    if not await _continue(client, job):
+        raise CommandError(f"job %{job.number} is not stopped")
+    watch_job(shell, client, job)
+    shell.screen.line(f"[{job.number}] {job.command}")
+    return 0
+
+
+async def _continue(client: Client, job: Job) -> bool:
+    """Let the stopped processes of a job go on. Returns whether there were any."""
+    stopped = {info.pid for info in await client.ps() if info.state == "STOPPED"} & set(job.pids)
+    for pid in sorted(stopped):
+        await client.cont(pid)
+    return bool(stopped)
+
+
+async def wait(shell: Shell, arguments: Arguments) -> int:
+    """`wait`: until processes, or all jobs, have ended; says how, and reaps them."""
+    client = await shell.client()
+    if arguments.operands:
+        pids = [pid for word in arguments.operands for pid in shell.jobs.resolve(word)]
+    else:
+        pids = [pid for job in shell.jobs for pid in job.pids]
+    waited = []
+    for pid in pids:
+        end = await client.wait(pid)
+        waited.append(end)
+        job = shell.jobs.of_pid(pid)
+        if job is not None and set(job.pids) <= {end.pid for end in waited}:
+            shell.jobs.remove(job)
+        if not shell.is_json(arguments):
+            usage = end.usage
+            detail = f": {end.status.message}" if end.status.message else ""
+            shell.screen.line(
+                f"process {pid}: {end.status.reason}{detail}; "
+                f"{usage.num_output_tokens} tokens in {format_seconds(usage.running_seconds)}"
+            )
+    if shell.is_json(arguments):
+        shell.screen.json(waited)
+    return waited[-1].status.code if waited else 0
+
+
+async def leave(shell: Shell, arguments: Arguments) -> int:
+    """`exit`: leave the shell; its processes end with it, so the first try with any of them running warns."""
+    (word,) = arguments.operands or (str(shell.status),)
+    if not (word.isascii() and word.isdecimal() and int(word) < 256):
+        raise CommandError(f"exit code {word!r} is not a number from 0 to 255")
+    running = [job for job in shell.jobs if not job.has_ended]
+    if running and shell.terminal.is_interactive and not shell.was_warned:
+        shell.was_warned = True
+        numbers = ", ".join(f"%{job.number}" for job in running)
+        shell.screen.error(f"jobs are running: {numbers}; 'exit' again ends them")
+        return EXIT_ERROR
+    shell.is_exiting = True
+    return int(word)
+
+
+COMMANDS = (
+    Command(
+        "jobs",
+        "",
+        "List the background jobs of this shell. An ended job keeps its output until 'fg' shows it or 'wait' "
+        "collects it.",
+        list_jobs,
+        (JSON,),
+    ),
+    Command(
+        "fg",
+        "[%JOB|PID]",
+        "Bring a job to the foreground. Shows its output from where it was left and follows it to the end; a "
+        "stopped job goes on. Without an argument, the newest job.",
+        bring_to_foreground,
+        max_operands=1,
+        completes="job",
+    ),
+    Command(
+        "bg",
+        "[%JOB|PID]",
+        "Let a stopped job go on in the background. Ctrl-Z stops the job in the foreground. Without an "
+        "argument, the newest job.",
+        continue_in_background,
+        max_operands=1,
+        completes="job",
+    ),
+    Command(
+        "wait",
+        "[%JOB|PID]...",
+        "Wait until processes have ended. Says how each ended and what it used, and removes it from the "
+        "process table, its output too. Without an argument, waits for all jobs of this shell. The exit "
+        "code is that of the last process.",
+        wait,
+        (JSON,),
+        max_operands=None,
+        completes="pid",
+    ),
+    Command(
+        "exit",
+        "[CODE]",
+        "Leave the shell. Its processes end with it, save those of 'run --detach'; with jobs running, the "
+        "first 'exit' only warns. Ctrl-D does the same.",
+        leave,
+        max_operands=1,
+    ),
+)

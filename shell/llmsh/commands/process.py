@@ -1,0 +1,356 @@
+"""Processes: run, ps, stat, kill, stop, cont, nice, fork, cat, tail."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from rich.table import Table
+
+from shell.llmsh.commands.generation import GENERATION_OPTIONS, make_spawn_options, read_count, read_nice
+from shell.llmsh.commands.jobs import report_ends, show_job, watch_job
+from shell.llmsh.errors import EXIT_ERROR, HINTS, UsageError
+from shell.llmsh.jobs import Job, Sample, parse_pid
+from shell.llmsh.loop import Shell
+from shell.llmsh.options import Arguments, Option
+from shell.llmsh.render import Column, format_bytes, format_seconds, make_table
+from shell.llmsh.table import JSON, Command
+from shell.llmsh.text import encode_prompt
+from syscalls.client import Client
+from syscalls.errno import SyscallError
+from syscalls.process import ProcessInfo, Spawned
+from syscalls.text.tokenizer import TextModel
+
+DEFAULT_TAIL_LINES = 10
+
+
+async def run(shell: Shell, arguments: Arguments) -> int:
+    """`run`: spawn from a prompt and show the output."""
+    prompt = " ".join(arguments.operands)
+    if arguments["raw"] and arguments["chat"]:
+        raise UsageError("--raw and --chat exclude each other")
+    options = make_spawn_options(arguments, label=prompt)
+    client = await shell.client()
+    model = await shell.find_model(client, arguments["model"])
+    text = await shell.texts.open(model)
+    use_template = True if arguments["chat"] else False if arguments["raw"] else None
+    tokens = await encode_prompt(text, prompt, use_template=use_template)
+    options["model"] = model.name
+    options["num_samples"] = arguments["n"] or 1
+    options["detached"] = bool(arguments["detach"])
+    spawned = await client.spawn(tokens, **options)
+    if arguments["detach"]:
+        shell.screen.line(" ".join(map(str, spawned.pids)))
+        return 0
+    job = make_job(spawned, text, arguments.source)
+    if arguments.is_background:
+        start_in_background(shell, client, job)
+        return 0
+    is_quiet = shell.is_json(arguments)
+    waited = await show_job(shell, client, job, is_quiet=is_quiet)
+    if is_quiet:
+        rows = [
+            {
+                "pid": end.pid,
+                "seed": sample.seed,
+                "text": sample.text,
+                "status": end.status,
+                "usage": end.usage,
+            }
+            for sample, end in zip(job.samples, waited, strict=True)
+        ]
+        shell.screen.json(rows)
+    return report_ends(shell, waited)
+
+
+def make_job(spawned: Spawned, text: TextModel, command: str) -> Job:
+    """Make a job of new processes."""
+    samples = zip(spawned.pids, spawned.seeds, strict=True)
+    return Job([Sample(pid, seed, text.decoder()) for pid, seed in samples], command)
+
+
+def start_in_background(shell: Shell, client: Client, job: Job) -> None:
+    """Put a job in the table, say its number, and wait for its end there."""
+    shell.jobs.add(job)
+    shell.screen.line(f"[{job.number}] {' '.join(map(str, job.pids))}")
+    watch_job(shell, client, job)
+
+
+async def list_processes(shell: Shell, arguments: Arguments) -> int:
+    """`ps`: the process table."""
+    client = await shell.client()
+    processes = await client.ps(everyone=bool(arguments["all"]))
+    if shell.is_json(arguments):
+        shell.screen.json(processes)
+    else:
+        shell.screen.show(make_process_table(processes, with_tenant=bool(arguments["all"])))
+    return 0
+
+
+def make_process_table(processes: Sequence[ProcessInfo], *, with_tenant: bool) -> Table:
+    """Lay out processes, one a row."""
+    columns = [
+        Column("PID", True),
+        *([Column("TENANT")] if with_tenant else []),
+        Column("STATE"),
+        Column("NI", True),
+        Column("TOKENS", True),
+        Column("OUT", True),
+        Column("MEM", True),
+        Column("SHARED", True),
+        Column("AGE", True),
+        Column("DEVICE"),
+        Column("LABEL", is_flexible=True),
+    ]
+    rows = [
+        (
+            info.pid,
+            *([info.tenant] if with_tenant else []),
+            f"{info.state} ({info.status.reason})" if info.state == "ZOMBIE" and info.status else info.state,
+            info.nice,
+            info.num_tokens,
+            info.usage.num_output_tokens,
+            format_bytes(info.num_resident_bytes),
+            format_bytes(info.num_shared_bytes),
+            format_seconds(info.age_seconds),
+            info.device,
+            info.label,
+        )
+        for info in processes
+    ]
+    return make_table(columns, rows)
+
+
+async def describe(shell: Shell, arguments: Arguments) -> int:
+    """`stat`: all that is known of one process."""
+    client = await shell.client()
+    info = await client.stat(parse_pid(arguments.operands[0]))
+    if shell.is_json(arguments):
+        shell.screen.json(info)
+        return 0
+    usage, status = info.usage, info.status
+    rows: list[tuple[str, object]] = [
+        ("pid", info.pid),
+        ("parent", info.parent),
+        ("tenant", info.tenant),
+        ("label", info.label),
+        ("state", info.state),
+        ("end", f"{status.reason} {status.message}".strip() if status else None),
+        ("model", info.model),
+        ("device", info.device),
+        ("nice", info.nice),
+        ("seed", info.seed),
+        ("age", format_seconds(info.age_seconds)),
+        ("tokens", f"{info.num_tokens} ({info.num_computed} computed)"),
+        ("prompt tokens", f"{usage.num_prompt_tokens} ({usage.num_cached_tokens} from shared memory)"),
+        ("output tokens", f"{usage.num_output_tokens} (at most {info.max_tokens} in this turn)"),
+        ("memory", f"{format_bytes(info.num_resident_bytes)} ({format_bytes(info.num_shared_bytes)} shared)"),
+        ("queued", format_seconds(usage.queued_seconds)),
+        ("first token", format_seconds(usage.first_token_seconds)),
+        ("running", format_seconds(usage.running_seconds)),
+        ("preemptions", usage.num_preemptions),
+    ]
+    shell.screen.show(make_table((Column("FIELD"), Column("VALUE", is_flexible=True)), rows))
+    return 0
+
+
+async def kill(shell: Shell, arguments: Arguments) -> int:
+    """`kill`: end processes."""
+    client = await shell.client()
+    return await _for_each(shell, "kill", arguments.operands, client.kill)
+
+
+async def stop(shell: Shell, arguments: Arguments) -> int:
+    """`stop`: keep processes from running."""
+    client = await shell.client()
+    return await _for_each(shell, "stop", arguments.operands, client.stop)
+
+
+async def cont(shell: Shell, arguments: Arguments) -> int:
+    """`cont`: let stopped processes go on."""
+    client = await shell.client()
+    return await _for_each(shell, "cont", arguments.operands, client.cont)
+
+
+async def renice(shell: Shell, arguments: Arguments) -> int:
+    """`nice`: set the nice level of processes."""
+    word, *targets = arguments.operands
+    try:
+        level = read_nice(word)
+    except ValueError as error:
+        raise UsageError(f"{word!r}: {error}") from None
+    client = await shell.client()
+
+    async def set_nice(pid: int) -> None:
+        await client.nice(pid, level)
+
+    return await _for_each(shell, "nice", targets, set_nice)
+
+
+async def _for_each(
+    shell: Shell, name: str, words: Sequence[str], call: Callable[[int], Awaitable[None]]
+) -> int:
+    """Make a call for every process named; one failure does not keep the others from it."""
+    code = 0
+    for pid in [pid for word in words for pid in shell.jobs.resolve(word)]:
+        try:
+            await call(pid)
+        except SyscallError as error:
+            hint = HINTS.get(error.errno)
+            shell.screen.error(f"{name}: {error}" + (f"; {hint}" if hint else ""))
+            code = EXIT_ERROR
+    return code
+
+
+async def fork(shell: Shell, arguments: Arguments) -> int:
+    """`fork`: children that continue from a process's tokens so far, as a background job."""
+    pid = parse_pid(arguments.operands[0])
+    try:
+        count = read_count(arguments.operands[1]) if len(arguments.operands) > 1 else 1
+    except ValueError as error:
+        raise UsageError(f"{arguments.operands[1]!r}: {error}") from None
+    client = await shell.client()
+    text = await _open_text(shell, client, await client.stat(pid))
+    seed = arguments["seed"]
+    spawned = await client.fork(pid, count, () if seed is None else range(seed, seed + count))
+    start_in_background(shell, client, make_job(spawned, text, arguments.source))
+    return 0
+
+
+async def show_output(shell: Shell, arguments: Arguments) -> int:
+    """`cat`: the output of a process as far as there is any."""
+    client = await shell.client()
+    sample, _ = await _read_so_far(shell, client, parse_pid(arguments.operands[0]))
+    shell.screen.write(sample.text)
+    shell.screen.end_line()
+    return 0
+
+
+async def show_end_of_output(shell: Shell, arguments: Arguments) -> int:
+    """`tail`: the last lines of a process's output; with -f, also those that are still to come."""
+    client = await shell.client()
+    sample, is_over = await _read_so_far(shell, client, parse_pid(arguments.operands[0]))
+    lines = sample.text.splitlines(keepends=True)
+    shell.screen.write("".join(lines[-(arguments["lines"] or DEFAULT_TAIL_LINES) :]))
+    if arguments["follow"] and not is_over:
+        async for output in client.stream(sample.pid, sample.offset):
+            shell.screen.write(sample.take(output))
+    shell.screen.end_line()
+    return 0
+
+
+async def _read_so_far(shell: Shell, client: Client, pid: int) -> tuple[Sample, bool]:
+    """Read what a process has output until now, without waiting; and whether its turn is over."""
+    info = await client.stat(pid)
+    text = await _open_text(shell, client, info)
+    sample = Sample(pid, info.seed, text.decoder())
+    if info.usage.num_output_tokens or info.status is not None:  # else the read would block
+        sample.take(await client.read(pid))
+    return sample, sample.end is not None
+
+
+async def _open_text(shell: Shell, client: Client, info: ProcessInfo) -> TextModel:
+    return await shell.texts.open(await shell.find_model(client, info.model))
+
+
+COMMANDS = (
+    Command(
+        "run",
+        "PROMPT... [&]",
+        "Run a prompt and show the output as it comes. The prompt is rendered as a user's turn when the "
+        "model has a chat template, and taken as it stands otherwise. Ctrl-C kills the process, Ctrl-Z stops "
+        "it; with & at the end it runs in the background, and 'fg' or 'cat' shows its output. The exit code is 0 "
+        "when the output ended by itself or by --max-tokens, 137 when it was killed, 1 after an error.",
+        run,
+        (
+            *GENERATION_OPTIONS,
+            Option(("--n",), "draw N outputs; sample i uses seed + i", "N", read_count),
+            Option(("--raw",), "no chat template"),
+            Option(("--chat",), "insist on the chat template"),
+            Option(("--detach",), "print the pid and return; the process outlives the shell"),
+            Option(("--json",), "print text, status and usage as JSON at the end"),
+        ),
+        min_operands=1,
+        max_operands=None,
+        can_background=True,
+    ),
+    Command(
+        "ps",
+        "",
+        "List processes. Yours, or with -a everyone's (administrators): state, nice level, tokens in all and "
+        "of output, memory and how much of it is shared.",
+        list_processes,
+        (Option(("--all", "-a"), "everyone's processes"), JSON),
+    ),
+    Command("stat", "PID", "Describe one process.", describe, (JSON,), 1, 1, "pid"),
+    Command(
+        "kill",
+        "PID|%JOB...",
+        "End processes, in whatever state they are. Their memory is free when the command returns.",
+        kill,
+        min_operands=1,
+        max_operands=None,
+        completes="pid",
+    ),
+    Command(
+        "stop",
+        "PID|%JOB...",
+        "Keep processes from running; their memory stays. 'cont' lets them go on.",
+        stop,
+        min_operands=1,
+        max_operands=None,
+        completes="pid",
+    ),
+    Command(
+        "cont",
+        "PID|%JOB...",
+        "Let stopped processes go on where they were.",
+        cont,
+        min_operands=1,
+        max_operands=None,
+        completes="pid",
+    ),
+    Command(
+        "nice",
+        "N PID|%JOB...",
+        "Set the nice level of processes, from -20 to 19. Lower runs first.",
+        renice,
+        min_operands=2,
+        max_operands=None,
+        completes="pid",
+    ),
+    Command(
+        "fork",
+        "PID [N]",
+        "Create N children (1 by default) that continue from a process's tokens so far, as a background job. "
+        "Memory is shared copy-on-write. They keep the parent's seed, and so say the same as it, unless "
+        "--seed gives them others.",
+        fork,
+        (Option(("--seed",), "child i takes seed S + i", "S", int),),
+        1,
+        2,
+        "pid",
+    ),
+    Command(
+        "cat",
+        "PID",
+        "Print a process's output as far as there is any, without waiting for more.",
+        show_output,
+        (),
+        1,
+        1,
+        "pid",
+    ),
+    Command(
+        "tail",
+        "PID",
+        "Print the last lines of a process's output. With -f, follow it to the end of its turn.",
+        show_end_of_output,
+        (
+            Option(("--follow", "-f"), "follow the output as it comes"),
+            Option(("--lines", "-n"), f"how many lines; {DEFAULT_TAIL_LINES} by default", "N", read_count),
+        ),
+        1,
+        1,
+        "pid",
+    ),
+)

@@ -1,0 +1,240 @@
+"""The kernel and its devices: free, lsdev, models, dmesg, shutdown, help."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from rich.table import Table
+
+from shell.llmsh.commands.generation import read_count
+from shell.llmsh.loop import Shell
+from shell.llmsh.options import Arguments, Option
+from shell.llmsh.render import Column, format_bytes, make_table
+from shell.llmsh.table import JSON, Command, explain, summarize
+from syscalls.system import DeviceInfo, Event
+
+MAX_EVENTS = 10_000
+DEFAULT_GRACE_SECONDS = 30.0
+
+
+async def show_memory(shell: Shell, arguments: Arguments) -> int:
+    """`free`: frames by device."""
+    client = await shell.client()
+    devices = await client.devices()
+    if shell.is_json(arguments):
+        shell.screen.json([_describe_memory(device) for device in devices])
+        return 0
+    columns = (
+        Column("DEVICE"),
+        *(Column(name, True) for name in ("FRAME", "TOTAL", "USED", "CACHED", "FREE", "SIZE")),
+    )
+    rows = []
+    for memory in map(_describe_memory, devices):
+        size = format_bytes(memory["frame_bytes"] * memory["total"])
+        rows.append((memory["device"], format_bytes(memory["frame_bytes"]), *_pick_frames(memory), size))
+    shell.screen.show(make_table(columns, rows))
+    return 0
+
+
+def _describe_memory(device: DeviceInfo) -> dict[str, Any]:
+    return {
+        "device": device.name,
+        "frame_bytes": device.frame_bytes,
+        "total": device.num_frames,
+        "used": device.num_frames - device.num_cached_frames - device.num_free_frames,
+        "cached": device.num_cached_frames,
+        "free": device.num_free_frames,
+    }
+
+
+def _pick_frames(memory: dict[str, Any]) -> tuple[int, ...]:
+    return tuple(memory[name] for name in ("total", "used", "cached", "free"))
+
+
+async def list_devices(shell: Shell, arguments: Arguments) -> int:
+    """`lsdev`: the devices."""
+    client = await shell.client()
+    devices = await client.devices()
+    if shell.is_json(arguments):
+        shell.screen.json(devices)
+    else:
+        shell.screen.show(make_device_table(devices))
+    return 0
+
+
+def make_device_table(devices: Iterable[DeviceInfo]) -> Table:
+    """Lay out devices, one a row."""
+    columns = (
+        Column("DEVICE"),
+        Column("STATE"),
+        Column("MODEL"),
+        Column("DTYPE"),
+        Column("RUN", True),
+        Column("WAIT", True),
+        Column("STEPS", True),
+        Column("RESTARTS", True),
+        Column("DRIVER", True),
+        Column("DESCRIPTION", is_flexible=True),
+    )
+    rows = [
+        (
+            device.name,
+            device.state,
+            device.model,
+            device.dtype,
+            device.num_running,
+            device.num_waiting,
+            device.num_steps,
+            device.num_restarts,
+            device.driver_pid,
+            ": ".join(part for part in (device.description, device.message) if part),
+        )
+        for device in devices
+    ]
+    return make_table(columns, rows)
+
+
+async def list_models(shell: Shell, arguments: Arguments) -> int:
+    """`models`: what is served; the first is the default."""
+    client = await shell.client()
+    models = await client.models()
+    if shell.is_json(arguments):
+        shell.screen.json(models)
+        return 0
+    columns = (
+        Column("MODEL"),
+        Column("PARAMETERS", True),
+        Column("CONTEXT", True),
+        Column("VOCABULARY", True),
+        Column("DTYPE"),
+        Column("STATE"),
+        Column("PATH", is_flexible=True),
+    )
+    rows = [
+        (
+            model.name,
+            f"{model.num_parameters / 1e6:.1f} M",
+            model.max_model_len,
+            model.vocab_size,
+            model.dtype,
+            "ready" if model.ready else "loading",
+            model.path,
+        )
+        for model in models
+    ]
+    shell.screen.show(make_table(columns, rows))
+    return 0
+
+
+async def show_events(shell: Shell, arguments: Arguments) -> int:
+    """`dmesg`: the kernel's event ring."""
+    client = await shell.client()
+    events = await client.events(limit=MAX_EVENTS)
+    is_json, is_following = shell.is_json(arguments), bool(arguments["follow"])
+    num_wanted = arguments["lines"] or len(events)
+    shown = events[len(events) - min(num_wanted, len(events)) :]
+    if is_json and not is_following:
+        shell.screen.json(shown)
+        return 0
+    _print_events(shell, shown, is_json)
+    if is_following:
+        since = events[-1].sequence + 1 if events else 0
+        async for batch in client.follow_events(since):
+            _print_events(shell, batch, is_json)
+    return 0
+
+
+def _print_events(shell: Shell, events: Sequence[Event], is_json: bool) -> None:
+    for event in events:
+        if is_json:
+            shell.screen.json(event, one_line=True)
+            continue
+        when = datetime.fromtimestamp(event.time).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+        level = "" if event.level == "info" else f"{event.level}: "
+        process = "" if event.pid is None else f" (process {event.pid})"
+        shell.screen.line(f"[{when}] {event.subsystem}: {level}{event.text}{process}")
+
+
+def read_seconds(text: str) -> float:
+    """Convert a duration. Raises ValueError."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 86_400:
+        raise ValueError("seconds from 0 to 86400 are needed")
+    return seconds
+
+
+async def shut_down(shell: Shell, arguments: Arguments) -> int:
+    """`shutdown`: drain and stop the kernel."""
+    client = await shell.client()
+    grace = DEFAULT_GRACE_SECONDS if arguments["grace"] is None else arguments["grace"]
+    await client.shutdown(grace)
+    shell.screen.line(f"the kernel is shutting down; running processes get {grace:g} s")
+    return 0
+
+
+async def show_help(shell: Shell, arguments: Arguments) -> int:
+    """`help`: the list of commands, or one command's page."""
+    pages = [explain(shell.table.find(name)) for name in arguments.operands]
+    shell.screen.line("\n\n".join(pages) if pages else summarize(shell.table))
+    return 0
+
+
+COMMANDS = (
+    Command(
+        "free",
+        "",
+        "Show the page frames of each device. Cached frames hold the beginnings of earlier prompts, and are "
+        "given up when memory is short.",
+        show_memory,
+        (JSON,),
+    ),
+    Command(
+        "lsdev",
+        "",
+        "List the devices. State, what is loaded, running and waiting processes, steps taken, and how often "
+        "the driver was restarted.",
+        list_devices,
+        (JSON,),
+    ),
+    Command("models", "", "List the models that are served. The first is the default.", list_models, (JSON,)),
+    Command(
+        "dmesg",
+        "",
+        "Print the kernel's events. With -f, follow them until Ctrl-C; with --json, -f prints one object "
+        "a line.",
+        show_events,
+        (
+            Option(("--follow", "-f"), "wait for new events"),
+            Option(("--lines", "-n"), "only the last N events", "N", read_count),
+            JSON,
+        ),
+    ),
+    Command(
+        "shutdown",
+        "",
+        "Drain and stop the kernel (administrators). Nothing new is admitted, and running processes get some "
+        "time to finish.",
+        shut_down,
+        (
+            Option(
+                ("--grace",),
+                f"how long they get; {DEFAULT_GRACE_SECONDS:g} by default",
+                "SECONDS",
+                read_seconds,
+            ),
+        ),
+    ),
+    Command(
+        "help",
+        "[COMMAND]...",
+        "List the commands, or explain some.",
+        show_help,
+        max_operands=None,
+        completes="command",
+    ),
+)

@@ -1,0 +1,107 @@
+"""Completion by Tab: commands, options, and names that only the kernel knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import attrs
+import trio
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+from prompt_toolkit.document import Document
+
+from shell.llmsh.errors import CommandError, UsageError
+from shell.llmsh.loop import Shell
+from shell.llmsh.options import Option
+from shell.llmsh.parser import parse_partial, quote
+from shell.llmsh.table import Command, CommandTable
+from syscalls.client import ConnectionLost
+from syscalls.errno import SyscallError
+
+PATIENCE_SECONDS = 0.5  # a person waits at the prompt while the kernel is asked
+
+
+@attrs.frozen
+class Candidate:
+    """One word that could stand at the cursor."""
+
+    text: str
+    meaning: str = ""
+
+
+Lookup = Callable[[str], Sequence[Candidate]]  # "pid", "job" or "model" to the names of now
+
+
+def complete(text: str, table: CommandTable, look_up: Lookup) -> tuple[int, list[Candidate]]:
+    """Return where the word at the end of `text` begins, and what it could become."""
+    partial = parse_partial(text)
+    found = [
+        candidate
+        for candidate in _list_candidates(partial.words, partial.current, table, look_up)
+        if candidate.text.startswith(partial.current)
+    ]
+    return partial.start, found
+
+
+def _list_candidates(
+    words: Sequence[str], current: str, table: CommandTable, look_up: Lookup
+) -> Iterable[Candidate]:
+    if not words:
+        return [Candidate(command.name, command.summary) for command in table]
+    try:
+        command = table.find(words[0])
+    except UsageError:
+        return []
+    option = _option_that_wants_value(command, words)
+    if option is not None:
+        return look_up(option.completes) if option.completes else []
+    if current.startswith("-") and "--" not in words:
+        return [Candidate(flag, option.help) for option in command.all_options for flag in option.flags]
+    if command.completes == "command":
+        return [Candidate(other.name, other.summary) for other in table]
+    return look_up(command.completes) if command.completes else []
+
+
+def _option_that_wants_value(command: Command, words: Sequence[str]) -> Option | None:
+    for option in command.all_options:
+        if option.metavar and words[-1] in option.flags and "--" not in words:
+            return option
+    return None
+
+
+async def look_up_names(shell: Shell, kind: str) -> list[Candidate]:
+    """Ask the kernel for the names of a kind. Returns none when it does not answer soon."""
+    candidates = (
+        [Candidate(f"%{job.number}", job.command) for job in shell.jobs] if kind in ("pid", "job") else []
+    )
+    with trio.move_on_after(PATIENCE_SECONDS):
+        try:
+            client = await shell.client()
+            if kind == "model":
+                candidates += [Candidate(model.name, model.dtype) for model in await client.models()]
+            else:
+                jobs_only = {pid for job in shell.jobs for pid in job.pids} if kind == "job" else None
+                candidates += [
+                    Candidate(str(info.pid), f"{info.state} {info.label}".strip())
+                    for info in await client.ps()
+                    if jobs_only is None or info.pid in jobs_only
+                ]
+        except (CommandError, ConnectionLost, SyscallError):
+            pass  # completion never complains
+    return candidates
+
+
+class ShellCompleter(Completer):
+    """Completion for the prompt. Runs in a thread of prompt_toolkit, and asks the shell in its own."""
+
+    def __init__(self, table: CommandTable, look_up: Lookup) -> None:
+        self._table = table
+        self._look_up = look_up
+
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
+        """See Completer."""
+        text = document.text_before_cursor
+        start, found = complete(text, self._table, self._look_up)
+        for candidate in found:
+            yield Completion(
+                quote(candidate.text), start_position=start - len(text), display_meta=candidate.meaning
+            )

@@ -1,0 +1,38 @@
+"""What can go wrong with a command, and the exit code that says so."""
+
+from __future__ import annotations
+
+from syscalls.errno import Errno
+
+EXIT_ERROR = 1
+EXIT_USAGE = 2
+EXIT_NO_KERNEL = 3
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in other shells
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+HINTS = {
+    Errno.ESRCH: "'ps' lists your processes",
+    Errno.ENOENT: "'models' lists what is served",
+    Errno.ENODEV: "'lsdev' shows the devices",
+    Errno.E2BIG: "shorten the prompt or lower --max-tokens",
+    Errno.EFAULT: "'dmesg' may say more",
+    Errno.EIO: "'dmesg' may say more",
+}
+
+
+class CommandError(Exception):
+    """A command cannot be carried out; the message is for the user."""
+
+    code = EXIT_ERROR
+
+
+class UsageError(CommandError):
+    """The command was called in a wrong way."""
+
+    code = EXIT_USAGE
+
+
+class NoKernel(CommandError):
+    """No kernel answers, or it went away; the message names the socket."""
+
+    code = EXIT_NO_KERNEL

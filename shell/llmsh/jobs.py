@@ -1,0 +1,116 @@
+"""Processes that the shell started: their output, shown once and in order, and their end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import attrs
+
+from shell.llmsh.errors import CommandError, UsageError
+from syscalls.process import ExitStatus, Output
+from syscalls.text.detokenizer import IncrementalDecoder
+
+MAX_PID_DIGITS = 18
+
+
+def parse_pid(word: str) -> int:
+    """Read a process id. Raises UsageError."""
+    if not (word.isascii() and word.isdecimal() and len(word) <= MAX_PID_DIGITS):
+        raise UsageError(f"{word!r} is no process id: a number, or %N for a job")
+    return int(word)
+
+
+@attrs.define(eq=False)
+class Sample:
+    """The output of one process, as far as it was shown."""
+
+    pid: int
+    seed: int
+    decoder: IncrementalDecoder
+    offset: int = 0  # output tokens taken so far
+    text: str = ""  # of those
+    end: ExitStatus | None = None  # once it has ended, for whatever reason
+
+    def take(self, output: Output) -> str:
+        """Take what a read returned, and return its text. The end token is not part of it."""
+        tokens = output.tokens
+        self.offset = output.offset + len(tokens)
+        if output.end is not None and output.end.stop_token is not None and tokens:
+            tokens = tokens[:-1]
+        text = self.decoder.push(tokens)
+        if output.end is not None:
+            self.end = output.end
+            text += self.decoder.flush()
+        self.text += text
+        return text
+
+
+@attrs.define(eq=False)
+class Job:
+    """What one `run` or `fork` started."""
+
+    samples: list[Sample]
+    command: str
+    number: int = 0  # 0: in the foreground, not in the table
+    is_foreground: bool = False
+    is_watched: bool = False  # a task waits for its end
+    ends: dict[int, ExitStatus] = attrs.field(factory=dict)  # by pid, seen by whoever saw them first
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Its processes."""
+        return tuple(sample.pid for sample in self.samples)
+
+    @property
+    def has_ended(self) -> bool:
+        """True when all its processes have."""
+        return len(self.ends) == len(self.samples)
+
+    @property
+    def outcome(self) -> str:
+        """How it ended, as `jobs` says it."""
+        reasons = dict.fromkeys(end.reason for end in self.ends.values())
+        return f"Done ({', '.join(reasons)})"
+
+
+@attrs.define(eq=False)
+class JobTable:
+    """Jobs by number. The highest numbers are the newest."""
+
+    _jobs: dict[int, Job] = attrs.field(factory=dict)
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(tuple(self._jobs.values()))
+
+    def add(self, job: Job) -> None:
+        """Give a job a number, if it has none yet. Mutates it."""
+        if not job.number:
+            job.number = max(self._jobs, default=0) + 1
+            self._jobs[job.number] = job
+
+    def remove(self, job: Job) -> None:
+        """Forget a job."""
+        self._jobs.pop(job.number, None)
+        job.number = 0
+
+    def of_pid(self, pid: int) -> Job | None:
+        """Return the job that a process belongs to."""
+        return next((job for job in self._jobs.values() if pid in job.pids), None)
+
+    def find(self, word: str | None) -> Job:
+        """Return the job named by `%N` or a pid; None names the newest. Raises CommandError, UsageError."""
+        if word is None:
+            if not self._jobs:
+                raise CommandError("there is no job; 'run PROMPT &' starts one")
+            return self._jobs[max(self._jobs)]
+        if word.startswith("%"):
+            job = self._jobs.get(int(word[1:])) if word[1:].isascii() and word[1:].isdecimal() else None
+        else:
+            job = self.of_pid(parse_pid(word))
+        if job is None:
+            raise CommandError(f"no job {word!r}; 'jobs' lists them")
+        return job
+
+    def resolve(self, word: str) -> tuple[int, ...]:
+        """Return the processes named by a pid or by `%N`. Raises CommandError, UsageError."""
+        return self.find(word).pids if word.startswith("%") else (parse_pid(word),)

@@ -1,0 +1,156 @@
+"""What the shell writes: text as it comes, tables, JSON. Plain when the output is not a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, TextIO
+
+import attrs
+import msgspec
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from shell.llmsh.text import make_safe
+
+PIPE_WIDTH = 4096  # columns for tables in a pipe: nothing is cut there
+STATE_STYLES = {"RUNNING": "green", "STOPPED": "yellow", "ZOMBIE": "dim", "ready": "green", "failed": "red"}
+
+
+@attrs.frozen
+class Column:
+    """One column of a table."""
+
+    title: str
+    is_number: bool = False
+    is_flexible: bool = False  # gives way when the terminal is narrow
+
+
+def make_table(columns: Sequence[Column], rows: Iterable[Sequence[object]]) -> Table:
+    """Lay out rows under a header, without lines."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(
+            column.title,
+            justify="right" if column.is_number else "left",
+            no_wrap=True,
+            overflow="ellipsis",
+            min_width=None if column.is_flexible else len(column.title),
+        )
+    for row in rows:
+        table.add_row(*map(_make_cell, row))
+    return table
+
+
+def format_bytes(size: int) -> str:
+    """Write a size in binary units: 512 B, 2.0 MiB."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{size} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def format_seconds(seconds: float | None) -> str:
+    """Write a duration: 80 ms, 3.2 s, 4:05, 2:03:00."""
+    if seconds is None:
+        return "-"
+    if seconds < 1:
+        return f"{seconds * 1e3:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+@attrs.define(eq=False)
+class Screen:
+    """Standard output and error. The streams are looked up at each use: a waiting prompt replaces them."""
+
+    _out: TextIO | None = None
+    _err: TextIO | None = None
+    _line_is_open: bool = False  # something was written after the last newline
+
+    @property
+    def out(self) -> TextIO:
+        """Where output goes."""
+        return self._out or sys.stdout
+
+    @property
+    def is_terminal(self) -> bool:
+        """True when somebody looks at it: colours and redrawing make sense."""
+        return self.out.isatty()
+
+    def console(self) -> Console:
+        """Return a console that draws here."""
+        if self.is_terminal:
+            return Console(file=self.out, highlight=False)
+        return Console(file=self.out, width=PIPE_WIDTH, no_color=True, force_terminal=False, highlight=False)
+
+    def write(self, text: str) -> None:
+        """Write a model's text as it comes."""
+        if not text:
+            return
+        self.out.write(make_safe(text) if self.is_terminal else text)
+        self.out.flush()
+        self._line_is_open = not text.endswith("\n")
+
+    def end_line(self) -> None:
+        """Start a new line unless one has just begun."""
+        if self._line_is_open:
+            self.write("\n")
+
+    def line(self, text: str = "") -> None:
+        """Write one line of our own."""
+        self.end_line()
+        self.write(f"{text}\n")
+
+    def note(self, text: str) -> None:
+        """Write a remark: dim on a terminal, nothing in a pipe."""
+        if self.is_terminal:
+            self.end_line()
+            self.console().print(Text(make_safe(text), style="dim"))
+
+    def error(self, text: str) -> None:
+        """Write one line to standard error."""
+        self.end_line()
+        stream = self._err or sys.stderr
+        stream.write(make_safe(text) + "\n")
+        stream.flush()
+
+    def show(self, *parts: RenderableType) -> None:
+        """Draw tables and texts."""
+        self.end_line()
+        console = self.console()
+        if self.is_terminal:
+            console.print(*parts, sep="\n")
+            return
+        with console.capture() as capture:
+            console.print(*parts, sep="\n")
+        self.out.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
+        self.out.flush()
+
+    def json(self, value: Any, *, one_line: bool = False) -> None:
+        """Write a value as JSON, with its fields by name."""
+        self.end_line()
+        data = msgspec.json.encode(to_plain(value))
+        self.write((data if one_line else msgspec.json.format(data, indent=2)).decode() + "\n")
+
+
+def to_plain(value: Any) -> Any:
+    """Turn structs into dicts by field name, also those that travel as arrays."""
+    if isinstance(value, msgspec.Struct):
+        return {name: to_plain(getattr(value, name)) for name in value.__struct_fields__}
+    if isinstance(value, dict):
+        return {key: to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def _make_cell(value: object) -> Text:
+    text = "-" if value is None or value == "" else make_safe(str(value)).replace("\n", " ")
+    return Text(text, style=STATE_STYLES.get(text.partition("(")[0], ""))
