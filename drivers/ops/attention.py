@@ -37,8 +37,9 @@ MAX_GROUP_BYTES = 4 << 20  # of gathered keys: bounds scratch memory, and stays 
 
 
 def key_block_tokens(tokens_per_page: int) -> int:
-    """Keys in one block: the largest divisor of a page that is at most 128."""
-    return max(n for n in range(1, min(tokens_per_page, MAX_KEY_BLOCK) + 1) if tokens_per_page % n == 0)
+    """Keys in one block: the largest divisor of a page up to 128, a multiple of 16 where there is one."""
+    divisors = [n for n in range(1, min(tokens_per_page, MAX_KEY_BLOCK) + 1) if tokens_per_page % n == 0]
+    return max(divisors, key=lambda n: (n % 16 == 0, n))
 
 
 @functools.lru_cache(maxsize=256)
@@ -213,7 +214,7 @@ def paged_attention(
 def _gather(pages: torch.Tensor, wave: Wave, key_block: int) -> torch.Tensor:
     """Copy a wave's key blocks: [num_pairs, kv_heads, key_block, head_dim], fp32, contiguous."""
     if pages.shape[1] == key_block:  # the common case, and several times faster than two indices
-        return pages.transpose(1, 2).index_select(0, wave.pages).float()
+        return pages.transpose(1, 2).index_select(0, wave.pages).float().contiguous()
     blocks = pages.unflatten(1, (-1, key_block)).transpose(2, 3)
     return blocks[wave.pages, wave.blocks].float().contiguous()
 
@@ -224,12 +225,8 @@ def _attend_group(
     heads, group_size, dim = plan.shape.num_kv_heads, plan.shape.group_size, plan.shape.head_dim
     num_tiles, length = group.queries.shape
     rows = length * group_size
-    # [num_tiles, kv_heads, length * group_size, dim]
-    tiles = (
-        q[group.queries].view(num_tiles, length, heads, group_size, dim).transpose(1, 2).reshape(
-            num_tiles, heads, rows, dim
-        )
-    )  # fmt: skip
+    gathered = q.index_select(0, group.queries.view(-1)).view(num_tiles, length, heads, group_size, dim)
+    tiles = gathered.transpose(1, 2).contiguous().view(num_tiles, heads, rows, dim)
     best = torch.full((num_tiles, heads, rows, 1), -torch.inf, device=q.device)
     total = torch.zeros_like(best)
     weighted = torch.zeros_like(tiles)
@@ -239,7 +236,9 @@ def _attend_group(
         v = _gather(v_pages, wave, plan.key_block)
         # what lies past the end was never written by this row: weight 0 would not tame a NaN
         v.transpose(1, 2)[wave.stale_pairs, wave.stale_slots] = 0.0
-        scores = bmm_rows(tiles[wave.tiles].view(-1, rows, dim), k.transpose(1, 2), plan.bmm_verified)
+        scores = bmm_rows(
+            tiles.index_select(0, wave.tiles).view(-1, rows, dim), k.transpose(1, 2), plan.bmm_verified
+        )
         scores = scores.view(num_pairs, heads, length, group_size, plan.key_block)
         scores.masked_fill_(wave.hidden, -torch.inf)
         scores = scores.view(num_pairs, heads, rows, plan.key_block)
@@ -258,7 +257,7 @@ def _attend_group(
             start += count
         new_safe = new_best.masked_fill(new_best == -torch.inf, 0.0)
         carry = torch.exp(best - new_safe)
-        scale = torch.exp(block_best - new_safe[wave.tiles])
+        scale = torch.exp(block_best - new_safe.index_select(0, wave.tiles))
         total *= carry
         weighted *= carry
         block_total *= scale

@@ -1,8 +1,9 @@
 """Fixed-shape matrix products whose rows do not depend on each other, verified before they are relied on.
 
-A library GEMM picks its kernel, and so its order of summation, by the shape of the problem: the same row
-may come out with different last bits in a product of 3 rows and of 300. Here every product runs in tiles of
-a few fixed row counts, and a tile size is used only when it was seen, on this machine and with this very
+A library GEMM picks its kernel, and so its order of summation, by the shape of the problem and sometimes by
+the alignment of its operands: the same row may come out with different last bits in a product of 3 rows and
+of 300, or at an odd address. Here every product runs in tiles of a few fixed row counts, on rows that begin
+at multiples of 64 bytes, and a tile size is used only when it was seen, on this machine and with this very
 weight, to give every row the bits that the base tile gives it, at every row position.
 """
 
@@ -15,6 +16,7 @@ __all__ = ["BASE_TILE", "TILES", "TiledLinear", "bmm_rows", "fold_sum", "verifie
 BASE_TILE = 16
 TILES = (4, 16, 64)  # rows; larger ones serve prefill, the smallest a lone decode
 PROBE_ROWS = 64
+ALIGNMENT_BYTES = 64
 BMM_PROBE_BATCH = 24
 
 
@@ -37,12 +39,28 @@ def _needs_upcast(weight: torch.Tensor) -> bool:
     return weight.device.type == "cpu" and weight.dtype == torch.float16
 
 
-def _tile_product(x: torch.Tensor, weight: torch.Tensor, tile: int) -> torch.Tensor:
-    """Multiply [n * tile, in] by weight.T, tile by tile."""
-    out = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
+def _aligned_empty(num_rows: int, size: int, like: torch.Tensor) -> torch.Tensor:
+    """An uninitialised [num_rows, size] whose rows all begin at multiples of 64 bytes."""
+    step = ALIGNMENT_BYTES // like.dtype.itemsize
+    return torch.empty((num_rows, -(-size // step) * step), dtype=like.dtype, device=like.device)[:, :size]
+
+
+def _is_aligned(x: torch.Tensor) -> bool:
+    return (
+        x.stride(1) == 1
+        and x.data_ptr() % ALIGNMENT_BYTES == 0
+        and (x.shape[0] == 1 or x.stride(0) * x.dtype.itemsize % ALIGNMENT_BYTES == 0)
+    )
+
+
+def _tile_product(x: torch.Tensor, weight: torch.Tensor, tiles: list[int]) -> torch.Tensor:
+    """Multiply aligned [sum(tiles), in] by weight.T, tile by tile."""
+    out = _aligned_empty(x.shape[0], weight.shape[0], x)
     transposed = weight.t()
-    for row in range(0, x.shape[0], tile):
+    row = 0
+    for tile in tiles:
         torch.mm(x[row : row + tile], transposed, out=out[row : row + tile])
+        row += tile
     return out
 
 
@@ -65,6 +83,7 @@ class TiledLinear:
     def __call__(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """[num_tokens, in] by [out, in] -> [num_tokens, out], each row independent of the others."""
         tiles = self.tiles(weight)
+        dtype = weight.dtype
         plan: list[int] = []
         rest = x.shape[0]
         for tile in reversed(tiles):
@@ -73,34 +92,35 @@ class TiledLinear:
         if rest:
             plan.append(tiles[0])  # padded
         num_rows = sum(plan)
-        dtype = torch.float32 if _needs_upcast(weight) else weight.dtype
-        if num_rows == x.shape[0]:
-            padded = x.to(dtype).contiguous()
-        else:
-            padded = torch.zeros((num_rows, x.shape[1]), dtype=dtype, device=x.device)
+        if _needs_upcast(weight):
+            weight, x = weight.float(), x.float()
+        if num_rows != x.shape[0] or not _is_aligned(x):
+            padded = _aligned_empty(num_rows, x.shape[1], x)
             padded[: x.shape[0]] = x
-        transposed = weight.to(dtype).t()
-        out = torch.empty((num_rows, weight.shape[0]), dtype=dtype, device=x.device)
-        row = 0
-        for tile in plan:
-            torch.mm(padded[row : row + tile], transposed, out=out[row : row + tile])
-            row += tile
-        return out[: x.shape[0]].to(weight.dtype)
+            padded[x.shape[0] :] = 0.0
+        else:
+            padded = x
+        return _tile_product(padded, weight, plan)[: x.shape[0]].to(dtype).contiguous()
 
 
 def _verify_linear(weight: torch.Tensor) -> tuple[int, ...]:
     generator = torch.Generator().manual_seed(weight.shape[0] * 1_000_003 + weight.shape[1])
-    rows = torch.randn((PROBE_ROWS, weight.shape[1]), generator=generator)
-    order = torch.randperm(PROBE_ROWS, generator=generator).to(weight.device)
     if _needs_upcast(weight):
         weight = weight.float()
-    rows = rows.to(weight.device, weight.dtype)
-    expected = _tile_product(rows, weight, BASE_TILE)
+    rows = _aligned_empty(PROBE_ROWS, weight.shape[1], weight)
+    rows.copy_(torch.randn(rows.shape, generator=generator))
+    order = torch.randperm(PROBE_ROWS, generator=generator).to(weight.device)
+    shuffled = torch.empty_strided(rows.shape, rows.stride(), dtype=rows.dtype, device=rows.device)
+    shuffled.copy_(rows[order])
+
+    def product(x: torch.Tensor, tile: int) -> torch.Tensor:
+        return _tile_product(x, weight, [tile] * (PROBE_ROWS // tile))
+
+    expected = product(rows, BASE_TILE)
 
     def agrees(tile: int) -> bool:
-        shuffled = _tile_product(rows[order].contiguous(), weight, tile)
-        return torch.equal(shuffled, expected[order]) and torch.equal(
-            _tile_product(rows, weight, tile), expected
+        return torch.equal(product(shuffled, tile), expected[order]) and torch.equal(
+            product(rows, tile), expected
         )
 
     if not agrees(BASE_TILE):
@@ -133,11 +153,12 @@ def verified_bmm_rows(
     order = torch.randperm(num_rows, generator=generator).to(device)
 
     def product(rows: int, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        parts = [torch.bmm(a[:, i : i + rows].contiguous(), b) for i in range(0, num_rows, rows)]
+        parts = [torch.bmm(a[:, i : i + rows].clone(), b) for i in range(0, num_rows, rows)]
         return torch.cat(parts, dim=1)
 
     def agrees(rows: int, b: torch.Tensor, expected: torch.Tensor) -> bool:
-        alone = torch.cat([product(rows, a[i : i + 1], b[i : i + 1]) for i in range(BMM_PROBE_BATCH)])
+        # cloned, an entry begins at an aligned address; inside the batch it may not
+        alone = torch.cat([product(rows, a[i : i + 1], b[i : i + 1].clone()) for i in range(BMM_PROBE_BATCH)])
         shuffled = product(rows, a[:, order], b)
         return (
             torch.equal(product(rows, a, b), expected)
