@@ -1,0 +1,200 @@
+"""The engine on both arenas: any arrangement of pages gives the model's own tokens; failures stay small."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from model_zoo import Memory, save_checkpoint
+
+from drivers.arena import Arena, TableArena
+from drivers.cpu import CpuDriver
+from drivers.cuda import CudaDriver
+from drivers.engine import Engine
+from drivers.model.loader import load_model
+from drivers.ops.interface import Ops
+from drivers.ops.reference import ReferenceOps
+from llmos.device import (
+    Bind,
+    CopyPage,
+    Edit,
+    Failed,
+    KVFormat,
+    Load,
+    Loaded,
+    Map,
+    Release,
+    Reserve,
+    Row,
+    Sampling,
+    Step,
+    StepDone,
+)  # fmt: skip
+
+PROMPT = tuple((7 * i + 3) % 131 for i in range(45))
+GREEDY = Sampling()
+
+
+class TableCpuDriver(CpuDriver):
+    """The processor, with the arena that a GPU uses."""
+
+    def open_arena(self, kv: KVFormat, num_frames: int, max_spaces: int, pages_per_space: int) -> Arena:
+        return TableArena(kv, num_frames, max_spaces, pages_per_space, "cpu")
+
+
+class FailingOps(ReferenceOps):
+    """Runs out of memory whenever token 13 is in a batch."""
+
+    def embedding(self, token_ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        if bool((token_ids == 13).any()):
+            raise MemoryError("token 13 is too heavy")
+        return super().embedding(token_ids, table)
+
+
+class FailingCpuDriver(CpuDriver):
+    """The processor, short of memory."""
+
+    def make_ops(self) -> Ops:
+        return FailingOps()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random Llama whose embedding of token 99 is NaN."""
+    folder = tmp_path_factory.mktemp("llama")
+    save_checkpoint(folder, "LlamaForCausalLM")
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.embed_tokens.weight"][99] = torch.nan
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def load_engine(backend: CpuDriver, checkpoint: Path) -> tuple[Engine, Loaded]:
+    """An engine in debug mode with the checkpoint loaded."""
+    engine = Engine(backend, debug=True)
+    loaded = engine.load(
+        Load(str(checkpoint), "tiny", "auto", 1 << 19, 1 << 13, 4, 128, 64), lambda *progress: None
+    )
+    assert isinstance(loaded, Loaded)
+    return engine, loaded
+
+
+def step(engine: Engine, edits: tuple[Edit, ...], *rows: Row) -> StepDone:
+    """Run one step."""
+    return engine.run_step(Step(1, edits, rows))
+
+
+@pytest.mark.parametrize("backend", [CpuDriver, TableCpuDriver])
+def test_pages_may_be_shared_copied_and_scattered(backend: type[CpuDriver], checkpoint: Path) -> None:
+    """Prefix sharing, fork with copy-on-write and reuse of frames: every process emits the model's tokens."""
+    engine, loaded = load_engine(backend(1), checkpoint)
+    size = loaded.kv.tokens_per_page
+    assert len(PROMPT) // size == 2
+    assert len(PROMPT) % size  # two full pages and a part
+    alone = Memory(load_model(checkpoint, max_model_len=128))
+    expected = alone.generate(PROMPT, 12)[0]
+    other = (*PROMPT[: 2 * size], 1, 2, 3)
+    expected_other = alone.generate(other, 6)[0]
+
+    def bind(asid: int, tokens: tuple[int, ...]) -> Bind:
+        return Bind(asid, GREEDY, tokens, len(PROMPT))
+
+    emitted: dict[int, list[int | None]] = {}
+    edits = (Reserve(0), Map(0, 0, (63, 5)), Map(0, 1, (8, 62)), Map(0, 2, (30, 7)), bind(0, PROMPT))
+    emitted[0] = list(step(engine, (*edits, Map(0, 3, (50, 51))), Row(0, 0, PROMPT, True)).tokens)
+    # a process that shares the two full pages, and a fork of the first one that copies its tail
+    edits = (Reserve(1), Map(1, 0, (63, 5)), Map(1, 1, (8, 62)), Map(1, 2, (1, 0)), bind(1, other))
+    edits += (Reserve(2), Map(2, 0, (63, 5)), Map(2, 1, (8, 62)), CopyPage((30, 7), (40, 41)))
+    edits += (Map(2, 2, (40, 41)), Map(2, 3, (53, 52)), bind(2, (*PROMPT, expected[0])))
+    rows = (Row(0, 45, (), True), Row(1, 2 * size, other[2 * size :], True), Row(2, 45, (expected[0],), True))
+    done = step(engine, edits, *rows)
+    for asid in (0, 1, 2):
+        emitted.setdefault(asid, []).append(done.tokens[asid])
+    for i in range(5):
+        rows = (Row(2, 46 + i, (), True), Row(1, len(other) + i, (), True), Row(0, 46 + i, (), True))
+        done = step(engine, (), *rows)
+        for row, token in zip(rows, done.tokens, strict=True):
+            emitted[row.asid].append(token)
+    assert emitted == {0: expected[:7], 1: expected_other, 2: expected[1:7]}
+
+    # spaces 0 and 2 end; their own frames serve a new process, in other company, beside the shared ones
+    edits = (Release(0), Release(2), Reserve(0), Map(0, 0, (63, 5)), Map(0, 1, (8, 62)), Map(0, 2, (41, 30)))
+    edits += (Map(0, 3, (51, 52)), bind(0, PROMPT))
+    done = step(engine, edits, Row(0, 2 * size, PROMPT[2 * size :], True))
+    again = [done.tokens[0]] + [step(engine, (), Row(0, 45 + i, (), True)).tokens[0] for i in range(6)]
+    assert again == expected[:7]
+    engine.close()
+
+
+def test_only_the_row_with_bad_logits_faults(checkpoint: Path) -> None:
+    """A process whose logits are not finite fails; its neighbour in the batch does not notice."""
+    engine, _ = load_engine(CpuDriver(1), checkpoint)
+    expected = Memory(load_model(checkpoint, max_model_len=128)).generate(PROMPT, 2)[0]
+    edits: tuple[Edit, ...] = ()
+    for asid, tokens in ((0, PROMPT), (1, (99,))):
+        edits += (Reserve(asid), Bind(asid, GREEDY, tokens, len(tokens)))
+        edits += tuple(Map(asid, vpn, (10 * asid + 2 * vpn, 10 * asid + 2 * vpn + 1)) for vpn in range(3))
+    done = step(engine, edits, Row(1, 0, (99,), True), Row(0, 0, PROMPT, True))
+    assert done.tokens == (None, expected[0])
+    assert [fault.row for fault in done.faults] == [0]
+    assert "not finite" in done.faults[0].message
+    done = step(engine, (), Row(1, 1, (), True), Row(0, 45, (), True))
+    assert done.tokens == (None, expected[1])
+    engine.close()
+
+
+def test_an_exception_in_a_step_faults_its_rows_and_the_driver_goes_on(checkpoint: Path) -> None:
+    """All rows of that step carry the exception's text; edits of the step hold, and the next step is good."""
+    engine, _ = load_engine(FailingCpuDriver(1), checkpoint)
+    edits = (Reserve(0), Map(0, 0, (0, 1)), Bind(0, GREEDY, (5,), 1))
+    edits += (Reserve(1), Map(1, 0, (2, 3)), Bind(1, GREEDY, (13,), 1))
+    done = step(engine, edits, Row(0, 0, (5,), True), Row(1, 0, (13,), True))
+    assert done.tokens == (None, None)
+    assert [fault.message for fault in done.faults] == ["MemoryError: token 13 is too heavy"] * 2
+    done = step(engine, (), Row(0, 0, (5,), True))
+    assert done.tokens[0] is not None
+    failed = step(engine, (CopyPage((0, 1), (1, 2)),), Row(0, 1, (), True))
+    assert "CopyPage" in failed.faults[0].message
+    engine.close()
+    with pytest.raises(RuntimeError, match="before a model was loaded"):
+        step(engine, ())
+
+
+def test_a_missing_gpu_is_refused_by_name(checkpoint: Path) -> None:
+    """A GPU that is not there can be described, and says at the load why it cannot serve."""
+    backend = CudaDriver(97)
+    assert backend.memory_bytes == 0
+    assert "cuda:97 is not there" in backend.describe()
+    answer = Engine(backend).load(
+        Load(str(checkpoint), "tiny", "auto", None, None, 4, 128, 64), lambda *progress: None
+    )
+    assert isinstance(answer, Failed)
+    assert answer.message == backend.describe()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_gpu_serves(checkpoint: Path) -> None:
+    """The same steps on a real GPU give finite logits, tokens in the vocabulary, and the same ones twice."""
+    engine = Engine(CudaDriver(0), debug=True)
+    answer = engine.load(
+        Load(str(checkpoint), "tiny", "fp32", None, None, 4, 128, 64), lambda *progress: None
+    )
+    assert isinstance(answer, Loaded)
+    tokens: list[list[int | None]] = []
+    for asid in (0, 1):
+        edits: tuple[Edit, ...] = (Reserve(asid), Bind(asid, GREEDY, PROMPT, 45))
+        edits += tuple(
+            Map(asid, vpn, (4 * vpn + 2 * asid, 4 * vpn + 2 * asid + 1))
+            for vpn in range(answer.kv.num_pages(60))
+        )
+        done = step(engine, edits, Row(asid, 0, PROMPT[: 20 + asid], False))
+        assert done.faults == ()
+        tokens.append(list(step(engine, (), Row(asid, 20 + asid, PROMPT[20 + asid :], True)).tokens))
+        tokens[-1] += [step(engine, (), Row(asid, 45 + i, (), True)).tokens[0] for i in range(6)]
+    assert None not in tokens[0]
+    assert tokens[0] == tokens[1]
+    engine.close()
