@@ -1,0 +1,155 @@
+"""From a job to an answer, whole or streamed. What the JSON looks like is the endpoint's `Shape`."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import attrs
+import trio
+
+from shell.gateway.choice import Choice, Delta, TokenEntry
+from shell.gateway.exchange import Exchange
+from shell.gateway.generation import Generation, open_generation
+from shell.gateway.parameters import Job
+from shell.gateway.service import Service
+from shell.gateway.sse import DONE, EventWriter, SendStalled, encode_event
+
+Json = dict[str, Any]
+
+
+@attrs.define(eq=False)
+class Collected:
+    """A whole choice."""
+
+    choice: Choice
+    texts: list[str] = attrs.field(factory=list)
+    entries: list[TokenEntry] = attrs.field(factory=list)
+    tokens: list[int] = attrs.field(factory=list)
+
+    def add(self, delta: Delta) -> None:
+        """Take the next part."""
+        self.texts.append(delta.text)
+        self.entries += delta.entries
+        self.tokens += delta.tokens
+
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        return "".join(self.texts)
+
+
+class Shape(Protocol):
+    """How an endpoint writes its objects. One for each request; `usage` is added by the caller."""
+
+    def chunks(self, choice: Choice, delta: Delta) -> list[Json]:
+        """Return the stream's next objects for a choice: none when there is nothing to tell."""
+        ...
+
+    def usage_chunk(self) -> Json:
+        """Return the object, without choices, that carries a stream's usage."""
+        ...
+
+    def complete(self, collected: list[Collected]) -> Json:
+        """Return the whole response object."""
+        ...
+
+
+def make_usage(generation: Generation) -> Json:
+    """Return the `usage` object as of now."""
+    num_prompt, num_completion = generation.num_prompt_tokens, generation.num_completion_tokens
+    return {
+        "prompt_tokens": num_prompt,
+        "completion_tokens": num_completion,
+        "total_tokens": num_prompt + num_completion,
+        "prompt_tokens_details": {"cached_tokens": generation.num_cached_tokens},
+    }
+
+
+async def answer(
+    service: Service, exchange: Exchange, prepare: Callable[[], Awaitable[tuple[Job, Shape]]]
+) -> None:
+    """Admit a request, prepare its job, run it and respond; ends at once when the client goes away.
+
+    Args:
+        service: the gateway's parts.
+        exchange: the request, its body read.
+        prepare: checks the body and encodes the prompts.
+
+    Raises:
+        what goes wrong, in an exception group or not; the front door tells the client.
+    """
+
+    async def work() -> None:
+        job, shape = await prepare()
+        exchange.noted["model"] = job.model.name
+        client = service.link.client
+        async with open_generation(client, job, service.metrics, exchange.started) as generation:
+            exchange.pids = tuple(choice.pid for choice in generation.choices if choice.pid)
+            try:
+                if job.stream:
+                    await _stream(service, exchange, generation, shape)
+                else:
+                    await _collect(exchange, generation, shape)
+            finally:
+                _note(exchange, generation)
+
+    with service.admission.admit(exchange):
+        await exchange.guard(work)
+
+
+def _note(exchange: Exchange, generation: Generation) -> None:
+    """Tell the log line what was generated."""
+    exchange.noted.update(
+        num_prompt_tokens=generation.num_prompt_tokens,
+        num_completion_tokens=generation.num_completion_tokens,
+        num_cached_tokens=generation.num_cached_tokens,
+        finish=sorted({choice.finish_reason or "unfinished" for choice in generation.choices}),
+    )
+    if generation.first_token is not None:
+        exchange.noted["first_token_seconds"] = round(generation.first_token, 6)
+
+
+async def _collect(exchange: Exchange, generation: Generation, shape: Shape) -> None:
+    collected = {choice.index: Collected(choice) for choice in generation.choices}
+
+    async def keep(choice: Choice, delta: Delta) -> None:
+        collected[choice.index].add(delta)
+
+    await generation.run(keep)
+    response = shape.complete([collected[index] for index in sorted(collected)])
+    response["usage"] = make_usage(generation)
+    await exchange.respond_json(200, response)
+
+
+async def _stream(service: Service, exchange: Exchange, generation: Generation, shape: Shape) -> None:
+    job = generation.job
+    writer = EventWriter(exchange, service.config.ping_interval_or_none, service.config.send_timeout)
+
+    async def write(choice: Choice, delta: Delta) -> None:
+        chunks = shape.chunks(choice, delta)
+        if job.continuous_usage:
+            usage = make_usage(generation)
+            for chunk in chunks:
+                chunk["usage"] = usage
+        elif job.include_usage:
+            for chunk in chunks:
+                chunk["usage"] = None
+        if chunks:
+            await writer.send(chunks)
+
+    async def give_up() -> None:
+        exchange.abort(SendStalled())
+        await generation.close()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.watch, give_up)
+        await writer.begin()
+        await generation.run(write)
+        last = b""
+        if job.include_usage:
+            last = encode_event({**shape.usage_chunk(), "usage": make_usage(generation)})
+        await writer.send_raw(last + DONE)
+        nursery.cancel_scope.cancel()
+    exchange.noted["num_writes"] = writer.num_writes
+    await exchange.end_events()

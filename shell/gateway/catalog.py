@@ -1,0 +1,124 @@
+"""The served models with their text side, found by the name a client asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import attrs
+import msgspec
+import structlog
+import trio
+
+from shell.gateway.errors import ApiError, invalid, model_not_found, unavailable
+from shell.gateway.kernel_link import KernelLink
+from syscalls.system import Model
+from syscalls.text.tokenizer import TextModel
+
+SAMPLING_NAMES = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+log = structlog.get_logger("gateway.models")
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class ServedModel:
+    """A model as one request sees it."""
+
+    name: str  # the name asked for: responses echo it
+    info: Model
+    text: TextModel
+    sampling_defaults: dict[str, float]  # from generation_config.json
+
+    @property
+    def fingerprint(self) -> str:
+        """The `system_fingerprint` of responses."""
+        given = self.info.fingerprint or self.info.hash[:12]
+        return given if given.startswith("fp_") else f"fp_{given}"
+
+
+def read_sampling_defaults(folder: Path) -> dict[str, float]:
+    """Read the sampling values of generation_config.json; {} when there is none or it does not parse."""
+    try:
+        found: dict[str, Any] = msgspec.json.decode(
+            (folder / "generation_config.json").read_bytes(), type=dict
+        )
+    except (OSError, msgspec.MsgspecError):
+        return {}
+    return {
+        name: value
+        for name in SAMPLING_NAMES
+        if isinstance(value := found.get(name), int | float) and not isinstance(value, bool)
+    }
+
+
+@attrs.define(eq=False)
+class Catalog:
+    """Finds models by name and opens each one's tokenizer once, in a thread."""
+
+    link: KernelLink
+    _opened: dict[tuple[str, str], tuple[TextModel, dict[str, float]]] = attrs.field(factory=dict)
+    _lock: trio.Lock = attrs.field(factory=trio.Lock)
+
+    def _find(self, name: str | None) -> Model | None:
+        models = self.link.models
+        if name is None and len(models) > 1:
+            raise invalid("missing_required_parameter", "Missing required parameter: 'model'.", "model")
+        return next((model for model in models if name is None or model.name == name), None)
+
+    async def find_info(self, name: str | None) -> Model:
+        """Return the kernel's description of a model.
+
+        Raises:
+            ApiError: 404 `model_not_found`; 400 when no name was given and there are several models;
+                503 without a kernel.
+        """
+        _ = self.link.client  # no kernel is another answer than no model
+        model = self._find(name)
+        if model is None or not model.ready:  # it may have changed since the kernel last told
+            await self.link.refresh()
+            model = self._find(name)
+        if model is None and name is None:
+            raise unavailable("model_loading", "No model is loaded yet.")
+        if model is None:
+            raise model_not_found(name or "")
+        return model
+
+    async def resolve(self, name: str | None) -> ServedModel:
+        """Return a model that is ready to serve. Raises ApiError as `find_info`, and 503 `model_loading`."""
+        info = await self.find_info(name)
+        if not info.ready:
+            raise unavailable("model_loading", f"The model `{info.name}` is still loading.")
+        text, defaults = await self._open(info)
+        return ServedModel(name=name or info.name, info=info, text=text, sampling_defaults=defaults)
+
+    async def _open(self, info: Model) -> tuple[TextModel, dict[str, float]]:
+        key = (info.path, info.hash)
+        if found := self._opened.get(key):
+            return found
+        async with self._lock:
+            if found := self._opened.get(key):
+                return found
+            started = trio.current_time()
+            try:
+                text = await trio.to_thread.run_sync(TextModel.open, info.path)
+            except ValueError as error:
+                log.error("tokenizer_failed", model=info.name, error=str(error))
+                message = f"The tokenizer of `{info.name}` cannot be read; the server's log says why."
+                failed = ApiError(500, "server_error", "tokenizer_failed", message)
+                failed.headers["x-should-retry"] = "false"
+                raise failed from error
+            opened = text, await trio.to_thread.run_sync(read_sampling_defaults, Path(info.path))
+            self._opened[key] = opened
+            log.info("tokenizer_opened", model=info.name, seconds=round(trio.current_time() - started, 3))
+            return opened
+
+    async def warm(self) -> None:
+        """Open the tokenizers of ready models before somebody asks for them; for ever."""
+        while True:
+            for info in self.link.models:
+                if info.ready and (info.path, info.hash) not in self._opened:
+                    try:
+                        await self._open(info)
+                    except ApiError:
+                        await trio.sleep(10)  # logged; a request meanwhile tries again by itself
+            await trio.sleep(0.2)

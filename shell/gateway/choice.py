@@ -1,0 +1,132 @@
+"""One choice of a response: the tokens of its process to text, log-probabilities and an end. Plain and sync.
+
+Text is held back while it could still turn out otherwise: inside a character, or inside what may become a
+stop string. A token's log-probabilities come out together with the first of its text, and never when a stop
+string swallowed it, so tokens and text stay aligned in every chunk.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import attrs
+
+from syscalls.process import ExitStatus, Output, Usage
+from syscalls.sampling import TokenLogprobs
+from syscalls.text.detokenizer import IncrementalDecoder
+from syscalls.text.stop import StopMatcher
+
+
+@attrs.frozen
+class TokenEntry:
+    """A token of the visible text with its log-probabilities; `start` counts characters of that text."""
+
+    token: int
+    start: int
+    logprobs: TokenLogprobs | None
+
+
+@attrs.frozen(kw_only=True)
+class Delta:
+    """What one read added to a choice."""
+
+    text: str
+    entries: tuple[TokenEntry, ...]  # of tokens whose text begins in `text`
+    tokens: tuple[int, ...]  # everything sampled since the last delta, an end token included
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+
+
+@attrs.define(eq=False, kw_only=True)
+class Choice:
+    """The state of one choice. Feed it what was read until it has finished.
+
+    Invariant: 0 <= num_shown <= num_decoded, both in characters.
+    """
+
+    index: int
+    pid: int
+    prompt_index: int = 0
+    decoder: IncrementalDecoder
+    matcher: StopMatcher
+    include_stop: bool = False  # text of an end token asked for by id is shown too
+    extra_end_tokens: frozenset[int] = frozenset()  # end tokens that the request named
+
+    num_tokens: int = 0  # sampled, as far as this choice goes
+    num_shown: int = 0
+    num_decoded: int = 0
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    has_exited: bool = False  # the process ended by itself
+    failure: ExitStatus | None = None  # "killed" or "error": the choice has no good end
+    usage: Usage = attrs.field(factory=Usage)
+    _pending: deque[TokenEntry] = attrs.field(factory=deque)
+    _untold: list[int] = attrs.field(factory=list)
+
+    @property
+    def is_finished(self) -> bool:
+        """True when nothing follows."""
+        return self.finish_reason is not None or self.failure is not None
+
+    def feed(self, output: Output) -> Delta:
+        """Take what was read. Tokens past a stop string are not counted; they should not have been made."""
+        self.usage = output.usage
+        end = output.end
+        shown: list[str] = []
+        for position, token in enumerate(output.tokens):
+            logprobs = output.logprobs[position] if output.logprobs else None
+            is_last = position == len(output.tokens) - 1
+            self.num_tokens += 1
+            self._untold.append(token)
+            is_end = is_last and end is not None and end.reason == "stop" and token == end.stop_token
+            if is_end and not (self.include_stop and token in self.extra_end_tokens):
+                break  # an end token is not text
+            self._pending.append(TokenEntry(token, self.num_decoded, logprobs))
+            (piece,) = self.decoder.push_each((token,))
+            self.num_decoded += len(piece)
+            if piece:
+                text, matched = self.matcher.push(piece)
+                shown.append(text)
+                if matched is not None:
+                    self.has_exited = end is not None
+                    return self._finish(shown, "stop", matched)
+        if end is None:
+            return self._make_delta(shown)
+        self.has_exited = True
+        if end.reason not in ("stop", "length"):
+            self.failure = end
+            return self._make_delta(shown)
+        self.num_tokens = max(self.num_tokens, output.usage.num_output_tokens)
+        rest = self.decoder.flush()
+        self.num_decoded += len(rest)
+        text, matched = self.matcher.push(rest) if rest else ("", None)
+        shown.append(text)
+        if matched is not None:
+            return self._finish(shown, "stop", matched)
+        shown.append(self.matcher.flush())
+        stop_token = end.stop_token if end.stop_token in self.extra_end_tokens else None
+        return self._finish(shown, end.reason, stop_token)
+
+    def _finish(self, shown: list[str], reason: str, stop_reason: str | int | None) -> Delta:
+        self.finish_reason, self.stop_reason = reason, stop_reason
+        delta = self._make_delta(shown)
+        self._pending.clear()
+        return delta
+
+    def _make_delta(self, shown: list[str]) -> Delta:
+        text = "".join(shown)
+        self.num_shown += len(text)
+        entries: list[TokenEntry] = []
+        while self._pending and self._pending[0].start < self.num_shown:
+            entries.append(self._pending.popleft())
+        if self.finish_reason is not None and not self.matcher.matched:  # tokens without text of their own
+            entries += self._pending
+            self._pending.clear()
+        tokens, self._untold = tuple(self._untold), []
+        return Delta(
+            text=text,
+            entries=tuple(entries),
+            tokens=tokens,
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+        )

@@ -1,0 +1,210 @@
+"""`POST /v1/completions`: text completions, also of prompts given as token ids."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import attrs
+from msgspec import Meta
+
+from shell.gateway.answer import Collected, Json, Shape, answer
+from shell.gateway.body import parse_body
+from shell.gateway.choice import Choice, Delta, TokenEntry
+from shell.gateway.errors import invalid, invalid_value, unsupported
+from shell.gateway.exchange import Exchange
+from shell.gateway.fields import FieldTable, convert, implemented, refused, take_fields
+from shell.gateway.logprobs import completion_logprobs
+from shell.gateway.parameters import (
+    SHARED_FIELDS,
+    STREAM_OPTIONS_FIELDS,
+    Job,
+    SharedFields,
+    TokenId,
+    make_job,
+    read_stream_options,
+)
+from shell.gateway.service import Endpoint, Service
+from syscalls.sampling import MAX_LOGPROBS
+
+COMPLETION_FIELDS: FieldTable = {
+    **SHARED_FIELDS,
+    **implemented("prompt", "echo", "best_of"),
+    **refused(suffix=("",), tools=([],), chat_template_kwargs=({},)),
+}
+DEFAULT_MAX_TOKENS = 16
+
+
+class CompletionFields(SharedFields, kw_only=True):
+    """The body of a text completion."""
+
+    prompt: str | list[str | TokenId | list[TokenId]]
+    max_tokens: Annotated[int, Meta(ge=0)] = DEFAULT_MAX_TOKENS
+    logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
+    echo: bool = False
+    best_of: Annotated[int, Meta(ge=1)] | None = None
+
+
+@attrs.define(eq=False)
+class CompletionShape:
+    """Writes `text_completion` objects. `echoes` has each prompt's text when it is to be repeated."""
+
+    job: Job
+    echoes: tuple[str, ...] = ()
+    id: str = attrs.field(factory=lambda: f"cmpl-{secrets.token_hex(14)}")
+    created: int = attrs.field(factory=lambda: int(time.time()))
+    _begun: set[int] = attrs.field(factory=set)  # choices of which something was told
+    _untold: defaultdict[int, list[int]] = attrs.field(factory=lambda: defaultdict(list))  # token ids
+
+    def _envelope(self, choices: list[Json]) -> Json:
+        return {
+            "id": self.id,
+            "object": "text_completion",
+            "created": self.created,
+            "model": self.job.model.name,
+            "system_fingerprint": self.job.model.fingerprint,
+            "choices": choices,
+        }
+
+    def _chunk(self, choice: Choice, text: str, **more: Any) -> Json:
+        row = {"index": choice.index, "text": text, "logprobs": None, "finish_reason": None, **more}
+        if self.job.return_token_ids and choice.index not in self._begun:
+            row["prompt_token_ids"] = list(self.job.prompts[choice.prompt_index])
+        self._begun.add(choice.index)
+        return self._envelope([row])
+
+    def _echo(self, choice: Choice) -> str:
+        return self.echoes[choice.prompt_index] if self.echoes else ""
+
+    def chunks(self, choice: Choice, delta: Delta) -> list[Json]:
+        """The echo with the first text, then text, then the finish."""
+        text = delta.text if choice.index in self._begun else self._echo(choice) + delta.text
+        more: Json = {}
+        if delta.entries:
+            more["logprobs"] = self._logprobs(delta.entries)
+        if self.job.return_token_ids:
+            self._untold[choice.index] += delta.tokens
+            if text or delta.finish_reason is not None:  # no chunk only for tokens without text
+                more["token_ids"] = self._untold.pop(choice.index)
+        found = []
+        if text:
+            found.append(self._chunk(choice, text, **more))
+            more = {}
+        if delta.finish_reason is not None:
+            reasons = {"finish_reason": delta.finish_reason, "stop_reason": delta.stop_reason}
+            found.append(self._chunk(choice, "", **more, **reasons))
+        return found
+
+    def usage_chunk(self) -> Json:
+        """A chunk without choices."""
+        return self._envelope([])
+
+    def complete(self, collected: list[Collected]) -> Json:
+        """The whole response."""
+        choices = []
+        for each in collected:
+            row = {
+                "index": each.choice.index,
+                "text": self._echo(each.choice) + each.text,
+                "logprobs": self._logprobs(each.entries),
+                "finish_reason": each.choice.finish_reason,
+                "stop_reason": each.choice.stop_reason,
+            }
+            if self.job.return_token_ids:
+                row["token_ids"] = each.tokens
+                row["prompt_token_ids"] = list(self.job.prompts[each.choice.prompt_index])
+            choices.append(row)
+        return self._envelope(choices)
+
+    def _logprobs(self, entries: Sequence[TokenEntry]) -> Json | None:
+        if self.job.num_top_logprobs is None:
+            return None
+        return completion_logprobs(self.job.model.text, entries, self.job.num_top_logprobs)
+
+
+class Completions(Endpoint):
+    """Answers text completion requests."""
+
+    name = "completions"
+
+    async def answer(self, exchange: Exchange) -> None:
+        """Validate, encode, generate."""
+        body = parse_body(await exchange.read_body(self.service.config.max_body_bytes))
+        await answer(self.service, exchange, lambda: prepare_completion(self.service, exchange, body))
+
+
+def read_completion_fields(body: Json, ignored: list[str]) -> CompletionFields:
+    """Check a body. Raises ApiError 400."""
+    taken = take_fields(body, COMPLETION_FIELDS, ignored)
+    if isinstance(options := taken.get("stream_options"), dict):
+        taken["stream_options"] = take_fields(options, STREAM_OPTIONS_FIELDS, ignored, "stream_options")
+    fields = convert(taken, CompletionFields)
+    read_stream_options(fields.stream_options, fields.stream)
+    if fields.max_tokens == 0 and not fields.echo:
+        raise invalid_value("max_tokens", "'max_tokens' may be 0 only together with 'echo'.")
+    if fields.echo and fields.logprobs is not None:
+        raise unsupported("logprobs", " together with 'echo'")
+    if fields.best_of is not None and fields.best_of < fields.n:
+        raise invalid_value("best_of", f"'best_of' is {fields.best_of}, below 'n', which is {fields.n}.")
+    if fields.best_of is not None and fields.best_of > fields.n:
+        raise unsupported("best_of", " above 'n'")
+    return fields
+
+
+def split_prompts(given: str | list[Any]) -> list[str | list[int]]:
+    """Return the prompts of a `prompt` field: a string, strings, token ids, or lists of token ids.
+
+    Raises:
+        ApiError: 400 when it is empty or mixes kinds.
+    """
+    if isinstance(given, str):
+        return [given]
+    if not given:
+        raise invalid_value("prompt", "'prompt' is empty.")
+    kinds = {type(item) for item in given}
+    if len(kinds) > 1:
+        raise invalid("invalid_type", "'prompt' mixes strings, token ids and lists of token ids.", "prompt")
+    return [given] if kinds == {int} else given
+
+
+async def prepare_completion(service: Service, exchange: Exchange, body: Json) -> tuple[Job, Shape]:
+    """Turn a body into a job. Raises ApiError."""
+    fields = read_completion_fields(body, exchange.ignored)
+    prompts = split_prompts(fields.prompt)
+    limit = service.config.max_processes_per_request
+    if len(prompts) * fields.n > limit:
+        raise invalid_value(
+            "prompt", f"{len(prompts)} prompts times 'n' {fields.n} are over {limit} processes."
+        )
+    model = await service.catalog.resolve(fields.model)
+    add_special_tokens = fields.add_special_tokens is not False
+
+    def encode() -> tuple[tuple[int, ...], ...]:
+        return tuple(
+            tuple(model.text.encode(prompt, add_special_tokens) if isinstance(prompt, str) else prompt)
+            for prompt in prompts
+        )
+
+    def spell() -> tuple[str, ...]:
+        return tuple(
+            prompt if isinstance(prompt, str) else model.text.decode(prompt, fields.skip_special_tokens)
+            for prompt in prompts
+        )
+
+    size = sum(map(len, prompts))
+    encoded = await service.do_text_work(size, encode)
+    job = make_job(
+        fields,
+        model,
+        service.config.sampling_defaults,
+        encoded,
+        max_tokens=fields.max_tokens,
+        num_top_logprobs=fields.logprobs,
+        param="prompt",
+        label=exchange.request_id,
+    )
+    echoes = await service.do_text_work(size, spell) if fields.echo else ()
+    return job, CompletionShape(job, echoes)

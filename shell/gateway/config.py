@@ -1,0 +1,102 @@
+"""What the gateway was started with: one frozen value, read from the command line once."""
+
+from __future__ import annotations
+
+import argparse
+import enum
+
+import attrs
+
+MEBIBYTE = 1 << 20
+
+
+class SamplingDefaults(enum.StrEnum):
+    """Where an absent sampling parameter takes its value from."""
+
+    MODEL = "model"  # the model's generation_config.json, then OpenAI's
+    OPENAI = "openai"  # temperature 1, everything else off
+
+
+@attrs.frozen(kw_only=True)
+class GatewayConfig:
+    """The gateway's settings. Times are seconds, sizes are bytes."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000  # 0: any free one, told on ready_fd
+    socket_path: str | None = None  # the kernel's; None: the default place
+    ready_fd: int | None = None
+    sampling_defaults: SamplingDefaults = SamplingDefaults.MODEL
+    max_body_bytes: int = 64 * MEBIBYTE
+    max_in_flight: int = 1024  # generation requests; beyond: 503 at once
+    max_processes_per_request: int = 1024  # prompts times samples
+    sse_ping_interval: float = 15.0  # negative: off
+    send_timeout: float = 30.0  # a client that takes nothing for so long loses its processes
+    shutdown_timeout: float = 30.0
+    log_format: str = "auto"  # "json", "console", or by whether stderr is a terminal
+
+    @property
+    def ping_interval_or_none(self) -> float | None:
+        """The keep-alive interval, or None when it is off."""
+        return self.sse_ping_interval if self.sse_ping_interval >= 0 else None
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Split HOST:PORT; an IPv6 host stands in brackets. Raises ValueError."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f"{address!r} is not HOST:PORT")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
+def parse_arguments(arguments: list[str]) -> GatewayConfig:
+    """Read the command line. Leaves the process with status 2 and a message when it is wrong."""
+    default = GatewayConfig()
+    parser = argparse.ArgumentParser(
+        prog="python -m shell.gateway", description="OpenAI-compatible HTTP gateway"
+    )
+    add = parser.add_argument
+    add(
+        "--listen",
+        default=f"{default.host}:{default.port}",
+        metavar="HOST:PORT",
+        help="port 0: any free port",
+    )
+    add("--socket", metavar="PATH", help="the kernel's socket (default: $LLMOS_SOCKET or the user's own)")
+    add("--ready-fd", type=int, metavar="N", help="write one line with the bound address there once ready")
+    add(
+        "--sampling-defaults",
+        choices=[d.value for d in SamplingDefaults],
+        default=default.sampling_defaults.value,
+    )
+    add("--max-body-bytes", type=int, default=default.max_body_bytes)
+    add("--max-in-flight", type=int, default=default.max_in_flight, help="generation requests at once")
+    add("--sse-ping-interval", type=float, default=default.sse_ping_interval, help="seconds; -1: off")
+    add("--send-timeout", type=float, default=default.send_timeout, help="seconds a reader may stall")
+    add(
+        "--shutdown-timeout",
+        type=float,
+        default=default.shutdown_timeout,
+        help="seconds to finish after SIGTERM",
+    )
+    add("--log-format", choices=["auto", "json", "console"], default=default.log_format)
+    given = parser.parse_args(arguments)
+    try:
+        host, port = split_address(given.listen)
+    except ValueError as error:
+        parser.error(f"--listen: {error}")
+    for name in ("max_body_bytes", "max_in_flight", "send_timeout"):
+        if getattr(given, name) <= 0:
+            parser.error(f"--{name.replace('_', '-')} must be above 0")
+    return GatewayConfig(
+        host=host,
+        port=port,
+        socket_path=given.socket,
+        ready_fd=given.ready_fd,
+        sampling_defaults=SamplingDefaults(given.sampling_defaults),
+        max_body_bytes=given.max_body_bytes,
+        max_in_flight=given.max_in_flight,
+        sse_ping_interval=given.sse_ping_interval,
+        send_timeout=given.send_timeout,
+        shutdown_timeout=max(0.0, given.shutdown_timeout),
+        log_format=given.log_format,
+    )

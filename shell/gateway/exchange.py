@@ -1,0 +1,219 @@
+"""One HTTP request and its response, as an ASGI application sees them."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import attrs
+import msgspec
+import trio
+
+from shell.gateway.errors import ApiError, ClientDisconnected
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+BODY_IDLE_SECONDS = 60.0  # a body of which nothing arrives for so long is given up
+LINGER_SECONDS = 2.0  # how long we read on, so that a client still sending gets to see the refusal
+
+SSE_HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_encoder = msgspec.json.Encoder()
+
+
+def choose_request_id(headers: list[tuple[bytes, bytes]]) -> str:
+    """Take the client's `x-request-id` when it is well formed, else make one."""
+    for name, value in headers:
+        if name == b"x-request-id":
+            given = value.decode("latin-1")
+            if _REQUEST_ID.fullmatch(given):
+                return given
+    return f"req-{secrets.token_hex(12)}"
+
+
+@attrs.define(eq=False, kw_only=True)
+class Exchange:
+    """A request, the response as far as it has come, and what the log line will say about both.
+
+    Times are seconds on the run's clock.
+    """
+
+    # Fixed when the request line and headers were read.
+    method: str
+    path: str
+    request_id: str
+    path_params: dict[str, Any] = attrs.field(factory=dict)
+    started: float = attrs.field(factory=trio.current_time)
+    _receive: Receive
+    _send: Send
+
+    # Written by the endpoint, for the response headers and the log.
+    endpoint: str = "other"  # bounded: a metrics label
+    pids: tuple[int, ...] = ()
+    ignored: list[str] = attrs.field(factory=list)
+    noted: dict[str, Any] = attrs.field(factory=dict)  # more fields of the log line
+    failure: BaseException | None = None  # why `guard` ended the work, or what followed a 200
+
+    # Written below only.
+    status: int = 0  # 0: no response yet
+    is_streaming: bool = False  # headers of an event stream were sent, its end was not
+    is_body_read: bool = False
+    is_disconnected: bool = False
+    _scope: trio.CancelScope | None = None
+
+    @property
+    def age(self) -> float:
+        """Seconds since the request arrived."""
+        return trio.current_time() - self.started
+
+    # --- the request's body --------------------------------------------------------------------------------
+
+    async def _receive_body(self) -> bytes:
+        """Take the next piece of the body. Raises ClientDisconnected."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self.is_disconnected = True
+            raise ClientDisconnected
+        self.is_body_read = not message.get("more_body", False)
+        piece: bytes = message.get("body", b"")
+        return piece
+
+    async def read_body(self, max_bytes: int) -> bytes:
+        """Read the whole body; what counts is what arrives, not what the headers promise.
+
+        Raises:
+            ApiError: 413 over `max_bytes`; 408 when the client stops sending.
+            ClientDisconnected: it went away.
+        """
+        pieces: list[bytes] = []
+        num_bytes = 0
+        while not self.is_body_read:
+            with trio.move_on_after(BODY_IDLE_SECONDS) as patience:
+                piece = await self._receive_body()
+            if patience.cancelled_caught:
+                message = f"No more of the request's body arrived for {BODY_IDLE_SECONDS:.0f} seconds."
+                raise ApiError(408, "timeout_error", "request_timeout", message)
+            num_bytes += len(piece)
+            if num_bytes > max_bytes:
+                message = f"The request's body is over the limit of {max_bytes} bytes."
+                raise ApiError(413, "invalid_request_error", "payload_too_large", message)
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    async def linger(self, max_bytes: int) -> None:
+        """Read on for a while and throw it away: closing on unread data would reset the connection."""
+        num_bytes = 0
+        with trio.move_on_after(LINGER_SECONDS):
+            while not self.is_body_read and num_bytes <= max_bytes:
+                num_bytes += len(await self._receive_body())
+
+    async def _discard_until_disconnect(self) -> None:
+        while not self.is_disconnected:
+            try:
+                await self._receive_body()
+            except ClientDisconnected:
+                return
+
+    # --- the client's presence -----------------------------------------------------------------------------
+
+    def abort(self, failure: BaseException) -> None:
+        """End the guarded work now; `guard` raises `failure`. The first one counts."""
+        if self.failure is None:
+            self.failure = failure
+        if self._scope is not None:
+            self._scope.cancel()
+
+    async def guard(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Run `work`, and end it at once when the client goes away or `abort` is called.
+
+        Raises: what `work` raises (in a group), ClientDisconnected, or the failure given to `abort`.
+        """
+        with trio.CancelScope() as self._scope:
+            if self.failure is not None:
+                self._scope.cancel()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch_client)
+                await work()
+                nursery.cancel_scope.cancel()
+        self._scope = None
+        if self.failure is not None:
+            raise self.failure
+
+    async def _watch_client(self) -> None:
+        try:
+            while True:
+                await self._receive_body()
+        except ClientDisconnected as error:
+            self.abort(error)
+
+    # --- the response --------------------------------------------------------------------------------------
+
+    def _common_headers(self) -> list[tuple[bytes, bytes]]:
+        headers = [(b"x-request-id", self.request_id.encode())]
+        if self.pids:
+            headers.append((b"x-llmos-pid", ",".join(map(str, self.pids[:16])).encode()))
+        if self.ignored:
+            names = ",".join(self.ignored)[:1024]
+            headers.append((b"x-llmos-ignored-params", names.encode("ascii", "replace").translate(_VISIBLE)))
+        return headers
+
+    async def respond(
+        self, status: int, body: bytes, content_type: str, headers: dict[str, str] | None = None
+    ) -> None:
+        """Send a whole response."""
+        self.status = status
+        all_headers = [
+            (b"content-type", content_type.encode()),
+            (b"content-length", str(len(body)).encode()),
+            (b"openai-processing-ms", str(round(self.age * 1000)).encode()),
+            *self._common_headers(),
+            *((name.encode(), value.encode("latin-1")) for name, value in (headers or {}).items()),
+        ]
+        await self._send({"type": "http.response.start", "status": status, "headers": all_headers})
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def respond_json(self, status: int, value: Any, headers: dict[str, str] | None = None) -> None:
+        """Send a JSON response."""
+        await self.respond(status, _encoder.encode(value), "application/json", headers)
+
+    async def respond_error(self, error: ApiError) -> None:
+        """Send an error response, also to a client that is still sending its body.
+
+        The server's queue of body pieces is short: with a full one, ending the response would wait for ever
+        for somebody to take a piece. So somebody does, until the server says that the connection is over.
+        """
+        if self.is_body_read or self.is_disconnected:
+            await self.respond_json(error.status, error.body(), error.headers)
+            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._discard_until_disconnect)
+            headers = {**error.headers, "connection": "close"}
+            await self.respond_json(error.status, error.body(), headers)
+
+    async def begin_events(self) -> None:
+        """Send the headers of an event stream."""
+        self.status = 200
+        self.is_streaming = True
+        headers = [*SSE_HEADERS, *self._common_headers()]
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    async def send_events(self, data: bytes) -> None:
+        """Send whole events, in one write."""
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end_events(self) -> None:
+        """End the event stream."""
+        self.is_streaming = False
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+_VISIBLE = bytes(code if 0x20 <= code < 0x7F else 0x3F for code in range(256))  # others as "?"

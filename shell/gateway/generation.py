@@ -1,0 +1,161 @@
+"""The life of a request's processes: spawn, read each to its end, kill what is left over."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+
+import attrs
+import structlog
+import trio
+
+from shell.gateway.choice import Choice, Delta
+from shell.gateway.errors import ApiError, process_killed, unavailable
+from shell.gateway.metrics import Metrics
+from shell.gateway.parameters import Job
+from syscalls.client import Client, ConnectionLost
+from syscalls.errno import SyscallError
+from syscalls.process import ExitStatus
+from syscalls.text.stop import StopMatcher
+
+KILL_GRACE_SECONDS = 10.0
+
+Deliver = Callable[[Choice, Delta], Awaitable[None]]
+
+log = structlog.get_logger("gateway.generation")
+
+
+@attrs.define(eq=False, kw_only=True)
+class Generation:
+    """The processes of one request. Owned by `open_generation`."""
+
+    client: Client
+    job: Job
+    metrics: Metrics
+    started: float  # when the request arrived, seconds on the run's clock
+    choices: list[Choice] = attrs.field(factory=list)
+    first_token: float | None = None  # seconds after `started`
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Each prompt counts once, however many choices it has."""
+        return sum(map(len, self.job.prompts))
+
+    @property
+    def num_completion_tokens(self) -> int:
+        """Every sampled token of every choice so far."""
+        return sum(choice.num_tokens for choice in self.choices)
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Prompt tokens that were found in memory; of each prompt's first choice, which alone computes."""
+        return sum(choice.usage.num_cached_tokens for choice in self.choices[:: self.job.num_samples])
+
+    async def spawn(self) -> None:
+        """Create the processes. Raises SyscallError; what was created then is killed by `close`."""
+        if self.job.spawn["max_tokens"] == 0:  # only the prompt is wanted back
+            for index in range(len(self.job.prompts) * self.job.num_samples):
+                choice = self._make_choice(index // self.job.num_samples, index, pid=0)
+                choice.finish_reason, choice.has_exited = "length", True
+                self.choices.append(choice)
+            return
+        for prompt_index, prompt in enumerate(self.job.prompts):
+            spawned = await self.client.spawn(prompt, **self.job.spawn)
+            self.choices += [
+                self._make_choice(prompt_index, prompt_index * self.job.num_samples + sample, pid)
+                for sample, pid in enumerate(spawned.pids)
+            ]
+
+    def _make_choice(self, prompt_index: int, index: int, pid: int) -> Choice:
+        job = self.job
+        return Choice(
+            index=index,
+            pid=pid,
+            prompt_index=prompt_index,
+            decoder=job.model.text.decoder(job.skip_special_tokens, continues=True),
+            matcher=StopMatcher(job.stops, job.include_stop),
+            include_stop=job.include_stop,
+            extra_end_tokens=frozenset(job.spawn["stop_token_ids"]),
+        )
+
+    async def run(self, deliver: Deliver) -> None:
+        """Read all choices to their end; each is read on only when its last delta was delivered.
+
+        Raises:
+            ApiError: a process was killed or failed; the others are not read on.
+            SyscallError, ConnectionLost: the kernel's failure.
+        """
+        if len(self.choices) == 1:
+            await self._read(self.choices[0], deliver)
+            return
+        async with trio.open_nursery() as nursery:
+            for choice in self.choices:
+                nursery.start_soon(self._read, choice, deliver)
+
+    async def _read(self, choice: Choice, deliver: Deliver) -> None:
+        if choice.is_finished:
+            await deliver(choice, Delta(text="", entries=(), tokens=(), finish_reason=choice.finish_reason))
+        offset = 0
+        last_read: float | None = None
+        while not choice.is_finished:
+            output = await self.client.read(choice.pid, offset)
+            offset = output.offset + len(output.tokens)
+            delta = choice.feed(output)
+            if output.tokens:
+                now = trio.current_time()
+                if self.first_token is None:
+                    self.first_token = now - self.started
+                    self.metrics.first_token.observe(self.first_token)
+                if last_read is not None:
+                    self.metrics.observe_tokens(now - last_read, len(output.tokens))
+                last_read = now
+            if choice.failure is not None:
+                raise explain_exit(choice.failure)
+            if choice.is_finished and not choice.has_exited:  # a stop string: it must not go on
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._kill, choice)
+                    await deliver(choice, delta)
+            else:
+                await deliver(choice, delta)
+
+    async def _kill(self, choice: Choice) -> None:
+        with suppress(SyscallError, ConnectionLost):  # it ended by itself, or with the session
+            await self.client.kill(choice.pid)
+        choice.has_exited = True
+
+    async def close(self) -> None:
+        """Kill at once every process that has not exited. Safe to call again."""
+        living = [choice for choice in self.choices if not choice.has_exited]
+        if not living:
+            return
+        with trio.move_on_after(KILL_GRACE_SECONDS, shield=True) as grace:
+            async with trio.open_nursery() as nursery:
+                for choice in living:
+                    nursery.start_soon(self._kill, choice)
+        if grace.cancelled_caught:
+            log.error("kill_unanswered", pids=[choice.pid for choice in living if not choice.has_exited])
+
+
+def explain_exit(status: ExitStatus) -> ApiError:
+    """Turn a bad exit into the error that the client sees."""
+    if status.reason == "killed":
+        if "drain" in status.message or "shut" in status.message:
+            return unavailable("draining", "The server shut down before the request was finished.", 5)
+        return process_killed(status.message)
+    message = f"The request failed on the device: {status.message or 'no reason was given'}."
+    return ApiError(500, "server_error", "process_failed", message)
+
+
+@asynccontextmanager
+async def open_generation(
+    client: Client, job: Job, metrics: Metrics, started: float
+) -> AsyncIterator[Generation]:
+    """Spawn a job's processes; at the end of the block none of them is left."""
+    generation = Generation(client=client, job=job, metrics=metrics, started=started)
+    try:
+        await generation.spawn()
+        yield generation
+    finally:
+        await generation.close()
+        metrics.prompt_tokens.inc(generation.num_prompt_tokens if generation.choices else 0)
+        metrics.completion_tokens.inc(generation.num_completion_tokens)

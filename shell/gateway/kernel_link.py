@@ -1,0 +1,92 @@
+"""The gateway's session with the kernel: opened again, with growing pauses, whenever it is lost."""
+
+from __future__ import annotations
+
+import attrs
+import structlog
+import trio
+
+from shell.gateway.errors import kernel_lost
+from syscalls.client import Client, ConnectionLost, open_client
+from syscalls.errno import SyscallError
+from syscalls.system import Model
+
+FIRST_PAUSE_SECONDS = 0.05
+LONGEST_PAUSE_SECONDS = 2.0
+REFRESH_SECONDS = 1.0
+NEVER = 2**62  # an event number that does not come: following it waits for the end of the session
+
+log = structlog.get_logger("gateway.kernel")
+
+
+@attrs.define(eq=False)
+class KernelLink:
+    """Owns the session; others ask for `client` each time and never keep it.
+
+    `models` is what the kernel served when it last told, at most about a second ago; () without a kernel.
+    """
+
+    socket_path: str | None
+    models: tuple[Model, ...] = ()
+    _client: Client | None = None
+
+    @property
+    def is_connected(self) -> bool:
+        """True while a session is open."""
+        return self._client is not None
+
+    @property
+    def client(self) -> Client:
+        """The open session. Raises ApiError 503 when there is none."""
+        if self._client is None:
+            raise kernel_lost()
+        return self._client
+
+    async def run(self) -> None:
+        """Keep a session open, for ever."""
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                async with open_client(self.socket_path, "gateway") as client:
+                    self.models = await client.models()
+                    self._client = client
+                    pause = FIRST_PAUSE_SECONDS
+                    log.info("connected", models=[model.name for model in self.models])
+                    await self._stay(client)
+            except (ConnectionLost, SyscallError) as error:
+                log.warning("not_connected", error=str(error), retry_seconds=pause)
+            finally:
+                self._client = None
+                self.models = ()
+            await trio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    async def refresh(self) -> None:
+        """Ask the kernel for its models now."""
+        self.models = await self.client.models()
+
+    async def _stay(self, client: Client) -> None:
+        """Refresh the models until the session ends, then raise why."""
+        lost: Exception | None = None
+
+        async def watch() -> None:
+            nonlocal lost
+            try:
+                while True:
+                    await client.events(NEVER, follow=True)
+                    await trio.sleep(REFRESH_SECONDS)  # only a kernel that numbers differently gets here
+            except (ConnectionLost, SyscallError) as error:
+                lost = error
+                nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            while lost is None:
+                await trio.sleep(REFRESH_SECONDS)
+                try:
+                    self.models = await client.models()
+                except (ConnectionLost, SyscallError) as error:
+                    lost = error
+            nursery.cancel_scope.cancel()
+        if lost is not None:
+            raise lost

@@ -1,0 +1,69 @@
+"""The gateway's own counters, in the Prometheus format. Labels are bounded: no request id, no client path."""
+
+from __future__ import annotations
+
+import threading
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+SECONDS_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+
+
+class Metrics:
+    """Counters and histograms of one gateway. Children are looked up once and kept."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "llmos_gateway_requests", "HTTP requests answered", ["endpoint", "status"], registry=self.registry
+        )
+        self._durations = Histogram(
+            "llmos_gateway_request_seconds",
+            "Request to end of response",
+            ["endpoint"],
+            buckets=SECONDS_BUCKETS,
+            registry=self.registry,
+        )
+        self.in_flight = Gauge(
+            "llmos_gateway_requests_in_flight", "Generation requests being served", registry=self.registry
+        )
+        self.first_token = Histogram(
+            "llmos_gateway_time_to_first_token_seconds",
+            "Request to first sampled token",
+            buckets=SECONDS_BUCKETS,
+            registry=self.registry,
+        )
+        self._inter_token = Histogram(
+            "llmos_gateway_inter_token_seconds",
+            "Between tokens of one choice; tokens that arrive together share the time since the last",
+            buckets=TOKEN_BUCKETS,
+            registry=self.registry,
+        )
+        self.prompt_tokens = Counter("llmos_gateway_prompt_tokens", "Prompt tokens", registry=self.registry)
+        self.completion_tokens = Counter(
+            "llmos_gateway_completion_tokens", "Sampled tokens", registry=self.registry
+        )
+        self._children: dict[tuple[str, int], Counter] = {}
+        self._duration_children: dict[str, Histogram] = {}
+        self._rendering = threading.Lock()
+
+    def observe_request(self, endpoint: str, status: int, seconds: float) -> None:
+        """Count one answered request."""
+        key = (endpoint, status)
+        if key not in self._children:
+            self._children[key] = self._requests.labels(endpoint, str(status))
+        if endpoint not in self._duration_children:
+            self._duration_children[endpoint] = self._durations.labels(endpoint)
+        self._children[key].inc()
+        self._duration_children[endpoint].observe(seconds)
+
+    def observe_tokens(self, seconds: float, num_tokens: int) -> None:
+        """Record the gaps before tokens that were read together."""
+        for _ in range(num_tokens):
+            self._inter_token.observe(seconds / num_tokens)
+
+    def render(self) -> bytes:
+        """Return the exposition text. Blocks for a millisecond or so: call it in a thread."""
+        with self._rendering:
+            return generate_latest(self.registry)

@@ -1,0 +1,52 @@
+"""`GET /v1/models` and `GET /v1/models/{id}`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shell.gateway.exchange import Exchange
+from shell.gateway.service import Endpoint
+from syscalls.system import Model
+
+
+def describe_model(model: Model) -> dict[str, Any]:
+    """Return the API's object for a model. `max_model_len` is the usable context."""
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "llmos",
+        "root": model.name,
+        "parent": None,
+        "max_model_len": model.max_model_len,
+        "meta": {
+            "vocab_size": model.vocab_size,
+            "num_parameters": model.num_parameters,
+            "dtype": model.dtype,
+            "hash": model.hash,
+            "ready": model.ready,
+        },
+    }
+
+
+class ModelListing(Endpoint):
+    """Lists what is served, the default first."""
+
+    name = "models"
+
+    async def answer(self, exchange: Exchange) -> None:
+        """Ask the kernel, so that the list is never old."""
+        await self.service.link.refresh()
+        rows = [describe_model(model) for model in self.service.link.models]
+        await exchange.respond_json(200, {"object": "list", "data": rows})
+
+
+class ModelDescription(Endpoint):
+    """Describes one model; its name may hold slashes."""
+
+    name = "models.id"
+
+    async def answer(self, exchange: Exchange) -> None:
+        """Find it by name."""
+        model = await self.service.catalog.find_info(exchange.path_params["model"])
+        await exchange.respond_json(200, describe_model(model))

@@ -1,0 +1,247 @@
+"""Fields that chat and text completions share: table, struct, and what they mean to the kernel."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import attrs
+import msgspec
+from msgspec import Meta
+
+from shell.gateway.catalog import ServedModel
+from shell.gateway.config import SamplingDefaults
+from shell.gateway.errors import context_length_exceeded, invalid, invalid_value
+from shell.gateway.fields import FieldTable, accepted, implemented, refused
+from syscalls.process import MAX_NICE, MAX_SAMPLES, MIN_NICE
+from syscalls.sampling import MAX_LOGIT_BIAS, Sampling
+from syscalls.session import SpawnOptions
+
+MAX_STOP_STRINGS = 32
+
+SHARED_FIELDS: FieldTable = {
+    **implemented(
+        "model", "n", "stream", "stream_options", "temperature", "top_p", "top_k", "min_p",
+        "frequency_penalty", "presence_penalty", "repetition_penalty", "repeat_penalty", "logit_bias", "seed",
+        "max_tokens", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "include_stop_str_in_output",
+        "no_stop_trim", "skip_special_tokens", "add_special_tokens", "return_token_ids", "logprobs",
+        "priority",
+    ),
+    **accepted(
+        "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
+        # Parameters of samplers whose switch (below) is refused: without effect while it is off.
+        "dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers", "xtc_threshold",
+        "dynatemp_exponent", "mirostat_tau", "mirostat_eta",
+    ),
+    **refused(
+        typical_p=1, top_n_sigma=(-1, 0), repeat_last_n=-1, dry_multiplier=0, xtc_probability=0,
+        dynatemp_range=0, mirostat=0, samplers=([],), bad_words=([],), allowed_token_ids=([],),
+        t_max_predict_ms=(0, -1), logprobs_mode=("raw", "raw_logprobs"),
+        structured_outputs=({},), guided_json=(), guided_regex=(), guided_choice=(), guided_grammar=(),
+        regex=(), ebnf=(), json_schema=(), grammar=("",), response_format=({"type": "text"},),
+        truncate_prompt_tokens=(), documents=([],), prompt_logprobs=(), chat_template=(),
+        spaces_between_special_tokens=True, return_tokens_as_token_ids=False, timings_per_token=False,
+        return_progress=False, lora=([],), lora_path=(), speculative=({},),
+        request_id=(), rid=(), deadline_ms=(), cache_prompt=True, pin_ttl_s=0, cache_salt=(),
+    ),
+}  # fmt: skip
+
+Text = Annotated[str, Meta(min_length=1)]
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+
+
+class StreamOptions(msgspec.Struct, kw_only=True):
+    """The `stream_options` object."""
+
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+
+
+STREAM_OPTIONS_FIELDS: FieldTable = {
+    **implemented("include_usage", "continuous_usage_stats"),
+    **accepted("include_obfuscation"),  # padding against traffic analysis by the reference API; we never pad
+}
+
+
+class SharedFields(msgspec.Struct, kw_only=True):
+    """Common body fields. None is absent."""
+
+    model: str | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_SAMPLES)] = 1
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    repeat_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] = {}
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    min_tokens: Annotated[int, Meta(ge=0)] = 0
+    stop: str | Annotated[list[Text], Meta(max_length=MAX_STOP_STRINGS)] = []
+    stop_token_ids: list[TokenId] = []
+    ignore_eos: bool = False
+    include_stop_str_in_output: bool = False
+    no_stop_trim: bool = False
+    skip_special_tokens: bool = True
+    add_special_tokens: bool | None = None
+    return_token_ids: bool = False
+    priority: Annotated[int, Meta(ge=-20, le=19)] = 0
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Job:
+    """What to generate, all checked: one prompt or several, `num_samples` choices of each."""
+
+    model: ServedModel
+    prompts: tuple[tuple[int, ...], ...]
+    spawn: SpawnOptions
+    num_samples: int
+    stops: tuple[str, ...]
+    include_stop: bool
+    skip_special_tokens: bool
+    num_top_logprobs: int | None  # None: no log-probabilities
+    return_token_ids: bool
+    stream: bool
+    include_usage: bool  # a usage chunk at the end of a stream
+    continuous_usage: bool  # usage on every chunk
+
+
+def read_stream_options(given: Any, is_streaming: bool) -> None:
+    """Check that `stream_options` came with `stream`. Raises ApiError 400."""
+    if given is not None and not is_streaming:
+        message = "'stream_options' is only allowed when 'stream' is true."
+        raise invalid_value("stream_options", message)
+
+
+def _read_stops(fields: SharedFields) -> tuple[str, ...]:
+    # An empty string, or an empty list, is what clients send for "no stop string".
+    return (fields.stop,) if isinstance(fields.stop, str) and fields.stop else tuple(fields.stop)
+
+
+def _read_logit_bias(fields: SharedFields, vocab_size: int) -> dict[int, float]:
+    if len(fields.logit_bias) > MAX_LOGIT_BIAS:
+        raise invalid_value("logit_bias", f"'logit_bias' has more than {MAX_LOGIT_BIAS} entries.")
+    bias = {}
+    for name, value in fields.logit_bias.items():
+        if not (name.isascii() and name.isdecimal() and int(name) < vocab_size):
+            message = (
+                f"'logit_bias' has the key '{name[:40]}', which is no token id from 0 to {vocab_size - 1}."
+            )
+            raise invalid_value("logit_bias", message)
+        bias[int(name)] = value
+    return bias
+
+
+def _read_repetition_penalty(fields: SharedFields) -> float | None:
+    one, other = fields.repetition_penalty, fields.repeat_penalty
+    if one is not None and other is not None and one != other:
+        message = "'repetition_penalty' and 'repeat_penalty' are the same thing with two values."
+        raise invalid_value("repeat_penalty", message)
+    return one if one is not None else other
+
+
+def make_sampling(
+    fields: SharedFields, model: ServedModel, defaults: SamplingDefaults, num_top_logprobs: int | None
+) -> Sampling:
+    """Resolve the sampling parameters: the body's, else the model's, else OpenAI's.
+
+    Raises:
+        ApiError: 400, naming the field.
+    """
+    of_model = model.sampling_defaults if defaults is SamplingDefaults.MODEL else {}
+
+    def choose(given: float | None, name: str, otherwise: float) -> float:
+        return given if given is not None else of_model.get(name, otherwise)
+
+    sampling = Sampling(
+        temperature=choose(fields.temperature, "temperature", 1.0),
+        top_k=max(0, int(choose(fields.top_k, "top_k", 0))),
+        top_p=choose(fields.top_p, "top_p", 1.0),
+        min_p=choose(fields.min_p, "min_p", 0.0),
+        repetition_penalty=choose(_read_repetition_penalty(fields), "repetition_penalty", 1.0),
+        frequency_penalty=fields.frequency_penalty,
+        presence_penalty=fields.presence_penalty,
+        logit_bias=_read_logit_bias(fields, model.info.vocab_size),
+        seed=fields.seed,
+        logprobs=num_top_logprobs,
+    )
+    if complaint := sampling.explain_invalid():
+        raise invalid("invalid_value", f"Invalid sampling parameters: {complaint}.")
+    return sampling
+
+
+def check_context(model: ServedModel, num_prompt: int, max_tokens: int | None, param: str) -> None:
+    """Check that the prompt and what is asked for fit. Raises ApiError 400 `context_length_exceeded`."""
+    limit = model.info.max_model_len
+    wanted = 1 if max_tokens is None else max_tokens
+    if num_prompt + wanted > limit:
+        raise context_length_exceeded(limit, num_prompt, wanted, param)
+
+
+def make_job(
+    fields: SharedFields,
+    model: ServedModel,
+    defaults: SamplingDefaults,
+    prompts: tuple[tuple[int, ...], ...],
+    *,
+    max_tokens: int | None,
+    num_top_logprobs: int | None,
+    param: str,
+    label: str,
+) -> Job:
+    """Check what the fields mean together, and put it into the kernel's terms.
+
+    Args:
+        fields: the decoded body.
+        model: who will serve it.
+        defaults: where absent sampling parameters come from.
+        prompts: token ids.
+        max_tokens: for each choice; None: up to the context.
+        num_top_logprobs: for each token; None: none wanted.
+        param: the field that held the prompt, for errors.
+        label: shown by ps.
+
+    Raises:
+        ApiError: 400, naming the field.
+    """
+    for index, prompt in enumerate(prompts):
+        where = param if len(prompts) == 1 else f"{param}[{index}]"
+        if not prompt:
+            raise invalid_value(where, f"'{where}' is empty: a prompt needs at least one token.")
+        if max(prompt) >= model.info.vocab_size:
+            message = f"'{where}' holds a token id over {model.info.vocab_size - 1}, the model's last."
+            raise invalid_value(where, message)
+        check_context(model, len(prompt), max_tokens, param)
+    if max_tokens is not None and fields.min_tokens > max_tokens:
+        raise invalid_value(
+            "min_tokens", f"'min_tokens' is {fields.min_tokens}, over 'max_tokens' {max_tokens}."
+        )
+    options = fields.stream_options or StreamOptions()
+    return Job(
+        model=model,
+        prompts=prompts,
+        spawn=SpawnOptions(
+            model=model.info.name,
+            max_tokens=max_tokens,
+            sampling=make_sampling(fields, model, defaults, num_top_logprobs),
+            num_samples=fields.n,
+            stop_token_ids=tuple(fields.stop_token_ids),
+            ignore_eos=fields.ignore_eos,
+            min_tokens=fields.min_tokens,
+            auto_reap=True,
+            nice=min(MAX_NICE, max(MIN_NICE, -fields.priority)),  # ours: larger is more important
+            label=label,
+        ),
+        num_samples=fields.n,
+        stops=_read_stops(fields),
+        include_stop=fields.include_stop_str_in_output or fields.no_stop_trim,
+        skip_special_tokens=fields.skip_special_tokens,
+        num_top_logprobs=num_top_logprobs,
+        return_token_ids=fields.return_token_ids,
+        stream=fields.stream,
+        include_usage=options.include_usage,
+        continuous_usage=options.continuous_usage_stats,
+    )

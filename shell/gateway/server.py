@@ -1,0 +1,125 @@
+"""The gateway as an operating-system process: its socket, its tasks, and how it ends.
+
+SIGTERM or SIGINT drains: nothing new is admitted, what runs may finish until the shutdown timeout, the rest
+is told `draining`. A second signal ends the process at once; the kernel ends the session's processes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+from typing import TYPE_CHECKING, cast
+
+import structlog
+import trio
+from hypercorn.config import Config
+from hypercorn.trio import serve
+
+from shell.gateway.app import make_app
+from shell.gateway.config import GatewayConfig
+from shell.gateway.service import Service, make_service
+
+CLOSE_SECONDS = 1.0  # for connections that are idle, or stalled, when everything else is done
+SEND_BUFFER_BYTES = 256 << 10  # what a slow reader may leave lying in the system, for each connection
+BACKLOG = 1024
+
+if TYPE_CHECKING:
+    from hypercorn.typing import Framework
+
+log = structlog.get_logger("gateway")
+
+
+def open_socket(config: GatewayConfig) -> socket.socket:
+    """Bind the listening socket. Raises OSError.
+
+    Connections inherit TCP_USER_TIMEOUT: without it a client that stops reading holds its task, and the
+    shutdown, for ever, since the server shields its writes from cancellation.
+    """
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            milliseconds = max(1, int(config.send_timeout * 1000))
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+        listener.bind((config.host, config.port))
+        listener.listen(BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def describe_address(listener: socket.socket) -> str:
+    """Return HOST:PORT of a bound socket, an IPv6 host in brackets."""
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def configure_server(listener: socket.socket) -> Config:
+    """Return Hypercorn's settings; it takes the socket's descriptor over."""
+    config = Config()
+    config.bind = [f"fd://{listener.detach()}"]
+    config.accesslog = None  # the front door writes the one line
+    config.errorlog = logging.getLogger("hypercorn.error")
+    config.errorlog.setLevel(logging.WARNING)
+    config.include_server_header = False
+    config.backlog = BACKLOG
+    config.keep_alive_timeout = 75.0
+    config.keep_alive_max_requests = 1_000_000
+    config.h11_max_incomplete_size = 64 << 10
+    config.graceful_timeout = CLOSE_SECONDS
+    return config
+
+
+async def _watch_signals(service: Service, stop: trio.Event) -> None:
+    """Drain on the first signal, end on the second."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            async for number in signals:
+                if service.admission.is_draining:
+                    log.warning("ended_at_once", signal=number)
+                    os._exit(1)  # writes to stalled clients cannot be cancelled: nothing else is sure to end
+                statistics = service.admission.statistics()
+                log.info("draining", signal=number, num_in_flight=statistics.num_in_flight)
+                nursery.start_soon(_drain, service, stop)
+
+
+async def _drain(service: Service, stop: trio.Event) -> None:
+    # Requests that are told `draining` at the deadline may hang in a write; the system breaks it after the
+    # send timeout, and the process need not wait for that.
+    with trio.move_on_after(service.config.shutdown_timeout + CLOSE_SECONDS):
+        await service.admission.drain(service.config.shutdown_timeout)
+    stop.set()
+    await trio.sleep(2 * CLOSE_SECONDS)
+    log.warning("connections_stalled", message="left behind: their clients read nothing")
+    os._exit(0)
+
+
+async def run_gateway(config: GatewayConfig) -> None:
+    """Serve until a signal, then drain. Raises OSError when the address cannot be bound."""
+    service = make_service(config)
+    listener = open_socket(config)
+    address = describe_address(listener)
+    stop = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(service.link.run)
+        nursery.start_soon(service.catalog.warm)
+        nursery.start_soon(_watch_signals, service, stop)
+
+        async def serve_http(task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED) -> None:
+            app = cast("Framework", make_app(service))  # Hypercorn's own types say more than ASGI's
+            server = configure_server(listener)
+            await serve(app, server, shutdown_trigger=stop.wait, task_status=task_status, mode="asgi")
+            nursery.cancel_scope.cancel()
+
+        await nursery.start(serve_http)
+        log.info("ready", address=address, pid=os.getpid())
+        if config.ready_fd is not None:
+            with os.fdopen(config.ready_fd, "w") as ready:
+                ready.write(f"{address}\n")
+    log.info("stopped")

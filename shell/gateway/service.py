@@ -1,0 +1,65 @@
+"""The gateway's parts, as its endpoints see them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+import attrs
+import trio
+
+from shell.gateway.admission import Admission
+from shell.gateway.catalog import Catalog
+from shell.gateway.config import GatewayConfig
+from shell.gateway.exchange import Exchange, Receive, Scope, Send
+from shell.gateway.kernel_link import KernelLink
+from shell.gateway.metrics import Metrics
+
+NUM_TEXT_THREADS = 2
+INLINE_CHARACTERS = 2000  # encoding so little costs less than the way to a thread and back
+
+R = TypeVar("R")
+
+
+@attrs.frozen(eq=False)
+class Service:
+    """One gateway: configuration, the kernel's session, models, counters, admission."""
+
+    config: GatewayConfig
+    link: KernelLink
+    catalog: Catalog
+    metrics: Metrics
+    admission: Admission
+    _text_limiter: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(NUM_TEXT_THREADS))
+
+    async def do_text_work(self, num_characters: int, work: Callable[[], R]) -> R:
+        """Run rendering or encoding: in place when it is short, else in a thread that can be abandoned."""
+        if num_characters <= INLINE_CHARACTERS:
+            await trio.lowlevel.checkpoint()
+            return work()
+        return await trio.to_thread.run_sync(work, limiter=self._text_limiter, abandon_on_cancel=True)
+
+
+def make_service(config: GatewayConfig) -> Service:
+    """Wire the parts together; nothing runs yet."""
+    metrics = Metrics()
+    link = KernelLink(config.socket_path)
+    return Service(config, link, Catalog(link), metrics, Admission(config.max_in_flight, metrics))
+
+
+@attrs.define(eq=False)
+class Endpoint:
+    """One route's ASGI application. A subclass says its name and answers the exchange."""
+
+    service: Service
+    name = "other"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = cast("Exchange", scope["llmos.exchange"])
+        exchange.endpoint = self.name
+        exchange.path_params = scope["path_params"]
+        await self.answer(exchange)
+
+    async def answer(self, exchange: Exchange) -> None:
+        """Send the response, or raise."""
+        raise NotImplementedError
