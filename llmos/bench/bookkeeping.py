@@ -8,7 +8,7 @@ from collections.abc import Callable
 import trio
 
 from drivers.sim import SimDriver
-from llmos.device import CostModel, DriverLost, FromDriver, Load, Loaded, StepDone, ToDriver
+from llmos.device import CostModel, FromDriver, Load, Loaded, StepDone, ToDriver
 from llmos.proc.pcb import Pid, Process
 from llmos.sched.batch import BatchLimits
 from llmos.sched.core import Core
@@ -94,10 +94,7 @@ async def measure_steps(num_processes: int, num_steps: int) -> float:
         seconds = (time.perf_counter() - began - (link.seconds - simulated)) / (core.num_steps - first)
         assert len(core.queue.running) == num_processes
         assert not ended
-        try:
-            await link.aclose()
-        except DriverLost:
-            pass
+        await link.aclose()
         nursery.cancel_scope.cancel()
     return seconds
 

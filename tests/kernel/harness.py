@@ -1,4 +1,4 @@
-"""A whole kernel on simulated devices, in this process, on the virtual clock, with real clients on a real socket."""
+"""A whole kernel on simulated devices, in this process and on the virtual clock, with real clients."""
 
 from __future__ import annotations
 
@@ -60,7 +60,10 @@ class RunningKernel:
 
 @asynccontextmanager
 async def running_kernel(
-    tmp_path: Path, make_sim: Callable[..., SimDriver] = SimDriver, check_leaks: bool = True, **options: object
+    tmp_path: Path,
+    make_sim: Callable[..., SimDriver] = SimDriver,
+    check_leaks: bool = True,
+    **options: object,
 ) -> AsyncIterator[RunningKernel]:
     """Boot on simulated devices; on the way out check that nothing leaked, then shut down.
 
@@ -99,5 +102,5 @@ async def running_kernel(
 async def wait_until(condition: Callable[[], bool]) -> None:
     """Let the kernel run until something is so; a minute of virtual time at most."""
     with trio.fail_after(60):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - a condition over anything has no event
             await trio.sleep(0.001)

@@ -52,7 +52,9 @@ async def test_a_process_emits_what_the_model_says(autojump_clock, tmp_path: Pat
 @pytest.mark.parametrize("chunk", [1, 7, 64, None])
 async def test_chunks_do_not_show(autojump_clock, tmp_path: Path, chunk: int | None) -> None:
     """However the prompts are cut, forty processes together emit what each would alone."""
-    async with running_kernel(tmp_path, max_chunk_tokens=chunk, max_running=16, max_step_tokens=128) as kernel:
+    async with running_kernel(
+        tmp_path, max_chunk_tokens=chunk, max_running=16, max_step_tokens=128
+    ) as kernel:
         prompts = [tuple((7 * i + j) % 500 for j in range(3 + 11 * i % 200)) for i in range(40)]
         sampling = [Sampling(temperature=0.7 * (i % 2), seed=i) for i in range(40)]
         pids = [
@@ -79,7 +81,7 @@ async def test_memory_for_ten_and_a_hundred_spawned(autojump_clock, tmp_path: Pa
 
 
 async def test_fork_mid_flight(autojump_clock, tmp_path: Path) -> None:
-    """Children of a running process continue from its tokens as if they were it, and new seeds diverge."""
+    """Children of a running process continue from its tokens as if they were it; new seeds diverge."""
     async with running_kernel(tmp_path) as kernel:
         sampling = Sampling(temperature=1.0, seed=5)
         (pid,) = (await kernel.client.spawn(PROMPT, max_tokens=60, sampling=sampling)).pids
@@ -102,7 +104,7 @@ async def test_fork_mid_flight(autojump_clock, tmp_path: Path) -> None:
 
 
 async def test_samples_share_one_prefill(autojump_clock, tmp_path: Path) -> None:
-    """n samples of a long prompt compute it once, use seed + i each, and cost few frames until they diverge."""
+    """n samples of a long prompt compute it once, and use seed + i each."""
     async with running_kernel(tmp_path) as kernel:
         prompt = tuple(i % 500 for i in range(1500))
         sampling = Sampling(temperature=1.0, seed=7)
@@ -135,7 +137,9 @@ async def test_kill_in_every_state(autojump_clock, tmp_path: Path, when: str) ->
         if when == "waiting":
             for _ in range(2):
                 await client.spawn(PROMPT, max_tokens=500)
-        (pid,) = (await client.spawn(PROMPT, max_tokens=300 if when != "zombie" else 1, interactive=when == "input")).pids
+        (pid,) = (
+            await client.spawn(PROMPT, max_tokens=300 if when != "zombie" else 1, interactive=when == "input")
+        ).pids
         if when in ("decode", "stopped"):
             await read_some(client, pid, 5)
         if when == "prefill":
@@ -194,7 +198,7 @@ async def test_stop_and_cont(autojump_clock, tmp_path: Path) -> None:
 
 
 async def test_turns_of_a_chat(autojump_clock, tmp_path: Path) -> None:
-    """An interactive process blocks on input, keeps its memory, and each turn follows from the whole history."""
+    """An interactive process blocks on input, keeps its memory; each turn follows from the whole history."""
     async with running_kernel(tmp_path) as kernel:
         client = kernel.client
         (pid,) = (await client.spawn(PROMPT, max_tokens=10, interactive=True)).pids
@@ -344,7 +348,9 @@ async def test_nice_runs_first(autojump_clock, tmp_path: Path) -> None:
         ({"prompt": (1,), "max_tokens": 3000}, Errno.ENOMEM, "frames"),
     ],
 )
-async def test_bad_spawns_are_refused_by_name(autojump_clock, tmp_path: Path, arguments, errno, names) -> None:
+async def test_bad_spawns_are_refused_by_name(
+    autojump_clock, tmp_path: Path, arguments, errno, names
+) -> None:
     """Each bad argument is an errno and a message that names it; nothing is left behind."""
     async with running_kernel(tmp_path, partial(SimDriver, num_frames=256)) as kernel:
         with pytest.raises(SyscallError) as refused:

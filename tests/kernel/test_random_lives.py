@@ -1,4 +1,4 @@
-"""Transparency as a property: disturb processes at random, compare their tokens with a quiet run of each alone."""
+"""Transparency as a property: disturb processes at random, compare tokens with a quiet run of each alone."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class Life:
 
 SPAWN = st.tuples(
     st.just("spawn"),
-    st.integers(1, 70),  # prompt tokens; few distinct prompts, so that prefixes are shared
-    st.integers(1, 40),  # output tokens
+    st.integers(1, 40),  # prompt tokens; few distinct prompts, so that prefixes are shared
+    st.integers(1, 80),  # output tokens
     st.sampled_from([None, 1, 2]),  # seed; None: greedy
 )
 TOUCH = st.tuples(
     st.sampled_from(["kill", "stop", "cont", "fork", "nice"]), st.integers(0, 30), st.integers(-20, 19)
 )
-PAUSE = st.tuples(st.just("pause"), st.floats(0.001, 0.3))
+PAUSE = st.tuples(st.just("pause"), st.floats(0.001, 0.2))
 CRASH = st.tuples(st.just("crash"))
-OPERATIONS = st.lists(st.one_of(SPAWN, SPAWN, TOUCH, TOUCH, PAUSE, CRASH), min_size=1, max_size=40)
+OPERATIONS = st.lists(st.one_of(SPAWN, SPAWN, TOUCH, TOUCH, PAUSE, CRASH), min_size=8, max_size=40)
 
 
 async def disturb(kernel: RunningKernel, operations: list[tuple]) -> list[Life]:
@@ -76,7 +76,8 @@ async def disturb(kernel: RunningKernel, operations: list[tuple]) -> list[Life]:
                         forked = await client.fork(life.pid, 1 + arguments[1] % 3)
                         lives += [Life(pid, life.expected) for pid in forked.pids]
             except SyscallError as error:
-                assert error.errno is Errno.EBUSY, error  # it has exited, or was not stopped
+                if error.errno is not Errno.EBUSY:  # it has exited, or was not stopped: part of life
+                    raise
     return lives
 
 
@@ -110,8 +111,8 @@ async def live(operations: list[tuple], options: dict) -> None:
     operations=OPERATIONS,
     options=st.fixed_dictionaries(
         {
-            "num_frames": st.sampled_from([16, 24, 64]),
-            "max_running": st.sampled_from([1, 3, 16]),
+            "num_frames": st.sampled_from([16, 20, 32]),
+            "max_running": st.sampled_from([2, 5, 16]),
             "max_chunk_tokens": st.sampled_from([None, 1, 7]),
             "max_step_tokens": st.sampled_from([8, 64, 512]),
             "prefix_cache": st.booleans(),
@@ -119,5 +120,5 @@ async def live(operations: list[tuple], options: dict) -> None:
     ),
 )
 def test_no_process_can_tell(operations: list[tuple], options: dict) -> None:
-    """Preempted, forked, stopped, crashed under, starved: the tokens are those of a quiet run, nothing leaks."""
+    """Preempted, forked, stopped, crashed under, starved: the tokens are a quiet run's, nothing leaks."""
     trio.run(live, operations, dict(options), clock=MockClock(autojump_threshold=0))
