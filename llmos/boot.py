@@ -87,13 +87,7 @@ async def boot(
             for host in system.hosts.values():
                 starting.start_soon(nursery.start, host.run)  # load the model, all devices at once
             if config.listen:
-                gateway = GatewayProcess(
-                    config.listen,
-                    socket_path,
-                    config.shutdown_grace_seconds,
-                    (config.log_level, config.log_format),
-                    system.events,
-                )
+                gateway = GatewayProcess(gateway_options(config, socket_path), system.events)
                 starting.start_soon(nursery.start, gateway.run)  # the OpenAI door
         nursery.start_soon(system.reap_forgotten)
         system.loaded_at = int(time.time())
@@ -144,6 +138,22 @@ async def drain(system: System, gateway: GatewayProcess | None, grace_seconds: f
             if process.state is not ProcState.ZOMBIE:
                 system.core_of(process).mailbox.send_nowait(Kill(process, "draining", lambda error: None))
     await trio.sleep(0.05)  # the last replies reach their readers
+
+
+def gateway_options(config: Config, socket_path: str) -> list[str]:
+    """The gateway's command line, from the configuration."""
+    options = {
+        "listen": config.listen,
+        "socket": socket_path,
+        "sampling-defaults": config.sampling_defaults,
+        "max-body-bytes": config.max_body_mib << 20,
+        "sse-ping-interval": config.sse_ping_interval,
+        "send-timeout": config.send_timeout_seconds,
+        "shutdown-timeout": config.shutdown_grace_seconds,
+        "log-level": config.log_level,
+        "log-format": config.log_format,
+    }
+    return [f"--{name}={value}" for name, value in options.items()]
 
 
 def device_names(config: Config, kind: str) -> list[str]:

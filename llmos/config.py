@@ -57,6 +57,16 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         float, Meta(gt=0, description="a driver whose step takes longer is restarted")
     ] = 120.0
     shutdown_grace_seconds: Annotated[float, Meta(ge=0, description="time to finish on Ctrl-C")] = 30.0
+    sampling_defaults: Annotated[
+        Literal["model", "openai"], Meta(description="gateway: where absent sampling fields come from")
+    ] = "model"
+    max_body_mib: Annotated[int, Meta(ge=1, le=1024, description="gateway: largest request body")] = 64
+    sse_ping_interval: Annotated[
+        float, Meta(ge=-1, description="gateway: seconds between keep-alives of a stream; -1: off")
+    ] = 15.0
+    send_timeout_seconds: Annotated[
+        float, Meta(gt=0, description="gateway: a reader that stalls longer loses its processes")
+    ] = 30.0
     sim_step_ms: Annotated[float, Meta(ge=0, description="time of a step on a simulated device")] = 10.0
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="least level logged")

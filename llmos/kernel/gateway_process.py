@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Sequence
 
 import trio
 
@@ -24,25 +25,12 @@ class GatewayProcess:
     """Owns the gateway's operating-system process.
 
     Args:
-        listen: HOST:PORT to bind.
-        socket_path: of the syscall socket that it is a client of.
-        grace_seconds: what running requests get to finish in when it is stopped.
-        log: level and form of its own log, on our standard error.
+        options: its command line.
         events: the kernel's event ring.
     """
 
-    def __init__(
-        self,
-        listen: str,
-        socket_path: str,
-        grace_seconds: float,
-        log: tuple[str, str],
-        events: EventLog,
-    ) -> None:
-        self._command = [
-            sys.executable, "-m", "shell.gateway", "--listen", listen, "--socket", socket_path,
-            "--shutdown-timeout", str(grace_seconds), "--log-level", log[0], "--log-format", log[1],
-        ]  # fmt: skip
+    def __init__(self, options: Sequence[str], events: EventLog) -> None:
+        self._command = [sys.executable, "-m", "shell.gateway", *options]
         self._events = events
         self._process: trio.Process | None = None
         self._is_stopping = False
@@ -93,7 +81,7 @@ class GatewayProcess:
                         break
                     line += data
         if line.endswith(b"\n"):
-            return line.decode().strip()
+            return f"http://{line.decode().strip()}"
         if self._process.poll() is None:
             self._process.kill()
         code = await self._process.wait()

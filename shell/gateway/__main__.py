@@ -15,7 +15,7 @@ from shell.gateway.server import run_gateway
 def main() -> int:
     """Run the gateway until it is told to stop. Returns the exit status: 0 after an orderly drain."""
     config = parse_arguments(sys.argv[1:])
-    configure_logging(config.log_format)
+    configure_logging(config.log_level, config.log_format)
     try:
         trio.run(run_gateway, config)
     except* OSError as group:

@@ -32,6 +32,8 @@ class GatewayConfig:
     sse_ping_interval: float = 15.0  # negative: off
     send_timeout: float = 30.0  # a client that takes nothing for so long loses its processes
     shutdown_timeout: float = 30.0
+    log_level: str = "info"  # least level logged
+    log_level: str = "info"  # the least that is logged; requests are "info"
     log_format: str = "auto"  # "json", "console", or by whether stderr is a terminal
 
     @property
@@ -62,7 +64,7 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
         help="port 0: any free port",
     )
     add("--socket", metavar="PATH", help="the kernel's socket (default: $LLMOS_SOCKET or the user's own)")
-    add("--ready-fd", type=int, metavar="N", help="write one line with the bound address there once ready")
+    add("--ready-fd", type=int, metavar="N", help="write one line there once ready: the URL")
     add(
         "--sampling-defaults",
         choices=[d.value for d in SamplingDefaults],
@@ -78,6 +80,8 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
         default=default.shutdown_timeout,
         help="seconds to finish after SIGTERM",
     )
+    add("--log-level", choices=["debug", "info", "warning", "error"], default=default.log_level)
+    add("--log-level", choices=["debug", "info", "warning", "error"], default=default.log_level)
     add("--log-format", choices=["auto", "json", "console"], default=default.log_format)
     given = parser.parse_args(arguments)
     try:
@@ -98,5 +102,7 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
         sse_ping_interval=given.sse_ping_interval,
         send_timeout=given.send_timeout,
         shutdown_timeout=max(0.0, given.shutdown_timeout),
+        log_level=given.log_level,
+        log_level=given.log_level,
         log_format=given.log_format,
     )

@@ -9,12 +9,14 @@ from typing import Any
 import structlog
 
 
-def configure_logging(log_format: str = "auto") -> None:
+def configure_logging(log_level: str = "info", log_format: str = "auto") -> None:
     """Route structlog and the standard library's logging to stderr in one format.
 
     Args:
+        log_level: the least level that is let through: "debug", "info", "warning" or "error".
         log_format: "json", "console", or "auto": by whether stderr is a terminal.
     """
+    level = logging.getLevelNamesMapping()[log_level.upper()]
     is_console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -29,7 +31,7 @@ def configure_logging(log_format: str = "auto") -> None:
     )
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
@@ -42,5 +44,5 @@ def configure_logging(log_format: str = "auto") -> None:
     )
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(logging.INFO)
+    root.setLevel(level)
     logging.captureWarnings(True)
