@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -84,7 +84,7 @@ def load_model(
     return Transformer(config, weights, ops, description, kv_segments(config, dtype))
 
 
-def _wanted(config: ModelConfig):  # type: ignore[no-untyped-def]
+def _wanted(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yield (name, shape) of every tensor that the forward pass needs, in reading order."""
     hidden, inner = config.hidden_size, config.intermediate_size
     q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
