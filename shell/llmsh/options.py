@@ -81,7 +81,8 @@ def parse_arguments(words: Sequence[str], options: Sequence[Option]) -> Argument
         flag, has_value, text = word.partition("=")
         option = by_flag.get(flag)
         if option is None:
-            raise UsageError(f"unknown option {flag!r}{suggest(flag, by_flag)}; write -- before text like it")
+            hint = suggest(flag, by_flag) or "; write -- before text that looks like an option"
+            raise UsageError(f"unknown option {flag!r}{hint}")
         if option.metavar:
             if not has_value and not rest:
                 raise UsageError(f"{flag} needs a value: {option.synopsis}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from shell.llmsh.options import Arguments, Option, parse_arguments, suggest
 if TYPE_CHECKING:
     from shell.llmsh.loop import Shell
 
+HELP_COLUMNS = 78
 HELP = Option(("--help", "-h"), "show this help")
 JSON = Option(("--json",), "print JSON instead of a table")
 
@@ -93,7 +95,7 @@ class CommandTable:
 
 def explain(command: Command) -> str:
     """Return a command's help page."""
-    lines = [f"usage: {command.usage}", "", command.help, "", "options:"]
+    lines = [f"usage: {command.usage}", "", textwrap.fill(command.help, HELP_COLUMNS), "", "options:"]
     width = max(len(option.synopsis) for option in command.all_options)
     lines += [f"  {option.synopsis:<{width}}  {option.help}" for option in command.all_options]
     return "\n".join(lines)

@@ -258,8 +258,8 @@ COMMANDS = (
         "PROMPT... [&]",
         "Run a prompt and show the output as it comes. The prompt is rendered as a user's turn when the "
         "model has a chat template, and taken as it stands otherwise. Ctrl-C kills the process, Ctrl-Z stops "
-        "it; with & at the end it runs in the background, and 'fg' or 'cat' shows its output. The exit code is 0 "
-        "when the output ended by itself or by --max-tokens, 137 when it was killed, 1 after an error.",
+        "it; with & at the end it runs in the background, and 'fg' or 'cat' shows its output. The exit code "
+        "is 0 when the output ended by itself or by --max-tokens, 137 when it was killed, 1 after an error.",
         run,
         (
             *GENERATION_OPTIONS,

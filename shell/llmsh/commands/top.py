@@ -69,7 +69,8 @@ def draw(now: Snapshot, before: Snapshot | None, max_rows: int | None = None) ->
     head = (
         f"llmos {counters.version}, up {format_seconds(counters.uptime_seconds)}"
         f"{', draining' if counters.draining else ''}; sessions: {counters.num_sessions}\n"
-        f"processes: {counters.num_processes}, {counters.num_running} running, {counters.num_waiting} waiting\n"
+        f"processes: {counters.num_processes}, {counters.num_running} running, "
+        f"{counters.num_waiting} waiting\n"
         f"since boot: {counters.num_spawned} spawned, {counters.num_exited} exited, "
         f"{counters.num_preemptions} preempted\n"
         f"tokens: {counters.num_prompt_tokens} in, {counters.num_cached_tokens} of them cached, "

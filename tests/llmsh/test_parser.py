@@ -1,0 +1,148 @@
+"""From text to pipelines."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shell.llmsh.parser import Incomplete, ParseError, parse, parse_partial, quote
+
+texts = st.text(st.characters(codec="utf-8"), max_size=30)
+tricky_texts = st.text(st.sampled_from("a b\t\n'\"\\;&|<>#$`-%"), max_size=20)
+plain_words = st.text(st.sampled_from("abcXYZ019_-+=.,:/@%^"), min_size=1, max_size=10)
+word_lists = st.lists(st.one_of(texts, tricky_texts), min_size=1, max_size=6)
+
+
+def list_words(text: str) -> list[list[str]]:
+    """The words of each command of a text."""
+    return [[word.text for word in pipeline.commands[0].words] for pipeline in parse(text)]
+
+
+@given(word_lists)
+def test_quoted_words_come_back_as_they_were(words: list[str]) -> None:
+    """Quoting is the inverse of parsing, whatever the words hold."""
+    assert list_words(" ".join(map(quote, words))) == [words]
+
+
+@given(word_lists)
+def test_double_quotes_with_escapes_keep_any_text(words: list[str]) -> None:
+    """A text whose special characters are escaped stands between double quotes unchanged."""
+    escaped = ["".join("\\" + c if c in '"\\$`' else c for c in word) for word in words]
+    assert list_words(" ".join(f'"{word}"' for word in escaped)) == [words]
+
+
+@given(st.lists(st.lists(plain_words, min_size=1, max_size=3), min_size=1, max_size=5), st.data())
+def test_separators_cut_commands_and_ampersand_marks_background(
+    commands: list[list[str]], data: st.DataObject
+) -> None:
+    """Each command ends at `;`, a newline or `&`, and only the last of them means the background."""
+    ends = [data.draw(st.sampled_from([";", "\n", "&", " ;\n", " & "])) for _ in commands]
+    text = "".join(" ".join(words) + end for words, end in zip(commands, ends, strict=True))
+    pipelines = parse(text)
+    assert [[word.text for word in p.commands[0].words] for p in pipelines] == commands
+    assert [p.is_background for p in pipelines] == ["&" in end for end in ends]
+    assert [p.source for p in pipelines] == [" ".join(words) for words in commands]
+
+
+@given(st.one_of(texts, tricky_texts))
+def test_parsing_ends_in_commands_or_a_located_error(text: str) -> None:
+    """Any text parses, or fails at a column inside it; commands have a name and words true positions."""
+    column, pipelines = 1, ()
+    try:
+        pipelines = parse(text)
+    except ParseError as error:
+        column = error.column
+    assert 1 <= column <= max(1, len(text))
+    for pipeline in pipelines:
+        (command,) = pipeline.commands
+        assert command.words
+        for word in command.words:
+            assert 0 <= word.start < word.end <= len(text)
+
+
+@given(st.one_of(texts, tricky_texts))
+def test_an_unfinished_text_can_be_finished(text: str) -> None:
+    """What is called incomplete can be completed by closing the quotation or adding a character."""
+    try:
+        parse(text)
+    except Incomplete:
+        closed = [is_complete(text + ending) for ending in ("'", '"', "x", 'x"')]
+        assert any(closed)
+    except ParseError:
+        pass
+
+
+def is_complete(text: str) -> bool:
+    """Whether no quotation is open in a text; it may hold another error."""
+    try:
+        parse(text)
+    except Incomplete:
+        return False
+    except ParseError:
+        return True
+    return True
+
+
+@given(plain_words, st.one_of(texts, tricky_texts))
+def test_a_cursor_sees_the_word_before_it(name: str, word: str) -> None:
+    """Completion knows the command and the word in progress, where it starts, and what it holds unquoted."""
+    line = f"{name} {quote(word)}"
+    partial = parse_partial(line)
+    assert (partial.words, partial.current, partial.start) == ((name,), word, len(name) + 1)
+
+
+@given(st.one_of(texts, tricky_texts))
+def test_completion_parses_anything(text: str) -> None:
+    """A half-typed line never raises, and the word to replace lies inside it."""
+    partial = parse_partial(text)
+    assert 0 <= partial.start <= len(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("run hi | ps", "column 8: pipes are not supported"),
+        ("ps > file", "column 4: redirection is not supported"),
+        ("ps < file", "redirection is not supported"),
+        ("ps && ps", "'&&' is not supported"),
+        ("ps || ps", r"'\|\|' is not supported"),
+        ("  & ps", "column 3: no command before '&'"),
+        ("ps; & ps", "no command before '&'"),
+    ],
+)
+def test_operators_without_a_meaning_are_refused_by_name(text: str, message: str) -> None:
+    """The error says which operator is not supported, and where it stands."""
+    with pytest.raises(ParseError, match=message):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("run 'a | b > c & d; e'", ["run", "a | b > c & d; e"]),
+        ('run "say \\"hi\\" for \\$5 \\n"', ["run", 'say "hi" for $5 \\n']),
+        ("run it\\'s", ["run", "it's"]),
+        ("run a'b c'\"d e\"f", ["run", "ab cd ef"]),
+        ("run '' x", ["run", "", "x"]),
+        ("run one \\\n two", ["run", "one", "two"]),
+        ("run a#b # and a comment; ps", ["run", "a#b"]),
+        ("run 'two\nlines'", ["run", "two\nlines"]),
+    ],
+)
+def test_quoting_examples(text: str, words: list[str]) -> None:
+    """Quotes, escapes, comments and continued lines mean what they mean in sh."""
+    assert list_words(text) == [words]
+
+
+@pytest.mark.parametrize("text", ["run 'abc", 'run "abc', "run abc\\", 'run "a\\"'])
+def test_open_quotations_are_incomplete(text: str) -> None:
+    """A text that ends inside a quotation asks for more instead of failing for good."""
+    with pytest.raises(Incomplete):
+        parse(text)
+
+
+@pytest.mark.parametrize("text", ["", "   ", "# nothing", ";;\n ; ", "\n# a\n"])
+def test_nothing_to_do(text: str) -> None:
+    """Blanks, comments and empty commands are no commands."""
+    assert parse(text) == ()
