@@ -33,7 +33,7 @@ class ServedModel:
     def fingerprint(self) -> str:
         """The `system_fingerprint` of responses."""
         given = self.info.fingerprint or self.info.hash[:12]
-        return given if given.startswith("fp_") else f"fp_{given}"
+        return given if given.startswith("fp") else f"fp_{given}"
 
 
 def read_sampling_defaults(folder: Path) -> dict[str, float]:

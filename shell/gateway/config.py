@@ -32,7 +32,6 @@ class GatewayConfig:
     sse_ping_interval: float = 15.0  # negative: off
     send_timeout: float = 30.0  # a client that takes nothing for so long loses its processes
     shutdown_timeout: float = 30.0
-    log_level: str = "info"  # least level logged
     log_level: str = "info"  # the least that is logged; requests are "info"
     log_format: str = "auto"  # "json", "console", or by whether stderr is a terminal
 
@@ -81,7 +80,6 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
         help="seconds to finish after SIGTERM",
     )
     add("--log-level", choices=["debug", "info", "warning", "error"], default=default.log_level)
-    add("--log-level", choices=["debug", "info", "warning", "error"], default=default.log_level)
     add("--log-format", choices=["auto", "json", "console"], default=default.log_format)
     given = parser.parse_args(arguments)
     try:
@@ -102,7 +100,6 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
         sse_ping_interval=given.sse_ping_interval,
         send_timeout=given.send_timeout,
         shutdown_timeout=max(0.0, given.shutdown_timeout),
-        log_level=given.log_level,
         log_level=given.log_level,
         log_format=given.log_format,
     )

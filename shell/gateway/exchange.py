@@ -66,6 +66,7 @@ class Exchange:
     # Written below only.
     status: int = 0  # 0: no response yet
     is_streaming: bool = False  # headers of an event stream were sent, its end was not
+    is_complete: bool = False  # the last of the response is under way: a disconnect is its ordinary end
     is_body_read: bool = False
     is_disconnected: bool = False
     _scope: trio.CancelScope | None = None
@@ -126,7 +127,12 @@ class Exchange:
     # --- the client's presence -----------------------------------------------------------------------------
 
     def abort(self, failure: BaseException) -> None:
-        """End the guarded work now; `guard` raises `failure`. The first one counts."""
+        """End the guarded work now; `guard` raises `failure`. The first one counts.
+
+        Without effect once the last of the response is under way.
+        """
+        if self.is_complete:
+            return
         if self.failure is None:
             self.failure = failure
         if self._scope is not None:
@@ -179,6 +185,7 @@ class Exchange:
             *((name.encode(), value.encode("latin-1")) for name, value in (headers or {}).items()),
         ]
         await self._send({"type": "http.response.start", "status": status, "headers": all_headers})
+        self.is_complete = True
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def respond_json(self, status: int, value: Any, headers: dict[str, str] | None = None) -> None:
@@ -213,6 +220,7 @@ class Exchange:
     async def end_events(self) -> None:
         """End the event stream."""
         self.is_streaming = False
+        self.is_complete = True
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

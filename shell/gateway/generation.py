@@ -121,6 +121,7 @@ class Generation:
     async def _kill(self, choice: Choice) -> None:
         with suppress(SyscallError, ConnectionLost):  # it ended by itself, or with the session
             await self.client.kill(choice.pid)
+            await self.client.wait(choice.pid)  # reap it, unless a read in flight has done so
         choice.has_exited = True
 
     async def close(self) -> None:

@@ -66,7 +66,7 @@ def configure_server(listener: socket.socket) -> Config:
     config.bind = [f"fd://{listener.detach()}"]
     config.accesslog = None  # the front door writes the one line
     config.errorlog = logging.getLogger("hypercorn.error")
-    config.errorlog.setLevel(logging.WARNING)
+    config.errorlog.setLevel(max(logging.WARNING, logging.getLogger().level))
     config.include_server_header = False
     config.backlog = BACKLOG
     config.keep_alive_timeout = 75.0
@@ -118,8 +118,8 @@ async def run_gateway(config: GatewayConfig) -> None:
             nursery.cancel_scope.cancel()
 
         await nursery.start(serve_http)
-        log.info("ready", address=address, pid=os.getpid())
+        log.info("ready", url=f"http://{address}", pid=os.getpid())
         if config.ready_fd is not None:
             with os.fdopen(config.ready_fd, "w") as ready:
-                ready.write(f"{address}\n")
+                ready.write(f"http://{address}\n")
     log.info("stopped")

@@ -1,0 +1,236 @@
+"""A real gateway process in front of a scripted kernel, driven by plain synchronous tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import attrs
+import httpx
+import trio
+
+from syscalls.process import ExitStatus
+from tests.scripted_kernel import (
+    STOPPED_BY_MODEL,
+    Program,
+    ScriptedKernel,
+    ScriptedProcess,
+    open_scripted_kernel,
+    say_hello,
+)
+
+PATIENCE_SECONDS = 20.0  # for what must happen at once, on a busy machine
+ROOT = Path(__file__).parents[2]
+
+
+class KernelThread:
+    """Runs a scripted kernel in a thread of its own, so that tests may block."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.socket_path = folder / "llmos.sock"
+        self.program: Program = say_hello
+        self.kernel: ScriptedKernel
+        self._token: trio.lowlevel.TrioToken
+        self._stop: trio.Event
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=trio.run, args=(self._main,), name="scripted-kernel")
+
+    async def _main(self) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        self._stop = trio.Event()
+        async with open_scripted_kernel(self.folder, lambda process: self.program(process)) as self.kernel:
+            self._ready.set()
+            await self._stop.wait()
+
+    def __enter__(self) -> KernelThread:
+        self._thread.start()
+        assert self._ready.wait(PATIENCE_SECONDS)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.call(self._stop.set)
+        self._thread.join(PATIENCE_SECONDS)
+        self.socket_path.unlink(missing_ok=True)
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        """Run a function in the kernel's thread."""
+        return trio.from_thread.run_sync(function, trio_token=self._token)
+
+    def wait_until(self, condition: Callable[[], Any]) -> Any:
+        """Wait until `condition` is true in the kernel's thread; returns what it returned."""
+
+        async def look() -> Any:
+            with trio.fail_after(PATIENCE_SECONDS):
+                while not (found := condition()):  # noqa: ASYNC110 - the event is in another process
+                    await trio.sleep(0.005)
+            return found
+
+        return trio.from_thread.run(look, trio_token=self._token)
+
+    def make_event(self) -> trio.Event:
+        """Make an event for a program to wait for; set it by `call`."""
+        event: trio.Event = self.call(trio.Event)
+        return event
+
+    def reset(self) -> None:
+        """Forget what a test has set up."""
+        self.program = say_hello
+        kernel = self.kernel
+        self.call(lambda: [part.clear() for part in (kernel.refusals, kernel.spawned, kernel.calls)])
+
+
+def says(*parts: str | bytes | int, end: ExitStatus = STOPPED_BY_MODEL) -> Program:
+    """Make a program that outputs text, bytes and token ids, then ends."""
+
+    async def program(process: ScriptedProcess) -> ExitStatus:
+        for part in parts:
+            if isinstance(part, int):
+                await process.emit(part)
+            else:
+                await process.emit(*(part.encode() if isinstance(part, str) else part))
+        if end.stop_token is not None:
+            await process.emit(end.stop_token)
+        return end
+
+    return program
+
+
+async def say_forever(process: ScriptedProcess) -> ExitStatus:
+    """A program that goes on until its limit or its death."""
+    while True:
+        await process.emit(ord("x"))
+        await trio.sleep(0.001)
+
+
+async def say_nothing(process: ScriptedProcess) -> ExitStatus:
+    """A program that hangs before its first token."""
+    await trio.sleep_forever()
+    return STOPPED_BY_MODEL
+
+
+@attrs.define(eq=False)
+class Gateway:
+    """A running gateway process."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    log_path: Path
+
+    @property
+    def base_url(self) -> str:
+        """What an OpenAI client is given."""
+        return f"{self.url}/v1"
+
+    def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
+        """Send a JSON body."""
+        return httpx.post(f"{self.url}{path}", json=body, timeout=PATIENCE_SECONDS, **options)
+
+    def get(self, path: str) -> httpx.Response:
+        """Fetch a page."""
+        return httpx.get(f"{self.url}{path}", timeout=PATIENCE_SECONDS)
+
+    def connect(self, receive_buffer_bytes: int | None = None) -> socket.socket:
+        """Open a raw connection."""
+        address = urlsplit(self.url)
+        assert address.hostname is not None
+        raw = socket.socket()
+        if receive_buffer_bytes is not None:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
+        raw.settimeout(PATIENCE_SECONDS)
+        raw.connect((address.hostname, address.port))
+        return raw
+
+    def log_lines(self) -> list[dict[str, Any]]:
+        """What it has logged so far; every line must be JSON."""
+        return [json.loads(line) for line in self.log_path.read_text().splitlines()]
+
+    def wait_ready(self) -> None:
+        """Wait until it has a kernel with a model."""
+        with httpx.Client(timeout=PATIENCE_SECONDS) as client:
+            for _ in range(2000):
+                if client.get(f"{self.url}/health/ready").status_code == 200:
+                    return
+                threading.Event().wait(0.01)
+        raise AssertionError("the gateway did not become ready")
+
+
+@contextmanager
+def running_gateway(
+    kernel: KernelThread, folder: Path, *options: str, wait: bool = True
+) -> Iterator[Gateway]:
+    """Start a gateway on a free port and wait until it serves; it is killed at the end if it still runs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    log_path = folder / "gateway.log"
+    reading, writing = os.pipe()
+    command = [sys.executable, "-m", "shell.gateway", "--listen", "127.0.0.1:0", "--log-format", "json"]
+    command += ["--socket", str(kernel.socket_path), "--ready-fd", str(writing), *options]
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, pass_fds=[writing], cwd=ROOT)
+    os.close(writing)
+    try:
+        with os.fdopen(reading) as ready:
+            line = ready.readline()
+        assert line, log_path.read_text()
+        gateway = Gateway(process, line.strip(), log_path)
+        if wait:
+            gateway.wait_ready()
+        yield gateway
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait(PATIENCE_SECONDS)
+
+
+def http_request(path: str, body: Any, method: str = "POST", headers: str = "") -> bytes:
+    """Write a request by hand."""
+    payload = body if isinstance(body, bytes) else json.dumps(body).encode()
+    head = f"{method} {path} HTTP/1.1\r\nHost: test\r\nContent-Length: {len(payload)}\r\n{headers}\r\n"
+    return head.encode() + payload
+
+
+def read_until(raw: socket.socket, mark: bytes) -> bytes:
+    """Receive until `mark` was seen, or the end."""
+    received = b""
+    while mark not in received:
+        data = raw.recv(1 << 16)
+        if not data:
+            break
+        received += data
+    return received
+
+
+def events_of(response: httpx.Response) -> list[Any]:
+    """Return a stream's events; checks the framing of every byte."""
+    return parse_events(response.content)
+
+
+def parse_events(content: bytes) -> list[Any]:
+    """Parse a whole event stream: `data: ` lines and comments, LF only, `[DONE]` last."""
+    assert content.endswith(b"\n\n")
+    assert b"\r" not in content
+    events: list[Any] = []
+    for block in content.split(b"\n\n")[:-1]:
+        if block.startswith(b":"):
+            continue
+        assert block.startswith(b"data: "), block
+        assert b"\n" not in block
+        data = block.removeprefix(b"data: ")
+        events.append("[DONE]" if data == b"[DONE]" else json.loads(data))
+    assert events[-1] == "[DONE]"
+    assert events.count("[DONE]") == 1
+    return events[:-1]
+
+
+def hello(**more: Any) -> dict[str, Any]:
+    """A small chat body."""
+    return {"messages": [{"role": "user", "content": "hi"}], **more}
