@@ -50,7 +50,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_chunk_tokens: Annotated[
         Positive | None, Meta(description="most tokens of one process in a step; default: the budget")
     ] = None
-    max_waiting: Annotated[int, Meta(ge=0, description="processes that may wait, per device")] = 4096
+    max_waiting: Annotated[int, Meta(ge=1, description="processes that may wait, per device")] = 4096
     policy: Annotated[Literal["fcfs"], Meta(description="who is resident")] = "fcfs"
     prefix_cache: Annotated[bool, Meta(description="keep ended processes' pages for sharing")] = True
     step_timeout_seconds: Annotated[

@@ -54,7 +54,7 @@ def fork(system: System, session: Session, call_id: int, body: p.Fork) -> Answer
     def done(error: SyscallError | None) -> None:
         if error is not None:
             for child in children:
-                system.table.discard(child)
+                system.discard(child)
         _now_or_later(session, call_id, answer)(error)
 
     core.mailbox.send_nowait(messages.Fork(parent, children, done))

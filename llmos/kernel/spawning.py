@@ -109,7 +109,7 @@ def make_processes(system: System, core: Core, session: Session, body: Spawn) ->
             max_tokens=max_tokens,
             num_prompt_tokens=len(body.prompt),
         )
-        _enter(system, process)
+        system.enter(process)
         processes.append(process)
     return processes
 
@@ -152,11 +152,6 @@ def make_children(system: System, session: Session, parent: Process, body: Fork)
             turn_start=0,
             max_tokens=parent.max_tokens,
         )
-        _enter(system, child)
+        system.enter(child)
         children.append(child)
     return children
-
-
-def _enter(system: System, process: Process) -> None:
-    system.table.add(process)
-    system.num_spawned += 1

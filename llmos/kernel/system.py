@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
 
 import attrs
@@ -40,6 +41,7 @@ class System:
     loaded_at: int = 0  # seconds since the epoch
     request_shutdown: Callable[[float], None] = lambda grace: None
     num_spawned: int = 0
+    num_live: Counter[str] = attrs.field(factory=Counter)  # processes that have not exited, by device
 
     # --- devices -----------------------------------------------------------------------------------------
 
@@ -55,8 +57,7 @@ class System:
                 DeviceLoad(
                     name,
                     host.state is HostState.READY,
-                    statistics.num_processes,
-                    statistics.num_waiting,
+                    self.num_live[name],
                     memory.num_free if memory else 0,
                 )
             )
@@ -68,7 +69,9 @@ class System:
             raise SyscallError(
                 Errno.EAGAIN, f"device {name} is {self.hosts[name].state.value}; the model is not ready"
             )
-        if len(core.queue.waiting) >= self.max_waiting:
+        if (
+            len(core.queue.waiting) + len(core.mailbox) >= self.max_waiting
+        ):  # both wait: in line, or to join it
             raise SyscallError(
                 Errno.EAGAIN, f"{self.max_waiting} processes wait on {name}, the most that may"
             )
@@ -131,9 +134,21 @@ class System:
 
     # --- processes ---------------------------------------------------------------------------------------
 
+    def enter(self, process: Process) -> None:
+        """Put a new process into the table, and on its device's account."""
+        self.table.add(process)
+        self.num_spawned += 1
+        self.num_live[process.device] += 1
+
+    def discard(self, process: Process) -> None:
+        """Take out a process that never came to life."""
+        self.table.discard(process)
+        self.num_live[process.device] -= 1
+
     def on_exit(self, process: Process) -> None:
         """Account for a process that has become a zombie: one canonical line, counters, metrics."""
         self.table.num_exited += 1
+        self.num_live[process.device] -= 1
         usage = process.usage(trio.current_time())
         assert process.status is not None
         self.metrics.observe_exit(process.status.reason, usage)

@@ -95,7 +95,6 @@ class PrefixIndex:
         Returns:
             The frames of pages 0, 1, …; each frame has one more reference, which is now the caller's.
         """
-        self._clock += 1
         self._num_queries += 1
         num_tokens = len(tokens) if limit is None else max(0, min(limit, len(tokens)))
         self._num_query_tokens += num_tokens
@@ -111,7 +110,6 @@ class PrefixIndex:
                 if node.is_idle:
                     node.is_idle = False
                     self._num_idle -= 1
-                node.last_used = self._clock
                 found.append(node.frames)
         self._num_hits += bool(found)
         self._num_hit_tokens += len(found) * self._tokens_per_page

@@ -13,19 +13,15 @@ class DeviceLoad:
 
     name: str
     is_ready: bool
-    num_processes: int  # that have not exited
-    num_waiting: int
+    num_processes: int  # placed there and not exited
     num_free_frames: int
 
 
 def least_loaded(loads: Sequence[DeviceLoad]) -> str | None:
-    """Pick the device with the fewest waiting, then fewest processes, then most free frames; first on a tie.
+    """Pick the device with the fewest processes, then the most free frames; the first on a tie.
 
     Devices that are not ready are picked only when none is: their processes wait. None without any device.
     """
     if not loads:
         return None
-    return min(
-        loads,
-        key=lambda load: (not load.is_ready, load.num_waiting, load.num_processes, -load.num_free_frames),
-    ).name
+    return min(loads, key=lambda load: (not load.is_ready, load.num_processes, -load.num_free_frames)).name

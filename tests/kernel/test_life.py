@@ -308,7 +308,14 @@ async def test_one_row_fails(autojump_clock, tmp_path: Path) -> None:
 async def test_two_devices_share_the_load(autojump_clock, tmp_path: Path) -> None:
     """With two devices both are used, and a process emits the same on either."""
     async with running_kernel(tmp_path, devices=2) as kernel:
-        pids = [(await kernel.client.spawn(PROMPT, max_tokens=20)).pids[0] for _ in range(6)]
+        pids: list[int] = []
+
+        async def spawn() -> None:
+            pids.extend((await kernel.client.spawn(PROMPT, max_tokens=20)).pids)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(6):
+                nursery.start_soon(spawn)  # a burst: no device has run any of them when the next is placed
         for pid in pids:
             assert (await read_all(kernel.client, pid))[0] == MODEL.expected_tokens(PROMPT, 20)
             await kernel.client.wait(pid)

@@ -1,0 +1,19 @@
+"""Real servers for system tests: kernel, driver, gateway, each a process of its own, on the built-in model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from llmos.bench.server import Server, running_server
+from tests.system.leaks import assert_no_leak, count
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """One server for a module, on the CPU, with one thread. Ends with the leak count."""
+    with running_server("--device", "cpu", "--threads", "1", "--pool-mib", "256") as running:
+        before = count(running)
+        yield running
+        assert_no_leak(running, before)

@@ -1,0 +1,198 @@
+"""What if a process is batched, chunked, forked, shares a prefix, or its driver is killed? It cannot tell."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Iterator
+from functools import cache
+
+import attrs
+import pytest
+import trio
+
+from llmos.bench.server import Server, running_server
+from syscalls.client import Client, open_client
+from syscalls.errno import Errno, SyscallError
+from syscalls.sampling import Sampling
+from tests.system.leaks import assert_no_leak, count
+
+NUM_REQUESTS = 32
+# Small frames: many pages for each process, and memory that runs out often. The frame size is where keys are split,
+# so it is part of what makes a device "of the same kind": every server here has the same.
+MODEL_OPTIONS = ("--device", "cpu", "--threads", "1", "--frame-kib", "16")
+
+
+@attrs.frozen
+class Request:
+    """One process to run."""
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    sampling: Sampling
+
+
+@cache
+def requests() -> list[Request]:
+    """A fixed mix: lengths from 1 to 400 tokens; greedy, seeded, penalised, biased; some share a prefix."""
+    rng = random.Random(7)
+    shared = tuple(rng.randrange(300, 500) for _ in range(150))
+    mixed = []
+    for i in range(NUM_REQUESTS):
+        length = rng.choice([1, 2, 15, 16, 17, 63, 64, 65, 130, 400])
+        prompt = tuple(rng.randrange(300, 500) for _ in range(length))
+        if i % 4 == 0:
+            prompt = shared + prompt[:50]
+        sampling = [
+            Sampling(),
+            Sampling(temperature=0.8, seed=i),
+            Sampling(temperature=1.0, seed=i, top_p=0.9, top_k=40, min_p=0.01),
+            Sampling(temperature=0.7, seed=i, repetition_penalty=1.2, frequency_penalty=0.5),
+            Sampling(presence_penalty=1.0, logit_bias={300: 5.0, 301: -100.0}),
+        ][i % 5]
+        mixed.append(Request(prompt, rng.choice([1, 8, 40]), sampling))
+    return mixed
+
+
+async def run_one(client: Client, request: Request) -> tuple[int, ...]:
+    """Spawn one process and read it to the end."""
+    spawned = await client.spawn(
+        request.prompt,
+        max_tokens=request.max_tokens,
+        sampling=request.sampling,
+        ignore_eos=True,
+        auto_reap=True,
+    )
+    tokens: list[int] = []
+    async for output in client.stream(spawned.pids[0]):
+        tokens += output.tokens
+        end = output.end
+    assert end is not None
+    assert end.reason == "length", end
+    return tuple(tokens)
+
+
+async def run_together(server: Server) -> list[tuple[int, ...]]:
+    """All requests at once, spawned in a random order."""
+    results: dict[int, tuple[int, ...]] = {}
+    async with open_client(server.socket_path) as client, trio.open_nursery() as nursery:
+
+        async def one(i: int) -> None:
+            results[i] = await run_one(client, requests()[i])
+
+        order = list(range(NUM_REQUESTS))
+        random.shuffle(order)
+        for i in order:
+            nursery.start_soon(one, i)
+    return [results[i] for i in range(NUM_REQUESTS)]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """One server for the tests that need nothing special; ends with the leak count."""
+    with running_server(*MODEL_OPTIONS, gateway=False) as running:
+        before = count(running)
+        yield running
+        assert_no_leak(running, before)
+
+
+@pytest.fixture(scope="module")
+def quiet() -> list[tuple[int, ...]]:
+    """Each request alone on a quiet server that shares nothing: the truth."""
+
+    async def one_after_the_other(server: Server) -> list[tuple[int, ...]]:
+        async with open_client(server.socket_path) as client:
+            return [await run_one(client, request) for request in requests()]
+
+    with running_server(*MODEL_OPTIONS, "--no-prefix-cache", gateway=False) as server:
+        return trio.run(one_after_the_other, server)
+
+
+@pytest.mark.parametrize("chunk", ["1", "7", "64", "512"])
+async def test_batched_and_chunked(quiet: list[tuple[int, ...]], chunk: str) -> None:
+    """Thirty-two at once, prompts cut into chunks of 1, 7, 64 or whole, prefixes shared: the same bits."""
+    with running_server(*MODEL_OPTIONS, "--max-chunk-tokens", chunk, gateway=False) as server:
+        assert await run_together(server) == quiet
+        if chunk == "512":
+            assert await run_together(server) == quiet  # now over a warm prefix index
+            async with open_client(server.socket_path) as client:
+                assert (await client.statistics()).num_cached_tokens > 0
+
+
+async def test_little_memory(quiet: list[tuple[int, ...]]) -> None:
+    """With memory for a few of the thirty-two, processes are preempted and recompute: the same bits."""
+    with running_server(*MODEL_OPTIONS, "--pool-mib", "2", gateway=False) as server:
+        assert await run_together(server) == quiet
+        async with open_client(server.socket_path) as client:
+            assert (await client.statistics()).num_preemptions > 0
+
+
+async def test_forked(server: Server, quiet: list[tuple[int, ...]]) -> None:
+    """A child forked in mid-flight emits what its parent does, greedy and seeded."""
+    async with open_client(server.socket_path) as client:
+        for i in (i for i, request in enumerate(requests()) if request.max_tokens == 40):
+            request = requests()[i]
+            (parent,) = (
+                await client.spawn(request.prompt, max_tokens=40, sampling=request.sampling, ignore_eos=True)
+            ).pids
+            await client.read(parent)
+            children = (await client.fork(parent, 2)).pids
+            for pid in (parent, *children):
+                tokens: list[int] = []
+                async for output in client.stream(pid):
+                    tokens += output.tokens
+                assert tuple(tokens) == quiet[i]
+                await client.wait(pid)
+
+
+async def test_stopped_and_continued(server: Server, quiet: list[tuple[int, ...]]) -> None:
+    """Stopping and continuing processes at random moments changes nothing."""
+    i = next(i for i, request in enumerate(requests()) if request.max_tokens == 40)
+    request = requests()[i]
+    async with open_client(server.socket_path) as client:
+        (pid,) = (
+            await client.spawn(request.prompt, max_tokens=40, sampling=request.sampling, ignore_eos=True)
+        ).pids
+        tokens: list[int] = []
+        while True:
+            output = await client.read(pid, len(tokens))
+            tokens += output.tokens
+            if output.end:
+                break
+            try:
+                await client.stop(pid)
+                await client.cont(pid)
+            except SyscallError as error:  # it has just ended
+                if error.errno is not Errno.EBUSY:
+                    raise
+        assert tuple(tokens) == quiet[i]
+        await client.wait(pid)
+
+
+async def test_driver_killed(quiet: list[tuple[int, ...]]) -> None:
+    """kill -9 of the driver in mid-flight: it is restarted, no process is lost, the same bits."""
+    with running_server(*MODEL_OPTIONS, gateway=False) as server:
+        async with trio.open_nursery() as nursery:
+
+            async def assassin() -> None:
+                async with open_client(server.socket_path) as client:
+                    (device,) = await client.devices()
+                    while (await client.statistics()).num_output_tokens < 20:
+                        await trio.sleep(0.01)
+                    assert device.driver_pid is not None
+                    os.kill(device.driver_pid, signal.SIGKILL)
+
+            nursery.start_soon(assassin)
+            assert await run_together(server) == quiet
+        async with open_client(server.socket_path) as client:
+            (device,) = await client.devices()
+            assert device.num_restarts == 1
+
+
+async def test_two_devices(quiet: list[tuple[int, ...]]) -> None:
+    """Two drivers of one thread each share the load; which one a process got does not show."""
+    with running_server(*MODEL_OPTIONS, "--pool-mib", "128", "--devices", "2", gateway=False) as server:
+        assert await run_together(server) == quiet
+        async with open_client(server.socket_path) as client:
+            assert all(device.num_steps > 0 for device in await client.devices())
