@@ -101,7 +101,8 @@ class Checkpoint:
         file = self.tensors[name].file
         try:
             with safe_open(file, framework="pt") as reader:
-                return reader.get_tensor(name)
+                tensor: torch.Tensor = reader.get_tensor(name)
+                return tensor
         except (OSError, SafetensorError) as error:
             raise ModelError(f"{file}: tensor {name} cannot be read: {error}") from None
 

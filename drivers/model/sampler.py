@@ -186,7 +186,9 @@ def _largest(scores: np.ndarray, count: int) -> np.ndarray:
         return np.empty(0, dtype=np.int64)
     threshold = np.partition(scores, len(scores) - count)[len(scores) - count]
     candidates = np.flatnonzero(scores >= threshold)
-    return candidates[np.argsort(-scores[candidates], kind="stable")][:count]
+    order = np.argsort(-scores[candidates], kind="stable")
+    chosen: np.ndarray = candidates[order][:count]
+    return chosen
 
 
 def _keep_only(weights: np.ndarray, ids: np.ndarray) -> None:

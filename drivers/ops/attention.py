@@ -215,8 +215,10 @@ def _gather(pages: torch.Tensor, wave: Wave, key_block: int) -> torch.Tensor:
     """Copy a wave's key blocks: [num_pairs, kv_heads, key_block, head_dim], fp32, contiguous."""
     if pages.shape[1] == key_block:  # the common case, and several times faster than two indices
         return pages.transpose(1, 2).index_select(0, wave.pages).float().contiguous()
-    blocks = pages.unflatten(1, (-1, key_block)).transpose(2, 3)
-    return blocks[wave.pages, wave.blocks].float().contiguous()
+    num_pages, tokens_per_page, heads, dim = pages.shape
+    blocks = pages.view(num_pages, tokens_per_page // key_block, key_block, heads, dim).transpose(2, 3)
+    gathered: torch.Tensor = blocks[wave.pages, wave.blocks].float()
+    return gathered.contiguous()
 
 
 def _attend_group(

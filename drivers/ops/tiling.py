@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["BASE_TILE", "TILES", "TiledLinear", "bmm_rows", "fold_sum", "verified_bmm_rows"]
+__all__ = ["BASE_TILE", "TILES", "TiledLinear", "bmm_in_batches", "bmm_rows", "fold_sum", "verified_bmm_rows"]
 
 BASE_TILE = 16
 TILES = (4, 16, 64)  # rows; larger ones serve prefill, the smallest a lone decode
 PROBE_ROWS = 64
 ALIGNMENT_BYTES = 64
 BMM_PROBE_BATCH = 24
+BMM_BATCH = 64
 
 
 def fold_sum(x: torch.Tensor) -> torch.Tensor:
@@ -130,11 +131,21 @@ def _verify_linear(weight: torch.Tensor) -> tuple[int, ...]:
 
 def bmm_rows(a: torch.Tensor, b: torch.Tensor, verified: bool) -> torch.Tensor:
     """[n, m, k] by [n, k, p] -> [n, m, p], in fp32; without a verified `bmm`, by products folded in order."""
-    if verified:
-        return torch.bmm(a, b)
-    return torch.cat(
-        [fold_sum(a[:, i, None, :] * b.transpose(1, 2)).transpose(1, 2) for i in range(a.shape[1])], 1
-    )
+    if not verified:
+        rows = [fold_sum(a[:, i, None, :] * b.transpose(1, 2)).transpose(1, 2) for i in range(a.shape[1])]
+        return torch.cat(rows, dim=1)
+    # CPU libraries work through a batch entry by entry; others choose their kernel by how many there are
+    return torch.bmm(a, b) if a.device.type == "cpu" else bmm_in_batches(a, b, BMM_BATCH)
+
+
+def bmm_in_batches(a: torch.Tensor, b: torch.Tensor, batch: int) -> torch.Tensor:
+    """`torch.bmm` in calls of exactly `batch` entries each, the last one padded."""
+    num_entries = a.shape[0]
+    if padding := -num_entries % batch:
+        a = torch.cat((a, a.new_zeros((padding, *a.shape[1:]))))
+        b = torch.cat((b, b.new_zeros((padding, *b.shape[1:]))))
+    parts = [torch.bmm(a[i : i + batch], b[i : i + batch]) for i in range(0, a.shape[0], batch)]
+    return torch.cat(parts)[:num_entries]
 
 
 def verified_bmm_rows(
@@ -153,7 +164,7 @@ def verified_bmm_rows(
     order = torch.randperm(num_rows, generator=generator).to(device)
 
     def product(rows: int, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        parts = [torch.bmm(a[:, i : i + rows].clone(), b) for i in range(0, num_rows, rows)]
+        parts = [bmm_rows(a[:, i : i + rows].clone(), b, True) for i in range(0, num_rows, rows)]
         return torch.cat(parts, dim=1)
 
     def agrees(rows: int, b: torch.Tensor, expected: torch.Tensor) -> bool:

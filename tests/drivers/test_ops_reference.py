@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from drivers.ops import tiling
 from drivers.ops.reference import ReferenceOps
-from drivers.ops.tiling import TiledLinear, bmm_rows, fold_sum, verified_bmm_rows
+from drivers.ops.tiling import TiledLinear, bmm_in_batches, bmm_rows, fold_sum, verified_bmm_rows
 
 OPS = ReferenceOps()
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -117,6 +117,13 @@ def test_batched_products_without_a_verified_bmm():
     got = bmm_rows(a, b, verified=False)
     torch.testing.assert_close(got, bmm_rows(a, b, verified=True), atol=1e-5, rtol=1e-5)
     assert torch.equal(bmm_rows(a[2:3, 4:5], b[2:3], verified=False), got[2:3, 4:5])
+
+
+@pytest.mark.parametrize("num_entries", [1, 7, 8, 9, 24])
+def test_batched_products_in_calls_of_one_size(num_entries):
+    """Cutting a batch into padded calls of eight changes nothing but the calls."""
+    a, b = normal(num_entries, 4, 16), normal(num_entries, 16, 32, seed=1)
+    assert torch.equal(bmm_in_batches(a, b, 8), torch.bmm(a, b))
 
 
 def test_bmm_verification_returns_a_prefix():
