@@ -119,6 +119,7 @@ def explain_complaint(error: msgspec.ValidationError, path: str = "") -> ApiErro
     assert match is not None  # the pattern matches every text
     text = match["text"]
     where = path + (match["path"] or "") if path else (match["path"] or "").lstrip(".")
+    where = where.removesuffix("[...]")  # a value of a free-form object: its name is not told
     if missing := _MISSING.match(text):
         name = f"{where}.{missing['name']}" if where else missing["name"]
         return invalid("missing_required_parameter", f"Missing required parameter: '{name}'.", name)
