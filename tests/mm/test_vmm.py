@@ -1,0 +1,356 @@
+"""VMM against a device that carries its edits out, and a model that holds tokens by position."""
+
+from __future__ import annotations
+
+import pytest
+from attrs import define, field
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from llmos.device import CopyPage, Edit, KVFormat, Map, Release, Reserve, Segment
+from llmos.errors import KernelPanic, OutOfFrames, OutOfSpaces
+from llmos.mm.address_space import AddressSpace
+from llmos.mm.vmm import VMM
+
+KV = KVFormat("test", (Segment("K", 4), Segment("V", 4)), frame_bytes=16, tokens_per_page=4)
+NUM_FRAMES = 24
+MAX_SPACES = 4
+MAX_MODEL_LEN = 22  # ends inside a page
+
+Content = tuple[str, tuple[int, ...]]  # segment, and all tokens up to here: what keys and values depend on
+
+
+@define
+class FakeDevice:
+    """Physical memory and page tables, changed by edits and by writes of computed tokens."""
+
+    frames: dict[int, list[Content | None]] = field(factory=dict)
+    tables: dict[int, dict[int, tuple[int, ...]]] = field(factory=dict)
+
+    def apply(self, edits: tuple[Edit, ...]) -> None:
+        """Carry out edits in order."""
+        for edit in edits:
+            match edit:
+                case Reserve(asid):
+                    assert asid not in self.tables
+                    self.tables[asid] = {}
+                case Release(asid):
+                    del self.tables[asid]
+                case Map(asid, vpn, pfns):
+                    self.tables[asid][vpn] = pfns
+                case CopyPage(sources, targets):
+                    copies = [list(self.frame(pfn)) for pfn in sources]
+                    self.frames.update(zip(targets, copies, strict=True))
+                case _:
+                    raise AssertionError(edit)
+
+    def frame(self, pfn: int) -> list[Content | None]:
+        assert 0 <= pfn < NUM_FRAMES
+        return self.frames.setdefault(pfn, [None] * KV.tokens_per_page)
+
+    def write(self, asid: int, tokens: list[int], start: int) -> None:
+        """Compute positions start … len(tokens) - 1."""
+        for position in range(start, len(tokens)):
+            vpn, slot = divmod(position, KV.tokens_per_page)
+            for segment, pfn in zip(KV.segments, self.tables[asid][vpn], strict=True):
+                self.frame(pfn)[slot] = (segment.name, tuple(tokens[: position + 1]))
+
+    def read(self, asid: int, position: int) -> list[Content | None]:
+        """What each segment holds at a position."""
+        vpn, slot = divmod(position, KV.tokens_per_page)
+        return [self.frame(pfn)[slot] for pfn in self.tables[asid][vpn]]
+
+
+@define(eq=False)
+class Model:
+    """A space as its process sees it."""
+
+    space: AddressSpace
+    tokens: list[int]  # computed, or to be computed by the step that is being composed
+
+
+prompts = st.lists(st.integers(0, 1), min_size=1, max_size=14)
+salts = st.sampled_from(["alice", "bob"])
+
+
+class VmmMachine(RuleBasedStateMachine):
+    """What a process reads through its space is what it wrote, whatever the others do.
+
+    Rules compose a step: spaces grow and get rows; `run_step` applies the edits and then computes all rows,
+    as a driver does. A space with a row is left alone until then.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vmm = VMM(KV, NUM_FRAMES, MAX_SPACES, MAX_MODEL_LEN)
+        self.device = FakeDevice()
+        self.models: list[Model] = []
+        self.rows: list[tuple[Model, int]] = []  # and the first position to compute
+        self.retired: set[tuple[str, tuple[int, ...]]] = set()  # prefixes given to the index, by salt
+
+    def draw_model(self, data: st.DataObject) -> Model:
+        """Choose a space; if it has a row, that step runs first."""
+        model = data.draw(st.sampled_from(self.models), label="space")
+        if any(model is placed for placed, _ in self.rows):
+            self.run_step()
+        return model
+
+    def available(self) -> int:
+        statistics = self.vmm.statistics()
+        return statistics.num_free + statistics.num_cached
+
+    @rule(salt=salts, prompt=prompts, know=st.booleans(), data=st.data())
+    def open(self, salt: str, prompt: list[int], know: bool, data: st.DataObject) -> None:
+        """A new space starts with pages its tenant retired for the same tokens, never the whole prompt."""
+        if know and self.retired:
+            known = data.draw(st.sampled_from(sorted(self.retired)), label="known")
+            prompt = [*known[1], *prompt][: max(len(known[1]), MAX_MODEL_LEN)]
+            prompt = prompt[: data.draw(st.integers(1, len(prompt)), label="size")]
+        if len(self.models) == MAX_SPACES:
+            with pytest.raises(OutOfSpaces):
+                self.vmm.open_space(salt)
+            return
+        space = self.vmm.open_space(salt)
+        covered = self.vmm.attach_prefix(space, prompt, len(prompt) - 1)
+        assert covered < len(prompt)
+        assert covered % KV.tokens_per_page == 0
+        assert covered == 0 or (salt, tuple(prompt[:covered])) in self.retired
+        self.models.append(Model(space, prompt[:covered]))
+
+    @precondition(lambda self: self.models)
+    @rule(tokens=prompts, back=st.integers(0, 6), data=st.data())
+    def grow(self, tokens: list[int], back: int, data: st.DataObject) -> None:
+        """A space grows, perhaps over its last tokens (a rejected speculation), or nothing at all happens."""
+        model = self.draw_model(data)
+        space = model.space
+        start = max(0, len(model.tokens) - (back if back > 3 else 0))
+        end = min(start + len(tokens), MAX_MODEL_LEN)
+        needed = self.vmm.frames_needed(space, start, end)
+        assert self.vmm.can_grow(space, start, end) == (needed <= self.available())
+        if needed > self.available():
+            before = self.vmm.statistics(), list(space.page_table.entries), len(self.vmm._edits)
+            with pytest.raises(OutOfFrames) as caught:
+                self.vmm.grow(space, start, end)
+            assert (caught.value.needed, caught.value.free) == (needed, self.available())
+            assert before == (self.vmm.statistics(), list(space.page_table.entries), len(self.vmm._edits))
+            return
+        # More than that may be left: a page that only this space and the index shared is now only cached.
+        free_after = self.available() - needed
+        self.vmm.grow(space, start, end)
+        assert self.available() >= free_after
+        assert self.vmm.frames_needed(space, start, end) == 0
+        model.tokens[start:] = tokens[: end - start]
+        self.rows.append((model, start))
+
+    @precondition(lambda self: self.models)
+    @rule(share=st.floats(0, 1), salt=salts, data=st.data())
+    def fork(self, share: float, salt: str, data: st.DataObject) -> None:
+        """A child starts with the first tokens of its parent."""
+        model = self.draw_model(data)
+        num_tokens = round(share * len(model.tokens))
+        if len(self.models) == MAX_SPACES:
+            with pytest.raises(OutOfSpaces):
+                self.vmm.fork_space(model.space, num_tokens, salt)
+            return
+        free = self.vmm.statistics().num_free
+        child = self.vmm.fork_space(model.space, num_tokens, salt)
+        assert self.vmm.statistics().num_free == free
+        self.models.append(Model(child, model.tokens[:num_tokens]))
+
+    @precondition(lambda self: self.models)
+    @rule(share=st.floats(0, 1), data=st.data())
+    def truncate(self, share: float, data: st.DataObject) -> None:
+        """A space gives its last tokens up."""
+        model = self.draw_model(data)
+        del model.tokens[round(share * len(model.tokens)) :]
+        self.vmm.truncate(model.space, len(model.tokens))
+        assert model.space.num_pages == KV.num_pages(len(model.tokens))
+
+    @precondition(lambda self: self.models)
+    @rule(share=st.sampled_from([0.0, 0.5, 1.0]), data=st.data())
+    def close(self, share: float, data: st.DataObject) -> None:
+        """A space ends, and leaves the pages whose tokens are told to the index."""
+        model = self.draw_model(data)
+        known = model.tokens[: round(share * len(model.tokens))]
+        self.vmm.close_space(model.space, known)
+        for end in range(KV.tokens_per_page, len(known) + 1, KV.tokens_per_page):
+            self.retired.add((model.space.salt, tuple(known[:end])))
+        self.models.remove(model)
+        with pytest.raises(KernelPanic):
+            self.vmm.grow(model.space, 0, 1)
+
+    @rule()
+    def run_step(self) -> None:
+        """The device carries the edits out, then computes the rows; every space reads back what it wrote."""
+        self.device.apply(self.vmm.take_edits())
+        for model, start in self.rows:
+            self.device.write(model.space.asid, model.tokens, start)
+        self.rows.clear()
+        assert set(self.device.tables) == {model.space.asid for model in self.models}
+        for model in self.models:
+            for position in range(len(model.tokens)):
+                expected = [(segment.name, tuple(model.tokens[: position + 1])) for segment in KV.segments]
+                assert self.device.read(model.space.asid, position) == expected
+
+    @precondition(lambda self: len(self.models) == MAX_SPACES)
+    @rule()
+    def lose_device(self) -> None:
+        """A new driver starts from nothing, and so does the VMM."""
+        self.vmm.reset()
+        self.device = FakeDevice()
+        assert self.vmm.take_edits() == ()
+        assert self.vmm.statistics().num_free == NUM_FRAMES
+        for model in self.models:
+            with pytest.raises(KernelPanic):
+                self.vmm.close_space(model.space)
+        self.models.clear()
+        self.rows.clear()
+        self.retired.clear()
+
+    @invariant()
+    def frames_are_conserved(self) -> None:
+        """Every frame is free, cached or mapped, and every reference has its owner."""
+        self.vmm.check_integrity()
+        mapped = {pfn for model in self.models for frames in model.space.page_table.entries for pfn in frames}
+        assert self.available() + len(mapped) == NUM_FRAMES
+        assert self.vmm.statistics().num_spaces == len(self.models)
+        for model in self.models:
+            num_pages = model.space.num_pages
+            num_private = sum(
+                self.vmm._pool.refcount(frames[0]) == 1 for frames in model.space.page_table.entries
+            )
+            page_bytes = len(KV.segments) * KV.frame_bytes
+            assert self.vmm.resident_bytes(model.space) == (
+                num_pages * page_bytes,
+                (num_pages - num_private) * page_bytes,
+            )
+
+    def teardown(self) -> None:
+        """In the end everything is free or cached, and what is cached can be used."""
+        for model in list(self.models):
+            self.vmm.close_space(model.space)
+        space = self.vmm.open_space("carol")
+        assert self.available() == NUM_FRAMES
+        self.vmm.grow(space, 0, MAX_MODEL_LEN)
+        self.vmm.close_space(space)
+        self.vmm.check_integrity()
+
+
+TestVmm = VmmMachine.TestCase
+TestVmm.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+
+
+def new_vmm(num_frames: int = NUM_FRAMES, *, prefix_cache: bool = True) -> VMM:
+    return VMM(KV, num_frames, MAX_SPACES, MAX_MODEL_LEN, prefix_cache=prefix_cache)
+
+
+def test_n_samples_of_one_prompt_copy_its_last_page_n_minus_1_times() -> None:
+    """The last space that still holds a shared page writes in place."""
+    vmm = new_vmm()
+    parent = vmm.open_space("alice")
+    vmm.grow(parent, 0, 6)
+    spaces = [parent, *(vmm.fork_space(parent, 6, "alice") for _ in range(3))]
+    vmm.take_edits()
+    for space in spaces:
+        vmm.grow(space, 6, 7)
+    edits = vmm.take_edits()
+    assert [type(edit) for edit in edits] == [CopyPage, Map] * 3
+    assert vmm.statistics().num_copies == 3
+    assert vmm.resident_bytes(parent) == (64, 32)
+
+
+def test_a_shared_page_that_is_overwritten_from_its_start_is_not_copied() -> None:
+    """New frames do where nothing of the old page is kept."""
+    vmm = new_vmm()
+    parent = vmm.open_space("alice")
+    vmm.grow(parent, 0, 8)
+    child = vmm.fork_space(parent, 8, "alice")
+    vmm.take_edits()
+    vmm.grow(child, 4, 5)
+    assert [type(edit) for edit in vmm.take_edits()] == [Map]
+    assert vmm.statistics().num_copies == 0
+    assert child.page_table.entries[0] == parent.page_table.entries[0]
+    assert child.page_table.entries[1] != parent.page_table.entries[1]
+
+
+def test_a_grown_run_is_a_run_of_frames_in_each_segment() -> None:
+    """Pages that are mapped together are adjacent in memory, segment by segment."""
+    vmm = new_vmm()
+    space = vmm.open_space("alice")
+    vmm.grow(space, 0, 12)
+    assert space.page_table.entries == [(0, 3), (1, 4), (2, 5)]
+
+
+def test_cached_pages_are_given_up_for_a_space_that_needs_their_frames() -> None:
+    """A full cache never makes a request fail, and no more of it goes than must."""
+    vmm = new_vmm(num_frames=8)
+    first = vmm.open_space("alice")
+    vmm.grow(first, 0, 12)
+    vmm.close_space(first, range(12))
+    assert (vmm.statistics().num_free, vmm.statistics().num_cached) == (2, 6)
+    second = vmm.open_space("alice")
+    assert vmm.attach_prefix(second, [*range(4), 99], 4) == 4
+    vmm.grow(second, 4, 12)
+    assert (vmm.statistics().num_free, vmm.statistics().num_cached) == (0, 2)
+    assert vmm.statistics().prefix.num_evicted_pages == 1
+    vmm.grow(second, 12, 16)
+    with pytest.raises(OutOfFrames, match="needs 2 frames, 0 free"):
+        vmm.grow(second, 16, 17)
+
+
+def test_an_attached_prefix_stays_within_its_limit() -> None:
+    """A limit that ends inside a page covers only the full pages before it."""
+    vmm = new_vmm()
+    first = vmm.open_space("alice")
+    vmm.grow(first, 0, 12)
+    vmm.close_space(first, range(12))
+    for limit, covered in [(3, 0), (4, 4), (11, 8), (12, 12)]:
+        space = vmm.open_space("alice")
+        assert vmm.attach_prefix(space, range(12), limit) == covered
+        vmm.close_space(space)
+
+
+def test_without_a_prefix_cache_nothing_is_kept() -> None:
+    """Closing a space frees all of it, and nothing is found later."""
+    vmm = new_vmm(prefix_cache=False)
+    space = vmm.open_space("alice")
+    vmm.grow(space, 0, 8)
+    vmm.close_space(space, range(8))
+    assert vmm.statistics().num_free == NUM_FRAMES
+    again = vmm.open_space("alice")
+    assert vmm.attach_prefix(again, range(8), 7) == 0
+
+
+def test_a_closed_spaces_asid_is_released_before_it_is_reserved_again() -> None:
+    """The order of edits is what makes reuse of asids and frames safe."""
+    vmm = new_vmm()
+    space = vmm.open_space("alice")
+    vmm.close_space(space)
+    assert vmm.open_space("bob").asid == space.asid
+    assert vmm.take_edits() == (Reserve(0), Release(0), Reserve(0))
+    assert vmm.take_edits() == ()
+
+
+@pytest.mark.parametrize(("start", "end"), [(9, 10), (-1, 3), (8, MAX_MODEL_LEN + 1)])
+def test_growing_with_a_gap_or_over_the_limit_is_a_kernel_bug(start: int, end: int) -> None:
+    """Positions before the start must be mapped, and the model's length is never passed."""
+    vmm = new_vmm()
+    space = vmm.open_space("alice")
+    vmm.grow(space, 0, 8)
+    with pytest.raises(KernelPanic, match="cannot grow"):
+        vmm.grow(space, start, end)
+    with pytest.raises(KernelPanic, match="forked"):
+        vmm.fork_space(space, 9, "alice")
+    with pytest.raises(KernelPanic, match="prefix"):
+        vmm.attach_prefix(space, range(8), 7)
+
+
+def test_integrity_check_finds_a_leaked_reference() -> None:
+    """A reference that nobody accounts for is reported with its frame."""
+    vmm = new_vmm()
+    space = vmm.open_space("alice")
+    vmm.grow(space, 0, 1)
+    vmm._pool.acquire(space.page_table.entries[0][0])
+    with pytest.raises(KernelPanic, match=r"frames \[0\]"):
+        vmm.check_integrity()
