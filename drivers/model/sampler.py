@@ -154,7 +154,8 @@ def kept_probabilities(scores: np.ndarray, sampling: Sampling) -> np.ndarray:
     Nguyen et al. 2024, arXiv:2407.01082 (min-p).
     """
     with np.errstate(over="ignore", under="ignore"):
-        weights = np.exp((scores - scores.max()) / sampling.temperature)  # the largest is exactly 1
+        # the largest is exactly 1
+        weights: np.ndarray = np.exp((scores - scores.max()) / sampling.temperature)
     if 0 < sampling.top_k < len(weights):
         _keep_only(weights, _largest(scores, sampling.top_k))
     if sampling.top_p < 1.0:
@@ -186,9 +187,7 @@ def _largest(scores: np.ndarray, count: int) -> np.ndarray:
         return np.empty(0, dtype=np.int64)
     threshold = np.partition(scores, len(scores) - count)[len(scores) - count]
     candidates = np.flatnonzero(scores >= threshold)
-    order = np.argsort(-scores[candidates], kind="stable")
-    chosen: np.ndarray = candidates[order][:count]
-    return chosen
+    return candidates[np.argsort(-scores[candidates], kind="stable")][:count]
 
 
 def _keep_only(weights: np.ndarray, ids: np.ndarray) -> None:
