@@ -29,7 +29,7 @@ from llmos.sched.batch import BatchLimits
 from llmos.sched.core import Core
 from llmos.sched.messages import Kill
 from llmos.sched.policy import POLICIES
-from syscalls.paths import default_socket_path
+from syscalls.paths import default_socket_path, prepare_socket_directory
 
 
 @attrs.frozen
@@ -68,6 +68,7 @@ async def boot(
     shutdown = ShutdownRequest()
     system.request_shutdown = shutdown.request
     gateway = None
+    prepare_socket_directory(Path(socket_path))
     listener = listen_unix(socket_path)  # first: two kernels on one socket must not both load a model
     async with trio.open_nursery() as nursery:
         for name in device_names(config, device_kind):

@@ -8,16 +8,41 @@ only it, after an `ErrorReply` that says why.
 from __future__ import annotations
 
 import struct
+from typing import get_args
 
 import msgspec
 
 from syscalls.errno import Errno
 from syscalls.process import (
-    Cont, Fork, Kill, Nice, Output, ProcessInfo, ProcessList, Ps, Read, Spawn, Spawned, Stat, Stop, Wait,
-    Waited, Write,
+    Cont,
+    Fork,
+    Kill,
+    Nice,
+    Output,
+    ProcessInfo,
+    ProcessList,
+    Ps,
+    Read,
+    Spawn,
+    Spawned,
+    Stat,
+    Stop,
+    Wait,
+    Waited,
+    Write,
 )
 from syscalls.system import (
-    DeviceList, Devices, Done, EventList, Events, ModelList, Models, Ping, Shutdown, Statistics, StatisticsInfo,
+    DeviceList,
+    Devices,
+    Done,
+    EventList,
+    Events,
+    ModelList,
+    Models,
+    Ping,
+    Shutdown,
+    Statistics,
+    StatisticsInfo,
 )  # fmt: skip
 
 ABI_VERSION = 1
@@ -67,6 +92,13 @@ class Call(msgspec.Struct, frozen=True, tag="call", array_like=True):
     body: Request
 
 
+class CallEnvelope(msgspec.Struct, frozen=True, tag="call", array_like=True):
+    """A call whose body is not looked at: enough to answer one that does not decode."""
+
+    id: int
+    body: msgspec.Raw
+
+
 class Reply(msgspec.Struct, frozen=True, tag="reply", array_like=True):
     """One answer. id 0 is the session's own: the last frame before the kernel closes it."""
 
@@ -77,6 +109,10 @@ class Reply(msgspec.Struct, frozen=True, tag="reply", array_like=True):
 _encoder = msgspec.msgpack.Encoder()
 client_frame_decoder = msgspec.msgpack.Decoder(Hello | Call)
 kernel_frame_decoder = msgspec.msgpack.Decoder(Welcome | Reply)
+
+_envelope_decoder = msgspec.msgpack.Decoder(CallEnvelope)
+_tag_decoder = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
+REQUEST_TAGS = frozenset(request.__struct_config__.tag for request in get_args(Request))
 
 # What the decoders raise for a hostile payload: the last two for a string that is not UTF-8, and for arrays
 # nested too deep in a field that would have been skipped.
@@ -93,6 +129,18 @@ def encode_frame(message: Hello | Welcome | Call | Reply) -> bytes:
     if len(payload) > MAX_FRAME_BYTES:
         raise FrameTooLarge(f"frame of {len(payload)} bytes; the limit is {MAX_FRAME_BYTES}")
     return LENGTH.pack(len(payload)) + payload
+
+
+def explain_bad_call(payload: bytes, error: msgspec.ValidationError) -> tuple[int, ErrorReply]:
+    """Make the answer to a call whose envelope is good and whose body is not: its id, and EINVAL or ENOSYS.
+
+    Raises DECODE_ERRORS when the envelope is not good either.
+    """
+    envelope = _envelope_decoder.decode(payload)
+    tag = msgspec.msgpack.decode(_tag_decoder.decode(envelope.body).get("type", msgspec.Raw(b"\xc0")))
+    if tag in REQUEST_TAGS:
+        return envelope.id, ErrorReply(Errno.EINVAL, str(error))
+    return envelope.id, ErrorReply(Errno.ENOSYS, f"the kernel has no call {tag!r}")
 
 
 class FrameSplitter:

@@ -23,7 +23,7 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
     presence_penalty: float = 0.0  # over output only
     logit_bias: dict[int, float] = {}
     seed: int | None = None  # None: the kernel draws one at spawn and records it
-    logprobs: int | None = None  # None: not wanted; k: the sampled token and the k most likely, raw distribution
+    logprobs: int | None = None  # k: of the sampled token and the k most likely, raw distribution; None: none
 
     @property
     def has_penalties(self) -> bool:
@@ -32,18 +32,19 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
 
     def explain_invalid(self) -> str | None:
         """Return a sentence that names the first bad field and its limit, or None when all are valid."""
+        biases = self.logit_bias.values()
         checks = (
             (0.0 <= self.temperature <= 2.0, "temperature", self.temperature, "0 to 2"),
             (self.top_k >= 0, "top_k", self.top_k, "0 (off) or more"),
             (0.0 < self.top_p <= 1.0, "top_p", self.top_p, "above 0, at most 1"),
             (0.0 <= self.min_p <= 1.0, "min_p", self.min_p, "0 to 1"),
-            (0.0 < self.repetition_penalty <= 10.0, "repetition_penalty", self.repetition_penalty, "above 0, at most 10"),
+            (0.0 < self.repetition_penalty <= 10.0, "repetition_penalty", self.repetition_penalty, "0 to 10"),
             (-2.0 <= self.frequency_penalty <= 2.0, "frequency_penalty", self.frequency_penalty, "-2 to 2"),
             (-2.0 <= self.presence_penalty <= 2.0, "presence_penalty", self.presence_penalty, "-2 to 2"),
-            (len(self.logit_bias) <= MAX_LOGIT_BIAS, "logit_bias", len(self.logit_bias), f"at most {MAX_LOGIT_BIAS} entries"),
-            (all(-100.0 <= b <= 100.0 for b in self.logit_bias.values()), "logit_bias", "a value", "-100 to 100"),
-            (self.seed is None or -(2**63) <= self.seed < 2**63, "seed", self.seed, "a signed 64-bit integer"),
-            (self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS, "logprobs", self.logprobs, f"0 to {MAX_LOGPROBS}"),
+            (len(biases) <= MAX_LOGIT_BIAS, "len(logit_bias)", len(biases), f"at most {MAX_LOGIT_BIAS}"),
+            (all(-100.0 <= b <= 100.0 for b in biases), "logit_bias", list(biases), "-100 to 100"),
+            (self.seed is None or -(2**63) <= self.seed < 2**63, "seed", self.seed, "a signed 64-bit number"),
+            (0 <= (self.logprobs or 0) <= MAX_LOGPROBS, "logprobs", self.logprobs, f"0 to {MAX_LOGPROBS}"),
         )
         for ok, name, value, limit in checks:
             if not ok:

@@ -18,6 +18,7 @@ from llmos.proc.pcb import Process
 from llmos.sched.messages import Kill
 from syscalls.codec import (
     ABI_VERSION,
+    DECODE_ERRORS,
     Answer,
     Call,
     ErrorReply,
@@ -27,6 +28,7 @@ from syscalls.codec import (
     Welcome,
     client_frame_decoder,
     encode_frame,
+    explain_bad_call,
 )  # fmt: skip
 from syscalls.errno import Errno, SyscallError
 
@@ -81,11 +83,7 @@ class Session:
             while True:
                 payloads = await self.stream.receive_payloads()
                 for payload in payloads:
-                    message = client_frame_decoder.decode(payload)
-                    if not isinstance(message, Call):
-                        raise msgspec.ValidationError("Hello comes once, at the start")
-                    self._num_in_flight += 1
-                    self.dispatcher.carry_out(self, message, nursery)
+                    self._take(payload, nursery)
                 while (
                     self._num_in_flight > MAX_CALLS_IN_FLIGHT
                     or self._num_outgoing_bytes > MAX_REPLY_BACKLOG_BYTES
@@ -96,9 +94,23 @@ class Session:
             nursery.cancel_scope.cancel()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             nursery.cancel_scope.cancel()
-        except (FrameError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        except (FrameError, *DECODE_ERRORS) as error:
             log.info("bad_frame", session=self.id, error=str(error))
             self._send(0, ErrorReply(Errno.EPROTO, f"the session ends: {error}"))
+
+    def _take(self, payload: bytes, nursery: trio.Nursery) -> None:
+        """Carry out one call. A call whose body is wrong is answered; a frame that is no call raises."""
+        try:
+            message = client_frame_decoder.decode(payload)
+        except msgspec.ValidationError as error:
+            call_id, answer = explain_bad_call(payload, error)
+            self._num_in_flight += 1
+            self.reply(call_id, answer)
+            return
+        if not isinstance(message, Call):
+            raise msgspec.ValidationError("Hello comes once, at the start")
+        self._num_in_flight += 1
+        self.dispatcher.carry_out(self, message, nursery)
 
     async def _shake_hands(self) -> bool:
         with trio.move_on_after(HANDSHAKE_SECONDS) as scope:

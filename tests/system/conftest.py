@@ -1,4 +1,4 @@
-"""Real servers for system tests: kernel, driver, gateway, each a process of its own, on the built-in model."""
+"""Real servers for system tests: kernel, driver and gateway processes, on the built-in model."""
 
 from __future__ import annotations
 

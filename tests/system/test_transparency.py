@@ -19,8 +19,8 @@ from syscalls.sampling import Sampling
 from tests.system.leaks import assert_no_leak, count
 
 NUM_REQUESTS = 32
-# Small frames: many pages for each process, and memory that runs out often. The frame size is where keys are split,
-# so it is part of what makes a device "of the same kind": every server here has the same.
+# Small frames: many pages for each process, and memory that runs out often. Keys are split at page borders, so
+# the frame size is part of what makes devices "of the same kind": every server here has the same.
 MODEL_OPTIONS = ("--device", "cpu", "--threads", "1", "--frame-kib", "16")
 
 
@@ -178,7 +178,7 @@ async def test_driver_killed(quiet: list[tuple[int, ...]]) -> None:
             async def assassin() -> None:
                 async with open_client(server.socket_path) as client:
                     (device,) = await client.devices()
-                    while (await client.statistics()).num_output_tokens < 20:
+                    while (await client.statistics()).num_output_tokens < 20:  # noqa: ASYNC110 - another process
                         await trio.sleep(0.01)
                     assert device.driver_pid is not None
                     os.kill(device.driver_pid, signal.SIGKILL)
