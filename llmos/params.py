@@ -12,6 +12,7 @@ MAX_CALLS_IN_FLIGHT: Final = (
     4_096  # unanswered calls of one session; then it is not read until some are answered
 )
 MAX_REPLY_BACKLOG_BYTES: Final = 32 << 20  # unread replies of one session; then it is not read either
+FAREWELL_SECONDS: Final = 2.0  # from a session's end to the end of sending its last replies
 HANDSHAKE_SECONDS: Final = 10.0  # a session that has not said Hello by then is closed
 
 STEPS_IN_FLIGHT: Final = 2  # the kernel plans step N+1 while the device computes step N

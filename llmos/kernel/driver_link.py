@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import sys
@@ -12,6 +13,14 @@ import trio
 from llmos.device import DriverLost, FromDriver, StopDriver, ToDriver, encode_message, from_driver_decoder
 from llmos.ipc.framing import FrameError, FrameStream
 from llmos.params import DRIVER_STOP_SECONDS
+
+# Read before the driver's first line runs: threads that wait must not spin (on a busy core a spinning barrier
+# is many times slower), and scratch tensors must not go back to the operating system after every step.
+DRIVER_ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+}
 
 
 class ProcessLink:
@@ -102,7 +111,11 @@ async def open_driver(kind: str, name: str, num_threads: int, cpus: tuple[int, .
         try:
             # A session of its own: a Ctrl-C in the terminal must not reach it.
             process = await trio.lowlevel.open_process(
-                command, pass_fds=[theirs.fileno()], stdin=None, start_new_session=True
+                command,
+                pass_fds=[theirs.fileno()],
+                stdin=None,
+                start_new_session=True,
+                env={**DRIVER_ENVIRONMENT, **os.environ},
             )
         except BaseException:
             ours.close()

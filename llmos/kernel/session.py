@@ -12,7 +12,13 @@ import trio
 
 from llmos.ipc.framing import FrameError, FrameStream
 from llmos.kernel.system import System
-from llmos.params import HANDSHAKE_SECONDS, MAX_CALLS_IN_FLIGHT, MAX_REPLY_BACKLOG_BYTES, VERSION
+from llmos.params import (
+    FAREWELL_SECONDS,
+    HANDSHAKE_SECONDS,
+    MAX_PARKED_CALLS,
+    MAX_REPLY_BACKLOG_BYTES,
+    VERSION,
+)
 from llmos.proc.lifecycle import ProcState
 from llmos.proc.pcb import Process
 from llmos.sched.messages import Kill
@@ -55,7 +61,6 @@ class Session:
     system: System
     dispatcher: Dispatcher
     _parked: dict[int, Undo] = attrs.field(factory=dict)
-    _num_in_flight: int = 0
     _outgoing: list[bytes] = attrs.field(factory=list)
     _num_outgoing_bytes: int = 0
     _has_outgoing: trio.Event = attrs.field(factory=trio.Event)
@@ -68,8 +73,9 @@ class Session:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write_replies)
                 await self._serve(nursery)
-                # Let the last words out: they may be the error that ends the session.
-                self._is_closed = True
+                self.close()
+                # Let the last words out, to one who still listens: they may say why the session ends.
+                nursery.cancel_scope.deadline = trio.current_time() + FAREWELL_SECONDS
                 self._has_outgoing.set()
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the client went away, which is ordinary
@@ -78,22 +84,18 @@ class Session:
 
     async def _serve(self, nursery: trio.Nursery) -> None:
         try:
-            if not await self._shake_hands():
+            payloads = await self._shake_hands()
+            if payloads is None:
                 return
             while True:
-                payloads = await self.stream.receive_payloads()
                 for payload in payloads:
                     self._take(payload, nursery)
-                while (
-                    self._num_in_flight > MAX_CALLS_IN_FLIGHT
-                    or self._num_outgoing_bytes > MAX_REPLY_BACKLOG_BYTES
-                ):
+                while self._num_outgoing_bytes > MAX_REPLY_BACKLOG_BYTES:
                     self._has_room = trio.Event()
                     await self._has_room.wait()
+                payloads = await self.stream.receive_payloads()
         except trio.EndOfChannel:
-            nursery.cancel_scope.cancel()
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            nursery.cancel_scope.cancel()
+            pass  # the client has nothing more to say
         except (FrameError, *DECODE_ERRORS) as error:
             log.info("bad_frame", session=self.id, error=str(error))
             self._send(0, ErrorReply(Errno.EPROTO, f"the session ends: {error}"))
@@ -104,35 +106,40 @@ class Session:
             message = client_frame_decoder.decode(payload)
         except msgspec.ValidationError as error:
             call_id, answer = explain_bad_call(payload, error)
-            self._num_in_flight += 1
             self.reply(call_id, answer)
             return
         if not isinstance(message, Call):
             raise msgspec.ValidationError("Hello comes once, at the start")
-        self._num_in_flight += 1
         self.dispatcher.carry_out(self, message, nursery)
 
-    async def _shake_hands(self) -> bool:
+    async def _shake_hands(self) -> list[bytes] | None:
+        """Open the session; return the payloads that came with Hello, or None: there is no session."""
         with trio.move_on_after(HANDSHAKE_SECONDS) as scope:
             (first, *rest) = await self.stream.receive_payloads()
         if scope.cancelled_caught:
             self._send(0, ErrorReply(Errno.EPROTO, f"no Hello within {HANDSHAKE_SECONDS:g} s"))
-            return False
+            return None
         hello = client_frame_decoder.decode(first)
-        if not isinstance(hello, Hello) or rest:
-            raise msgspec.ValidationError("the first frame is Hello, alone until Welcome")
+        if not isinstance(hello, Hello):
+            raise msgspec.ValidationError("the first frame must be Hello")
         if hello.abi != ABI_VERSION:
             self._send(
                 0, ErrorReply(Errno.EPROTO, f"this kernel speaks ABI {ABI_VERSION}; the client, {hello.abi}")
             )
-            return False
+            return None
         self._queue(encode_frame(Welcome(ABI_VERSION, VERSION, self.id, self.tenant, self.is_admin)))
-        return True
+        return rest
 
     # --- replies -----------------------------------------------------------------------------------------
 
     def park(self, call_id: int, undo: Undo) -> None:
-        """A call will be answered later; `undo` takes it back if the session ends before."""
+        """A call will be answered later; `undo` takes it back if the session ends before.
+
+        Raises SyscallError: EAGAIN, too many calls of this session wait already; it was taken back.
+        """
+        if len(self._parked) >= MAX_PARKED_CALLS:
+            undo()
+            raise SyscallError(Errno.EAGAIN, f"{MAX_PARKED_CALLS} calls of this session wait already")
         self._parked[call_id] = undo
 
     def reply(self, call_id: int, answer: Answer) -> None:
@@ -140,7 +147,6 @@ class Session:
         if self._is_closed:
             return
         self._parked.pop(call_id, None)
-        self._num_in_flight -= 1
         self._send(call_id, answer)
 
     def _send(self, call_id: int, answer: Answer) -> None:

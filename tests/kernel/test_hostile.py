@@ -1,0 +1,158 @@
+"""What if a client sends nonsense, stops reading, or goes away? Its session ends, and nobody else notices."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import msgspec
+import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trio.testing import MockClock
+
+from llmos.params import HANDSHAKE_SECONDS
+from syscalls.client import open_client
+from syscalls.codec import (
+    ABI_VERSION,
+    MAX_FRAME_BYTES,
+    Call,
+    ErrorReply,
+    FrameSplitter,
+    Hello,
+    Reply,
+    encode_frame,
+    kernel_frame_decoder,
+)
+from syscalls.errno import Errno
+from syscalls.process import Read, Spawn
+from syscalls.system import Events, Ping
+from tests.kernel.harness import RunningKernel, running_kernel, wait_until
+
+GREETING = encode_frame(Hello(ABI_VERSION, "hostile"))
+
+
+async def converse(kernel: RunningKernel, data: bytes) -> list[object]:
+    """Send bytes on a connection of one's own, close the sending side, and return all that came back."""
+    stream = await trio.open_unix_socket(kernel.socket_path)
+    splitter, received = FrameSplitter(), []
+    async with stream:
+        try:
+            await stream.send_all(data)
+            await stream.send_eof()
+            async for chunk in stream:
+                received += [kernel_frame_decoder.decode(payload) for payload in splitter.feed(chunk)]
+        except trio.BrokenResourceError:
+            pass  # the kernel may hang up first
+    return received
+
+
+def frame(payload: bytes) -> bytes:
+    """Put a length in front."""
+    return struct.pack("<I", len(payload)) + payload
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        struct.pack("<I", MAX_FRAME_BYTES + 1),
+        frame(b"\xc1"),
+        frame(msgspec.msgpack.encode({"type": "hello"})),
+        encode_frame(Call(1, Ping())),
+        encode_frame(Hello(ABI_VERSION + 1)),
+        GREETING + GREETING,
+    ],
+    ids=["http", "oversized", "not msgpack", "wrong shape", "no hello", "other abi", "two hellos"],
+)
+async def test_nonsense_ends_that_session_only(autojump_clock, tmp_path: Path, data: bytes) -> None:
+    """Each kind of nonsense is answered by EPROTO on session id 0; others go on; nothing leaks."""
+    async with running_kernel(tmp_path) as kernel:
+        received = await converse(kernel, data)
+        last = received[-1]
+        assert isinstance(last, Reply)
+        assert last.id == 0
+        assert isinstance(last.body, ErrorReply)
+        assert last.body.errno is Errno.EPROTO
+        await kernel.client.ping()
+        await wait_until(lambda: kernel.system.num_sessions == 1)
+
+
+async def test_garbage_after_the_greeting(autojump_clock, tmp_path: Path) -> None:
+    """A broken frame after good ones: the good ones are answered, the session ends, its processes too."""
+    async with running_kernel(tmp_path) as kernel:
+        spawn = encode_frame(Call(5, Spawn((1, 2, 3), max_tokens=1000)))
+        received = await converse(kernel, GREETING + spawn + frame(b"\xff\xff"))
+        assert [type(m.body).__name__ for m in received[1:]] == ["Spawned", "ErrorReply"]
+        await wait_until(lambda: len(kernel.system.table) == 0)
+
+
+async def test_a_bad_call_is_answered(autojump_clock, tmp_path: Path) -> None:
+    """A call with a bad body gets EINVAL, one that does not exist ENOSYS; the session goes on."""
+    async with running_kernel(tmp_path) as kernel:
+        bad = frame(msgspec.msgpack.encode(["call", 7, {"type": "read", "pid": "one"}]))
+        unknown = frame(msgspec.msgpack.encode(["call", 8, {"type": "levitate"}]))
+        good = encode_frame(Call(9, Ping()))
+        received = await converse(kernel, GREETING + bad + unknown + good)
+        answers = {m.id: m.body for m in received[1:]}
+        assert answers[7].errno is Errno.EINVAL
+        assert "pid" in answers[7].message
+        assert answers[8].errno is Errno.ENOSYS
+        assert "levitate" in answers[8].message
+        assert type(answers[9]).__name__ == "Done"
+
+
+async def test_silence_instead_of_hello(autojump_clock, tmp_path: Path) -> None:
+    """Who says nothing is shown out after a while."""
+    async with running_kernel(tmp_path) as kernel:
+        stream = await trio.open_unix_socket(kernel.socket_path)
+        async with stream:
+            began = trio.current_time()
+            data = await stream.receive_some()
+            assert b"no Hello" in data
+            assert trio.current_time() - began == pytest.approx(HANDSHAKE_SECONDS, abs=0.1)
+
+
+async def test_parked_calls_leave_nothing(autojump_clock, tmp_path: Path) -> None:
+    """A session that goes with reads, waits and followers parked leaves none of them behind."""
+    async with running_kernel(tmp_path) as kernel:
+        (pid,) = (await kernel.client.spawn((1, 2, 3), max_tokens=50)).pids
+        process = kernel.system.table.get(pid)
+        async with open_client(kernel.socket_path) as other, trio.open_nursery() as nursery:
+            nursery.start_soon(other.call, Read(pid, 0))
+            nursery.start_soon(other.wait, pid)
+            nursery.start_soon(other.call, Events(since=2**40, follow=True))
+            await wait_until(lambda: bool(process.exit_callbacks))
+            nursery.cancel_scope.cancel()
+        await wait_until(lambda: kernel.system.num_sessions == 1)
+        assert process.readers == []
+        assert process.exit_callbacks == []
+        await kernel.client.wait(pid)
+
+
+async def test_a_client_that_does_not_read(autojump_clock, tmp_path: Path) -> None:
+    """Replies to one who never reads are bounded: its calls are not read any more, others are served."""
+    async with running_kernel(tmp_path) as kernel:
+        stream = await trio.open_unix_socket(kernel.socket_path)
+        async with stream:
+            await stream.send_all(GREETING)
+            flood = b"".join(encode_frame(Call(i, Ping())) for i in range(1000))
+            with trio.move_on_after(5) as scope:
+                while True:
+                    await stream.send_all(flood)
+            assert scope.cancelled_caught
+            await kernel.client.ping()
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.binary(max_size=400), greet=st.booleans())
+def test_arbitrary_bytes(tmp_path_factory: pytest.TempPathFactory, data: bytes, greet: bool) -> None:
+    """Whatever bytes arrive, the kernel lives and the next client is served."""
+
+    async def main() -> None:
+        async with running_kernel(tmp_path_factory.mktemp("k")) as kernel:
+            await converse(kernel, (GREETING if greet else b"") + data)
+            await kernel.client.ping()
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
