@@ -19,8 +19,8 @@ from syscalls.sampling import Sampling
 from tests.system.leaks import assert_no_leak, count
 
 NUM_REQUESTS = 32
-# Small frames: many pages for each process, and memory that runs out often. Keys are split at page borders, so
-# the frame size is part of what makes devices "of the same kind": every server here has the same.
+# Small frames: many pages for each process, and memory that runs out often. Keys are split at page borders,
+# so the frame size belongs to the kind of a device: every server here has the same.
 MODEL_OPTIONS = ("--device", "cpu", "--threads", "1", "--frame-kib", "16")
 
 
