@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,8 +59,9 @@ class KernelThread:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.call(self._stop.set)
-        self._thread.join(PATIENCE_SECONDS)
+        if self._thread.is_alive():
+            self.call(self._stop.set)
+            self._thread.join(PATIENCE_SECONDS)
         self.socket_path.unlink(missing_ok=True)
 
     def call(self, function: Callable[[], Any]) -> Any:
@@ -67,15 +69,12 @@ class KernelThread:
         return trio.from_thread.run_sync(function, trio_token=self._token)
 
     def wait_until(self, condition: Callable[[], Any]) -> Any:
-        """Wait until `condition` is true in the kernel's thread; returns what it returned."""
-
-        async def look() -> Any:
-            with trio.fail_after(PATIENCE_SECONDS):
-                while not (found := condition()):  # noqa: ASYNC110 - the event is in another process
-                    await trio.sleep(0.005)
-            return found
-
-        return trio.from_thread.run(look, trio_token=self._token)
+        """Wait until `condition` is true; returns what it returned."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not (found := condition()):
+            assert time.monotonic() < deadline, "it did not come true"
+            time.sleep(0.005)
+        return found
 
     def make_event(self) -> trio.Event:
         """Make an event for a program to wait for; set it by `call`."""
@@ -160,7 +159,7 @@ class Gateway:
             for _ in range(2000):
                 if client.get(f"{self.url}/health/ready").status_code == 200:
                     return
-                threading.Event().wait(0.01)
+                time.sleep(0.01)
         raise AssertionError("the gateway did not become ready")
 
 

@@ -1,0 +1,336 @@
+"""What the fields mean: stop strings, choices, log-probabilities, limits, echo, templates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from syscalls.process import ExitStatus, Kill, Spawn
+from syscalls.sampling import TokenLogprobs
+from tests.gateway.harness import Gateway, KernelThread, events_of, hello, say_forever, says
+from tests.scripted_kernel import CONTEXT, END, STOPPED_BY_MODEL, ScriptedProcess, make_model, read_tokens
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+
+
+def last_spawn(kernel: KernelThread) -> Spawn:
+    """Return the newest process's spawn call."""
+    spawn: Spawn = kernel.kernel.spawned[-1].spawn
+    return spawn
+
+
+def ask(gateway: Gateway, **fields: Any) -> Any:
+    """Complete a prompt of one token; returns the response, with which its stream must agree."""
+    body = {"prompt": "x", "max_tokens": 500, **fields}
+    whole = gateway.post(COMPLETIONS, body)
+    assert whole.status_code == 200, whole.text
+    events = events_of(gateway.post(COMPLETIONS, {**body, "stream": True}))
+    for choice in whole.json()["choices"]:
+        rows = [e["choices"][0] for e in events if e["choices"][0]["index"] == choice["index"]]
+        assert "".join(row["text"] for row in rows) == choice["text"]
+        assert (rows[-1]["finish_reason"], rows[-1]["stop_reason"]) == (
+            choice["finish_reason"],
+            choice["stop_reason"],
+        )
+    return whole.json()
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "expected", "stop_reason"),
+    [
+        ("one two three", "two", "one ", "two"),
+        ("one two three", ["three", "two"], "one ", "two"),
+        ("ababac", "abac", "ab", "abac"),  # a match that begins inside a failed one
+        ("aab", ["aab", "ab"], "", "aab"),  # both end at the same character: the longer
+        ("one tw", "two", "one tw", None),  # a prefix at the end is let out
+        ("naïve 🙂 end", "🙂", "naïve ", "🙂"),
+        ("日本語", "本", "日", "本"),
+        ("plain", "absent", "plain", None),
+        ("", "x", "", None),
+        ("stop", "stop", "", "stop"),
+        ("plain", "", "plain", None),
+        ("plain", [], "plain", None),
+    ],
+)
+def test_stop_strings(
+    gateway: Gateway, kernel: KernelThread, text: str, stop: Any, expected: str, stop_reason: str | None
+) -> None:
+    """A stop string split over tokens ends the text before it, in the whole answer and in the stream."""
+    kernel.program = says(text)
+    (choice,) = ask(gateway, stop=stop)["choices"]
+    assert (choice["text"], choice["stop_reason"], choice["finish_reason"]) == (expected, stop_reason, "stop")
+
+
+def test_stop_string_kills_the_process(gateway: Gateway, kernel: KernelThread) -> None:
+    """After a match the process must not go on: it is killed, and usage counts up to the match."""
+    kernel.program = say_forever
+    body = {"prompt": "x", "max_tokens": 4000, "stop": "xxx"}
+    answer = gateway.post(COMPLETIONS, body).json()
+    assert answer["choices"][0]["text"] == ""
+    assert answer["usage"]["completion_tokens"] == 3
+    kernel.wait_until(lambda: any(isinstance(call, Kill) for call in kernel.kernel.calls))
+    assert len(kernel.kernel.spawned[-1].output) < 4000
+
+
+@pytest.mark.parametrize("name", ["include_stop_str_in_output", "no_stop_trim"])
+def test_stop_string_may_be_included(gateway: Gateway, kernel: KernelThread, name: str) -> None:
+    """With either name of the switch the match itself is shown, and nothing after it."""
+    kernel.program = says("one two three")
+    (choice,) = ask(gateway, stop="two", **{name: True})["choices"]
+    assert (choice["text"], choice["stop_reason"]) == ("one two", "two")
+
+
+def test_stop_token_is_not_text(gateway: Gateway, kernel: KernelThread) -> None:
+    """An end token named by the request is told in stop_reason, counted, and not shown."""
+    kernel.program = says("ab", end=ExitStatus("stop", stop_token=ord("!")))
+    answer = ask(gateway, stop_token_ids=[ord("!")])
+    assert answer["choices"][0]["text"] == "ab"
+    assert answer["choices"][0]["stop_reason"] == ord("!")
+    assert answer["usage"]["completion_tokens"] == 3
+    assert last_spawn(kernel).stop_token_ids == (ord("!"),)
+
+
+def test_special_tokens_are_skipped_or_shown(gateway: Gateway, kernel: KernelThread) -> None:
+    """Special tokens inside the text are left out unless asked for."""
+    kernel.program = says("a", END, "b", end=ExitStatus("length"))
+    assert ask(gateway)["choices"][0]["text"] == "ab"
+    assert ask(gateway, skip_special_tokens=False)["choices"][0]["text"] == "a<|end|>b"
+
+
+def test_ignore_eos_gives_exactly_max_tokens(gateway: Gateway, kernel: KernelThread) -> None:
+    """With ignore_eos and max_tokens = k every choice has exactly k tokens."""
+    kernel.program = say_forever
+    answer = ask(gateway, ignore_eos=True, max_tokens=7, n=3, return_token_ids=True)
+    assert [len(choice["token_ids"]) for choice in answer["choices"]] == [7, 7, 7]
+    assert answer["usage"]["completion_tokens"] == 21
+    assert answer["usage"]["prompt_tokens"] == 1
+    assert {choice["finish_reason"] for choice in answer["choices"]} == {"length"}
+    assert last_spawn(kernel).ignore_eos
+
+
+def test_all_samples_share_one_spawn(gateway: Gateway, kernel: KernelThread) -> None:
+    """n goes to the kernel as num_samples, so that the prefill is shared."""
+    gateway.post(CHAT, hello(n=5, seed=3))
+    spawns = [call for call in kernel.kernel.calls if isinstance(call, Spawn)]
+    assert [(spawn.num_samples, spawn.sampling.seed, spawn.auto_reap) for spawn in spawns] == [(5, 3, True)]
+
+
+def test_prompts_of_every_kind(gateway: Gateway, kernel: KernelThread) -> None:
+    """A string, strings, ids and lists of ids; choices are ordered by prompt, then sample."""
+
+    async def program(process: ScriptedProcess) -> ExitStatus:
+        await process.say(f"{process.prompt}{process.sample}")
+        await process.emit(END)
+        return STOPPED_BY_MODEL
+
+    kernel.program = program
+    for prompt, expected in (
+        ("ab", ["ab0", "ab1"]),
+        (["ab", "c"], ["ab0", "ab1", "c0", "c1"]),
+        ([97, 98], ["ab0", "ab1"]),
+        ([[97, 98], [99]], ["ab0", "ab1", "c0", "c1"]),
+    ):
+        answer = gateway.post(COMPLETIONS, {"prompt": prompt, "n": 2}).json()
+        assert [choice["text"] for choice in answer["choices"]] == expected
+        assert [choice["index"] for choice in answer["choices"]] == list(range(len(expected)))
+        assert answer["usage"]["prompt_tokens"] == (3 if len(expected) == 4 else 2)
+
+
+def test_echo(gateway: Gateway, kernel: KernelThread) -> None:
+    """echo repeats the prompt first; with max_tokens 0 nothing is generated at all."""
+    kernel.program = says("tail")
+    assert ask(gateway, prompt="head ", echo=True)["choices"][0]["text"] == "head tail"
+    assert ask(gateway, prompt=list(b"head "), echo=True)["choices"][0]["text"] == "head tail"
+    kernel.call(kernel.kernel.spawned.clear)
+    answer = ask(gateway, prompt=["head", "two"], echo=True, max_tokens=0, n=2)
+    assert [choice["text"] for choice in answer["choices"]] == ["head", "head", "two", "two"]
+    assert {choice["finish_reason"] for choice in answer["choices"]} == {"length"}
+    assert answer["usage"]["completion_tokens"] == 0
+    assert kernel.kernel.spawned == []
+
+
+def test_default_limits(gateway: Gateway, kernel: KernelThread) -> None:
+    """Chat runs to the context by default, completions for sixteen tokens; the newer name wins."""
+    gateway.post(CHAT, hello())
+    assert last_spawn(kernel).max_tokens is None
+    gateway.post(CHAT, hello(max_tokens=5, max_completion_tokens=3))
+    assert last_spawn(kernel).max_tokens == 3
+    gateway.post(CHAT, hello(max_tokens=5))
+    assert last_spawn(kernel).max_tokens == 5
+    gateway.post(COMPLETIONS, {"prompt": "x"})
+    assert last_spawn(kernel).max_tokens == 16
+    assert gateway.post(COMPLETIONS, {"prompt": "x", "max_tokens": CONTEXT - 1}).status_code == 200
+
+
+def test_sampling_reaches_the_kernel(gateway: Gateway, kernel: KernelThread) -> None:
+    """Every sampling parameter arrives as it was given; absent ones are the reference API's."""
+    gateway.post(CHAT, hello())
+    sampling = last_spawn(kernel).sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed) == (1.0, 1.0, 0, None)
+    gateway.post(
+        CHAT,
+        hello(
+            temperature=0, top_p=0.5, top_k=-1, min_p=0.25, frequency_penalty=-1, presence_penalty=2,
+            repeat_penalty=1.5, seed=-7, logit_bias={"5": -100, "6": 1.5}, min_tokens=2, priority=5,
+        ),
+    )  # fmt: skip
+    spawn = last_spawn(kernel)
+    sampling = spawn.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (0.0, 0.5, 0, 0.25)
+    assert (sampling.frequency_penalty, sampling.presence_penalty) == (-1.0, 2.0)
+    assert (sampling.repetition_penalty, sampling.seed) == (1.5, -7)
+    assert sampling.logit_bias == {5: -100.0, 6: 1.5}
+    assert (spawn.min_tokens, spawn.nice, sampling.logprobs) == (2, -5, None)
+
+
+def _logprob_program(text: str, *, token_top: tuple[int, ...] = (ord("a"), ord("b"))) -> Any:
+    async def program(process: ScriptedProcess) -> ExitStatus:
+        found = TokenLogprobs(-0.5, token_top, (-0.25, float("-inf"))[: len(token_top)])
+        await process.emit(*text.encode(), logprobs=(found,) * len(text.encode()))
+        await process.emit(END, logprobs=(found,))
+        return STOPPED_BY_MODEL
+
+    return program
+
+
+def test_chat_logprobs(gateway: Gateway, kernel: KernelThread) -> None:
+    """Entries have token, logprob, bytes and alternatives; they spell the content, whole and streamed."""
+    kernel.program = _logprob_program("aé")
+    body = hello(logprobs=True, top_logprobs=2)
+    rows = gateway.post(CHAT, body).json()["choices"][0]["logprobs"]["content"]
+    assert b"".join(bytes(row["bytes"]) for row in rows) == "aé".encode()
+    assert rows[0] == {
+        "token": "a",
+        "logprob": -0.5,
+        "bytes": [97],
+        "top_logprobs": [
+            {"token": "a", "logprob": -0.25, "bytes": [97]},
+            {"token": "b", "logprob": -9999.0, "bytes": [98]},
+        ],
+    }
+    assert last_spawn(kernel).sampling.logprobs == 2
+    events = events_of(gateway.post(CHAT, {**body, "stream": True}))
+    streamed = [e["choices"][0]["logprobs"]["content"] for e in events if e["choices"][0]["logprobs"]]
+    assert sum(streamed, []) == rows  # noqa: RUF017 - a handful of lists
+    for event in events:
+        choice = event["choices"][0]
+        if choice["logprobs"]:
+            spelled = b"".join(bytes(row["bytes"]) for row in choice["logprobs"]["content"])
+            assert spelled.decode() == choice["delta"]["content"]
+    plain = gateway.post(CHAT, hello(logprobs=True)).json()["choices"][0]["logprobs"]["content"]
+    assert plain[0]["top_logprobs"] == []
+    assert last_spawn(kernel).sampling.logprobs == 0
+
+
+def test_completion_logprobs(gateway: Gateway, kernel: KernelThread) -> None:
+    """Parallel lists; the sampled token is among the alternatives with the identical number."""
+    kernel.program = _logprob_program("xa")
+    found = gateway.post(COMPLETIONS, {"prompt": "p", "logprobs": 2}).json()["choices"][0]["logprobs"]
+    assert found == {
+        "tokens": ["x", "a"],
+        "token_logprobs": [-0.5, -0.5],
+        "top_logprobs": [{"a": -0.25, "b": -9999.0, "x": -0.5}, {"a": -0.25, "b": -9999.0}],
+        "text_offset": [0, 1],
+    }
+    kernel.program = _logprob_program("x", token_top=())
+    events = events_of(gateway.post(COMPLETIONS, {"prompt": "p", "logprobs": 0, "stream": True}))
+    found = next(e["choices"][0]["logprobs"] for e in events if e["choices"][0]["logprobs"])
+    assert found["top_logprobs"] == [{"x": -0.5}]
+
+
+def test_logprobs_stay_aligned_with_a_stop_string(gateway: Gateway, kernel: KernelThread) -> None:
+    """Tokens that a stop string swallowed have no entry; held-back ones come when they are let out."""
+    kernel.program = _logprob_program("abXcdXYef")
+    for stream in (False, True):
+        body = {"prompt": "p", "logprobs": 0, "stop": "XY", "max_tokens": 50, "stream": stream}
+        response = gateway.post(COMPLETIONS, body)
+        choices = [e["choices"][0] for e in (events_of(response) if stream else [response.json()])]
+        tokens = [token for c in choices if c["logprobs"] for token in c["logprobs"]["tokens"]]
+        assert "".join(tokens) == "".join(c["text"] for c in choices) == "abXcd"
+        for choice in choices:
+            assert "".join(choice["logprobs"]["tokens"] if choice["logprobs"] else []) == choice["text"]
+
+
+def test_token_ids_are_returned(gateway: Gateway, kernel: KernelThread) -> None:
+    """With return_token_ids every sampled token comes back, the end token included, whole and streamed."""
+    kernel.program = says("a🙂")
+    expected = [*"a🙂".encode(), END]
+    for path, body in ((CHAT, hello()), (COMPLETIONS, {"prompt": [1, 2]})):
+        whole = gateway.post(path, {**body, "return_token_ids": True}).json()
+        assert whole["choices"][0]["token_ids"] == expected
+        events = events_of(gateway.post(path, {**body, "return_token_ids": True, "stream": True}))
+        ids = [token for e in events for token in e["choices"][0].get("token_ids", [])]
+        assert ids == expected
+        prompt = last_spawn(kernel).prompt
+        first = events[0] if path == CHAT else events[0]["choices"][0]
+        assert tuple(first["prompt_token_ids"]) == prompt
+        assert sum("prompt_token_ids" in str(event) for event in events) == 1
+
+
+def test_template_is_applied(gateway: Gateway, kernel: KernelThread) -> None:
+    """developer counts as system, parts are joined, the last text can be continued."""
+    messages = [
+        {"role": "developer", "content": "be kind"},
+        {"role": "user", "content": [{"type": "text", "text": "a"}, "b"]},
+    ]
+    gateway.post(CHAT, {"messages": messages})
+    expected = "<|system|>be kind<|end|><|user|>a\nb<|end|><|assistant|>"
+    assert read_tokens(last_spawn(kernel).prompt) == expected
+    gateway.post(CHAT, {"messages": messages, "add_generation_prompt": False})
+    assert read_tokens(last_spawn(kernel).prompt) == expected.removesuffix("<|assistant|>")
+    messages.append({"role": "assistant", "content": "Dear"})
+    gateway.post(CHAT, {"messages": messages, "continue_final_message": True})
+    assert read_tokens(last_spawn(kernel).prompt) == f"{expected}Dear"
+
+
+def test_long_prompt_is_encoded_in_a_thread(gateway: Gateway, kernel: KernelThread) -> None:
+    """A prompt too long to be encoded in place gives the same tokens."""
+    text = "long " * 700
+    gateway.post(CHAT, {"messages": [{"role": "user", "content": text}], "max_tokens": 1})
+    assert read_tokens(last_spawn(kernel).prompt) == f"<|user|>{text}<|end|><|assistant|>"
+
+
+def test_models(gateway: Gateway, kernel: KernelThread) -> None:
+    """The list and each entry describe what is served; names may hold slashes, encoded or not."""
+    second = make_model(kernel.folder / "model", "org/second")
+    kernel.call(lambda: kernel.kernel.models.append(second))
+    try:
+        found = gateway.get("/v1/models").json()
+        assert [row["id"] for row in found["data"]] == ["scripted", "org/second"]
+        assert found["object"] == "list"
+        for path in ("/v1/models/org/second", "/v1/models/org%2Fsecond", "//v1//models/org/second/"):
+            row = gateway.get(path).json()
+            assert (row["id"], row["object"], row["max_model_len"]) == ("org/second", "model", CONTEXT)
+        response = gateway.post(CHAT, hello())
+        assert response.json()["error"]["param"] == "model"  # which of the two?
+        response = gateway.post(CHAT, hello(model="org/second"))
+        assert response.json()["model"] == "org/second"
+        assert last_spawn(kernel).model == "org/second"
+        assert response.json()["system_fingerprint"].startswith("fp")
+    finally:
+        kernel.call(kernel.kernel.models.pop)
+        gateway.get("/v1/models")  # the gateway has seen it go
+    assert gateway.get("/v1/models/org/second").json()["error"]["code"] == "model_not_found"
+
+
+def test_paths_are_forgiving(gateway: Gateway) -> None:
+    """Trailing and doubled slashes are tolerated everywhere."""
+    for path in ("/v1/chat/completions/", "//v1/chat//completions", "/v1/chat/completions"):
+        assert gateway.post(path, hello()).status_code == 200
+    for path in ("/health", "/ping", "/health/", "/health/ready", "/version", "/metrics/"):
+        assert gateway.get(path).status_code == 200
+
+
+def test_metrics_page(gateway: Gateway, kernel: KernelThread) -> None:
+    """The page has our counters and the kernel's, and no label that grows without bound."""
+    gateway.post(CHAT, hello(), headers={"x-request-id": "never-in-metrics"})
+    gateway.get("/no/such/page/never-in-metrics")
+    page = gateway.get("/metrics")
+    assert page.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert 'llmos_gateway_requests_total{endpoint="chat.completions",status="200"}' in page.text
+    assert "llmos_gateway_time_to_first_token_seconds_count" in page.text
+    assert "llmos_gateway_inter_token_seconds_bucket" in page.text
+    assert "llmos_gateway_requests_in_flight 0.0" in page.text
+    assert "llmos_processes 1" in page.text
+    assert "never-in-metrics" not in page.text
