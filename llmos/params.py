@@ -9,8 +9,6 @@ VERSION: Final = "0.1.0"
 MAX_PROCESSES: Final = 65_536  # entries in the process table, zombies included
 MAX_SESSIONS: Final = 4_096  # connections to the syscall socket
 MAX_PARKED_CALLS: Final = 16_384  # calls of one session that wait for something; more are refused
-    4_096  # unanswered calls of one session; then it is not read until some are answered
-)
 MAX_REPLY_BACKLOG_BYTES: Final = 32 << 20  # unread replies of one session; then it is not read either
 FAREWELL_SECONDS: Final = 2.0  # from a session's end to the end of sending its last replies
 HANDSHAKE_SECONDS: Final = 10.0  # a session that has not said Hello by then is closed
