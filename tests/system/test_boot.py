@@ -1,0 +1,224 @@
+"""What if llmos is started wrongly, twice, interrupted, or parts of it are killed?"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from drivers.builtin import base_path
+from llmos.bench.server import Server, running_server
+from syscalls.sync import SyncClient
+from tests.system.leaks import assert_no_leak, count
+
+UP = [sys.executable, "-m", "llmos.cli", "up"]
+SIM = ["--device", "sim"]
+
+
+def llmos(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run `llmos …` to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "llmos.cli", *arguments],
+        capture_output=True, text=True, timeout=60, check=False, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("toml", "names"),
+    [
+        ("max_runing = 3", "max_runing"),
+        ("max_running = 0", "max_running"),
+        ("weights = 'int3'", "weights"),
+        ("devices = 'two'", "devices"),
+        ("listen = 'here'", "listen"),
+        ("frame_kib = 5", "frame_kib"),
+        ("= 3", "TOML"),
+    ],
+)
+def test_a_wrong_configuration_is_refused_by_name(tmp_path: Path, toml: str, names: str) -> None:
+    """A wrong key or value is exit code 2 and a message that names it."""
+    (tmp_path / "llmos.toml").write_text(toml)
+    result = llmos("up", "--config", str(tmp_path / "llmos.toml"))
+    assert result.returncode == 2
+    assert names in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        ("/no/such/folder", "/no/such/folder"),
+        ("nonsense", "nonsense"),
+        ("no-such-owner/no-such-model", "hub id"),
+    ],
+)
+def test_a_model_that_is_not_there(tmp_path: Path, model: str, names: str) -> None:
+    """A model that cannot be had is named, and nothing is left running."""
+    result = llmos("up", *SIM, "--listen", "", "--socket", str(tmp_path / "s"), "--model", model)
+    assert result.returncode == 1
+    assert names in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_broken_model_is_refused(tmp_path: Path) -> None:
+    """A truncated weights file is refused with its name, nothing half-loaded, nothing left running."""
+    model = tmp_path / "broken"
+    model.mkdir()
+    for file in base_path().iterdir():
+        if file.is_file():
+            data = file.read_bytes()
+            (model / file.name).write_bytes(data[: len(data) // 2] if file.suffix == ".safetensors" else data)
+    result = llmos(
+        "up", "--device", "cpu", "--listen", "", "--socket", str(tmp_path / "s"), "--model", str(model)
+    )
+    assert result.returncode == 1
+    assert "model.safetensors" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_two_kernels_on_one_socket(tmp_path: Path) -> None:
+    """The second one is refused by the socket's name; the first does not notice."""
+    with running_server(*SIM, gateway=False) as server:
+        result = llmos("up", *SIM, "--listen", "", "--socket", server.socket_path)
+        assert result.returncode == 1
+        assert server.socket_path in result.stderr
+        with SyncClient(server.socket_path) as client:
+            client.ping()
+
+
+@contextmanager
+def started(socket_path: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """A server whose ready line is out; killed on the way out where the test has not ended it."""
+    process = subprocess.Popen(
+        [*UP, "--socket", str(socket_path), *options],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline().startswith("llmos ready")
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_drains(tmp_path: Path, sign: signal.Signals) -> None:
+    """Ctrl-C lets running processes finish, refuses new ones, and leaves no socket and no child."""
+    with (
+        started(tmp_path / "s", *SIM, "--listen", "127.0.0.1:0") as process,
+        SyncClient(tmp_path / "s") as client,
+    ):
+        (pid,) = client.spawn((5, 6, 7), max_tokens=100, ignore_eos=True).pids
+        client.read(pid)
+        os.kill(process.pid, sign)
+        outputs = [output for output in client.stream(pid)]
+        assert sum(len(output.tokens) for output in outputs) == 100
+        assert process.wait(timeout=20) == 0
+    assert not (tmp_path / "s").exists()
+    children = subprocess.run(
+        ["pgrep", "-f", str(tmp_path / "s")], capture_output=True, text=True, check=False
+    )
+    assert children.stdout == ""
+
+
+def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
+    """Twice Ctrl-C ends a server whose processes would run on for a minute."""
+    options = (*SIM, "--sim-step-ms", "500", "--listen", "")
+    with started(tmp_path / "s", *options) as process, SyncClient(tmp_path / "s") as client:
+        client.spawn((5, 6, 7), max_tokens=200, ignore_eos=True)
+        os.kill(process.pid, signal.SIGINT)
+        time.sleep(0.3)
+        assert process.poll() is None
+        os.kill(process.pid, signal.SIGINT)
+        process.wait(timeout=15)
+
+
+def test_down(tmp_path: Path) -> None:
+    """`llmos down` drains the server and returns when it is gone; without one it exits with code 3."""
+    with started(tmp_path / "s", *SIM, "--listen", "") as process:
+        result = llmos("down", "--socket", str(tmp_path / "s"))
+        assert (result.returncode, result.stdout) == (0, "llmos is down\n")
+        assert process.wait(timeout=10) == 0
+    result = llmos("down", "--socket", str(tmp_path / "s"))
+    assert result.returncode == 3
+    assert str(tmp_path / "s") in result.stderr
+
+
+def test_the_gateway_is_killed(tmp_path: Path) -> None:
+    """kill -9 of the gateway: the kernel starts it again, and processes of other sessions live on."""
+    with running_server(*SIM) as server, SyncClient(server.socket_path) as client:
+        (pid,) = client.spawn((5, 6, 7), max_tokens=200, ignore_eos=True).pids
+        found = subprocess.run(
+            ["pgrep", "-f", f"shell.gateway.*{server.socket_path}"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        os.kill(int(found.stdout.split()[0]), signal.SIGKILL)
+        tokens = [token for output in client.stream(pid) for token in output.tokens]
+        assert len(tokens) == 200
+        assert any("gateway" in event.subsystem for event in follow(client, "gateway"))
+
+
+def follow(client: SyncClient, subsystem: str) -> list:
+    """Events of a subsystem, waiting until there is one."""
+    for events in client.follow_events():
+        if found := [event for event in events if event.subsystem == subsystem]:
+            return found
+    return []
+
+
+def test_doctor() -> None:
+    """`llmos doctor` names each device and library, and says why one is not usable."""
+    result = llmos("doctor")
+    assert result.returncode == 0, result.stdout
+    assert "device cpu" in result.stdout
+    assert "device cuda" in result.stdout
+
+
+@pytest.fixture(scope="module")
+def small() -> Server:
+    """A simulated server with the gateway, for lives and deaths of clients."""
+    with running_server(*SIM) as server:
+        before = count(server)
+        yield server
+        assert_no_leak(server, before)
+
+
+def test_a_client_process_is_killed(small: Server) -> None:
+    """kill -9 of a client ends its processes and its session; nothing is left."""
+    before = count(small)
+    code = (
+        "from syscalls.sync import SyncClient; import sys, time\n"
+        f"client = SyncClient({small.socket_path!r})\n"
+        "client.spawn((5, 6, 7), max_tokens=400, ignore_eos=True, num_samples=4)\n"
+        "print('up', flush=True); time.sleep(60)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "up\n"
+    assert count(small).num_processes == 4
+    child.kill()
+    child.wait()
+    child.stdout.close()
+    assert_no_leak(small, before)
+
+
+def test_many_connects(small: Server) -> None:
+    """A thousand sessions come and go; none leaves anything."""
+    before = count(small)
+    for _ in range(1000):
+        with SyncClient(small.socket_path) as client:
+            client.ping()
+    assert_no_leak(small, before)
