@@ -81,7 +81,7 @@ class GatewayProcess:
                         break
                     line += data
         if line.endswith(b"\n"):
-            return f"http://{line.decode().strip()}"
+            return line.decode().strip()
         if self._process.poll() is None:
             self._process.kill()
         code = await self._process.wait()
