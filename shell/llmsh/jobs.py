@@ -93,6 +93,11 @@ class JobTable:
         self._jobs.pop(job.number, None)
         job.number = 0
 
+    def clear(self) -> None:
+        """Forget all jobs."""
+        for job in self:
+            self.remove(job)
+
     def of_pid(self, pid: int) -> Job | None:
         """Return the job that a process belongs to."""
         return next((job for job in self._jobs.values() if pid in job.pids), None)
@@ -114,3 +119,10 @@ class JobTable:
     def resolve(self, word: str) -> tuple[int, ...]:
         """Return the processes named by a pid or by `%N`. Raises CommandError, UsageError."""
         return self.find(word).pids if word.startswith("%") else (parse_pid(word),)
+
+    def resolve_one(self, word: str) -> int:
+        """Return the process named by a pid or by `%N`. Raises CommandError, UsageError."""
+        pids = self.resolve(word)
+        if len(pids) > 1:
+            raise UsageError(f"job {word} has several processes; name one: {', '.join(map(str, pids))}")
+        return pids[0]

@@ -62,6 +62,7 @@ class Shell:
     was_warned: bool = False
     foreground: Job | None = None
     was_suspended: bool = False
+    _session: Client | None = None
     _notices: list[str] = attrs.field(factory=list)  # held back while a command runs
     _is_reading: bool = False
     _scopes: list[trio.CancelScope] = attrs.field(factory=list)  # what Ctrl-C ends, innermost last
@@ -204,8 +205,12 @@ class Shell:
     # --- the kernel ----------------------------------------------------------------------------------------
 
     async def client(self) -> Client:
-        """Return the session with the kernel. Raises NoKernel."""
-        return await self.connection.client()
+        """Return the session with the kernel. Jobs of an earlier one ended with it. Raises NoKernel."""
+        client = await self.connection.client()
+        if client is not self._session:
+            self._session = client
+            self.jobs.clear()  # another kernel may give their pids to other processes
+        return client
 
     async def find_model(self, client: Client, name: str | None) -> Model:
         """Return a served model; None names the default. Raises CommandError."""

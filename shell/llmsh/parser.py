@@ -120,17 +120,18 @@ def parse(text: str) -> tuple[Pipeline, ...]:
 def parse_partial(text: str) -> PartialCommand:
     """Parse as much of a text as there is, up to a cursor at its end. Never raises."""
     scanner = _Scanner(text)
-    words: list[Word] = []
     try:
-        for token in scanner.scan():
-            if isinstance(token, Word):
-                words.append(token)
-            else:
-                words.clear()
+        tokens = scanner.scan()
     except Incomplete:
-        words.append(Word(scanner.current, scanner.word_start, len(text)))
+        tokens = [*scanner.tokens, Word(scanner.current, scanner.word_start, len(text))]
     except ParseError:
         return PartialCommand(("",), "", len(text))  # nothing can follow
+    words: list[Word] = []
+    for token in tokens:
+        if isinstance(token, Word):
+            words.append(token)
+        else:
+            words.clear()
     if words and words[-1].end == len(text):
         *whole, last = words
         return PartialCommand(tuple(word.text for word in whole), last.text, last.start)
@@ -147,10 +148,12 @@ def quote(text: str) -> str:
 class _Scanner:
     """Cuts text into words and operators, left to right.
 
-    When it raises Incomplete, `current` and `word_start` describe the word that was cut off.
+    When it raises Incomplete, `tokens` holds what came before, and `current` and `word_start` describe the
+    word that was cut off.
     """
 
     def __init__(self, text: str) -> None:
+        self.tokens: list[Word | Operator] = []
         self.current = ""
         self.word_start = 0
         self._text = text
@@ -158,8 +161,6 @@ class _Scanner:
 
     def scan(self) -> list[Word | Operator]:
         """Return all tokens. Raises ParseError, Incomplete."""
-        tokens: list[Word | Operator] = []
-        self._tokens = tokens
         text = self._text
         while self._at < len(text):
             character = text[self._at]
@@ -171,11 +172,11 @@ class _Scanner:
                 end = text.find("\n", self._at)
                 self._at = len(text) if end < 0 else end
             elif (operator := self._match_operator()) is not None:
-                tokens.append(Operator(operator, self._at))
+                self.tokens.append(Operator(operator, self._at))
                 self._at += 1
             else:
-                tokens.append(self._scan_word())
-        return tokens
+                self.tokens.append(self._scan_word())
+        return self.tokens
 
     def _match_operator(self) -> str | None:
         for refused, why in REFUSED.items():

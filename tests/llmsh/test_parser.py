@@ -92,6 +92,13 @@ def test_a_cursor_sees_the_word_before_it(name: str, word: str) -> None:
     assert (partial.words, partial.current, partial.start) == ((name,), word, len(name) + 1)
 
 
+@given(plain_words, st.text("ab c;|&#<\n", max_size=10), st.sampled_from("'\""))
+def test_a_cursor_sees_into_an_open_quotation(name: str, begun: str, mark: str) -> None:
+    """The word in progress is known although its quotation is not closed."""
+    partial = parse_partial(f"ps; {name} {mark}{begun}")
+    assert (partial.words, partial.current, partial.start) == ((name,), begun, len(name) + 5)
+
+
 @given(st.one_of(texts, tricky_texts))
 def test_completion_parses_anything(text: str) -> None:
     """A half-typed line never raises, and the word to replace lies inside it."""

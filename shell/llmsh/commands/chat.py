@@ -121,6 +121,8 @@ class Conversation:
             self.turns += [("user", line), ("assistant", sample.text)]
         self._offset, self._last_end = sample.offset, sample.end
         assert sample.end is not None
+        if sample.end.reason == "length":
+            self.shell.screen.note("[the answer reached its limit of tokens]")
         if sample.end.code:
             await self.close()
             self.shell.screen.error(f"process {pid}: {sample.end.reason}: {sample.end.message}")

@@ -160,8 +160,8 @@ def _join_states(job: Job, states: Mapping[int, str]) -> str:
 
 async def bring_to_foreground(shell: Shell, arguments: Arguments) -> int:
     """`fg`: show a job's output, from where it was left, to its end."""
-    job = shell.jobs.find(next(iter(arguments.operands), None))
     client = await shell.client()
+    job = shell.jobs.find(next(iter(arguments.operands), None))
     shell.screen.note(job.command)
     await _continue(client, job)
     return report_ends(shell, await show_job(shell, client, job))
@@ -169,8 +169,8 @@ async def bring_to_foreground(shell: Shell, arguments: Arguments) -> int:
 
 async def continue_in_background(shell: Shell, arguments: Arguments) -> int:
     """`bg`: let a stopped job go on without showing its output."""
-    job = shell.jobs.find(next(iter(arguments.operands), None))
     client = await shell.client()
+    job = shell.jobs.find(next(iter(arguments.operands), None))
     if not await _continue(client, job):
         raise CommandError(f"job %{job.number} is not stopped")
     watch_job(shell, client, job)

@@ -9,7 +9,7 @@ from rich.table import Table
 from shell.llmsh.commands.generation import GENERATION_OPTIONS, make_spawn_options, read_count, read_nice
 from shell.llmsh.commands.jobs import report_ends, show_job, watch_job
 from shell.llmsh.errors import EXIT_ERROR, HINTS, UsageError
-from shell.llmsh.jobs import Job, Sample, parse_pid
+from shell.llmsh.jobs import Job, Sample
 from shell.llmsh.loop import Shell
 from shell.llmsh.options import Arguments, Option
 from shell.llmsh.render import Column, format_bytes, format_seconds, make_table
@@ -123,7 +123,7 @@ def make_process_table(processes: Sequence[ProcessInfo], *, with_tenant: bool) -
 async def describe(shell: Shell, arguments: Arguments) -> int:
     """`stat`: all that is known of one process."""
     client = await shell.client()
-    info = await client.stat(parse_pid(arguments.operands[0]))
+    info = await client.stat(shell.jobs.resolve_one(arguments.operands[0]))
     if shell.is_json(arguments):
         shell.screen.json(info)
         return 0
@@ -203,12 +203,12 @@ async def _for_each(
 
 async def fork(shell: Shell, arguments: Arguments) -> int:
     """`fork`: children that continue from a process's tokens so far, as a background job."""
-    pid = parse_pid(arguments.operands[0])
     try:
         count = read_count(arguments.operands[1]) if len(arguments.operands) > 1 else 1
     except ValueError as error:
         raise UsageError(f"{arguments.operands[1]!r}: {error}") from None
     client = await shell.client()
+    pid = shell.jobs.resolve_one(arguments.operands[0])
     text = await _open_text(shell, client, await client.stat(pid))
     seed = arguments["seed"]
     spawned = await client.fork(pid, count, () if seed is None else range(seed, seed + count))
@@ -219,7 +219,7 @@ async def fork(shell: Shell, arguments: Arguments) -> int:
 async def show_output(shell: Shell, arguments: Arguments) -> int:
     """`cat`: the output of a process as far as there is any."""
     client = await shell.client()
-    sample, _ = await _read_so_far(shell, client, parse_pid(arguments.operands[0]))
+    sample, _ = await _read_so_far(shell, client, shell.jobs.resolve_one(arguments.operands[0]))
     shell.screen.write(sample.text)
     shell.screen.end_line()
     return 0
@@ -228,7 +228,7 @@ async def show_output(shell: Shell, arguments: Arguments) -> int:
 async def show_end_of_output(shell: Shell, arguments: Arguments) -> int:
     """`tail`: the last lines of a process's output; with -f, also those that are still to come."""
     client = await shell.client()
-    sample, is_over = await _read_so_far(shell, client, parse_pid(arguments.operands[0]))
+    sample, is_over = await _read_so_far(shell, client, shell.jobs.resolve_one(arguments.operands[0]))
     lines = sample.text.splitlines(keepends=True)
     shell.screen.write("".join(lines[-(arguments["lines"] or DEFAULT_TAIL_LINES) :]))
     if arguments["follow"] and not is_over:
@@ -281,7 +281,7 @@ COMMANDS = (
         list_processes,
         (Option(("--all", "-a"), "everyone's processes"), JSON),
     ),
-    Command("stat", "PID", "Describe one process.", describe, (JSON,), 1, 1, "pid"),
+    Command("stat", "PID|%JOB", "Describe one process.", describe, (JSON,), 1, 1, "pid"),
     Command(
         "kill",
         "PID|%JOB...",
@@ -320,7 +320,7 @@ COMMANDS = (
     ),
     Command(
         "fork",
-        "PID [N]",
+        "PID|%JOB [N]",
         "Create N children (1 by default) that continue from a process's tokens so far, as a background job. "
         "Memory is shared copy-on-write. They keep the parent's seed, and so say the same as it, unless "
         "--seed gives them others.",
@@ -332,7 +332,7 @@ COMMANDS = (
     ),
     Command(
         "cat",
-        "PID",
+        "PID|%JOB",
         "Print a process's output as far as there is any, without waiting for more.",
         show_output,
         (),
@@ -342,7 +342,7 @@ COMMANDS = (
     ),
     Command(
         "tail",
-        "PID",
+        "PID|%JOB",
         "Print the last lines of a process's output. With -f, follow it to the end of its turn.",
         show_end_of_output,
         (

@@ -1,0 +1,80 @@
+"""What reaches the terminal."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shell.llmsh.render import Column, Screen, format_bytes, format_seconds, make_table
+from shell.llmsh.text import make_safe
+
+
+class TerminalText(io.StringIO):
+    """A string that claims to be a terminal."""
+
+    def isatty(self) -> bool:
+        """See TextIO."""
+        return True
+
+
+@given(st.text())
+def test_safe_text_cannot_drive_a_terminal(text: str) -> None:
+    """No control character but newline and tab gets through, and ordinary text is left alone."""
+    safe = make_safe(text)
+    assert not any((ord(c) < 32 and c not in "\n\t") or 127 <= ord(c) < 160 for c in safe)
+    if text.isprintable():
+        assert safe == text
+
+
+def test_model_text_is_made_safe_for_terminals_only() -> None:
+    """Escape sequences of a model are shown to a person, and passed on unchanged to a file."""
+    hostile = "a\x1b[2Jb\x07"
+    terminal, file = TerminalText(), io.StringIO()
+    Screen(terminal).write(hostile)
+    Screen(file).write(hostile)
+    assert terminal.getvalue() == "a^[[2Jb^G"
+    assert file.getvalue() == hostile
+
+
+def test_labels_cannot_drive_a_terminal() -> None:
+    """Cells come from other people's processes: control characters are shown, lines joined."""
+    terminal = TerminalText()
+    Screen(terminal).show(make_table((Column("LABEL"),), [("x\x1b]0;title\x07\ny",)]))
+    assert "^[]0;title^G y" in terminal.getvalue()
+
+
+@given(st.lists(st.tuples(st.text("abc xyz", max_size=300), st.integers(0, 10**12)), max_size=5))
+def test_tables_in_a_pipe_are_complete_and_plain(rows: list[tuple[str, int]]) -> None:
+    """Nothing is cut, coloured or padded at the end, however wide a row gets."""
+    out = io.StringIO()
+    Screen(out).show(
+        make_table((Column("NUMBER", True), Column("NAME", is_flexible=True)), [(n, t) for t, n in rows])
+    )
+    header, *lines = out.getvalue().splitlines()
+    assert header.split() == ["NUMBER", "NAME"]
+    assert "\x1b" not in out.getvalue()
+    for line, (text, number) in zip(lines, rows, strict=True):
+        assert line == line.rstrip()
+        assert line.split(maxsplit=1)[0] == str(number)
+        assert line.endswith(text.rstrip() or ("-" if not text else ""))
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 << 20, "3.0 MiB"), (5 << 40, "5.0 TiB")],
+)
+def test_sizes(size: int, text: str) -> None:
+    """Sizes are written in binary units."""
+    assert format_bytes(size) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "-"), (0.0804, "80 ms"), (3.21, "3.2 s"), (245.0, "4:05"), (7380.0, "2:03:00")],
+)
+def test_durations(seconds: float | None, text: str) -> None:
+    """Durations are written as people read them."""
+    assert format_seconds(seconds) == text
