@@ -16,8 +16,7 @@ from drivers.model.randomness import uniform
 from drivers.model.sampling_state import SamplingState
 from drivers.ops.interface import Ops
 from drivers.ops.reference import ReferenceOps
-from llmos.device import Bind
-from syscalls.sampling import Sampling, TokenLogprobs
+from llmos.device import Bind, Sampling, TokenLogprobs
 
 __all__ = ["Sampled", "Sampler", "adjust_logits", "draw", "kept_probabilities", "raw_logprobs"]
 
