@@ -92,7 +92,7 @@ async def measure_steps(num_processes: int, num_steps: int) -> float:
         began, simulated, first = time.perf_counter(), link.seconds, core.num_steps
         await pump(lambda: core.num_steps >= first + num_steps)
         seconds = (time.perf_counter() - began - (link.seconds - simulated)) / (core.num_steps - first)
-        assert len(core.queue.running) == num_processes
+        assert len(core.residents.queue.running) == num_processes
         assert not ended
         await link.aclose()
         nursery.cancel_scope.cancel()

@@ -83,7 +83,10 @@ class Report:
                 f"{row.ratio:.2f}",
                 str(row.runs),
             )
-        Console().print(table)
+        console = Console()
+        if not console.is_terminal:
+            console = Console(width=160)  # a file or a pipe: nobody scrolls, nothing is to be cut
+        console.print(table)
 
     def write_json(self, path: str) -> None:
         """Write one JSON object per line."""

@@ -50,7 +50,7 @@ class SyscallServer:
             is_admin=peer.uid in (0, os.getuid()),
             stream=FrameStream(stream),
             system=system,
-            dispatcher=self._dispatcher,
+            carry_out=self._dispatcher.carry_out,
         )
         self._next_session += 1
         system.num_sessions += 1

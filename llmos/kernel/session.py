@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import attrs
 import msgspec
@@ -38,12 +37,11 @@ from syscalls.codec import (
 )  # fmt: skip
 from syscalls.errno import Errno, SyscallError
 
-if TYPE_CHECKING:
-    from llmos.kernel.dispatch import Dispatcher
-
 log = structlog.get_logger("session")
 
 Undo = Callable[[], None]
+CarryOut = Callable[["Session", Call, trio.Nursery], None]
+"""Answers a call through `Session.reply`, now or later; the nursery is for what needs a task."""
 
 
 @attrs.define(eq=False)
@@ -59,7 +57,7 @@ class Session:
     is_admin: bool
     stream: FrameStream
     system: System
-    dispatcher: Dispatcher
+    carry_out: CarryOut
     _parked: dict[int, Undo] = attrs.field(factory=dict)
     _outgoing: list[bytes] = attrs.field(factory=list)
     _num_outgoing_bytes: int = 0
@@ -110,7 +108,7 @@ class Session:
             return
         if not isinstance(message, Call):
             raise msgspec.ValidationError("Hello comes once, at the start")
-        self.dispatcher.carry_out(self, message, nursery)
+        self.carry_out(self, message, nursery)
 
     async def _shake_hands(self) -> list[bytes] | None:
         """Open the session; return the payloads that came with Hello, or None: there is no session."""

@@ -70,7 +70,7 @@ class System:
                 Errno.EAGAIN, f"device {name} is {self.hosts[name].state.value}; the model is not ready"
             )
         if (
-            len(core.queue.waiting) + len(core.mailbox) >= self.max_waiting
+            len(core.residents.queue.waiting) + len(core.mailbox) >= self.max_waiting
         ):  # both wait: in line, or to join it
             raise SyscallError(
                 Errno.EAGAIN, f"{self.max_waiting} processes wait on {name}, the most that may"
@@ -181,7 +181,7 @@ class System:
         now = trio.current_time()
         resident = shared = 0
         if process.space is not None:
-            switch = self.core_of(process).switch
+            switch = self.core_of(process).residents.switch
             assert switch is not None
             resident, shared = switch.vmm.resident_bytes(process.space)
         return ProcessInfo(

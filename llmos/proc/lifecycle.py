@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import attrs
 
 from llmos.errors import KernelPanic
 
-if TYPE_CHECKING:
-    from llmos.proc.pcb import Process
+
+class Movable(Protocol):
+    """The part of a process that this module writes."""
+
+    @property
+    def pid(self) -> int: ...
+
+    state: ProcState
+    blocked_on: BlockReason | None
 
 
 class ProcState(enum.Enum):
@@ -54,7 +61,7 @@ TRANSITIONS: dict[ProcState, frozenset[ProcState]] = {
 }
 
 
-def move(process: Process, state: ProcState, blocked_on: BlockReason | None = None) -> None:
+def move(process: Movable, state: ProcState, blocked_on: BlockReason | None = None) -> None:
     """Move a process to `state`. Mutates it.
 
     Raises:

@@ -6,40 +6,38 @@ They run between steps, in the Core's own task, and are synchronous: a command i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, assert_never
+from typing import assert_never
 
 import trio
 
-from llmos.proc.lifecycle import BlockReason, Input, Prefill, ProcState, move
+from llmos.proc.lifecycle import Input, Prefill, ProcState, move
 from llmos.proc.pcb import Process
 from llmos.sched.messages import Command, Cont, Fork, Kill, Renice, Stop, WriteInput
+from llmos.sched.residents import Residents
 from syscalls.errno import Errno, SyscallError
 from syscalls.process import ExitStatus
 
-if TYPE_CHECKING:
-    from llmos.sched.core import Core
 
-
-def carry_out(core: Core, command: Command) -> None:
-    """Carry one command out and report its outcome."""
+def carry_out(residents: Residents, command: Command, context: int) -> None:
+    """Carry one command out and report its outcome; `context` is the model's limit in tokens."""
     try:
         match command:
             case Kill(process, message, _):
-                core.terminate(process, ExitStatus("killed", message=message))
+                residents.terminate(process, ExitStatus("killed", message=message))
             case Stop(process, _):
-                stop(core, process)
+                stop(residents, process)
             case Cont(process, _):
-                cont(core, process)
+                cont(residents, process)
             case Renice(process, nice, _):
                 if process.state is ProcState.ZOMBIE:
                     process.nice = nice
                 else:
-                    core.queue.renice(process, nice)
-                    core.admission_is_due = True
+                    residents.queue.renice(process, nice)
+                    residents.admission_is_due = True
             case WriteInput(process, tokens, max_tokens, _):
-                write_input(core, process, tokens, max_tokens)
+                write_input(residents, process, tokens, max_tokens, context)
             case Fork(parent, children, _):
-                fork(core, parent, children)
+                fork(residents, parent, children)
             case _:
                 assert_never(command)
     except SyscallError as error:
@@ -48,24 +46,16 @@ def carry_out(core: Core, command: Command) -> None:
         command.done(None)
 
 
-def block_reason(process: Process) -> BlockReason:
-    """What a process that goes BLOCKED now waits for."""
-    if process.turn_is_over:
-        return Input()
-    assert process.parent is not None
-    return Prefill(process.parent)
-
-
-def enqueue(core: Core, processes: Sequence[Process]) -> None:
+def enqueue(residents: Residents, processes: Sequence[Process]) -> None:
     """Take new processes in: the elder is ready, its heirs wait for its prefill."""
     elder, *heirs = processes
     move(elder, ProcState.READY)
     elder.heirs = heirs
-    core.queue.add(elder)
+    residents.queue.add(elder)
     for heir in heirs:
         move(heir, ProcState.BLOCKED, Prefill(elder.pid))
-        core.queue.add(heir)
-    core.admission_is_due = True
+        residents.queue.add(heir)
+    residents.admission_is_due = True
 
 
 def _refuse_zombie(process: Process) -> None:
@@ -73,33 +63,33 @@ def _refuse_zombie(process: Process) -> None:
         raise SyscallError(Errno.EBUSY, f"process {process.pid} has exited")
 
 
-def stop(core: Core, process: Process) -> None:
+def stop(residents: Residents, process: Process) -> None:
     """Keep a process from running; its memory and the samples in flight stay its own."""
     _refuse_zombie(process)
     if process.state is ProcState.STOPPED:
         return
-    core.set_state(process, ProcState.STOPPED)
-    if process.heirs and core.switch is not None:
-        core.release_heirs(process)  # they must not wait for someone who does not run
-    core.admission_is_due = True
+    residents.set_state(process, ProcState.STOPPED)
+    if process.heirs and residents.switch is not None:
+        residents.release_heirs(process)  # they must not wait for someone who does not run
+    residents.admission_is_due = True
 
 
-def cont(core: Core, process: Process) -> None:
+def cont(residents: Residents, process: Process) -> None:
     """Let a stopped process go on."""
     if process.state is not ProcState.STOPPED:
         raise SyscallError(Errno.EBUSY, f"process {process.pid} is {process.describe_state}, not STOPPED")
-    core.set_state(process, ProcState.BLOCKED if process.turn_is_over else ProcState.READY)
-    core.admission_is_due = True
+    residents.set_state(process, ProcState.BLOCKED if process.turn_is_over else ProcState.READY)
+    residents.admission_is_due = True
 
 
-def write_input(core: Core, process: Process, tokens: tuple[int, ...], max_tokens: int | None) -> None:
+def write_input(
+    residents: Residents, process: Process, tokens: tuple[int, ...], max_tokens: int | None, context: int
+) -> None:
     """Start the next turn of a process that waits for input."""
     if not (process.interactive and process.turn_is_over) or process.state is ProcState.ZOMBIE:
         raise SyscallError(
             Errno.EBUSY, f"process {process.pid} is {process.describe_state}; it does not wait for input"
         )
-    assert core.loaded is not None
-    context = core.loaded.model.max_model_len
     length = len(process.tokens) + len(tokens)
     if length + (max_tokens or 1) > context:
         raise SyscallError(
@@ -115,11 +105,11 @@ def write_input(core: Core, process: Process, tokens: tuple[int, ...], max_token
     process.status = None
     process.bound = False
     if process.state is ProcState.BLOCKED:
-        core.set_state(process, ProcState.READY)
-    core.admission_is_due = True
+        residents.set_state(process, ProcState.READY)
+    residents.admission_is_due = True
 
 
-def fork(core: Core, parent: Process, children: Sequence[Process]) -> None:
+def fork(residents: Residents, parent: Process, children: Sequence[Process]) -> None:
     """Give children the parent's history as known now; memory is shared copy-on-write."""
     _refuse_zombie(parent)
     for child in children:
@@ -131,12 +121,12 @@ def fork(core: Core, parent: Process, children: Sequence[Process]) -> None:
         child.num_prompt_tokens = parent.num_prompt_tokens
         child.status = parent.status
         child.nice = parent.nice
-        if parent.space is not None and core.switch is not None:
+        if parent.space is not None and residents.switch is not None:
             shared = min(parent.num_scheduled, len(parent.tokens) - 1)
-            core.share_if_room(parent, child, shared)
+            residents.share_if_room(parent, child, shared)
         if child.turn_is_over:
             move(child, ProcState.BLOCKED, Input())
         else:
             move(child, ProcState.READY)
-        core.queue.add(child)
-    core.admission_is_due = True
+        residents.queue.add(child)
+    residents.admission_is_due = True

@@ -12,25 +12,22 @@ from collections import deque
 from collections.abc import Callable
 
 import attrs
-import structlog
 import trio
 
 from llmos.device import DriverLink, DriverLost, KVFormat, Loaded, Row, Step, StepDone
-from llmos.errors import OutOfFrames, OutOfSpaces
+from llmos.errors import OutOfFrames
 from llmos.ipc.mailbox import Mailbox
 from llmos.mm.vmm import VMM, VmmStatistics
 from llmos.params import STEPS_IN_FLIGHT
-from llmos.proc.lifecycle import ProcState, move
+from llmos.proc.lifecycle import ProcState
 from llmos.proc.pcb import Pid, Process
 from llmos.sched import commands
 from llmos.sched.batch import BatchLimits, compose
 from llmos.sched.messages import DriverDown, DriverUp, Enqueue, Message, StepFinished
 from llmos.sched.policy import ResidencyPolicy
-from llmos.sched.runqueue import RunQueue
+from llmos.sched.residents import Residents
 from llmos.sched.switch import ContextSwitch
 from syscalls.process import ExitStatus
-
-log = structlog.get_logger("core")
 
 
 @attrs.frozen
@@ -85,20 +82,14 @@ class Core:
         # Unbounded: senders are syscalls and one driver, bounded by the process table and steps in flight.
         self.mailbox: Mailbox[Message] = Mailbox(math.inf)
         self.loaded: Loaded | None = None
-        self.policy = policy
+        self.residents = Residents(device=name, policy=policy, max_running=max_running, on_exit=on_exit)
         self.limits = limits
-        self.max_running = max_running
         self.max_spaces = max_spaces
         self.prefix_cache = prefix_cache
-        self.switch: ContextSwitch | None = None
-        self.queue = RunQueue(self._frames_needed)
-        self.on_exit = on_exit
-        self.admission_is_due = False
         self._link: DriverLink | None = None
         self._in_flight: deque[InFlight] = deque()
         self._step_id = 0
-        self.num_steps = self.num_prompt_tokens = self.num_cached_tokens = 0
-        self.num_output_tokens = self.num_preemptions = 0
+        self.num_steps = self.num_prompt_tokens = self.num_output_tokens = 0
         self.device_seconds = 0.0
 
     # --- the loop ----------------------------------------------------------------------------------------
@@ -127,27 +118,28 @@ class Core:
             case StepFinished(result):
                 self._apply(result)
             case Enqueue(processes):
-                commands.enqueue(self, processes)
+                commands.enqueue(self.residents, processes)
             case DriverUp(link, loaded):
                 self._attach(link, loaded)
             case DriverDown(reason, is_final):
                 self._detach(reason, is_final)
             case _:
-                commands.carry_out(self, message)
+                commands.carry_out(self.residents, message, self._context_limit())
 
     # --- planning ----------------------------------------------------------------------------------------
 
     def _plan(self) -> Step | None:
         """Compose the next step, map its memory, and account for it; None when nobody can run."""
-        assert self.switch is not None
-        switch, vmm = self.switch, self.switch.vmm
-        if self.admission_is_due:
-            self._admit()
+        residents, switch = self.residents, self.residents.switch
+        assert switch is not None
+        vmm = switch.vmm
+        if residents.admission_is_due:
+            residents.admit()
         rows: list[Row] = []
         entries: list[tuple[Process, int, int, bool]] = []
         placed: set[Pid] = set()
         elders: list[Process] = []
-        for share in compose(self.queue.running, self.limits):
+        for share in compose(residents.queue.running, self.limits):
             process = share.process
             if process.state is not ProcState.RUNNING:
                 continue  # gave its memory up for one before it in this very step
@@ -158,7 +150,7 @@ class Core:
             try:
                 vmm.grow(space, start, end)
             except OutOfFrames:
-                if not self._make_room(process, start, end, placed):
+                if not residents.make_room(process, start, end, placed):
                     continue
             if not process.bound:
                 switch.bind(process)
@@ -182,89 +174,8 @@ class Core:
         step = Step(self._step_id, switch.take_edits(), tuple(rows))
         # Only now: the heirs' mappings must ride on the next step, since this one still writes those pages.
         for elder in elders:
-            self.release_heirs(elder)
+            residents.release_heirs(elder)
         return step
-
-    def _admit(self) -> None:
-        """Let waiting processes run as the policy says."""
-        assert self.switch is not None
-        self.admission_is_due = False
-        while self.queue.waiting:
-            statistics = self.switch.vmm.statistics()
-            view = self.queue.view(statistics.num_free + statistics.num_cached, self.max_running)
-            pids = self.policy.admit(view)
-            for pid in pids:
-                process = self.queue.members[Pid(pid)]
-                first_time = process.first_step_at is None and process.space is None
-                try:
-                    self.switch.switch_in(process)
-                except OutOfSpaces:
-                    pids = []
-                    break
-                if first_time:
-                    self.num_cached_tokens += process.num_cached_tokens
-                self.set_state(process, ProcState.RUNNING)
-            if pids or len(self.queue.running) >= self.max_running:
-                return
-            # Nobody fits. Memory of those that do not run (stopped, waiting for input) is given up first.
-            head = self.queue.waiting[0]
-            idle = [p for p in self.queue.members.values() if p.space and p.state is not ProcState.RUNNING]
-            if not any(p is not head for p in idle):
-                return
-            victim = self.policy.victim(self.queue.view(0, self.max_running), head.pid)
-            if victim is None or self.queue.members[Pid(victim)].state is ProcState.RUNNING:
-                return
-            self._preempt(self.queue.members[Pid(victim)])
-
-    def _make_room(self, process: Process, start: int, end: int, placed: set[Pid]) -> bool:
-        """Preempt by policy until the process can grow; False when it gave its own memory up."""
-        assert self.switch is not None
-        assert process.space is not None
-        while True:
-            view = self.queue.view(0, self.max_running, excluding=placed)
-            victim = self.policy.victim(view, process.pid)
-            if victim is None:
-                self._preempt(process)
-                return False
-            self._preempt(self.queue.members[Pid(victim)])
-            try:
-                self.switch.vmm.grow(process.space, start, end)
-            except OutOfFrames:
-                continue
-            return True
-
-    def _preempt(self, process: Process) -> None:
-        """Take a process's memory; if it ran, it waits to run again."""
-        assert self.switch is not None
-        self.switch.switch_out(process)
-        process.num_preemptions += 1
-        self.num_preemptions += 1
-        if process.state is ProcState.RUNNING:
-            self.set_state(process, ProcState.READY)
-        self.admission_is_due = True
-        log.info("preempt", device=self.name, pid=process.pid, num_tokens=len(process.tokens))
-
-    def release_heirs(self, elder: Process) -> None:
-        """Let the siblings that wait for this prefill go on, over its pages where they are there."""
-        assert self.switch is not None
-        for heir in elder.heirs:
-            if heir.state is ProcState.ZOMBIE:
-                continue
-            if heir.space is None and elder.space is not None:
-                self.share_if_room(elder, heir, min(elder.num_scheduled, len(heir.tokens) - 1))
-            if heir.state is ProcState.BLOCKED:
-                self.set_state(heir, ProcState.READY)
-        elder.heirs = []
-        self.admission_is_due = True
-
-    def share_if_room(self, elder: Process, heir: Process, num_tokens: int) -> None:
-        """Let `heir` start from the elder's pages; without a free space, from the prefix index later."""
-        assert self.switch is not None
-        if num_tokens > 0:
-            try:
-                self.switch.share(elder, heir, num_tokens)
-            except OutOfSpaces:
-                log.info("fork_without_space", device=self.name, pid=heir.pid)
 
     # --- results -----------------------------------------------------------------------------------------
 
@@ -281,7 +192,7 @@ class Core:
             if process.epoch != epoch:
                 continue
             if faults and i in faults:
-                self.terminate(process, ExitStatus("error", message=faults[i]), is_clean=False)
+                self.residents.terminate(process, ExitStatus("error", message=faults[i]), is_clean=False)
                 continue
             self.num_prompt_tokens += max(0, min(end, process.turn_start) - process.num_computed)
             process.num_computed = end
@@ -300,56 +211,22 @@ class Core:
                 process.first_token_at = now
             self.num_output_tokens += 1
             if token in process.stop_tokens:
-                self._end_turn(process, ExitStatus("stop", stop_token=token))
+                self.residents.end_turn(process, ExitStatus("stop", stop_token=token))
             elif process.num_turn_output >= process.max_tokens:
-                self._end_turn(process, ExitStatus("length"))
+                self.residents.end_turn(process, ExitStatus("length"))
             elif process.readers:
                 woken.append(process)
         for process in woken:
             process.wake_readers()
 
-    def _end_turn(self, process: Process, status: ExitStatus) -> None:
-        if not process.interactive:
-            self.terminate(process, status)
-            return
-        # A step in flight may compute the end token's position: valid memory, but its sample is not wanted.
-        process.epoch += 1
-        process.num_pending = 0
-        process.num_scheduled = process.num_computed = min(process.num_scheduled, len(process.tokens))
-        process.bound = False
-        process.status = status
-        if process.state is not ProcState.STOPPED:
-            self.set_state(process, ProcState.BLOCKED)
-        self.admission_is_due = True
-        process.wake_readers()
-
-    def terminate(self, process: Process, status: ExitStatus, *, is_clean: bool = True) -> None:
-        """End a process in whatever state; its memory is free on return. Does nothing to a zombie."""
-        if process.state is ProcState.ZOMBIE:
-            return
-        if self.switch is not None:
-            if process.heirs:
-                self.release_heirs(process)
-            self.switch.switch_out(process, is_clean=is_clean)
-        self.queue.forget(process)
-        move(process, ProcState.ZOMBIE)
-        process.status = status
-        process.ended_at = trio.current_time()
-        self.admission_is_due = True
-        self.on_exit(process)
-        process.wake_readers()
-        callbacks, process.exit_callbacks = process.exit_callbacks, []
-        for callback in callbacks:
-            callback(process)
-
     # --- the device comes and goes -----------------------------------------------------------------------
 
     def _attach(self, link: DriverLink, loaded: Loaded) -> None:
-        if self.switch is None or self.loaded is None or self.loaded.kv != loaded.kv:
-            self.switch = ContextSwitch(self._new_vmm(loaded.kv, loaded))
+        if self.loaded is None or self.loaded.kv != loaded.kv or self.loaded.num_frames != loaded.num_frames:
+            self.residents.switch = ContextSwitch(self._new_vmm(loaded.kv, loaded))
         self.loaded = loaded
         self._link = link
-        self.admission_is_due = True
+        self.residents.admission_is_due = True
 
     def _new_vmm(self, kv: KVFormat, loaded: Loaded) -> VMM:
         return VMM(
@@ -364,30 +241,14 @@ class Core:
         """The device's memory is lost, no process is: they recompute when a driver is back."""
         self._link = None
         self._in_flight.clear()
-        for process in list(self.queue.members.values()):
-            process.space = None
-            process.epoch += 1
-            process.num_pending = process.num_scheduled = process.num_computed = 0
-            process.bound = False
-            if process.state is ProcState.RUNNING:
-                self.set_state(process, ProcState.READY)
-        if self.switch is not None:
-            self.switch.reset()
+        self.residents.lose_memory()
         if is_final:
-            for process in list(self.queue.members.values()):
-                self.terminate(process, ExitStatus("error", message=f"device {self.name} is lost: {reason}"))
+            for process in list(self.residents.queue.members.values()):
+                self.residents.terminate(
+                    process, ExitStatus("error", message=f"device {self.name} is lost: {reason}")
+                )
 
     # --- small things ------------------------------------------------------------------------------------
-
-    def set_state(self, process: Process, state: ProcState) -> None:
-        """Move a process and keep the queue in step."""
-        self.queue.take(process)
-        move(process, state, commands.block_reason(process) if state is ProcState.BLOCKED else None)
-        self.queue.add(process)
-
-    def _frames_needed(self, process: Process) -> int:
-        assert self.switch is not None
-        return self.switch.frames_needed(process)
 
     def oldest_issue_time(self) -> float | None:
         """When the oldest unanswered step was issued, on the kernel's clock; None: nothing is in flight."""
@@ -395,24 +256,19 @@ class Core:
 
     def statistics(self) -> CoreStatistics:
         """Count what is there. Cheap: nothing is walked."""
+        residents = self.residents
         return CoreStatistics(
-            num_processes=len(self.queue.members),
-            num_running=len(self.queue.running),
-            num_waiting=len(self.queue.waiting),
+            num_processes=len(residents.queue.members),
+            num_running=len(residents.queue.running),
+            num_waiting=len(residents.queue.waiting),
             num_steps=self.num_steps,
             num_prompt_tokens=self.num_prompt_tokens,
-            num_cached_tokens=self.num_cached_tokens,
+            num_cached_tokens=residents.num_cached_tokens,
             num_output_tokens=self.num_output_tokens,
-            num_preemptions=self.num_preemptions,
+            num_preemptions=residents.num_preemptions,
             device_seconds=self.device_seconds,
-            memory=self.switch.vmm.statistics() if self.switch else None,
+            memory=residents.switch.vmm.statistics() if residents.switch else None,
         )
 
-    def check_integrity(self) -> None:
-        """Raise AssertionError where queue, processes and memory contradict each other."""
-        for process in self.queue.members.values():
-            process.check_integrity()
-        assert all(p.state is ProcState.READY for p in self.queue.waiting)
-        assert all(p.state is ProcState.RUNNING and p.space for p in self.queue.running)
-        if self.switch is not None:
-            self.switch.vmm.check_integrity()
+    def _context_limit(self) -> int:
+        return self.loaded.model.max_model_len if self.loaded else 0

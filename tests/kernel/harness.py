@@ -41,7 +41,7 @@ class RunningKernel:
     def check_integrity(self) -> None:
         """No invariant is broken on any device, on either side of the driver protocol."""
         for core in self.system.cores.values():
-            core.check_integrity()
+            core.residents.check_integrity()
         for drivers in self.sims.values():
             for driver in drivers:
                 assert driver.violations == []
@@ -51,7 +51,7 @@ class RunningKernel:
         assert list(self.system.table) == []
         for core in self.system.cores.values():
             statistics = core.statistics()
-            assert core.queue.members == {}
+            assert core.residents.queue.members == {}
             assert statistics.memory is not None
             assert statistics.memory.num_spaces == 0
             assert statistics.memory.num_free + statistics.memory.num_cached == statistics.memory.num_frames

@@ -1,0 +1,207 @@
+"""Residency on one device: who holds memory, who runs, and how a process leaves.
+
+The sched/core actor owns one of these and changes it between steps; nothing here waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import attrs
+import structlog
+import trio
+
+from llmos.errors import OutOfFrames, OutOfSpaces
+from llmos.proc.lifecycle import BlockReason, Input, Prefill, ProcState, move
+from llmos.proc.pcb import Pid, Process
+from llmos.sched.policy import ResidencyPolicy
+from llmos.sched.runqueue import RunQueue
+from llmos.sched.switch import ContextSwitch
+from syscalls.process import ExitStatus
+
+log = structlog.get_logger("residents")
+
+
+@attrs.define(eq=False, kw_only=True)
+class Residents:
+    """The processes of one device and their memory.
+
+    Args:
+        device: its name.
+        policy: who is resident.
+        max_running: most processes that run at once.
+        on_exit: called with each process as it becomes a zombie.
+    """
+
+    device: str
+    policy: ResidencyPolicy
+    max_running: int
+    on_exit: Callable[[Process], None]
+    switch: ContextSwitch | None = None  # None until a driver has loaded a model
+    queue: RunQueue = attrs.field(init=False)
+    admission_is_due: bool = False  # something changed: the policy is to be asked
+    num_preemptions: int = 0
+    num_cached_tokens: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        self.queue = RunQueue(self._frames_needed)
+
+    # --- in and out of memory -----------------------------------------------------------------------------
+
+    def admit(self) -> None:
+        """Let waiting processes run as the policy says."""
+        assert self.switch is not None
+        self.admission_is_due = False
+        while self.queue.waiting:
+            statistics = self.switch.vmm.statistics()
+            view = self.queue.view(statistics.num_free + statistics.num_cached, self.max_running)
+            pids = self.policy.admit(view)
+            for pid in pids:
+                process = self.queue.members[Pid(pid)]
+                first_time = process.first_step_at is None and process.space is None
+                try:
+                    self.switch.switch_in(process)
+                except OutOfSpaces:
+                    pids = []
+                    break
+                if first_time:
+                    self.num_cached_tokens += process.num_cached_tokens
+                self.set_state(process, ProcState.RUNNING)
+            if pids or len(self.queue.running) >= self.max_running:
+                return
+            # Nobody fits. Memory of those that do not run (stopped, waiting for input) is given up first.
+            head = self.queue.waiting[0]
+            idle = [p for p in self.queue.members.values() if p.space and p.state is not ProcState.RUNNING]
+            if not any(p is not head for p in idle):
+                return
+            victim = self.policy.victim(self.queue.view(0, self.max_running), head.pid)
+            if victim is None or self.queue.members[Pid(victim)].state is ProcState.RUNNING:
+                return
+            self.preempt(self.queue.members[Pid(victim)])
+
+    def make_room(self, process: Process, start: int, end: int, placed: set[Pid]) -> bool:
+        """Preempt by policy until the process can grow; False when it gave its own memory up."""
+        assert self.switch is not None
+        assert process.space is not None
+        while True:
+            view = self.queue.view(0, self.max_running, excluding=placed)
+            victim = self.policy.victim(view, process.pid)
+            if victim is None:
+                self.preempt(process)
+                return False
+            self.preempt(self.queue.members[Pid(victim)])
+            try:
+                self.switch.vmm.grow(process.space, start, end)
+            except OutOfFrames:
+                continue
+            return True
+
+    def preempt(self, process: Process) -> None:
+        """Take a process's memory; if it ran, it waits to run again."""
+        assert self.switch is not None
+        self.switch.switch_out(process)
+        process.num_preemptions += 1
+        self.num_preemptions += 1
+        if process.state is ProcState.RUNNING:
+            self.set_state(process, ProcState.READY)
+        self.admission_is_due = True
+        log.info("preempt", device=self.device, pid=process.pid, num_tokens=len(process.tokens))
+
+    def release_heirs(self, elder: Process) -> None:
+        """Let the siblings that wait for this prefill go on, over its pages where they are there."""
+        assert self.switch is not None
+        for heir in elder.heirs:
+            if heir.state is ProcState.ZOMBIE:
+                continue
+            if heir.space is None and elder.space is not None:
+                self.share_if_room(elder, heir, min(elder.num_scheduled, len(heir.tokens) - 1))
+            if heir.state is ProcState.BLOCKED:
+                self.set_state(heir, ProcState.READY)
+        elder.heirs = []
+        self.admission_is_due = True
+
+    def share_if_room(self, elder: Process, heir: Process, num_tokens: int) -> None:
+        """Let `heir` start from the elder's pages; without a free space, from the prefix index later."""
+        assert self.switch is not None
+        if num_tokens > 0:
+            try:
+                self.switch.share(elder, heir, num_tokens)
+            except OutOfSpaces:
+                log.info("fork_without_space", device=self.device, pid=heir.pid)
+
+    # --- the end of a turn, and of a process --------------------------------------------------------------
+
+    def end_turn(self, process: Process, status: ExitStatus) -> None:
+        if not process.interactive:
+            self.terminate(process, status)
+            return
+        # A step in flight may compute the end token's position: valid memory, but its sample is not wanted.
+        process.epoch += 1
+        process.num_pending = 0
+        process.num_scheduled = process.num_computed = min(process.num_scheduled, len(process.tokens))
+        process.bound = False
+        process.status = status
+        if process.state is not ProcState.STOPPED:
+            self.set_state(process, ProcState.BLOCKED)
+        self.admission_is_due = True
+        process.wake_readers()
+
+    def terminate(self, process: Process, status: ExitStatus, *, is_clean: bool = True) -> None:
+        """End a process in whatever state; its memory is free on return. Does nothing to a zombie."""
+        if process.state is ProcState.ZOMBIE:
+            return
+        if self.switch is not None:
+            if process.heirs:
+                self.release_heirs(process)
+            self.switch.switch_out(process, is_clean=is_clean)
+        self.queue.forget(process)
+        move(process, ProcState.ZOMBIE)
+        process.status = status
+        process.ended_at = trio.current_time()
+        self.admission_is_due = True
+        self.on_exit(process)
+        process.wake_readers()
+        callbacks, process.exit_callbacks = process.exit_callbacks, []
+        for callback in callbacks:
+            callback(process)
+
+    def lose_memory(self) -> None:
+        """The device's memory is gone, no process is: they recompute when a driver is back."""
+        for process in list(self.queue.members.values()):
+            process.space = None
+            process.epoch += 1
+            process.num_pending = process.num_scheduled = process.num_computed = 0
+            process.bound = False
+            if process.state is ProcState.RUNNING:
+                self.set_state(process, ProcState.READY)
+        if self.switch is not None:
+            self.switch.reset()
+
+    # --- small things -------------------------------------------------------------------------------------
+
+    def set_state(self, process: Process, state: ProcState) -> None:
+        """Move a process and keep the queue in step."""
+        self.queue.take(process)
+        move(process, state, block_reason(process) if state is ProcState.BLOCKED else None)
+        self.queue.add(process)
+
+    def _frames_needed(self, process: Process) -> int:
+        assert self.switch is not None
+        return self.switch.frames_needed(process)
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError where queue, processes and memory contradict each other."""
+        for process in self.queue.members.values():
+            process.check_integrity()
+        assert all(p.state is ProcState.READY for p in self.queue.waiting)
+        assert all(p.state is ProcState.RUNNING and p.space for p in self.queue.running)
+        if self.switch is not None:
+            self.switch.vmm.check_integrity()
+
+
+def block_reason(process: Process) -> BlockReason:
+    """What a process that goes BLOCKED now waits for."""
+    if process.turn_is_over:
+        return Input()
+    assert process.parent is not None
+    return Prefill(process.parent)
