@@ -238,7 +238,7 @@ class VmmMachine(RuleBasedStateMachine):
 
 
 TestVmm = VmmMachine.TestCase
-TestVmm.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestVmm.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 
 
 def new_vmm(num_frames: int = NUM_FRAMES, *, prefix_cache: bool = True) -> VMM:
@@ -272,6 +272,19 @@ def test_a_shared_page_that_is_overwritten_from_its_start_is_not_copied() -> Non
     assert vmm.statistics().num_copies == 0
     assert child.page_table.entries[0] == parent.page_table.entries[0]
     assert child.page_table.entries[1] != parent.page_table.entries[1]
+
+
+@pytest.mark.parametrize("start", range(4, 9))
+def test_a_copy_is_made_exactly_where_a_page_is_kept_in_part(start: int) -> None:
+    """Writing inside a shared page copies it first; writing at a page's first token does not."""
+    vmm = new_vmm()
+    parent = vmm.open_space("alice")
+    vmm.grow(parent, 0, 8)
+    child = vmm.fork_space(parent, 8, "alice")
+    vmm.take_edits()
+    vmm.grow(child, start, start + 1)
+    is_inside = start % KV.tokens_per_page != 0
+    assert [type(edit) for edit in vmm.take_edits()] == [CopyPage, Map][not is_inside :]
 
 
 def test_a_grown_run_is_a_run_of_frames_in_each_segment() -> None:
