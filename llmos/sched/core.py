@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 
 import attrs
+import structlog
 import trio
 
 from llmos.device import DriverLink, DriverLost, KVFormat, Loaded, Row, Step, StepDone
@@ -28,6 +29,8 @@ from llmos.sched.policy import ResidencyPolicy
 from llmos.sched.residents import Residents
 from llmos.sched.switch import ContextSwitch
 from syscalls.process import ExitStatus
+
+log = structlog.get_logger("core")
 
 
 @attrs.frozen
@@ -181,8 +184,12 @@ class Core:
 
     def _apply(self, result: StepDone) -> None:
         """Account for a finished step and hand its tokens out."""
+        if not self._is_answer(result):
+            log.error("driver_out_of_step", device=self.name, step=result.id)
+            if self._link is not None:
+                self._link.kill()  # it is not to be trusted; DriverDown follows
+            return
         step = self._in_flight.popleft()
-        assert step.id == result.id, (step.id, result.id)
         self.num_steps += 1
         self.device_seconds += result.seconds
         now = trio.current_time()
@@ -199,7 +206,9 @@ class Core:
             if not sample:
                 continue
             token = result.tokens[i]
-            assert token is not None
+            if token is None:
+                self.residents.terminate(process, ExitStatus("error", message="the driver sampled no token"))
+                continue
             process.num_pending -= 1
             process.tokens.append(token)
             process.output.append(token)
@@ -218,6 +227,13 @@ class Core:
                 woken.append(process)
         for process in woken:
             process.wake_readers()
+
+    def _is_answer(self, result: StepDone) -> bool:
+        """Does a result answer the oldest step in flight, row by row?"""
+        if not self._in_flight:
+            return False
+        step = self._in_flight[0]
+        return result.id == step.id and len(result.tokens) == len(step.entries)
 
     # --- the device comes and goes -----------------------------------------------------------------------
 

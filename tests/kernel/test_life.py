@@ -10,7 +10,7 @@ import trio
 
 from drivers.sim import SimDriver, SimFaults
 from drivers.sim_model import SimModel
-from llmos.device import CostModel
+from llmos.device import CostModel, FromDriver, StepDone
 from syscalls.client import open_client
 from syscalls.errno import Errno, SyscallError
 from syscalls.sampling import Sampling
@@ -373,3 +373,26 @@ async def test_zero_latency_device(autojump_clock, tmp_path: Path) -> None:
         for pid in pids:
             assert (await read_all(kernel.client, pid))[0] == MODEL.expected_tokens(PROMPT, 50)
             await kernel.client.wait(pid)
+
+
+async def test_a_driver_answers_out_of_step(autojump_clock, tmp_path: Path) -> None:
+    """A driver that answers a step that was not asked is killed and restarted; its processes cannot tell."""
+
+    class Confused(SimDriver):
+        async def receive(self) -> FromDriver:
+            message = await super().receive()
+            if isinstance(message, StepDone) and message.id == 5:
+                return StepDone(77, message.tokens, message.seconds)
+            return message
+
+    lives = iter([Confused, SimDriver])
+
+    def make(name: str) -> SimDriver:
+        return next(lives)(name=name)
+
+    async with running_kernel(tmp_path, make) as kernel:
+        (pid,) = (await kernel.client.spawn(PROMPT, max_tokens=20)).pids
+        assert (await read_all(kernel.client, pid))[0] == MODEL.expected_tokens(PROMPT, 20)
+        await kernel.client.wait(pid)
+        (device,) = await kernel.client.devices()
+        assert device.num_restarts == 1
