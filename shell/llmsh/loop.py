@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -162,6 +163,8 @@ class Shell:
         except BrokenPipeError:
             self.is_exiting = True
             self.status = EXIT_BROKEN_PIPE
+        except Exception:  # a fault of ours must not take the shell's other processes along
+            self.fail(f"{name}: internal error\n{traceback.format_exc()}", EXIT_ERROR)
 
     def fail(self, message: object, status: int) -> None:
         """Report a failure."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import queue
 import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from shell.llmsh.connection import Connection
 from shell.llmsh.errors import EXIT_BROKEN_PIPE, EXIT_USAGE
 from shell.llmsh.loop import Shell
 from shell.llmsh.render import Screen
-from shell.llmsh.terminal import PipeTerminal, PromptTerminal, Terminal
+from shell.llmsh.terminal import PipeTerminal, PromptTerminal, Terminal, repair
 from syscalls.paths import default_socket_path
 
 
@@ -54,7 +56,7 @@ def read_settings(argv: Sequence[str]) -> Settings:
     parser.add_argument("-c", dest="commands", metavar="COMMANDS", help="run these commands and exit")
     parser.add_argument("script", nargs="?", type=Path, help="run the commands in this file and exit")
     arguments = parser.parse_args(argv)
-    script = arguments.commands
+    script = None if arguments.commands is None else repair(arguments.commands)
     if arguments.script is not None:
         if script is not None:
             parser.error("-c and a script file exclude each other")
@@ -92,54 +94,70 @@ async def run_shell(
 async def _run_in_pipe(settings: Settings) -> int:
     token = trio.lowlevel.current_trio_token()
 
+    on_interrupt = _Relay()
+    signal.signal(signal.SIGINT, on_interrupt)
+
     def on_start(shell: Shell) -> None:
-        signal.signal(signal.SIGINT, lambda *_: token.run_sync_soon(shell.interrupt))
+        on_interrupt.connect(token, shell.interrupt)
 
     return await run_shell(settings, PipeTerminal(), Screen(), on_start)
 
 
 def _run_at_prompt(settings: Settings) -> int:
     """Keep the main thread for the prompt and its signals, and run the shell in a second one."""
-    started = threading.Event()
-    result: list[outcome.Outcome[int]] = []
-    terminals: list[PromptTerminal] = []
+    started: queue.SimpleQueue[PromptTerminal | None] = queue.SimpleQueue()
+    results: list[outcome.Outcome[int]] = []
+    on_interrupt = _Relay()
+    on_suspend = _Relay()
 
     async def run() -> int:
         token = trio.lowlevel.current_trio_token()
+        shells: list[Shell] = []
 
         def look_up(kind: str) -> Sequence[Candidate]:
             return trio.from_thread.run(look_up_names, shells[0], kind, trio_token=token)
 
-        shells: list[Shell] = []
         terminal = PromptTerminal(token, ShellCompleter(TABLE, look_up), prepare_history())
-        terminals.append(terminal)
 
         def on_start(shell: Shell) -> None:
             shells.append(shell)
-            handlers["interrupt"] = partial(token.run_sync_soon, shell.interrupt)
-            handlers["suspend"] = partial(token.run_sync_soon, shell.suspend)
-            started.set()
+            on_interrupt.connect(token, shell.interrupt)
+            on_suspend.connect(token, shell.suspend)
+            started.put(terminal)
 
-        return await run_shell(settings, terminal, Screen(), on_start)
-
-    handlers: dict[str, Callable[[], None]] = {}
-
-    def run_thread() -> None:
-        result.append(outcome.capture(trio.run, run))
-        started.set()
-        for terminal in terminals:
+        try:
+            return await run_shell(settings, terminal, Screen(), on_start)
+        finally:
             terminal.close()
 
+    def run_thread() -> None:
+        results.append(outcome.capture(trio.run, run))
+        started.put(None)  # in case it never came that far
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    signal.signal(signal.SIGTSTP, on_suspend)
     thread = threading.Thread(target=run_thread, name="shell")
     thread.start()
-    started.wait()
-    if handlers:
-        signal.signal(signal.SIGINT, lambda *_: handlers["interrupt"]())
-        signal.signal(signal.SIGTSTP, lambda *_: handlers["suspend"]())
-    for terminal in terminals:
+    terminal = started.get()
+    if terminal is not None:
         terminal.serve()
     thread.join()
-    return result[0].unwrap()
+    return results[0].unwrap()
+
+
+class _Relay:
+    """A signal handler that calls into the Trio thread, once there is one and while there is."""
+
+    def __init__(self) -> None:
+        self._post: Callable[[], None] = lambda: None
+
+    def connect(self, token: trio.lowlevel.TrioToken, function: Callable[[], None]) -> None:
+        """Call this function from now on."""
+        self._post = partial(token.run_sync_soon, function)
+
+    def __call__(self, signal_number: int, frame: object) -> None:
+        with suppress(trio.RunFinishedError):
+            self._post()
 
 
 def prepare_history() -> str:

@@ -89,14 +89,17 @@ class PromptTerminal:
         while (request := self._requests.get()) is not None:
             try:
                 with patch_stdout(raw=True):
-                    request.line = self._sessions[request.prompt].prompt(request.prompt)
+                    request.line = repair(self._sessions[request.prompt].prompt(request.prompt))
             except KeyboardInterrupt:
                 request.error = LineAborted()
             except EOFError:
                 request.error = EndOfInput()
             except Exception as error:
                 request.error = error  # a fault of the prompt is the shell's to report
-            self._token.run_sync_soon(request.answered.set)
+            try:
+                self._token.run_sync_soon(request.answered.set)
+            except trio.RunFinishedError:
+                return  # the shell broke while the prompt waited
 
 
 class PipeTerminal:
@@ -120,6 +123,11 @@ class PipeTerminal:
             raise EndOfInput
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line.decode(errors="replace").removesuffix("\r")
+
+
+def repair(text: str) -> str:
+    """Replace what the environment handed over as undecodable bytes, which no tokenizer takes."""
+    return text.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def echoes_interrupt() -> bool:

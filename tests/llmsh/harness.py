@@ -14,6 +14,7 @@ from shell.llmsh.commands import TABLE
 from shell.llmsh.connection import Connection
 from shell.llmsh.loop import Shell
 from shell.llmsh.render import Screen
+from shell.llmsh.table import CommandTable
 from shell.llmsh.terminal import EndOfInput, LineAborted
 
 CTRL_C = "\x03"
@@ -68,7 +69,12 @@ class ShellUnderTest:
 
 @asynccontextmanager
 async def open_shell(
-    folder: Path, lines: Sequence[str | None] = (), *, is_interactive: bool = False, wants_json: bool = False
+    folder: Path,
+    lines: Sequence[str | None] = (),
+    *,
+    is_interactive: bool = False,
+    wants_json: bool = False,
+    table: CommandTable = TABLE,
 ) -> AsyncIterator[ShellUnderTest]:
     """Run a shell against the kernel in `folder` for as long as the block runs."""
     async with trio.open_nursery() as nursery:
@@ -76,6 +82,6 @@ async def open_shell(
         terminal.send(*lines)
         out, err = io.StringIO(), io.StringIO()
         connection = Connection(folder / "llmos.sock", nursery)
-        shell = Shell(TABLE, connection, terminal, Screen(out, err), nursery, wants_json)
+        shell = Shell(table, connection, terminal, Screen(out, err), nursery, wants_json)
         yield ShellUnderTest(shell, terminal, out, err)
         nursery.cancel_scope.cancel()

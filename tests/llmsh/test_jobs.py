@@ -7,7 +7,7 @@ from pathlib import Path
 
 import trio
 
-from syscalls.process import ExitStatus
+from syscalls.process import ExitStatus, Read, Stat
 from tests.llmsh.harness import open_shell
 from tests.llmsh.programs import Gate, say, wait_until
 from tests.scripted_kernel import ScriptedProcess, open_scripted_kernel
@@ -44,17 +44,19 @@ async def test_interrupt_kills_all_samples(tmp_path: Path) -> None:
 
 
 async def test_interrupt_leaves_background_jobs_alone(tmp_path: Path) -> None:
-    """Ctrl-C while waiting for a job ends the wait, not the job."""
+    """Ctrl-C while waiting for a job ends the wait, not the job, whose output is there later."""
     gate = Gate()
     async with open_scripted_kernel(tmp_path, gate) as kernel, open_shell(tmp_path) as shell:
         await shell.run("run hi &")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(shell.run, "wait")
-            await wait_until(lambda: bool(shell.shell._scopes))
             await gate.reached.wait()
+            await wait_until(lambda: kernel.calls[-2:] == [Stat(1), Read(1, len("begun"))])
             shell.shell.interrupt()
         assert shell.shell.status == 130
         assert kernel.processes[1].state == "RUNNING"
+        gate.opened.set()
+        assert await shell.run("fg") == (0, "begun and done\n")
 
 
 async def test_suspended_job_goes_on_where_it_was(tmp_path: Path) -> None:

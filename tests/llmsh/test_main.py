@@ -47,6 +47,15 @@ async def test_c_has_the_exit_code_of_the_process(tmp_path: Path, end: ExitStatu
         assert b"\x1b" not in done.stdout + done.stderr
 
 
+async def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+    """A prompt with bytes that are not UTF-8 is repaired, in an argument and in a pipe."""
+    async with open_scripted_kernel(tmp_path, say("ok")) as kernel:
+        commands = os.fsdecode(b"run --raw a\xffb")
+        assert (await run_llmsh(tmp_path, "-c", commands)).returncode == 0
+        assert (await run_llmsh(tmp_path, stdin=b"run --raw a\xffb\n")).returncode == 0
+        assert [process.prompt for process in kernel.spawned] == ["a\ufffdbok<|end|>"] * 2
+
+
 async def test_usage_error_is_2(tmp_path: Path) -> None:
     """A command that does not exist, and an argument that does not, exit with 2."""
     assert (await run_llmsh(tmp_path, "-c", "hepl")).returncode == 2

@@ -9,10 +9,14 @@ import msgspec
 import pytest
 import trio
 
+from shell.llmsh.commands import TABLE
+from shell.llmsh.loop import Shell
+from shell.llmsh.options import Arguments
+from shell.llmsh.table import Command, CommandTable
 from syscalls.errno import Errno, SyscallError
 from syscalls.system import Models, Shutdown
 from tests.llmsh.harness import CTRL_C, open_shell
-from tests.llmsh.programs import say, wait_until
+from tests.llmsh.programs import Gate, say, wait_until
 from tests.llmsh.test_process_commands import read_table
 from tests.scripted_kernel import make_device, open_scripted_kernel
 
@@ -109,6 +113,23 @@ async def test_no_model_yet(tmp_path: Path) -> None:
         assert (await shell.run("run x"))[0] == 1
         assert shell.errors == "run: the kernel serves no model yet; 'lsdev' shows what its devices do\n"
         assert Models() in kernel.calls
+
+
+async def test_a_fault_of_ours_does_not_end_the_shell(tmp_path: Path) -> None:
+    """A command that breaks is reported with its traceback; processes and the next command live on."""
+    gate = Gate()
+
+    async def break_down(shell: Shell, arguments: Arguments) -> int:
+        raise ZeroDivisionError("oh")
+
+    table = CommandTable([*TABLE, Command("broken", "", "Break down.", break_down)])
+    async with open_scripted_kernel(tmp_path, gate) as kernel, open_shell(tmp_path, table=table) as shell:
+        await shell.run("run hi &")
+        assert (await shell.run("broken"))[0] == 1
+        assert shell.errors.startswith("broken: internal error\nTraceback")
+        assert "ZeroDivisionError: oh" in shell.errors
+        assert (await shell.run("ps"))[0] == 0
+        assert kernel.processes[1].state == "RUNNING"
 
 
 async def test_help_needs_no_kernel(tmp_path: Path) -> None:

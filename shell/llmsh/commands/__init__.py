@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from shell.llmsh.commands import chat, jobs, process, system, top
+from shell.llmsh.commands import chat, jobs, process, run, system, top
 from shell.llmsh.table import CommandTable
 
-TABLE = CommandTable((*process.COMMANDS, *jobs.COMMANDS, *chat.COMMANDS, *top.COMMANDS, *system.COMMANDS))
+TABLE = CommandTable(
+    (
+        *run.COMMANDS,
+        *process.COMMANDS,
+        *jobs.COMMANDS,
+        *chat.COMMANDS,
+        *top.COMMANDS,
+        *system.COMMANDS,
+    )
+)
+    (*run.COMMANDS, *process.COMMANDS, *jobs.COMMANDS, *chat.COMMANDS, *top.COMMANDS, *system.COMMANDS)
+)

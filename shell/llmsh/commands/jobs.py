@@ -195,7 +195,7 @@ async def wait(shell: Shell, arguments: Arguments) -> int:
         pids = [pid for job in shell.jobs for pid in job.pids]
     waited = []
     for pid in pids:
-        end = await client.wait(pid)
+        end = await _wait_for_end(client, pid)
         waited.append(end)
         job = shell.jobs.of_pid(pid)
         if job is not None and set(job.pids) <= {end.pid for end in waited}:
@@ -210,6 +210,14 @@ async def wait(shell: Shell, arguments: Arguments) -> int:
     if shell.is_json(arguments):
         shell.screen.json(waited)
     return waited[-1].status.code if waited else 0
+
+
+async def _wait_for_end(client: Client, pid: int) -> Waited:
+    """Wait for a process's end, and only then reap it: a wait that Ctrl-C abandons would still reap it."""
+    info = await client.stat(pid)
+    async for _ in client.stream(pid, info.usage.num_output_tokens):
+        pass
+    return await client.wait(pid)
 
 
 async def leave(shell: Shell, arguments: Arguments) -> int:
