@@ -50,7 +50,8 @@ class Choice:
     decoder: IncrementalDecoder
     matcher: StopMatcher
     include_stop: bool = False  # text of an end token asked for by id is shown too
-    extra_end_tokens: frozenset[int] = frozenset()  # end tokens that the request named
+    end_tokens: frozenset[int] = frozenset()  # the process ends with the first of them
+    extra_end_tokens: frozenset[int] = frozenset()  # those of them that the request named
 
     num_tokens: int = 0  # sampled, as far as this choice goes
     num_shown: int = 0
@@ -75,12 +76,10 @@ class Choice:
         shown: list[str] = []
         for position, token in enumerate(output.tokens):
             logprobs = output.logprobs[position] if output.logprobs else None
-            is_last = position == len(output.tokens) - 1
             self.num_tokens += 1
             self._untold.append(token)
-            is_end = is_last and end is not None and end.reason == "stop" and token == end.stop_token
-            if is_end and not (self.include_stop and token in self.extra_end_tokens):
-                break  # an end token is not text
+            if token in self.end_tokens and not (self.include_stop and token in self.extra_end_tokens):
+                continue  # an end token is not text; the exit that it causes may come with a later read
             self._pending.append(TokenEntry(token, self.num_decoded, logprobs))
             (piece,) = self.decoder.push_each((token,))
             self.num_decoded += len(piece)

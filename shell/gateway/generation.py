@@ -68,6 +68,8 @@ class Generation:
 
     def _make_choice(self, prompt_index: int, index: int, pid: int) -> Choice:
         job = self.job
+        extra = frozenset(job.spawn["stop_token_ids"])
+        own = frozenset() if job.spawn["ignore_eos"] else frozenset(job.model.info.eos_token_ids)
         return Choice(
             index=index,
             pid=pid,
@@ -75,7 +77,8 @@ class Generation:
             decoder=job.model.text.decoder(job.skip_special_tokens, continues=True),
             matcher=StopMatcher(job.stops, job.include_stop),
             include_stop=job.include_stop,
-            extra_end_tokens=frozenset(job.spawn["stop_token_ids"]),
+            end_tokens=own | extra,
+            extra_end_tokens=extra,
         )
 
     async def run(self, deliver: Deliver) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,10 +26,16 @@ def run(
     text_model: TextModel, tokens: list[int], cuts: list[int], stops: list[str]
 ) -> tuple[Choice, list[Delta]]:
     """Feed tokens in pieces that end at `cuts`, then the end."""
-    choice = Choice(index=0, pid=1, decoder=text_model.decoder(continues=True), matcher=StopMatcher(stops))
+    choice = Choice(
+        index=0,
+        pid=1,
+        decoder=text_model.decoder(continues=True),
+        matcher=StopMatcher(stops),
+        end_tokens=frozenset({END}),
+    )
     deltas = []
     borders = sorted({0, len(tokens), *(cut for cut in cuts if cut < len(tokens))})
-    for start, stop in zip(borders, borders[1:], strict=False):
+    for start, stop in itertools.pairwise(borders):
         piece = tuple(tokens[start:stop])
         is_last = stop == len(tokens)
         end = ExitStatus("stop", stop_token=tokens[-1]) if is_last else None
@@ -97,3 +105,14 @@ def test_end_token_that_is_not_among_the_tokens_counts(text_model: TextModel) ->
     choice = Choice(index=0, pid=1, decoder=text_model.decoder(), matcher=StopMatcher([]))
     choice.feed(Output(0, (97,), (), ExitStatus("stop", stop_token=END), Usage(num_output_tokens=2)))
     assert choice.num_tokens == 2
+
+
+def test_end_token_is_hidden_before_the_end_is_known(text_model: TextModel) -> None:
+    """An end token that is read before the exit it causes is not shown meanwhile."""
+    matcher = StopMatcher([])
+    choice = Choice(
+        index=0, pid=1, decoder=text_model.decoder(), matcher=matcher, end_tokens=frozenset({ord("!")})
+    )
+    assert choice.feed(Output(0, tuple(b"ab!"))).text == "ab"
+    last = choice.feed(Output(3, (), (), ExitStatus("stop", stop_token=ord("!")), Usage(num_output_tokens=3)))
+    assert (last.text, last.finish_reason, choice.num_tokens) == ("", "stop", 3)

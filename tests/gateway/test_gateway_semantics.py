@@ -9,7 +9,15 @@ import pytest
 from syscalls.process import ExitStatus, Kill, Spawn
 from syscalls.sampling import TokenLogprobs
 from tests.gateway.harness import Gateway, KernelThread, events_of, hello, say_forever, says
-from tests.scripted_kernel import CONTEXT, END, STOPPED_BY_MODEL, ScriptedProcess, make_model, read_tokens
+from tests.scripted_kernel import (
+    CONTEXT,
+    END,
+    STOPPED_BY_MODEL,
+    USER,
+    ScriptedProcess,
+    make_model,
+    read_tokens,
+)
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
@@ -93,9 +101,9 @@ def test_stop_token_is_not_text(gateway: Gateway, kernel: KernelThread) -> None:
 
 def test_special_tokens_are_skipped_or_shown(gateway: Gateway, kernel: KernelThread) -> None:
     """Special tokens inside the text are left out unless asked for."""
-    kernel.program = says("a", END, "b", end=ExitStatus("length"))
+    kernel.program = says("a", USER, "b", end=ExitStatus("length"))
     assert ask(gateway)["choices"][0]["text"] == "ab"
-    assert ask(gateway, skip_special_tokens=False)["choices"][0]["text"] == "a<|end|>b"
+    assert ask(gateway, skip_special_tokens=False)["choices"][0]["text"] == "a<|user|>b"
 
 
 def test_ignore_eos_gives_exactly_max_tokens(gateway: Gateway, kernel: KernelThread) -> None:
