@@ -18,6 +18,7 @@ from drivers.sim_model import SimModel
 from llmos.config import Config, num_cores
 from llmos.device import CostModel, DriverLink, Load, Progress
 from llmos.ipc.credentials import listen_unix
+from llmos.ipc.supervisor import ChildSpec, open_supervisor
 from llmos.kernel.driver_host import DriverHost, OpenLink
 from llmos.kernel.driver_link import open_driver
 from llmos.kernel.gateway_process import GatewayProcess
@@ -70,37 +71,45 @@ async def boot(
     gateway = None
     prepare_socket_directory(Path(socket_path))
     listener = listen_unix(socket_path)  # first: two kernels on one socket must not both load a model
-    async with trio.open_nursery() as nursery:
-        for name in device_names(config, device_kind):
-            opener = open_link(name) if open_link else link_opener(config, device_kind, name, model_path)
-            core = system.cores[name] = make_core(config, name, system)  # run queue and memory
-            system.hosts[name] = DriverHost(  # the driver's process
-                core,
-                opener,
-                load_message(config, model_path),
-                config.step_timeout_seconds,
-                system.events,
-                on_progress,
-            )
-            nursery.start_soon(core.run)
-        await nursery.start(SyscallServer(system).run, listener)  # the syscall socket
-        async with trio.open_nursery() as starting:
-            for host in system.hosts.values():
-                starting.start_soon(nursery.start, host.run)  # load the model, all devices at once
-            if config.listen:
-                gateway = GatewayProcess(gateway_options(config, socket_path), system.events)
-                starting.start_soon(nursery.start, gateway.run)  # the OpenAI door
-        nursery.start_soon(system.reap_forgotten)
-        system.loaded_at = int(time.time())
-        seconds = trio.current_time() - began
-        names = tuple(system.hosts)
-        ready = Ready(gateway.url if gateway else "", socket_path, system.models()[0].name, names, seconds)
-        system.events.record("boot", f"ready in {seconds:.2f} s: {ready.model} on {', '.join(names)}")
-        task_status.started((system, ready))
-        grace_seconds = await shutdown.wait()
-        await drain(system, gateway, grace_seconds)
-        nursery.cancel_scope.cancel()
-    Path(socket_path).unlink(missing_ok=True)  # noqa: ASYNC240 - one call, at the very end
+    try:
+        async with open_supervisor() as init:
+            for name in device_names(config, device_kind):
+                opener = open_link(name) if open_link else link_opener(config, device_kind, name, model_path)
+                core = system.cores[name] = make_core(config, name, system)
+                load = load_message(config, model_path)
+                system.hosts[name] = DriverHost(
+                    core, opener, load, config.step_timeout_seconds, system.events, on_progress
+                )
+                await init.start(
+                    ChildSpec(name=f"core {name}", run=core.run, stop=core.stop)
+                )  # run queue, memory
+            await init.start(
+                ChildSpec(name="server", run=SyscallServer(system, listener).run)
+            )  # syscall socket
+            async with trio.open_nursery() as starting:
+                for name, host in system.hosts.items():  # drivers: all devices load at once
+                    starting.start_soon(init.start, ChildSpec(name=f"host {name}", run=host.run))
+                if config.listen:
+                    gateway = GatewayProcess(gateway_options(config, socket_path), system.events)
+                    starting.start_soon(
+                        init.start, ChildSpec(name="gateway", run=gateway.run)
+                    )  # the OpenAI door
+            await init.start(ChildSpec(name="reaper", run=system.reap_forgotten))  # old zombies
+            ready = announce(system, gateway, socket_path, trio.current_time() - began)
+            task_status.started((system, ready))
+            grace_seconds = await shutdown.wait()
+            await drain(system, gateway, grace_seconds)
+    finally:
+        Path(socket_path).unlink(missing_ok=True)  # noqa: ASYNC240 - one call, at the very end
+
+
+def announce(system: System, gateway: GatewayProcess | None, socket_path: str, seconds: float) -> Ready:
+    """Everything serves: say so in the event log, and return what the ready line holds."""
+    system.loaded_at = int(time.time())
+    names = tuple(system.hosts)
+    ready = Ready(gateway.url if gateway else "", socket_path, system.models()[0].name, names, seconds)
+    system.events.record("boot", f"ready in {seconds:.2f} s: {ready.model} on {', '.join(names)}")
+    return ready
 
 
 class ShutdownRequest:

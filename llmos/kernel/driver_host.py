@@ -84,7 +84,7 @@ class DriverHost:
         """Of the device."""
         return self.core.name
 
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep a driver alive until cancelled; started() when it can serve for the first time.
 
         Raises:

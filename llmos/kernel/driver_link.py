@@ -10,7 +10,15 @@ import sys
 
 import trio
 
-from llmos.device import DriverLost, FromDriver, StopDriver, ToDriver, encode_message, from_driver_decoder
+from llmos.device import (
+    MAX_MESSAGE_BYTES,
+    DriverLost,
+    FromDriver,
+    StopDriver,
+    ToDriver,
+    encode_message,
+    from_driver_decoder,
+)
 from llmos.ipc.framing import FrameError, FrameStream
 from llmos.params import DRIVER_STOP_SECONDS
 
@@ -120,5 +128,5 @@ async def open_driver(kind: str, name: str, num_threads: int, cpus: tuple[int, .
         except BaseException:
             ours.close()
             raise
-    stream = FrameStream(trio.SocketStream(trio.socket.from_stdlib_socket(ours)))
+    stream = FrameStream(trio.SocketStream(trio.socket.from_stdlib_socket(ours)), MAX_MESSAGE_BYTES)
     return ProcessLink(process, stream, name)

@@ -37,7 +37,7 @@ class GatewayProcess:
         self.url = ""
         self.num_restarts = 0
 
-    async def run(self, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the gateway running until `stop`; started(url) when it listens. Raises GatewayFailed."""
         num_fast_deaths = 0
         while not self._is_stopping:

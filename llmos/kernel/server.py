@@ -21,18 +21,17 @@ log = structlog.get_logger("server")
 class SyscallServer:
     """Owns the sessions."""
 
-    def __init__(self, system: System) -> None:
+    def __init__(self, system: System, listener: trio.SocketListener) -> None:
         self._system = system
+        self._listener = listener
         self._dispatcher = Dispatcher(system)
         self._next_session = 1
 
-    async def run(
-        self, listener: trio.SocketListener, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; the listener is closed then."""
         async with trio.open_nursery() as nursery:
             await nursery.start(
-                partial(trio.serve_listeners, self._handle, [listener], handler_nursery=nursery)
+                partial(trio.serve_listeners, self._handle, [self._listener], handler_nursery=nursery)
             )
             task_status.started()
 

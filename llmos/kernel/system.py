@@ -204,8 +204,9 @@ class System:
             status=process.status,
         )
 
-    async def reap_forgotten(self) -> None:
+    async def reap_forgotten(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Reap detached zombies that nobody has waited for in ZOMBIE_SECONDS. Runs for ever."""
+        task_status.started()
         while True:
             await trio.sleep(ZOMBIE_SECONDS / 10)
             now = trio.current_time()

@@ -17,6 +17,7 @@ import trio
 
 from llmos.device import DriverLink, DriverLost, KVFormat, Loaded, Row, Step, StepDone
 from llmos.errors import OutOfFrames
+from llmos.ipc.actor import Actor, ActorStatistics
 from llmos.ipc.mailbox import Mailbox
 from llmos.mm.vmm import VMM, VmmStatistics
 from llmos.params import STEPS_IN_FLIGHT
@@ -34,7 +35,7 @@ log = structlog.get_logger("core")
 
 
 @attrs.frozen
-class CoreStatistics:
+class CoreStatistics(ActorStatistics):
     """A device's kernel half at one moment; the counters count from boot."""
 
     num_processes: int
@@ -58,7 +59,7 @@ class InFlight:
     entries: list[tuple[Process, int, int, bool]]  # process, its epoch, end position, whether it samples
 
 
-class Core:
+class Core(Actor[Message]):
     """Owns the run queue and the memory of one device.
 
     Args:
@@ -81,9 +82,8 @@ class Core:
         on_exit: Callable[[Process], None],
         prefix_cache: bool = True,
     ) -> None:
-        self.name = name
         # Unbounded: senders are syscalls and one driver, bounded by the process table and steps in flight.
-        self.mailbox: Mailbox[Message] = Mailbox(math.inf)
+        super().__init__(name, Mailbox(math.inf))
         self.loaded: Loaded | None = None
         self.residents = Residents(device=name, policy=policy, max_running=max_running, on_exit=on_exit)
         self.limits = limits
@@ -97,9 +97,9 @@ class Core:
 
     # --- the loop ----------------------------------------------------------------------------------------
 
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self, *, task_status: trio.TaskStatus[Mailbox[Message]] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until the mailbox is closed. A checkpoint on every turn."""
-        task_status.started()
+        task_status.started(self.mailbox)
         while True:
             for message in self.mailbox.drain_nowait():
                 self._handle(message)
@@ -274,6 +274,8 @@ class Core:
         """Count what is there. Cheap: nothing is walked."""
         residents = self.residents
         return CoreStatistics(
+            name=self.name,
+            mailbox=self.mailbox.statistics(),
             num_processes=len(residents.queue.members),
             num_running=len(residents.queue.running),
             num_waiting=len(residents.queue.waiting),
