@@ -15,5 +15,3 @@ TABLE = CommandTable(
         *system.COMMANDS,
     )
 )
-    (*run.COMMANDS, *process.COMMANDS, *jobs.COMMANDS, *chat.COMMANDS, *top.COMMANDS, *system.COMMANDS)
-)
