@@ -1,0 +1,115 @@
+"""The official client against a real server and model: the gateway's own tests again, and what needs both."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+import urllib.request
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from openai import OpenAI
+
+from llmos.bench.server import Server
+from syscalls.sampling import Sampling
+from syscalls.sync import SyncClient
+from tests.gateway.test_gateway_openai_client import *  # noqa: F403
+from tests.gateway.test_gateway_openai_client import MESSAGES
+from tests.system.leaks import count
+
+
+@pytest.fixture
+def base_url(server: Server) -> str:
+    """Where an OpenAI client finds the API."""
+    return f"{server.url}/v1"
+
+
+def extra(**fields: object) -> dict[str, object]:
+    """Extensions, as the SDK sends them."""
+    return {"extra_body": fields}
+
+
+def test_the_three_doors_agree(client: OpenAI, model: str, server: Server) -> None:
+    """The same token ids and seed through HTTP and through the socket: the same tokens."""
+    prompt = [5, 300, 301, 302, 303]
+    for temperature, seed in ((0.0, 1), (0.9, 42)):
+        answer = client.completions.create(
+            model=model, prompt=prompt, max_tokens=20, temperature=temperature, seed=seed,
+            **extra(return_token_ids=True, ignore_eos=True),
+        )  # fmt: skip
+        with SyncClient(server.socket_path) as direct:
+            spawned = direct.spawn(
+                prompt, max_tokens=20, ignore_eos=True, sampling=Sampling(temperature=temperature, seed=seed)
+            )
+            tokens = [token for output in direct.stream(spawned.pids[0]) for token in output.tokens]
+            direct.wait(spawned.pids[0])
+        assert answer.choices[0].model_extra["token_ids"] == tokens
+        assert answer.usage.completion_tokens == 20
+
+
+def test_samples_are_seed_plus_i(client: OpenAI, model: str) -> None:
+    """n samples of one prefill: sample i is what a request with seed + i gets."""
+    fields = {"model": model, "messages": MESSAGES, "max_tokens": 12, "temperature": 1.0}
+    together = client.chat.completions.create(**fields, n=4, seed=100)
+    for choice in together.choices:
+        alone = client.chat.completions.create(**fields, seed=100 + choice.index)
+        assert alone.choices[0].message.content == choice.message.content
+    assert together.usage.prompt_tokens == alone.usage.prompt_tokens
+
+
+def test_second_request_finds_the_prefix(client: OpenAI, model: str) -> None:
+    """A long prompt served before is found in memory, and says so in usage."""
+    prompt = [300 + i % 200 for i in range(400)]
+    fields = {"model": model, "prompt": prompt, "max_tokens": 4, "temperature": 0}
+    first = client.completions.create(**fields)
+    second = client.completions.create(**fields)
+    assert first.choices[0].text == second.choices[0].text
+    assert second.usage.prompt_tokens_details.cached_tokens > 0
+
+
+def test_context_length_message(client: OpenAI, model: str) -> None:
+    """The message has the very words that clients parse."""
+    context = client.models.retrieve(model).model_extra["max_model_len"]
+    response = httpx.post(
+        f"{client.base_url}completions", json={"prompt": [300] * 10, "max_tokens": context}, timeout=30
+    )
+    assert response.status_code == 400
+    assert response.json()["error"]["message"].startswith(
+        f"This model's maximum context length is {context} tokens. "
+        f"However, you requested {context + 10} tokens"
+    )
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_hangs_up_ends_its_process(server: Server, stream: bool) -> None:
+    """Closing the connection in mid-flight gives the memory back at once, streaming or not."""
+    address = urlsplit(server.url)
+    body = json.dumps(
+        {"prompt": [300] * 50, "max_tokens": 1500, "ignore_eos": True, "stream": stream, "n": 3}
+    ).encode()
+    with socket.create_connection((address.hostname, address.port)) as connection:
+        connection.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+        )
+        deadline = time.monotonic() + 20
+        while count(server).num_running < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert count(server).num_running == 3
+    steps = count(server).num_steps
+    deadline = time.monotonic() + 20
+    while count(server).num_processes and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert count(server).num_processes == 0
+    assert count(server).num_steps - steps < 200  # far from the 1,500 it had asked for
+
+
+def test_metrics_of_both(server: Server) -> None:
+    """/metrics has the gateway's and the kernel's numbers."""
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as response:
+        text = response.read().decode()
+    assert "llmos_output_tokens_total" in text
+    assert "llmos_frames" in text
+    assert "llmos_gateway_requests_total" in text
