@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shell.llmsh.render import Column, Screen, format_bytes, format_seconds, make_table
@@ -20,6 +20,7 @@ class TerminalText(io.StringIO):
         return True
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_safe_text_cannot_drive_a_terminal(text: str) -> None:
     """No control character but newline and tab gets through, and ordinary text is left alone."""
@@ -46,6 +47,7 @@ def test_labels_cannot_drive_a_terminal() -> None:
     assert "^[]0;title^G y" in terminal.getvalue()
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.text("abc xyz", max_size=300), st.integers(0, 10**12)), max_size=5))
 def test_tables_in_a_pipe_are_complete_and_plain(rows: list[tuple[str, int]]) -> None:
     """Nothing is cut, coloured or padded at the end, however wide a row gets."""
