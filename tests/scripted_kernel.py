@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import assert_never
 
 import attrs
-import msgspec
 import trio
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -483,8 +482,3 @@ async def open_scripted_kernel(
         async with open_fake_kernel(FakeKernel(kernel.answer), folder / "llmos.sock"):
             yield kernel
         nursery.cancel_scope.cancel()
-
-
-def rename_model(kernel: ScriptedKernel, name: str) -> None:
-    """Serve the model under another name."""
-    kernel.models[0] = msgspec.structs.replace(kernel.models[0], name=name)
