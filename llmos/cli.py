@@ -17,7 +17,6 @@ from llmos.boot import Ready, serve
 from llmos.config import Config, ConfigError, field_types, load_config
 from llmos.device import Progress
 from llmos.errors import LlmosError
-from llmos.ipc.supervisor import ChildFailed
 from llmos.log import configure_logging
 from llmos.params import VERSION
 from syscalls.client import ConnectionLost
@@ -127,8 +126,6 @@ def first_leaf(group: BaseExceptionGroup[Any]) -> BaseException:
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    while isinstance(error, ChildFailed) and error.__cause__ is not None:
-        error = error.__cause__  # what it failed with says more than that it failed
     return error
 
 

@@ -42,8 +42,9 @@ class Runnable(Protocol):
 class ChildFailed(LlmosError):
     """A child failed for good; its own exception is the cause. Raised out of the supervisor's block."""
 
-    def __init__(self, name: str, num_restarts: int) -> None:
-        super().__init__(f"{name} failed after {num_restarts} restarts")
+    def __init__(self, name: str, num_restarts: int, cause: Exception) -> None:
+        super().__init__(f"{name} failed after {num_restarts} restarts: {cause!r}")
+        self.__cause__ = cause
         self.name = name
         self.num_restarts = num_restarts
 
@@ -177,9 +178,7 @@ class Supervisor:
             child.restart_times.popleft()
         num_recent = len(child.restart_times)
         if spec.policy is RestartPolicy.NEVER or num_recent >= spec.max_restarts:
-            failure = ChildFailed(spec.name, child.num_restarts)
-            failure.__cause__ = error
-            self._fail(child, failure)
+            self._fail(child, ChildFailed(spec.name, child.num_restarts, error))
             return None
         child.restart_times.append(now)
         delay = min(spec.backoff_seconds * 2.0**num_recent, spec.max_backoff_seconds)

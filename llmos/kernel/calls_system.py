@@ -41,7 +41,10 @@ def events(system: System, session: Session, call_id: int, body: Events) -> Answ
         return EventList(found)
 
     def wake() -> None:
-        session.reply(call_id, EventList(system.events.since(body.since, limit)))
+        if news := system.events.since(body.since, limit):
+            session.reply(call_id, EventList(news))
+        else:
+            system.events.follow(wake)  # it waits for a later one
 
     system.events.follow(wake)
     session.park(call_id, lambda: system.events.unfollow(wake))

@@ -32,8 +32,8 @@ class EventLog:
             follower()
 
     def since(self, sequence: int, limit: int) -> tuple[Event, ...]:
-        """The newest `limit` events after `sequence`, oldest first."""
-        found = [event for event in self._ring if event.sequence > sequence]
+        """The newest `limit` events from `sequence` on, oldest first."""
+        found = [event for event in self._ring if event.sequence >= sequence]
         return tuple(found[-limit:]) if limit > 0 else ()
 
     def follow(self, wake: Callable[[], None]) -> None:

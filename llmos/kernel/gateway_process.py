@@ -34,6 +34,9 @@ class GatewayProcess:
         self._events = events
         self._process: trio.Process | None = None
         self._is_stopping = False
+        self._life_line: int | None = (
+            None  # the gateway drains when its other end closes, as it does if we die
+        )
         self.url = ""
         self.num_restarts = 0
 
@@ -51,6 +54,8 @@ class GatewayProcess:
             except trio.Cancelled:
                 self._process.kill()
                 raise
+            finally:
+                self._cut_life_line()
             if self._is_stopping:
                 return
             num_fast_deaths = num_fast_deaths + 1 if trio.current_time() - born < FAST_DEATH_SECONDS else 0
@@ -63,16 +68,43 @@ class GatewayProcess:
 
     async def _start(self) -> str:
         """Start it and wait for the line that says where it listens."""
-        reading, writing = os.pipe()
-        command = [*self._command, "--ready-fd", str(writing)]
+        ready_reading, ready_writing = os.pipe()
+        life_reading, self._life_line = os.pipe()
+        command = [*self._command, "--ready-fd", str(ready_writing), "--life-fd", str(life_reading)]
         try:
             # A session of its own: a Ctrl-C in the terminal is for the kernel, which drains both.
             self._process = await trio.lowlevel.open_process(
-                command, pass_fds=[writing], stdin=None, start_new_session=True
+                command, pass_fds=[ready_writing, life_reading], stdin=None, start_new_session=True
             )
+        except BaseException:
+            os.close(ready_reading)
+            self._cut_life_line()
+            raise
         finally:
-            os.close(writing)
-        async with trio.lowlevel.FdStream(reading) as ready:
+            os.close(ready_writing)
+            os.close(life_reading)
+        try:
+            line = await self._read_ready_line(ready_reading)
+        except BaseException:
+            self._process.kill()
+            self._cut_life_line()
+            raise
+        if line.endswith(b"\n"):
+            return line.decode().strip()
+        if self._process.poll() is None:
+            self._process.kill()
+        code = await self._process.wait()
+        self._cut_life_line()
+        raise GatewayFailed(f"the gateway did not start (exit code {code}); its last words are above")
+
+    def _cut_life_line(self) -> None:
+        if self._life_line is not None:
+            os.close(self._life_line)
+            self._life_line = None
+
+    @staticmethod
+    async def _read_ready_line(descriptor: int) -> bytes:
+        async with trio.lowlevel.FdStream(descriptor) as ready:
             line = b""
             with trio.move_on_after(START_SECONDS):
                 while not line.endswith(b"\n"):
@@ -80,12 +112,7 @@ class GatewayProcess:
                     if not data:
                         break
                     line += data
-        if line.endswith(b"\n"):
-            return line.decode().strip()
-        if self._process.poll() is None:
-            self._process.kill()
-        code = await self._process.wait()
-        raise GatewayFailed(f"the gateway did not start (exit code {code}); its last words are above")
+        return line
 
     async def stop(self, grace_seconds: float) -> None:
         """Let it drain, then end it. Idempotent; a checkpoint."""

@@ -25,6 +25,7 @@ class GatewayConfig:
     port: int = 8000  # 0: any free one, told on ready_fd
     socket_path: str | None = None  # the kernel's; None: the default place
     ready_fd: int | None = None
+    life_fd: int | None = None  # its end of file means that whoever started us is gone
     sampling_defaults: SamplingDefaults = SamplingDefaults.MODEL
     max_body_bytes: int = 64 * MEBIBYTE
     max_in_flight: int = 1024  # generation requests; beyond: 503 at once
@@ -64,6 +65,7 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
     )
     add("--socket", metavar="PATH", help="the kernel's socket (default: $LLMOS_SOCKET or the user's own)")
     add("--ready-fd", type=int, metavar="N", help="write one line there once ready: the URL")
+    add("--life-fd", type=int, metavar="N", help="drain when the other end of this pipe closes")
     add(
         "--sampling-defaults",
         choices=[d.value for d in SamplingDefaults],
@@ -94,6 +96,7 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
         port=port,
         socket_path=given.socket,
         ready_fd=given.ready_fd,
+        life_fd=given.life_fd,
         sampling_defaults=SamplingDefaults(given.sampling_defaults),
         max_body_bytes=given.max_body_bytes,
         max_in_flight=given.max_in_flight,

@@ -89,6 +89,13 @@ async def _watch_signals(service: Service, stop: trio.Event) -> None:
                 nursery.start_soon(_drain, service, stop)
 
 
+async def _watch_life_line(service: Service, stop: trio.Event, descriptor: int) -> None:
+    """Drain when the kernel that started us is gone, however it went: the next one brings its own gateway."""
+    await trio.lowlevel.wait_readable(descriptor)
+    log.warning("kernel_gone", message="draining")
+    await _drain(service, stop)
+
+
 async def _drain(service: Service, stop: trio.Event) -> None:
     # Requests that are told `draining` at the deadline may hang in a write; the system breaks it after the
     # send timeout, and the process need not wait for that.
@@ -110,6 +117,8 @@ async def run_gateway(config: GatewayConfig) -> None:
         nursery.start_soon(service.link.run)
         nursery.start_soon(service.catalog.warm)
         nursery.start_soon(_watch_signals, service, stop)
+        if config.life_fd is not None:
+            nursery.start_soon(_watch_life_line, service, stop, config.life_fd)
 
         async def serve_http(task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED) -> None:
             app = cast("Framework", make_app(service))  # Hypercorn's own types say more than ASGI's

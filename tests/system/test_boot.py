@@ -179,6 +179,33 @@ def follow(client: SyncClient, subsystem: str) -> list:
     return []
 
 
+def test_the_kernel_is_killed(tmp_path: Path) -> None:
+    """kill -9 of the kernel: driver and gateway end by themselves; the next kernel takes socket and port."""
+    options = ("--device", "cpu", "--threads", "1", "--pool-mib", "64")
+    with started(tmp_path / "s", *options, "--listen", "127.0.0.1:18917") as process:
+        with SyncClient(tmp_path / "s") as client:
+            driver = client.devices()[0].driver_pid
+        os.kill(process.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and (is_alive(driver) or find(f"shell.gateway.*{tmp_path / 's'}")):
+        time.sleep(0.05)
+    assert not is_alive(driver)
+    assert not find(f"shell.gateway.*{tmp_path / 's'}")
+    with started(tmp_path / "s", *SIM, "--listen", "127.0.0.1:18917"), SyncClient(tmp_path / "s") as client:
+        client.ping()
+
+
+def is_alive(os_pid: int | None) -> bool:
+    """Is there such an operating-system process?"""
+    return os_pid is not None and Path(f"/proc/{os_pid}").exists()
+
+
+def find(pattern: str) -> list[int]:
+    """Operating-system processes whose command line matches."""
+    found = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True, check=False)
+    return [int(line) for line in found.stdout.split()]
+
+
 def test_doctor() -> None:
     """`llmos doctor` names each device and library, and says why one is not usable."""
     result = llmos("doctor")
