@@ -396,3 +396,46 @@ async def test_a_driver_answers_out_of_step(autojump_clock, tmp_path: Path) -> N
         await kernel.client.wait(pid)
         (device,) = await kernel.client.devices()
         assert device.num_restarts == 1
+
+
+@pytest.mark.parametrize("when", ["waiting", "prefill", "decode", "input", "heir", "elder"])
+async def test_stop_and_cont_in_every_state(autojump_clock, tmp_path: Path, when: str) -> None:
+    """Stopped in whatever state, continued later: the same tokens; killed while stopped: nothing leaks."""
+    async with running_kernel(tmp_path, max_running=2, max_chunk_tokens=8) as kernel:
+        client = kernel.client
+        blockers: tuple[int, ...] = ()
+        if when == "waiting":
+            blockers = tuple([(await client.spawn(PROMPT, max_tokens=60)).pids[0] for _ in range(2)])
+        spawned = await client.spawn(
+            PROMPT,
+            max_tokens=20,
+            interactive=when == "input",
+            num_samples=3 if when in ("heir", "elder") else 1,
+        )
+        target = spawned.pids[1 if when == "heir" else 0]
+        if when == "decode":
+            await read_some(client, target, 3)
+        if when in ("prefill", "elder"):
+            await trio.sleep(0.015)
+        if when == "input":
+            await read_all(client, target)
+        await client.stop(target)
+        await client.stop(target)  # again: nothing happens
+        await trio.sleep(5)
+        assert (await client.stat(target)).state == "STOPPED"
+        await client.cont(target)
+        if when == "input":
+            assert (await client.stat(target)).state == "BLOCKED(Input)"
+            await client.stop(target)
+            await client.write(target, (1, 2, 3), max_tokens=5)
+            await client.cont(target)
+            history = PROMPT + MODEL.expected_tokens(PROMPT, 20)
+            tokens, _ = await read_all(client, target, 20)
+            assert tokens == MODEL.expected_tokens((*history, 1, 2, 3), 5)
+            await client.stop(target)
+            await client.kill(target)
+        for pid in (*spawned.pids, *blockers):
+            if when != "input":
+                tokens, _ = await read_all(client, pid)
+                assert tokens == MODEL.expected_tokens(PROMPT, 60 if pid in blockers else 20)
+            await client.wait(pid)
