@@ -1,0 +1,1 @@
+"""Everything that makes the built-in model: corpus, tasks, tokenizer, model, training and evaluation."""
