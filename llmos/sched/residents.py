@@ -67,8 +67,10 @@ class Residents:
                 if first_time:
                     self.num_cached_tokens += process.num_cached_tokens
                 self.set_state(process, ProcState.RUNNING)
-            if pids or len(self.queue.running) >= self.max_running:
+            if len(self.queue.running) >= self.max_running:
                 return
+            if pids:
+                continue
             # Nobody fits. Memory of those that do not run (stopped, waiting for input) is given up first.
             head = self.queue.waiting[0]
             idle = [p for p in self.queue.members.values() if p.space and p.state is not ProcState.RUNNING]
