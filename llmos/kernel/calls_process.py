@@ -121,7 +121,7 @@ def write(system: System, session: Session, call_id: int, body: p.Write) -> Answ
     vocab_size = core.loaded.model.vocab_size
     if not body.tokens:
         raise SyscallError(Errno.EINVAL, "tokens is empty")
-    if not (0 <= min(body.tokens) and max(body.tokens) < vocab_size):
+    if not (min(body.tokens) >= 0 and max(body.tokens) < vocab_size):
         raise SyscallError(Errno.EINVAL, f"tokens holds an id outside the vocabulary of {vocab_size}")
     if body.max_tokens is not None and body.max_tokens < 1:
         raise SyscallError(Errno.EINVAL, f"max_tokens is {body.max_tokens}; at least 1")

@@ -38,7 +38,7 @@ def check_spawn(core: Core, body: Spawn) -> int:
         raise SyscallError(Errno.ENOENT, f"no model {body.model!r}; {model.name!r} is served")
     if not body.prompt:
         raise _invalid("prompt is empty")
-    if not (0 <= min(body.prompt) and max(body.prompt) < model.vocab_size):
+    if not (min(body.prompt) >= 0 and max(body.prompt) < model.vocab_size):
         raise _invalid(f"prompt holds an id outside the vocabulary of {model.vocab_size}")
     context, length = model.max_model_len, len(body.prompt)
     wanted = body.max_tokens if body.max_tokens is not None else max(1, context - length)
