@@ -13,10 +13,11 @@ up: $(VENV)/.installed  ## boot with the built-in model and serve until Ctrl-C; 
 
 venv: $(VENV)/.installed-dev  ## set up .venv with everything for development
 
-check: $(VENV)/.installed-dev  ## lint, format, types
+check: $(VENV)/.installed-dev  ## lint, format, types, import arrows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/pytest -q tests/test_layering.py
 
 test: $(VENV)/.installed-dev  ## the quick suite
 	$(BIN)/pytest -m "not slow and not gpu" $(ARGS)
