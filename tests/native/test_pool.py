@@ -1,4 +1,4 @@
-"""The thread pool: every item once, each phase after the whole of the one before, on any number of threads."""
+"""The thread pool: every item once, each phase after the whole of the one before it, on any threads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import threading
 
 import numpy as np
 import pytest
-
 from native._cpu import ffi, lib
 
 
