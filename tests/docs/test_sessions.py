@@ -101,3 +101,16 @@ def test_llmsh_commands_parse() -> None:
         for pipeline in parse(line):
             for simple in pipeline.commands:
                 TABLE.find(simple.name).parse(simple.arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("user_space", "20"), pytest.param("frame_size", "4", marks=pytest.mark.slow)]
+)
+def test_experiments_with_a_server(name: str, count: str) -> None:
+    """The experiments that start servers of their own still run; what they print is not judged."""
+    path = ROOT / "docs/experiments" / f"{name}.py"
+    result = subprocess.run(
+        [sys.executable, str(path), count], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout
