@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -40,11 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check = commands.add_parser("doctor", help="what devices, kernels and libraries are usable, and why not")
     check.add_argument("--json", action="store_true", help="one JSON object")
     check.set_defaults(run=lambda options: doctor.main(as_json=options.json))
-    bench = commands.add_parser("bench", help="measure, and print a table")
-    bench.add_argument("name", choices=["kernel"], help="which benchmark")
-    bench.add_argument("--json", metavar="FILE", default=None, help="also write one JSON object per row")
-    bench.add_argument("--runs", type=int, default=7, help="repetitions; the median is reported")
-    bench.set_defaults(run=run_bench)
+    add_bench(commands)
     options = parser.parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = options.run
     try:
@@ -174,13 +169,47 @@ def run_down(options: argparse.Namespace) -> int:
     return 0
 
 
-def run_bench(options: argparse.Namespace) -> int:
-    """Run one benchmark."""
+def add_bench(commands: Any) -> None:
+    """`llmos bench NAME`."""
+    bench = commands.add_parser("bench", help="measure, and print a table")
+    names = bench.add_subparsers(dest="name", required=True)
+    kernel = names.add_parser("kernel", help="what the kernel costs, on a simulated device")
+    workload = names.add_parser("workload", help="prefill, decode and a served mix, through the HTTP door")
+    workload.add_argument("--url", default=None, help="measure this OpenAI-compatible server, not llmos")
+    workload.add_argument("--weights", choices=["auto", "fp32", "fp16", "bf16"], default="auto")
+    workload.add_argument("--threads", type=int, default=None, metavar="N", help="threads of the device")
+    workload.add_argument("--jsonl", action="store_true", help="print JSON lines that compare servers")
+    workload.add_argument("model", nargs="?", default=None, help="model folder (default: the built-in)")
+    for parser in (kernel, workload):
+        parser.add_argument("--json", metavar="FILE", default=None, help="also write one JSON object per row")
+        parser.add_argument("--runs", type=int, default=7, help="repetitions; the median is reported")
+    kernel.set_defaults(run=run_kernel_bench)
+    workload.set_defaults(run=run_workload_bench)
+
+
+def check_runs(options: argparse.Namespace) -> None:
+    """Raise ConfigError when there is nothing to measure."""
     if options.runs < 1:
         raise ConfigError(f"runs is {options.runs}; at least 1")
-    module = importlib.import_module(f"llmos.bench.{options.name}")
-    result: int = module.main(json_path=options.json, num_runs=options.runs)
-    return result
+
+
+def run_kernel_bench(options: argparse.Namespace) -> int:
+    """Measure the kernel's own cost."""
+    from llmos.bench import kernel  # here: the other commands need not wait for its imports
+
+    check_runs(options)
+    return kernel.main(json_path=options.json, num_runs=options.runs)
+
+
+def run_workload_bench(options: argparse.Namespace) -> int:
+    """Measure a server."""
+    from llmos.bench import workload
+
+    check_runs(options)
+    return workload.main(
+        model=options.model, url=options.url, weights=options.weights, threads=options.threads,
+        num_runs=options.runs, jsonl=options.jsonl, json_path=options.json,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from urllib.parse import urlsplit
 
-import msgspec
 import trio
 from rich.progress import track
 
 from llmos.bench.bookkeeping import step_seconds
 from llmos.bench.report import Report
 from llmos.bench.server import Server, running_server
+from llmos.bench.sse_client import stream_completion
 from syscalls.client import open_client
 from syscalls.sync import SyncClient
 
@@ -58,28 +57,10 @@ async def _read_direct(server: Server) -> float:
 
 async def _read_gateway(server: Server) -> float:
     """Tokens per second of the streams, read as server-sent events over HTTP."""
-    address = urlsplit(server.url)
-    body = msgspec.json.encode(
-        {"prompt": list(PROMPT), "max_tokens": TOKENS_PER_STREAM, "ignore_eos": True, "stream": True}
-    )
-    request = (
-        b"POST /v1/completions HTTP/1.1\r\nHost: llmos\r\nContent-Type: application/json\r\n"
-        b"Connection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
-    )
-
-    async def one() -> None:
-        stream = await trio.open_tcp_stream(address.hostname or "127.0.0.1", address.port or 80)
-        async with stream:
-            await stream.send_all(request)
-            received = b""
-            async for data in stream:
-                received += data
-            assert b"data: [DONE]" in received, received[:300]
-
     began = time.perf_counter()
     async with trio.open_nursery() as nursery:
         for _ in range(NUM_STREAMS):
-            nursery.start_soon(one)
+            nursery.start_soon(stream_completion, server.url, None, list(PROMPT), TOKENS_PER_STREAM)
     return NUM_STREAMS * TOKENS_PER_STREAM / (time.perf_counter() - began)
 
 

@@ -105,10 +105,11 @@ class DriverHost:
                 finally:
                     await link.aclose()
             except (DriverLost, OSError) as error:
+                if not has_served:  # it never worked here: trying again would hide why
+                    self._fail(str(error))
+                    raise LoadRefused(f"device {self.name}: {error}") from error
                 if not self._may_restart():
                     self._fail(f"{error}; {MAX_DRIVER_RESTARTS} restarts did not help")
-                    if not has_served:
-                        raise LoadRefused(f"device {self.name}: {self.message}") from error
                     return
                 self.state, self.message = HostState.RESTARTING, str(error)
                 self.num_restarts += 1

@@ -1,0 +1,114 @@
+"""A small client of an OpenAI-compatible server: streams one completion and notes when tokens come."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+import h11
+import msgspec
+import trio
+
+from llmos.errors import LlmosError
+
+RECEIVE_BYTES = 64 << 10
+
+
+class RequestFailed(LlmosError):
+    """The server answered with an error, or hung up; the message holds its words."""
+
+
+class StreamTimes(msgspec.Struct):
+    """One streamed completion."""
+
+    arrivals: list[float]  # perf_counter seconds, one for each token
+    num_tokens: int  # by the server's own count
+
+
+async def _exchange(
+    url: str, method: str, path: str, body: bytes
+) -> tuple[trio.SocketStream, h11.Connection]:
+    address: SplitResult = urlsplit(url)
+    if address.scheme != "http" or not address.hostname:
+        raise RequestFailed(f"{url} is not an http:// address")
+    stream = await trio.open_tcp_stream(address.hostname, address.port or 80)
+    connection = h11.Connection(h11.CLIENT)
+    headers = [("Host", address.netloc), ("Content-Type", "application/json"), ("Connection", "close")]
+    headers.append(("Content-Length", str(len(body))))
+    request = h11.Request(method=method, target=path, headers=headers)
+    data = (connection.send(request) or b"") + (connection.send(h11.Data(data=body)) or b"")
+    await stream.send_all(data + (connection.send(h11.EndOfMessage()) or b""))
+    return stream, connection
+
+
+async def _next_event(stream: trio.SocketStream, connection: h11.Connection) -> Any:
+    while (event := connection.next_event()) is h11.NEED_DATA:
+        connection.receive_data(await stream.receive_some(RECEIVE_BYTES))
+    return event
+
+
+async def fetch(url: str, method: str, path: str, body: bytes = b"") -> bytes:
+    """One plain request. Raises RequestFailed, OSError."""
+    stream, connection = await _exchange(url, method, path, body)
+    async with stream:
+        status, received = 0, b""
+        while not isinstance(event := await _next_event(stream, connection), h11.EndOfMessage):
+            if isinstance(event, h11.Response):
+                status = event.status_code
+            elif isinstance(event, h11.Data):
+                received += bytes(event.data)
+            elif isinstance(event, h11.ConnectionClosed):
+                raise RequestFailed(f"{url}{path}: the server hung up")
+        if status != 200:
+            raise RequestFailed(f"{url}{path}: status {status}: {received[:500]!r}")
+        return received
+
+
+async def stream_completion(url: str, model: str | None, prompt: list[int], num_tokens: int) -> StreamTimes:
+    """Stream a greedy completion of token ids, end tokens ignored; `model` None is the server's default.
+
+    A server may put several tokens into one event, and may hold text back; events that carry text or token
+    ids count as arrivals, and where the server's own count is higher, the rest arrived with the last event.
+
+    Raises:
+        RequestFailed, OSError.
+    """
+    body = msgspec.json.encode(
+        {
+            "model": model, "prompt": prompt, "max_tokens": num_tokens, "min_tokens": num_tokens,
+            "ignore_eos": True, "temperature": 0, "stream": True, "return_token_ids": True,
+            "stream_options": {"include_usage": True},
+        }
+    )  # fmt: skip
+    stream, connection = await _exchange(url, "POST", "/v1/completions", body)
+    arrivals: list[float] = []
+    counted = 0
+    pending = b""
+    async with stream:
+        while not isinstance(event := await _next_event(stream, connection), h11.EndOfMessage):
+            if isinstance(event, h11.Response) and event.status_code != 200:
+                raise RequestFailed(f"{url}: status {event.status_code}")
+            if isinstance(event, h11.ConnectionClosed):
+                raise RequestFailed(f"{url}: the server hung up in mid-stream")
+            if not isinstance(event, h11.Data):
+                continue
+            now = time.perf_counter()
+            *events, pending = (pending + bytes(event.data)).split(b"\n\n")
+            for line in events:
+                data = line.removeprefix(b"data:").strip()
+                if not line.startswith(b"data:") or data == b"[DONE]":
+                    continue
+                chunk = msgspec.json.decode(data)
+                if "error" in chunk:
+                    raise RequestFailed(f"{url}: {chunk['error']}")
+                for choice in chunk["choices"]:
+                    carried = len(choice.get("token_ids") or ()) or int(bool(choice.get("text")))
+                    arrivals += [now] * carried
+                if chunk.get("usage"):
+                    counted = chunk["usage"]["completion_tokens"]
+    num_generated = counted or len(arrivals)
+    if not arrivals:
+        raise RequestFailed(f"{url}: no token came")
+    arrivals = arrivals[:num_generated] + [arrivals[-1]] * (num_generated - len(arrivals))
+    return StreamTimes(arrivals, num_generated)
