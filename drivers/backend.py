@@ -7,7 +7,8 @@ from typing import Protocol
 import torch
 
 from drivers.arena import Arena
-from drivers.ops.interface import Ops
+from drivers.model.loader import LoadedWeights
+from drivers.model.transformer import Model
 from llmos.device import KVFormat
 
 __all__ = ["Backend", "DeviceUnavailable"]
@@ -31,8 +32,8 @@ class Backend(Protocol):
     def describe(self) -> str:
         """One line for people: processor or board. Never raises."""
 
-    def make_ops(self) -> Ops:
-        """The operations that a model runs on."""
+    def open_model(self, loaded: LoadedWeights) -> Model:
+        """Make weights that are on `torch_device` into a model that runs here."""
 
     def choose_pool_bytes(self) -> int:
         """A share of the memory that is free now, for frames."""

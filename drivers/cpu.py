@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 
 from drivers.arena import VirtualArena, max_virtual_frames
+from drivers.model.loader import LoadedWeights
+from drivers.model.transformer import Model, Transformer
 from drivers.ops.interface import Ops
 from drivers.ops.reference import ReferenceOps
 from llmos.device import KVFormat
@@ -46,8 +48,12 @@ class CpuDriver:
         return f"{_processor_name()}, {self.num_threads} of {os.cpu_count()} threads"
 
     def make_ops(self) -> Ops:
-        """See Backend."""
+        """The operations of a model that does not run on native ones."""
         return ReferenceOps()
+
+    def open_model(self, loaded: LoadedWeights) -> Model:
+        """See Backend."""
+        return Transformer(loaded.config, loaded.weights, self.make_ops(), loaded.info, loaded.segments)
 
     def choose_pool_bytes(self) -> int:
         """See Backend. Frames take memory as they are first written, so an idle pool costs nothing."""

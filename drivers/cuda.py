@@ -6,7 +6,8 @@ import torch
 
 from drivers.arena import TableArena
 from drivers.backend import DeviceUnavailable
-from drivers.ops.interface import Ops
+from drivers.model.loader import LoadedWeights
+from drivers.model.transformer import Model, Transformer
 from drivers.ops.reference import ReferenceOps
 from llmos.device import KVFormat
 
@@ -44,9 +45,9 @@ class CudaDriver:
         """See Backend."""
         return describe(self.index)
 
-    def make_ops(self) -> Ops:
+    def open_model(self, loaded: LoadedWeights) -> Model:
         """See Backend."""
-        return ReferenceOps()
+        return Transformer(loaded.config, loaded.weights, ReferenceOps(), loaded.info, loaded.segments)
 
     def choose_pool_bytes(self) -> int:
         """See Backend."""

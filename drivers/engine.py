@@ -20,9 +20,9 @@ from drivers.arena import Arena
 from drivers.backend import Backend, DeviceUnavailable
 from drivers.model.errors import ModelError
 from drivers.model.kv_layout import kv_views
-from drivers.model.loader import load_model
+from drivers.model.loader import load_weights
 from drivers.model.sampler import Sampler
-from drivers.model.transformer import Transformer
+from drivers.model.transformer import Model
 from drivers.page_table import ArenaError
 from llmos.device import (
     Bind,
@@ -53,7 +53,7 @@ ReportProgress = Callable[[int, int, str], None]  # bytes done, bytes in all, te
 class _Session:
     """What a load sets up."""
 
-    model: Transformer
+    model: Model
     sampler: Sampler
     arena: Arena
     k_pages: list[torch.Tensor]
@@ -90,8 +90,8 @@ class Engine:
 
     def _open(self, load: Load, report: ReportProgress) -> tuple[_Session, KVFormat, int]:
         backend = self.backend
-        ops = backend.make_ops()
-        model = load_model(load.path, load.dtype, backend.torch_device, ops, load.max_model_len, report)
+        loaded = load_weights(load.path, load.dtype, backend.torch_device, load.max_model_len, report)
+        model = backend.open_model(loaded)
         kv, num_frames = self._plan_memory(load, model.info.dtype, model.segments, model.info.max_model_len)
         pages_per_space = kv.num_pages(model.info.max_model_len)
         arena = backend.open_arena(kv, num_frames, load.max_spaces, pages_per_space)
@@ -100,7 +100,7 @@ class Engine:
         except BaseException:
             arena.close()
             raise
-        sampler = Sampler(model.info.vocab_size, ops)
+        sampler = Sampler(model.info.vocab_size)
         return _Session(model, sampler, arena, k_pages, v_pages), kv, num_frames
 
     def _plan_memory(
@@ -235,13 +235,16 @@ class Engine:
         batch = list(good.values())
         if self.debug:
             _poison_tails(session, batch)
-        logits = session.model.run(batch, session.arena.page_index, session.k_pages, session.v_pages)
-        for row in batch:
-            session.sampler.observe(row.asid, row.start, row.tokens)
         sampling = [index for index, row in good.items() if row.sample]
         wanted = [(rows[index].asid, rows[index].start + rows[index].num_tokens) for index in sampling]
+        needs_logits = session.sampler.needs_logits(wanted)
+        scores = session.model.score(
+            batch, session.arena.page_index, session.k_pages, session.v_pages, needs_logits
+        )
+        for row in batch:
+            session.sampler.observe(row.asid, row.start, row.tokens)
         for index, (asid, position), sampled in zip(
-            sampling, wanted, session.sampler.sample(logits, wanted), strict=True
+            sampling, wanted, session.sampler.choose(scores, wanted), strict=True
         ):
             if sampled.token is None:
                 faults[index] = sampled.fault or "no token was sampled"

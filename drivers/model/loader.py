@@ -17,12 +17,23 @@ from drivers.model.transformer import ModelDescription, Transformer
 from drivers.model.weights import LayerWeights, Weights
 from drivers.ops.interface import Ops
 from drivers.ops.reference import ReferenceOps
+from llmos.device import Segment
 
-__all__ = ["ProgressCallback", "load_model"]
+__all__ = ["LoadedWeights", "ProgressCallback", "load_model", "load_weights"]
 
 ProgressCallback = Callable[[int, int, str], None]  # (done_bytes, total_bytes, name)
 
 IGNORED = re.compile(r"^model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq$")  # old checkpoints; recomputed
+
+
+@frozen(eq=False)
+class LoadedWeights:
+    """A checkpoint in memory: what a model is made of."""
+
+    config: ModelConfig
+    weights: Weights
+    info: ModelDescription
+    segments: tuple[Segment, ...]
 
 
 def load_model(
@@ -33,7 +44,28 @@ def load_model(
     max_model_len: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> Transformer:
-    """Load a model.
+    """Load a model to run on `Ops`; see `load_weights` for the arguments.
+
+    Args:
+        path: see load_weights.
+        dtype: likewise.
+        device: likewise.
+        ops: the operations to run on; None: the torch reference.
+        max_model_len: see load_weights.
+        progress: likewise.
+    """
+    weights = load_weights(path, dtype, device, max_model_len, progress)
+    return Transformer(weights.config, weights.weights, ops or ReferenceOps(), weights.info, weights.segments)
+
+
+def load_weights(
+    path: str | Path,
+    dtype: str = "auto",
+    device: torch.device | str = "cpu",
+    max_model_len: int | None = None,
+    progress: ProgressCallback | None = None,
+) -> LoadedWeights:
+    """Read a model's weights.
 
     Every name, shape and file length is checked before the first weight is read; nothing outlives a refusal.
 
@@ -41,7 +73,6 @@ def load_model(
         path: a Hugging Face folder with config.json and safetensors, single or sharded.
         dtype: "fp32", "fp16", "bf16", or "auto": what the checkpoint holds.
         device: where the weights go.
-        ops: the operations to run on; None: the torch reference.
         max_model_len: longest context in tokens; None: what the checkpoint says.
         progress: called after each tensor with bytes done, bytes in all, and the tensor's name.
 
@@ -71,7 +102,6 @@ def load_model(
     _refuse_strangers(checkpoint, config, {name for name, _ in wanted})
 
     weights = _Reader(checkpoint, KV_DTYPES[dtype], torch.device(device), entries, progress).read(config)
-    ops = ops or ReferenceOps()
     description = ModelDescription(
         architecture=config.architecture,
         hash=checkpoint.content_hash((folder / "config.json").read_bytes()),
@@ -81,7 +111,7 @@ def load_model(
         dtype=dtype,
         num_parameters=weights.num_parameters,
     )
-    return Transformer(config, weights, ops, description, kv_segments(config, dtype))
+    return LoadedWeights(config, weights, description, kv_segments(config, dtype))
 
 
 def _wanted(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -1,7 +1,8 @@
 """From logits to tokens. A row's sample is a function of its logits, its space's state, seed and position.
 
 Rows are decided one by one, each on its own [vocab_size] array in fp64, so nothing can depend on the batch;
-only plain greedy rows, where there is nothing to round, are decided together on the device.
+only plain greedy rows, where there is nothing to round, are decided where the logits are made, and these
+need not be written out for it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 
 from drivers.model.randomness import uniform
 from drivers.model.sampling_state import SamplingState
+from drivers.model.scores import Scores, score_logits
 from drivers.ops.interface import Ops
 from drivers.ops.reference import ReferenceOps
 from llmos.device import Bind, Sampling, TokenLogprobs
@@ -78,26 +80,39 @@ class Sampler:
         """
         if not rows:
             return []
-        best, finite = self._ops.argmax(logits)
+        return self.choose(score_logits(logits, self._ops, [True] * len(rows)), rows)
+
+    def needs_logits(self, rows: Sequence[tuple[int, int]]) -> list[bool]:
+        """For each row as `sample` takes them: whether `choose` will look at its logits."""
+        states = [(self._states.get(asid), position) for asid, position in rows]
+        return [
+            state is not None and (state.sampling.logprobs is not None or not state.is_plain_greedy(position))
+            for state, position in states
+        ]
+
+    def choose(self, scores: Scores, rows: Sequence[tuple[int, int]]) -> list[Sampled]:
+        """`sample` from scores whose logits are there for every row that `needs_logits` named."""
         results: list[Sampled] = []
         for index, (asid, position) in enumerate(rows):
             state = self._states.get(asid)
             if state is None:
                 results.append(Sampled(None, None, f"space {asid} has no sampling parameters"))
-            elif not finite[index]:
-                num_bad = int((~torch.isfinite(logits[index])).sum())
+            elif num_bad := scores.num_bad[index]:
                 message = f"{num_bad} of {self._vocab_size} logits are not finite at position {position - 1}"
                 results.append(Sampled(None, None, message))
             else:
-                results.append(self._sample_row(state, position, logits[index], best[index]))
+                results.append(self._sample_row(state, position, scores.logits[index], scores.best[index]))
         return results
 
-    def _sample_row(self, state: SamplingState, position: int, logits: torch.Tensor, best: int) -> Sampled:
+    def _sample_row(
+        self, state: SamplingState, position: int, logits: np.ndarray | None, best: int
+    ) -> Sampled:
         token, logprobs = best, None
         plain = state.is_plain_greedy(position)
         wanted = state.sampling.logprobs
         if not plain or wanted is not None:
-            raw = logits.detach().cpu().numpy().astype(np.float64)
+            assert logits is not None, "needs_logits() said so"
+            raw = logits.astype(np.float64)
             if not plain:
                 scores = adjust_logits(raw, state, position)
                 if not scores.max() > -np.inf:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from attrs import frozen
@@ -10,11 +11,12 @@ from attrs import frozen
 from drivers.model.batch import Batch, PageIndex, ResolvedRow, build_batch
 from drivers.model.config import ModelConfig
 from drivers.model.rope import rope_tables
+from drivers.model.scores import Scores, score_logits
 from drivers.model.weights import LayerWeights, Weights
 from drivers.ops.interface import AttentionPlan, AttentionShape, Ops
 from llmos.device import ModelInfo, Segment
 
-__all__ = ["ModelDescription", "Transformer"]
+__all__ = ["Model", "ModelDescription", "Transformer", "explain_bad_row"]
 
 
 @frozen
@@ -42,6 +44,46 @@ class ModelDescription:
             dtype=self.dtype,
             num_parameters=self.num_parameters,
         )
+
+
+class Model(Protocol):
+    """What the engine runs steps on: `Transformer`, or another implementation of the same forward pass."""
+
+    config: ModelConfig
+    info: ModelDescription
+    segments: tuple[Segment, ...]
+
+    def explain_bad_row(self, row: ResolvedRow) -> str | None:
+        """See Transformer."""
+
+    def run(
+        self,
+        rows: Sequence[ResolvedRow],
+        page_index: PageIndex,
+        k_pages: Sequence[torch.Tensor],
+        v_pages: Sequence[torch.Tensor],
+    ) -> torch.Tensor:
+        """See Transformer."""
+
+    def score(
+        self,
+        rows: Sequence[ResolvedRow],
+        page_index: PageIndex,
+        k_pages: Sequence[torch.Tensor],
+        v_pages: Sequence[torch.Tensor],
+        needs_logits: Sequence[bool],
+    ) -> Scores:
+        """`run`, and what the sampler needs of the logits: for each sampling row, whether all of them."""
+
+
+def explain_bad_row(row: ResolvedRow, config: ModelConfig, max_model_len: int) -> str | None:
+    """Say why a row cannot run (a token or position out of range), or None: to fault it alone."""
+    end = row.start + len(row.tokens)
+    if not row.tokens or row.start < 0 or end > max_model_len:
+        return f"positions {row.start} to {end} do not fit a context of {max_model_len} tokens"
+    if min(row.tokens) < 0 or max(row.tokens) >= config.vocab_size:
+        return f"a token id is outside the vocabulary of {config.vocab_size}"
+    return None
 
 
 class Transformer:
@@ -78,13 +120,8 @@ class Transformer:
         ops.prepare_linear(weights.head)
 
     def explain_bad_row(self, row: ResolvedRow) -> str | None:
-        """Say why a row cannot run (a token or position out of range), or None: to fault it alone."""
-        end = row.start + len(row.tokens)
-        if not row.tokens or row.start < 0 or end > self.info.max_model_len:
-            return f"positions {row.start} to {end} do not fit a context of {self.info.max_model_len} tokens"
-        if min(row.tokens) < 0 or max(row.tokens) >= self.config.vocab_size:
-            return f"a token id is outside the vocabulary of {self.config.vocab_size}"
-        return None
+        """See the function of this name."""
+        return explain_bad_row(row, self.config, self.info.max_model_len)
 
     def run(
         self,
@@ -107,6 +144,18 @@ class Transformer:
             the bits that it would have alone, or had its tokens come in other chunks.
         """
         return self.forward(build_batch(rows, page_index, k_pages[0].shape[1], self.device), k_pages, v_pages)
+
+    def score(
+        self,
+        rows: Sequence[ResolvedRow],
+        page_index: PageIndex,
+        k_pages: Sequence[torch.Tensor],
+        v_pages: Sequence[torch.Tensor],
+        needs_logits: Sequence[bool],
+    ) -> Scores:
+        """See Model."""
+        logits = self.run(rows, page_index, k_pages, v_pages)
+        return score_logits(logits, self._ops, needs_logits)
 
     @torch.inference_mode()
     def forward(
