@@ -15,7 +15,7 @@ from llmos import doctor
 from llmos.boot import Ready, serve
 from llmos.config import Config, ConfigError, field_types, load_config
 from llmos.device import Progress
-from llmos.errors import LlmosError
+from llmos.errors import LlmosError, first_leaf
 from llmos.log import configure_logging
 from llmos.params import VERSION
 from syscalls.client import ConnectionLost
@@ -114,14 +114,6 @@ def run_up(options: argparse.Namespace) -> int:
         print(f"llmos: {first_leaf(group)}", file=sys.stderr)
         code = EXIT_FAILED
     return code
-
-
-def first_leaf(group: BaseExceptionGroup[Any]) -> BaseException:
-    """The first plain exception in a nest of groups: the one to tell the user."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 class LoadProgress:

@@ -7,6 +7,14 @@ class LlmosError(Exception):
     """Base of every error that the kernel raises on purpose."""
 
 
+def first_leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first plain exception in a nest of groups: the one to tell the user."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 # --- pressure: retryable; carries what was needed and what was free --------------------------------------
 
 

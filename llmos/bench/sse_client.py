@@ -32,7 +32,10 @@ async def _exchange(
     address: SplitResult = urlsplit(url)
     if address.scheme != "http" or not address.hostname:
         raise RequestFailed(f"{url} is not an http:// address")
-    stream = await trio.open_tcp_stream(address.hostname, address.port or 80)
+    try:
+        stream = await trio.open_tcp_stream(address.hostname, address.port or 80)
+    except OSError as error:
+        raise RequestFailed(f"nobody answers at {url}: {error}") from None
     connection = h11.Connection(h11.CLIENT)
     headers = [("Host", address.netloc), ("Content-Type", "application/json"), ("Connection", "close")]
     headers.append(("Content-Length", str(len(body))))
@@ -49,7 +52,7 @@ async def _next_event(stream: trio.SocketStream, connection: h11.Connection) -> 
 
 
 async def fetch(url: str, method: str, path: str, body: bytes = b"") -> bytes:
-    """One plain request. Raises RequestFailed, OSError."""
+    """One plain request. Raises RequestFailed."""
     stream, connection = await _exchange(url, method, path, body)
     async with stream:
         status, received = 0, b""
@@ -72,7 +75,7 @@ async def stream_completion(url: str, model: str | None, prompt: list[int], num_
     ids count as arrivals, and where the server's own count is higher, the rest arrived with the last event.
 
     Raises:
-        RequestFailed, OSError.
+        RequestFailed.
     """
     body = msgspec.json.encode(
         {

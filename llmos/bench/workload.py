@@ -27,7 +27,8 @@ from rich.progress import Progress
 
 from llmos.bench.report import Report
 from llmos.bench.server import Server, running_server
-from llmos.bench.sse_client import StreamTimes, fetch, stream_completion
+from llmos.bench.sse_client import RequestFailed, StreamTimes, fetch, stream_completion
+from llmos.errors import first_leaf
 
 PREFILL_TOKENS = 512
 DECODE_PROMPT_TOKENS, DECODE_TOKENS = 32, 64
@@ -84,15 +85,21 @@ class Target:
         """Run requests, at most so many at once, and return their times in order."""
         results: dict[int, StreamTimes] = {}
         limit = trio.CapacityLimiter(num_together)
+        failure: BaseException | None = None
 
         async def one(i: int) -> None:
             async with limit:
                 results[i] = await stream_completion(self.url, self.served_name, *requests[i])
 
-        async with trio.open_nursery(strict_exception_groups=True) as nursery:
-            for i in range(len(requests)):
-                nursery.start_soon(one, i)
-                await trio.lowlevel.checkpoint()  # in order: trio starts the tasks of one batch in any
+        try:
+            async with trio.open_nursery() as nursery:
+                for i in range(len(requests)):
+                    nursery.start_soon(one, i)
+                    await trio.lowlevel.checkpoint()  # in order: trio starts the tasks of one batch in any
+        except* RequestFailed as group:
+            failure = first_leaf(group)
+        if failure is not None:
+            raise failure
         return [results[i] for i in range(len(requests))]
 
 

@@ -1,0 +1,99 @@
+"""The benchmarks' own arithmetic, and one run of each through real servers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmos.bench.document import document
+from llmos.bench.report import Report, read_rows
+from llmos.bench.workload import percentile, random_prompt, served_lengths
+
+
+def test_the_served_workload_is_fixed() -> None:
+    """64 requests whose lengths never change, within their bounds."""
+    lengths = served_lengths()
+    assert lengths == served_lengths()
+    assert len(lengths) == 64
+    assert all(16 <= length <= 512 and 8 <= num_tokens <= 160 for length, num_tokens in lengths)
+    assert (sum(p for p, _ in lengths), sum(n for _, n in lengths)) == (10_673, 3_645)
+
+
+def test_prompts_are_fixed_and_distinct() -> None:
+    """A prompt depends on its arguments alone, and keeps clear of special tokens."""
+    prompt = random_prompt("m", 32_000, 100, "A0")
+    assert prompt == random_prompt("m", 32_000, 100, "A0")
+    assert prompt[:10] != random_prompt("m", 32_000, 100, "A1")[:10]
+    assert min(prompt) >= 300
+    assert max(random_prompt("m", 512, 1000, "x")) < 512
+
+
+@given(values=st.lists(st.floats(0, 1e6), min_size=1, max_size=50), percent=st.floats(0, 100))
+def test_percentile(values: list[float], percent: float) -> None:
+    """The percentile is numpy's."""
+    assert percentile(values, percent) == pytest.approx(
+        float(np.percentile(values, percent)), rel=1e-9, abs=1e-9
+    )
+
+
+def test_rows_come_back_and_make_a_page(tmp_path: Path) -> None:
+    """What a report writes is read back whole, and the page shows it."""
+    report = Report("example")
+    report.add("a case", "throughput", 1234.5, "tokens/s", against="a baseline", ratio=2.5, runs=7)
+    report.write_json(str(tmp_path / "example.jsonl"))
+    assert read_rows([tmp_path / "example.jsonl"]) == report.rows
+    page = document(tmp_path)
+    assert "| a case | throughput |" in page
+    assert "2.50" in page
+
+
+def test_the_page_is_generated() -> None:
+    """docs/benchmarks.md is what the rows in docs/benchmarks/ make."""
+    root = Path(__file__).parents[2]
+    assert (root / "docs/benchmarks.md").read_text() == document(root / "docs/benchmarks")
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `llmos bench …`."""
+    return subprocess.run(
+        [sys.executable, "-m", "llmos.cli", "bench", *arguments],
+        capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+
+
+def test_bench_kernel(tmp_path: Path) -> None:
+    """One run of the kernel benchmark measures its four numbers."""
+    result = bench("kernel", "--runs", "1", "--json", str(tmp_path / "rows.jsonl"))
+    assert result.returncode == 0, result.stderr
+    rows = read_rows([tmp_path / "rows.jsonl"])
+    assert [row.unit for row in rows] == ["us", "us", "tokens/s", "tokens/s"]
+    assert all(row.value > 0 and row.runs == 1 for row in rows)
+
+
+def test_bench_workload() -> None:
+    """One run of the workload, as lines for a comparison of servers."""
+    result = bench("workload", "--runs", "1", "--threads", "1", "--jsonl")
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(row["workload"], row.get("batch")) for row in rows] == [
+        ("A", None), ("B", 1), ("B", 8), ("B", 32), ("C", None),
+    ]  # fmt: skip
+    assert rows[0]["prefill_tok_s"] > 0
+    assert all(row["decode_tok_s"] > 0 for row in rows[1:4])
+    assert rows[4]["ttft_p99_s"] >= rows[4]["ttft_p50_s"] > 0
+
+
+def test_bench_refuses_nonsense() -> None:
+    """A count of runs that measures nothing, or an address where nobody answers, is named."""
+    assert bench("kernel", "--runs", "0").returncode == 2
+    result = bench("workload", "--url", "http://127.0.0.1:1", "--runs", "1")
+    assert result.returncode == 1
+    assert "127.0.0.1" in result.stderr
+    assert "Traceback" not in result.stderr
