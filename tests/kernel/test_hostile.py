@@ -66,7 +66,17 @@ def frame(payload: bytes) -> bytes:
         GREETING[:-3],
         struct.pack("<I", 100) + b"only this",
     ],
-    ids=["http", "oversized", "not msgpack", "wrong shape", "no hello", "other abi", "two hellos", "cut hello", "cut frame"],
+    ids=[
+        "http",
+        "oversized",
+        "not msgpack",
+        "wrong shape",
+        "no hello",
+        "other abi",
+        "two hellos",
+        "cut hello",
+        "cut frame",
+    ],
 )
 async def test_nonsense_ends_that_session_only(autojump_clock, tmp_path: Path, data: bytes) -> None:
     """Each kind of nonsense is answered by EPROTO on session id 0; others go on; nothing leaks."""
