@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import attrs
 import trio
@@ -31,7 +32,7 @@ class Candidate:
 Lookup = Callable[[str], Sequence[Candidate]]  # "pid", "job" or "model" to the names of now
 
 
-def complete(text: str, table: CommandTable, look_up: Lookup) -> tuple[int, list[Candidate]]:
+def complete(text: str, table: CommandTable[Any], look_up: Lookup) -> tuple[int, list[Candidate]]:
     """Return where the word at the end of `text` begins, and what it could become."""
     partial = parse_partial(text)
     found = [
@@ -43,7 +44,7 @@ def complete(text: str, table: CommandTable, look_up: Lookup) -> tuple[int, list
 
 
 def _list_candidates(
-    words: Sequence[str], current: str, table: CommandTable, look_up: Lookup
+    words: Sequence[str], current: str, table: CommandTable[Any], look_up: Lookup
 ) -> Iterable[Candidate]:
     if not words:
         return [Candidate(command.name, command.summary) for command in table]
@@ -61,7 +62,7 @@ def _list_candidates(
     return look_up(command.completes) if command.completes else []
 
 
-def _option_that_wants_value(command: Command, words: Sequence[str]) -> Option | None:
+def _option_that_wants_value(command: Command[Any], words: Sequence[str]) -> Option | None:
     for option in command.all_options:
         if option.metavar and words[-1] in option.flags and "--" not in words:
             return option
@@ -93,7 +94,7 @@ async def look_up_names(shell: Shell, kind: str) -> list[Candidate]:
 class ShellCompleter(Completer):
     """Completion for the prompt. Runs in a thread of prompt_toolkit, and asks the shell in its own."""
 
-    def __init__(self, table: CommandTable, look_up: Lookup) -> None:
+    def __init__(self, table: CommandTable[Any], look_up: Lookup) -> None:
         self._table = table
         self._look_up = look_up
 

@@ -50,7 +50,7 @@ class Shell:
         was_suspended: Ctrl-Z, not Ctrl-C, took that job out of the foreground.
     """
 
-    table: CommandTable
+    table: CommandTable[Shell]
     connection: Connection
     terminal: Terminal
     screen: Screen

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import Generic, TypeVar
 
 import attrs
 
 from shell.llmsh.errors import UsageError
 from shell.llmsh.options import Arguments, Option, parse_arguments, suggest
 
-if TYPE_CHECKING:
-    from shell.llmsh.loop import Shell
+S = TypeVar("S")
+"""The shell that carries commands out; the table knows nothing of it."""
 
 HELP_COLUMNS = 78
 HELP = Option(("--help", "-h"), "show this help")
@@ -20,7 +20,7 @@ JSON = Option(("--json",), "print JSON instead of a table")
 
 
 @attrs.frozen
-class Command:
+class Command(Generic[S]):
     """One row of the table.
 
     Attributes:
@@ -37,7 +37,7 @@ class Command:
     name: str
     operands: str
     help: str
-    function: Callable[[Shell, Arguments], Awaitable[int]]
+    function: Callable[[S, Arguments], Awaitable[int]]
     options: tuple[Option, ...] = ()
     min_operands: int = 0
     max_operands: int | None = 0
@@ -74,16 +74,16 @@ class Command:
         return arguments
 
 
-class CommandTable:
+class CommandTable(Generic[S]):
     """All commands by name, in the order in which help lists them."""
 
-    def __init__(self, commands: Iterable[Command]) -> None:
+    def __init__(self, commands: Iterable[Command[S]]) -> None:
         self._commands = {command.name: command for command in commands}
 
-    def __iter__(self) -> Iterator[Command]:
+    def __iter__(self) -> Iterator[Command[S]]:
         return iter(self._commands.values())
 
-    def find(self, name: str) -> Command:
+    def find(self, name: str) -> Command[S]:
         """Return the command of that name. Raises UsageError, with a suggestion."""
         command = self._commands.get(name)
         if command is None:
@@ -93,7 +93,7 @@ class CommandTable:
         return command
 
 
-def explain(command: Command) -> str:
+def explain(command: Command[S]) -> str:
     """Return a command's help page."""
     lines = [f"usage: {command.usage}", "", textwrap.fill(command.help, HELP_COLUMNS), "", "options:"]
     width = max(len(option.synopsis) for option in command.all_options)
@@ -101,7 +101,7 @@ def explain(command: Command) -> str:
     return "\n".join(lines)
 
 
-def summarize(table: CommandTable) -> str:
+def summarize(table: CommandTable[S]) -> str:
     """Return the list of commands with their summaries."""
     width = max(len(command.name) for command in table)
     lines = [f"  {command.name:<{width}}  {command.summary}" for command in table]
