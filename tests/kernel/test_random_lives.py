@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 
 import attrs
+import msgspec
+import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,6 +34,7 @@ SPAWN = st.tuples(
     st.integers(1, 40),  # prompt tokens; few distinct prompts, so that prefixes are shared
     st.integers(1, 80),  # output tokens
     st.sampled_from([None, 1, 2]),  # seed; None: greedy
+    st.sampled_from([1, 1, 3]),  # samples of one prefill
 )
 TOUCH = st.tuples(
     st.sampled_from(["kill", "stop", "cont", "fork", "nice"]), st.integers(0, 30), st.integers(-20, 19)
@@ -54,11 +57,15 @@ async def disturb(kernel: RunningKernel, operations: list[tuple]) -> list[Life]:
                 num_crashes += 1
                 kernel.sim.kill()
         elif name == "spawn":
-            length, max_tokens, seed = arguments
+            length, max_tokens, seed, num_samples = arguments
             prompt = tuple((length // 20 + i) % 500 for i in range(length))
             sampling = Sampling() if seed is None else Sampling(temperature=1.0, seed=seed)
-            spawned = await client.spawn(prompt, max_tokens=max_tokens, sampling=sampling)
-            lives.append(Life(spawned.pids[0], MODEL.expected_tokens(prompt, max_tokens, sampling=sampling)))
+            spawned = await client.spawn(
+                prompt, max_tokens=max_tokens, sampling=sampling, num_samples=num_samples
+            )
+            for pid, own_seed in zip(spawned.pids, spawned.seeds, strict=True):
+                own = msgspec.structs.replace(sampling, seed=own_seed)
+                lives.append(Life(pid, MODEL.expected_tokens(prompt, max_tokens, sampling=own)))
         elif lives:
             life = lives[arguments[0] % len(lives)]
             try:
@@ -106,19 +113,27 @@ async def live(operations: list[tuple], options: dict) -> None:
                 await kernel.client.wait(life.pid)
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    operations=OPERATIONS,
-    options=st.fixed_dictionaries(
-        {
-            "num_frames": st.sampled_from([16, 20, 32]),
-            "max_running": st.sampled_from([2, 5, 16]),
-            "max_chunk_tokens": st.sampled_from([None, 1, 7]),
-            "max_step_tokens": st.sampled_from([8, 64, 512]),
-            "prefix_cache": st.booleans(),
-        }
-    ),
+OPTIONS = st.fixed_dictionaries(
+    {
+        "num_frames": st.sampled_from([16, 20, 32]),
+        "max_running": st.sampled_from([2, 5, 16]),
+        "max_chunk_tokens": st.sampled_from([None, 1, 7]),
+        "max_step_tokens": st.sampled_from([8, 64, 512]),
+        "prefix_cache": st.booleans(),
+    }
 )
+
+
+@settings(max_examples=60, deadline=None)
+@given(operations=OPERATIONS, options=OPTIONS)
 def test_no_process_can_tell(operations: list[tuple], options: dict) -> None:
     """Preempted, forked, stopped, crashed under, starved: the tokens are a quiet run's, nothing leaks."""
+    trio.run(live, operations, dict(options), clock=MockClock(autojump_threshold=0))
+
+
+@pytest.mark.slow
+@settings(max_examples=1500, deadline=None)
+@given(operations=OPERATIONS, options=OPTIONS)
+def test_no_process_can_tell_for_long(operations: list[tuple], options: dict) -> None:
+    """The same, many times over."""
     trio.run(live, operations, dict(options), clock=MockClock(autojump_threshold=0))
