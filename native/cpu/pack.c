@@ -1,0 +1,276 @@
+/* Weights from row-major to packed and back; _gemm.h says where each number lies. */
+#include "_gemm.h"
+
+#include <math.h>
+
+enum { MAX_INTEGER_K = 65536 }; /* 255 * 127 * k stays below 2^31 */
+
+static uint16_t float_to_bf16(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    if ((bits & 0x7fffffff) > 0x7f800000)
+        return (uint16_t)(bits >> 16 | 0x40); /* still NaN */
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+static uint16_t float_to_fp16(float value)
+{
+    uint32_t bits, sign;
+    memcpy(&bits, &value, 4);
+    sign = bits >> 16 & 0x8000;
+    bits &= 0x7fffffff;
+    if (bits > 0x7f800000)
+        return (uint16_t)(sign | 0x7e00);
+    if (bits >= 0x477ff000) /* rounds to 65536 or more */
+        return (uint16_t)(sign | 0x7c00);
+    if (bits < 0x38800000) { /* below 2^-14: let the addition round to a multiple of 2^-24 */
+        float magnitude;
+        memcpy(&magnitude, &bits, 4);
+        return (uint16_t)(sign | (uint32_t)lrintf(magnitude * 0x1p24f));
+    }
+    return (uint16_t)(sign | ((bits + 0xfff + (bits >> 13 & 1) - 0x38000000) >> 13));
+}
+
+static int64_t bf16_slot(int32_t k, int32_t c)
+{
+    return (int64_t)k * COLUMNS + c / 32 * 32 + c % 16 * 2 + c / 16 % 2;
+}
+
+static int64_t int8_slot(int32_t k, int32_t c)
+{
+    return (int64_t)(k / 4) * 4 * COLUMNS + c * 4 + k % 4;
+}
+
+/* A group's scales; its offsets follow, then its codes. */
+static int64_t group_slot(int32_t g)
+{
+    return (int64_t)g * (2 * COLUMNS + GROUP * COLUMNS / 2);
+}
+
+static int64_t int4_slot(int32_t k, int32_t c)
+{
+    return group_slot(k / GROUP) + 2 * COLUMNS + (int64_t)(k % GROUP / 8) * 4 * COLUMNS + c * 4 + k % 4;
+}
+
+int64_t llmos_packed_bytes(int32_t format, int32_t n, int32_t k)
+{
+    int quantised = format == LLMOS_W8A8 || format == LLMOS_W4A8;
+    if (n < 1 || k < 1 || format < 0 || format > LLMOS_W4A8 || format == LLMOS_INT8)
+        return -1;
+    if (quantised && k > MAX_INTEGER_K)
+        return -1;
+    return (int64_t)num_blocks(n, COLUMNS) * tile_bytes(format, k);
+}
+
+static void put_int4(char *tile, int32_t k, int32_t c, int32_t code)
+{
+    uint8_t *at = (uint8_t *)tile + int4_slot(k, c);
+    *at = (uint8_t)(k % 8 < 4 ? (*at & 0xf0) | code : (*at & 0x0f) | code << 4);
+}
+
+static int32_t get_int4(const char *tile, int32_t k, int32_t c)
+{
+    uint8_t byte = *((const uint8_t *)tile + int4_slot(k, c));
+    return k % 8 < 4 ? byte & 15 : byte >> 4;
+}
+
+static float largest_magnitude(const float *row, int32_t k)
+{
+    float largest = 0;
+    for (int32_t i = 0; i < k; i++)
+        largest = fabsf(row[i]) > largest ? fabsf(row[i]) : largest;
+    return largest;
+}
+
+/* Codes of one group of one row by a scale and an offset; returns the sum of squared errors. */
+static float encode(const float *values, int32_t count, int32_t scale, int32_t low, uint8_t *codes)
+{
+    float error = 0;
+    for (int32_t i = 0; i < count; i++) {
+        int32_t code = (int32_t)lrintf((values[i] - (float)low) / (float)scale);
+        code = code < 0 ? 0 : code > 15 ? 15 : code;
+        float off = values[i] - (float)(code * scale + low);
+        error += off * off;
+        codes[i] = (uint8_t)code;
+    }
+    return error;
+}
+
+/* The best scale and offset for values in -119..119: the range divided by 15 rounded down and up, and for the
+ * former, whose codes do not span the range, every offset inside it.
+ */
+static void quantise_group(const float *values, int32_t count, uint8_t *codes, uint8_t *scale, uint8_t *offset)
+{
+    int32_t low = 127, high = -128;
+    uint8_t trial[GROUP];
+    float best = INFINITY;
+    for (int32_t i = 0; i < count; i++) {
+        int32_t whole = (int32_t)lrintf(values[i]);
+        low = whole < low ? whole : low;
+        high = whole > high ? whole : high;
+    }
+    int32_t range = high - low;
+    for (int32_t s = range / 15; s <= (range + 14) / 15; s++) {
+        int32_t step = s < 1 ? 1 : s, slack = range - 15 * step;
+        /* above: the codes span more than the range, by up to a step; try where to put the rest */
+        int32_t from = slack < 0 ? slack : 0, to = slack > 0 ? slack : 0;
+        for (int32_t shift = from; shift <= to; shift++) {
+            int32_t start = low + shift;
+            if (start < -128 || start + 15 * step > 127)
+                continue;
+            float error = encode(values, count, step, start, trial);
+            if (error < best) {
+                best = error;
+                memcpy(codes, trial, (size_t)count);
+                *scale = (uint8_t)step;
+                *offset = (uint8_t)(start + 128);
+            }
+        }
+    }
+}
+
+static void pack_int4_row(char *tile, int32_t c, int32_t k, const float *row, float inverse)
+{
+    float values[GROUP];
+    uint8_t codes[GROUP], *groups = (uint8_t *)tile;
+    for (int32_t k0 = 0; k0 < k; k0 += GROUP) {
+        int32_t count = k - k0 < GROUP ? k - k0 : GROUP;
+        int64_t slot = group_slot(k0 / GROUP) + c;
+        for (int32_t i = 0; i < count; i++)
+            values[i] = row[k0 + i] * inverse;
+        quantise_group(values, count, codes, groups + slot, groups + slot + COLUMNS);
+        for (int32_t i = 0; i < count; i++)
+            put_int4(tile, k0 + i, c, codes[i]);
+    }
+}
+
+/* A tile of weights that are all zero. */
+static void clear_tile(int32_t format, int32_t k, char *tile)
+{
+    int32_t padded = padded_k(k);
+    memset(tile, format == LLMOS_W8A8 ? 128 : 0, (size_t)tile_bytes(format, k));
+    if (format == LLMOS_W4A8)
+        for (int32_t k0 = 0; k0 < padded; k0 += GROUP) {
+            memset(tile + group_slot(k0 / GROUP), 1, COLUMNS);
+            memset(tile + group_slot(k0 / GROUP) + COLUMNS, 128, COLUMNS);
+        }
+}
+
+static void pack_row(int32_t format, int32_t k, const float *row, char *tile, int32_t c, float *scale)
+{
+    float limit = format == LLMOS_W8A8 ? 127.0f : 119.0f; /* 119: codes times scales stay within 127 */
+    float largest = 0, inverse = 0;
+    if (format == LLMOS_W8A8 || format == LLMOS_W4A8) {
+        largest = largest_magnitude(row, k);
+        inverse = largest > 0 ? limit / largest : 0;
+        *scale = largest / limit;
+    }
+    switch (format) {
+    case LLMOS_FP32:
+        for (int32_t i = 0; i < k; i++)
+            ((float *)tile)[(int64_t)i * COLUMNS + c] = row[i];
+        return;
+    case LLMOS_FP16:
+        for (int32_t i = 0; i < k; i++)
+            ((uint16_t *)tile)[(int64_t)i * COLUMNS + c] = float_to_fp16(row[i]);
+        return;
+    case LLMOS_BF16:
+        for (int32_t i = 0; i < k; i++)
+            ((uint16_t *)tile)[bf16_slot(i, c)] = float_to_bf16(row[i]);
+        return;
+    case LLMOS_W8A8:
+        for (int32_t i = 0; i < k; i++)
+            ((uint8_t *)tile)[int8_slot(i, c)] = (uint8_t)(lrintf(row[i] * inverse) + 128);
+        return;
+    default:
+        pack_int4_row(tile, c, k, row, inverse);
+    }
+}
+
+void llmos_pack_rows(int32_t format, int32_t n, int32_t k, int32_t n0, int32_t n1,
+                     const float *rows, int64_t ld, void *data, float *scale)
+{
+    int64_t size_bytes = tile_bytes(format, k);
+    (void)n;
+    for (int32_t row = n0; row < n1; row++) {
+        char *tile = (char *)data + row / COLUMNS * size_bytes;
+        float unused;
+        if (row % COLUMNS == 0)
+            clear_tile(format, k, tile);
+        pack_row(format, k, rows + (row - n0) * ld, tile, row % COLUMNS, scale ? scale + row : &unused);
+    }
+}
+
+void llmos_pack_int8(int32_t n, int32_t k, int32_t n0, int32_t n1, const int8_t *rows, int64_t ld, void *data)
+{
+    int64_t size_bytes = tile_bytes(LLMOS_W8A8, k);
+    (void)n;
+    for (int32_t row = n0; row < n1; row++) {
+        char *tile = (char *)data + row / COLUMNS * size_bytes;
+        if (row % COLUMNS == 0)
+            clear_tile(LLMOS_W8A8, k, tile);
+        for (int32_t i = 0; i < k; i++)
+            ((uint8_t *)tile)[int8_slot(i, row % COLUMNS)] = (uint8_t)(rows[(row - n0) * ld + i] + 128);
+    }
+}
+
+void llmos_pack_int4(int32_t n, int32_t k, int32_t n0, int32_t n1, const uint8_t *codes, int64_t ld,
+                     const uint8_t *group_scale, const uint8_t *group_offset, void *data)
+{
+    int64_t size_bytes = tile_bytes(LLMOS_W4A8, k);
+    int32_t groups = num_blocks(k, GROUP);
+    (void)n;
+    for (int32_t row = n0; row < n1; row++) {
+        char *tile = (char *)data + row / COLUMNS * size_bytes;
+        int32_t c = row % COLUMNS;
+        if (c == 0)
+            clear_tile(LLMOS_W4A8, k, tile);
+        for (int32_t g = 0; g < groups; g++) {
+            tile[group_slot(g) + c] = (char)group_scale[(int64_t)(row - n0) * groups + g];
+            tile[group_slot(g) + COLUMNS + c] = (char)group_offset[(int64_t)(row - n0) * groups + g];
+        }
+        for (int32_t i = 0; i < k; i++)
+            put_int4(tile, i, c, codes[(row - n0) * ld + i]);
+    }
+}
+
+static int32_t integer_at(const llmos_weight *w, int32_t row, int32_t k)
+{
+    const char *tile = tile_data(w, row);
+    int32_t c = row % COLUMNS;
+    if (w->format == LLMOS_W8A8)
+        return ((const uint8_t *)tile)[int8_slot(k, c)] - 128;
+    const uint8_t *group = (const uint8_t *)tile + group_slot(k / GROUP);
+    return get_int4(tile, k, c) * group[c] + group[COLUMNS + c] - 128;
+}
+
+static float value_at(const llmos_weight *w, int32_t row, int32_t k)
+{
+    const char *tile = tile_data(w, row);
+    int32_t c = row % COLUMNS;
+    switch (w->format) {
+    case LLMOS_FP32:
+        return ((const float *)tile)[(int64_t)k * COLUMNS + c];
+    case LLMOS_FP16:
+        return fp16_to_float(((const uint16_t *)tile)[(int64_t)k * COLUMNS + c]);
+    case LLMOS_BF16:
+        return bf16_to_float(((const uint16_t *)tile)[bf16_slot(k, c)]);
+    default:
+        return (float)integer_at(w, row, k) * w->scale[row];
+    }
+}
+
+void llmos_unpack_rows(const llmos_weight *w, int32_t n0, int32_t n1, float *rows, int64_t ld)
+{
+    for (int32_t row = n0; row < n1; row++)
+        for (int32_t k = 0; k < w->k; k++)
+            rows[(row - n0) * ld + k] = value_at(w, row, k);
+}
+
+void llmos_unpack_int8(const llmos_weight *w, int32_t n0, int32_t n1, int8_t *rows, int64_t ld)
+{
+    for (int32_t row = n0; row < n1; row++)
+        for (int32_t k = 0; k < w->k; k++)
+            rows[(row - n0) * ld + k] = (int8_t)integer_at(w, row, k);
+}
