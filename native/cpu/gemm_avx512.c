@@ -13,10 +13,21 @@
 #define INLINE static inline __attribute__((always_inline)) TARGET
 
 enum {
-    ROWS = 6,    /* of a register tile */
-    VECTORS = 4, /* of 16 columns, of a register tile */
+    ROWS = 6,         /* of a register tile */
+    AHEAD = 4096,     /* bytes that are fetched before they are read */
     FLOAT_DEPTH = 512 /* k of a panel that several row blocks share: 128 KiB of fp32 */
 };
+
+/* Sums of one row, or weights of one step: 64 columns. Members and named rows instead of arrays, because gcc keeps
+ * arrays of vectors in memory.
+ */
+typedef struct {
+    __m512 a, b, c, d;
+} floats;
+
+typedef struct {
+    __m512i a, b, c, d;
+} integers;
 
 /* Calls `function` with its first argument, the number of rows, a constant. */
 #define WITH_ROWS(rows, function, ...)           \
@@ -29,13 +40,15 @@ enum {
     default: function(6, __VA_ARGS__); break;    \
     }
 
+#define EACH_ROW(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5)
+
 INLINE __mmask16 column_mask(int32_t n, int32_t column)
 {
     int32_t left = n - column;
     return left >= 16 ? 0xffff : left <= 0 ? 0 : (__mmask16)((1u << left) - 1);
 }
 
-INLINE void store_result(const llmos_product *p, int32_t row, int32_t column, __m512 value)
+INLINE void store_vector(const llmos_product *p, int32_t row, int32_t column, __m512 value)
 {
     __mmask16 mask = column_mask(p->w->n, column);
     float *y = p->y + row * p->ldy + column;
@@ -46,77 +59,122 @@ INLINE void store_result(const llmos_product *p, int32_t row, int32_t column, __
     _mm512_mask_storeu_ps(y, mask, value);
 }
 
+INLINE void store_row(const llmos_product *p, int32_t row, int32_t n0, floats value)
+{
+    store_vector(p, row, n0, value.a);
+    store_vector(p, row, n0 + 16, value.b);
+    store_vector(p, row, n0 + 32, value.c);
+    store_vector(p, row, n0 + 48, value.d);
+}
+
+/* Four lines that will be read soon: the processor's own prefetching ends with each page. */
+INLINE void prefetch(const char *data)
+{
+    _mm_prefetch(data, _MM_HINT_T0);
+    _mm_prefetch(data + 64, _MM_HINT_T0);
+    _mm_prefetch(data + 128, _MM_HINT_T0);
+    _mm_prefetch(data + 192, _MM_HINT_T0);
+}
+
 /* --- floating point ------------------------------------------------------------------------------------ */
 
-/* The 64 weights of one k as fp32. */
-INLINE void load_floats(int32_t format, const char *data, int64_t k, __m512 b[VECTORS])
+INLINE __m512 half_floats(const uint16_t *data)
 {
-    if (format == LLMOS_FP32) {
-        for (int v = 0; v < VECTORS; v++)
-            b[v] = _mm512_loadu_ps((const float *)data + k * COLUMNS + 16 * v);
-    } else if (format == LLMOS_FP16) {
-        for (int v = 0; v < VECTORS; v++)
-            b[v] = _mm512_cvtph_ps(
-                _mm256_loadu_si256((const __m256i *)((const uint16_t *)data + k * COLUMNS + 16 * v)));
-    } else {
-        for (int half = 0; half < VECTORS / 2; half++) {
-            __m512i pairs = _mm512_loadu_si512((const uint16_t *)data + k * COLUMNS + 32 * half);
-            b[2 * half] = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
-            b[2 * half + 1] =
-                _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32((int32_t)0xffff0000)));
-        }
-    }
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)data));
+}
+
+INLINE floats load_partial(const float *data)
+{
+    return (floats){_mm512_loadu_ps(data), _mm512_loadu_ps(data + 16), _mm512_loadu_ps(data + 32),
+                    _mm512_loadu_ps(data + 48)};
+}
+
+/* The 64 weights of one k as fp32. */
+INLINE floats load_floats(int32_t format, const char *data)
+{
+    const uint16_t *halves = (const uint16_t *)data;
+    if (format == LLMOS_FP32)
+        return load_partial((const float *)data);
+    if (format == LLMOS_FP16)
+        return (floats){half_floats(halves), half_floats(halves + 16), half_floats(halves + 32),
+                        half_floats(halves + 48)};
+    const __m512i low = _mm512_loadu_si512(data), high = _mm512_loadu_si512(data + 64);
+    const __m512i upper = _mm512_set1_epi32((int32_t)0xffff0000);
+    return (floats){_mm512_castsi512_ps(_mm512_slli_epi32(low, 16)),
+                    _mm512_castsi512_ps(_mm512_and_si512(low, upper)),
+                    _mm512_castsi512_ps(_mm512_slli_epi32(high, 16)),
+                    _mm512_castsi512_ps(_mm512_and_si512(high, upper))};
+}
+
+INLINE floats multiply_add(floats sums, floats weights, __m512 x)
+{
+    return (floats){_mm512_fmadd_ps(x, weights.a, sums.a), _mm512_fmadd_ps(x, weights.b, sums.b),
+                    _mm512_fmadd_ps(x, weights.c, sums.c), _mm512_fmadd_ps(x, weights.d, sums.d)};
 }
 
 /* k from k0 to k1 of `rows` rows from `row` on. Sums of an earlier depth come from and go to partial. */
-INLINE void float_block(int rows, int32_t format, const llmos_product *p, const char *data, int32_t row,
-                        int32_t k0, int32_t k1, int32_t n0, float *partial)
+INLINE void float_rows(int rows, int32_t format, const llmos_product *p, const char *data, int32_t row,
+                       int32_t k0, int32_t k1, int32_t n0, float *partial)
 {
-    const float *x = (const float *)p->x + row * p->ldx;
-    const int64_t ldx = p->ldx;
-    __m512 sums[ROWS][VECTORS], b[VECTORS];
-    for (int r = 0; r < rows; r++)
-        for (int v = 0; v < VECTORS; v++)
-            sums[r][v] = k0 == 0 ? _mm512_setzero_ps() : _mm512_loadu_ps(partial + (row + r) * COLUMNS + 16 * v);
-    for (int64_t k = k0; k < k1; k++) {
+    const int64_t ldx = p->ldx, step = COLUMNS * (format == LLMOS_FP32 ? 4 : 2);
+    const float *x = (const float *)p->x + row * ldx;
+    floats s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0}, s4 = {0}, s5 = {0};
+    partial += row * COLUMNS;
+    data += k0 * step;
+#define LOAD(r) \
+    if (rows > r && k0 > 0) \
+        s##r = load_partial(partial + r * COLUMNS);
+    EACH_ROW(LOAD)
+    for (int64_t k = k0; k < k1; k++, data += step) {
+        const floats weights = load_floats(format, data);
         if (rows <= 2)
-            for (int v = 0; v < VECTORS; v++)
-                _mm_prefetch(data + (k * COLUMNS * (format == LLMOS_FP32 ? 4 : 2)) + 4096 + 64 * v, _MM_HINT_T0);
-        load_floats(format, data, k, b);
-        for (int r = 0; r < rows; r++) {
-            __m512 a = _mm512_set1_ps(x[r * ldx + k]);
-            for (int v = 0; v < VECTORS; v++)
-                sums[r][v] = _mm512_fmadd_ps(a, b[v], sums[r][v]);
-        }
+            prefetch(data + AHEAD);
+#define ADD(r) \
+    if (rows > r) \
+        s##r = multiply_add(s##r, weights, _mm512_set1_ps(x[r * ldx + k]));
+        EACH_ROW(ADD)
     }
-    for (int r = 0; r < rows; r++)
-        for (int v = 0; v < VECTORS; v++)
-            if (k1 == p->w->k)
-                store_result(p, row + r, n0 + 16 * v, sums[r][v]);
-            else
-                _mm512_storeu_ps(partial + (row + r) * COLUMNS + 16 * v, sums[r][v]);
+    if (k1 == p->w->k) {
+#define STORE(r) \
+    if (rows > r) \
+        store_row(p, row + r, n0, s##r);
+        EACH_ROW(STORE)
+    } else {
+#define SAVE(r)                                               \
+    if (rows > r) {                                           \
+        _mm512_storeu_ps(partial + r * COLUMNS, s##r.a);      \
+        _mm512_storeu_ps(partial + r * COLUMNS + 16, s##r.b); \
+        _mm512_storeu_ps(partial + r * COLUMNS + 32, s##r.c); \
+        _mm512_storeu_ps(partial + r * COLUMNS + 48, s##r.d); \
+    }
+        EACH_ROW(SAVE)
+    }
+#undef LOAD
+#undef ADD
+#undef STORE
+#undef SAVE
 }
 
-#define FLOAT_BLOCKS(name, format)                                                                              \
-    TARGET static void name(int32_t rows, const llmos_product *p, const char *data, int32_t row, int32_t k0,    \
-                            int32_t k1, int32_t n0, float *partial)                                             \
-    {                                                                                                           \
-        WITH_ROWS(rows, float_block, format, p, data, row, k0, k1, n0, partial)                                 \
+TARGET static void float_block(int32_t rows, const llmos_product *p, const char *data, int32_t row, int32_t k0,
+                               int32_t k1, int32_t n0, float *partial)
+{
+    if (p->w->format == LLMOS_FP32) {
+        WITH_ROWS(rows, float_rows, LLMOS_FP32, p, data, row, k0, k1, n0, partial)
+    } else if (p->w->format == LLMOS_FP16) {
+        WITH_ROWS(rows, float_rows, LLMOS_FP16, p, data, row, k0, k1, n0, partial)
+    } else {
+        WITH_ROWS(rows, float_rows, LLMOS_BF16, p, data, row, k0, k1, n0, partial)
     }
-FLOAT_BLOCKS(fp32_block, LLMOS_FP32)
-FLOAT_BLOCKS(fp16_block, LLMOS_FP16)
-FLOAT_BLOCKS(bf16_block, LLMOS_BF16)
+}
 
 static void float_tile(const llmos_product *p, const char *data, int32_t n0)
 {
-    void (*block)(int32_t, const llmos_product *, const char *, int32_t, int32_t, int32_t, int32_t, float *) =
-        p->w->format == LLMOS_FP32 ? fp32_block : p->w->format == LLMOS_FP16 ? fp16_block : bf16_block;
     int32_t blocks = num_blocks(p->m, ROWS), depth = blocks == 1 ? p->w->k : FLOAT_DEPTH;
     for (int32_t k0 = 0; k0 < p->w->k; k0 += depth) {
         int32_t k1 = k0 + depth < p->w->k ? k0 + depth : p->w->k;
         for (int32_t i = 0; i < blocks; i++) {
             int32_t row = block_start(p->m, blocks, i);
-            block(block_start(p->m, blocks, i + 1) - row, p, data, row, k0, k1, n0, (float *)p->scratch);
+            float_block(block_start(p->m, blocks, i + 1) - row, p, data, row, k0, k1, n0, (float *)p->scratch);
         }
     }
 }
@@ -130,47 +188,51 @@ INLINE __m512i four_of(const int8_t *x)
     return _mm512_set1_epi32(word);
 }
 
-INLINE void store_integers(int rows, const llmos_product *p, int32_t row, int32_t n0, __m512i sums[ROWS][VECTORS])
+INLINE integers load_integers(const char *data)
 {
-    for (int v = 0; v < VECTORS; v++) {
-        int32_t column = n0 + 16 * v;
-        __m512 scale = _mm512_maskz_loadu_ps(column_mask(p->w->n, column), p->w->scale + column);
-        for (int r = 0; r < rows; r++) {
-            __m512i exact = _mm512_sub_epi32(sums[r][v], _mm512_set1_epi32(128 * p->xsum[row + r]));
-            __m512 factor = _mm512_mul_ps(scale, _mm512_set1_ps(p->xscale[row + r]));
-            store_result(p, row + r, column, _mm512_mul_ps(_mm512_cvtepi32_ps(exact), factor));
-        }
-    }
+    return (integers){_mm512_loadu_si512(data), _mm512_loadu_si512(data + 64), _mm512_loadu_si512(data + 128),
+                      _mm512_loadu_si512(data + 192)};
 }
 
-INLINE void clear_integers(int rows, __m512i sums[ROWS][VECTORS])
+INLINE integers dot(integers sums, integers weights, __m512i x)
 {
-    for (int r = 0; r < rows; r++)
-        for (int v = 0; v < VECTORS; v++)
-            sums[r][v] = _mm512_setzero_si512();
+    return (integers){_mm512_dpbusd_epi32(sums.a, weights.a, x), _mm512_dpbusd_epi32(sums.b, weights.b, x),
+                      _mm512_dpbusd_epi32(sums.c, weights.c, x), _mm512_dpbusd_epi32(sums.d, weights.d, x)};
 }
+
+INLINE __m512 scaled(const llmos_product *p, int32_t row, int32_t column, __m512i sums)
+{
+    __m512 scale = _mm512_maskz_loadu_ps(column_mask(p->w->n, column), p->w->scale + column);
+    __m512i exact = _mm512_sub_epi32(sums, _mm512_set1_epi32(128 * p->xsum[row]));
+    return _mm512_mul_ps(_mm512_cvtepi32_ps(exact), _mm512_mul_ps(scale, _mm512_set1_ps(p->xscale[row])));
+}
+
+INLINE void store_integers(const llmos_product *p, int32_t row, int32_t n0, integers sums)
+{
+    store_row(p, row, n0, (floats){scaled(p, row, n0, sums.a), scaled(p, row, n0 + 16, sums.b),
+                                   scaled(p, row, n0 + 32, sums.c), scaled(p, row, n0 + 48, sums.d)});
+}
+
+#define INTEGER_SUMS integers s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0}, s4 = {0}, s5 = {0};
+#define ADD_FOUR(r) \
+    if (rows > r) \
+        s##r = dot(s##r, weights, four_of(x + r * ldx + i));
+#define STORE_INTEGERS(r) \
+    if (rows > r) \
+        store_integers(p, row + r, n0, s##r);
 
 INLINE void w8_rows(int rows, const llmos_product *p, const char *data, int32_t row, int32_t n0)
 {
-    const int8_t *x = (const int8_t *)p->x + row * p->ldx;
-    const int64_t ldx = p->ldx;
-    const int32_t quads = padded_k(p->w->k) / 4;
-    __m512i sums[ROWS][VECTORS], b[VECTORS];
-    clear_integers(rows, sums);
-    for (int32_t q = 0; q < quads; q++) {
-        for (int v = 0; v < VECTORS; v++) {
-            if (rows <= 2)
-                _mm_prefetch(data + 4096 + 64 * v, _MM_HINT_T0);
-            b[v] = _mm512_loadu_si512(data + 64 * v);
-        }
-        data += 64 * VECTORS;
-        for (int r = 0; r < rows; r++) {
-            __m512i a = four_of(x + r * ldx + 4 * q);
-            for (int v = 0; v < VECTORS; v++)
-                sums[r][v] = _mm512_dpbusd_epi32(sums[r][v], b[v], a);
-        }
+    const int64_t ldx = p->ldx, k = padded_k(p->w->k);
+    const int8_t *x = (const int8_t *)p->x + row * ldx;
+    INTEGER_SUMS
+    for (int64_t i = 0; i < k; i += 4, data += 4 * COLUMNS) {
+        const integers weights = load_integers(data);
+        if (rows <= 2)
+            prefetch(data + AHEAD);
+        EACH_ROW(ADD_FOUR)
     }
-    store_integers(rows, p, row, n0, sums);
+    EACH_ROW(STORE_INTEGERS)
 }
 
 TARGET static void w8_block(int32_t rows, const llmos_product *p, const char *data, int32_t row, int32_t n0)
@@ -188,90 +250,135 @@ static void w8_tile(const llmos_product *p, const char *data, int32_t n0)
 }
 
 /* Scales as words and offsets as bytes, as often as a vector of 16 columns by 4 k needs them. */
-INLINE void load_group(const char *data, __m512i scales[VECTORS], __m512i offsets[VECTORS])
+INLINE __m512i spread_scales(const char *data)
 {
-    for (int v = 0; v < VECTORS; v++) {
-        __m512i scale = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(data + 16 * v)));
-        __m512i offset = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(data + COLUMNS + 16 * v)));
-        scales[v] = _mm512_or_si512(scale, _mm512_slli_epi32(scale, 16));
-        offset = _mm512_or_si512(offset, _mm512_slli_epi32(offset, 8));
-        offsets[v] = _mm512_or_si512(offset, _mm512_slli_epi32(offset, 16));
-    }
+    __m512i scale = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)data));
+    return _mm512_or_si512(scale, _mm512_slli_epi32(scale, 16));
 }
 
-/* Two vectors of w + 128. A word holds two codes, and 15 * 17 fits a byte: nothing carries between them. */
-INLINE void unpack_codes(const char *data, __m512i scale, __m512i offset, __m512i *low, __m512i *high)
+INLINE __m512i spread_offsets(const char *data)
 {
-    const __m512i nibble = _mm512_set1_epi8(15);
-    __m512i codes = _mm512_loadu_si512(data);
-    __m512i first = _mm512_and_si512(codes, nibble);
-    __m512i second = _mm512_and_si512(_mm512_srli_epi16(codes, 4), nibble);
-    *low = _mm512_add_epi8(_mm512_mullo_epi16(first, scale), offset);
-    *high = _mm512_add_epi8(_mm512_mullo_epi16(second, scale), offset);
+    __m512i offset = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)data));
+    offset = _mm512_or_si512(offset, _mm512_slli_epi32(offset, 8));
+    return _mm512_or_si512(offset, _mm512_slli_epi32(offset, 16));
 }
 
-INLINE void w4_rows(int rows, const llmos_product *p, const char *data, int32_t row, int32_t n0)
+INLINE integers load_scales(const char *group)
 {
-    const int8_t *x = (const int8_t *)p->x + row * p->ldx;
-    const int64_t ldx = p->ldx;
-    const int32_t k = padded_k(p->w->k);
-    __m512i sums[ROWS][VECTORS], scales[VECTORS], offsets[VECTORS];
-    clear_integers(rows, sums);
-    for (int32_t k0 = 0; k0 < k; k0 += GROUP) {
-        int32_t k1 = k0 + GROUP < k ? k0 + GROUP : k;
-        load_group(data, scales, offsets);
-        data += 2 * COLUMNS;
-        for (int32_t i = k0; i < k1; i += 8) {
-            for (int v = 0; v < VECTORS; v++) {
-                __m512i low, high;
-                if (rows <= 2)
-                    _mm_prefetch(data + 4096 + 64 * v, _MM_HINT_T0);
-                unpack_codes(data + 64 * v, scales[v], offsets[v], &low, &high);
-                for (int r = 0; r < rows; r++) {
-                    sums[r][v] = _mm512_dpbusd_epi32(sums[r][v], low, four_of(x + r * ldx + i));
-                    sums[r][v] = _mm512_dpbusd_epi32(sums[r][v], high, four_of(x + r * ldx + i + 4));
-                }
-            }
-            data += 64 * VECTORS;
+    return (integers){spread_scales(group), spread_scales(group + 16), spread_scales(group + 32),
+                      spread_scales(group + 48)};
+}
+
+INLINE integers load_offsets(const char *group)
+{
+    group += COLUMNS;
+    return (integers){spread_offsets(group), spread_offsets(group + 16), spread_offsets(group + 32),
+                      spread_offsets(group + 48)};
+}
+
+/* w + 128 of codes in 0..15. A word holds two, and 15 * 17 fits a byte: nothing carries between them. */
+INLINE __m512i decode(__m512i codes, __m512i scale, __m512i offset)
+{
+    return _mm512_add_epi8(_mm512_mullo_epi16(_mm512_and_si512(codes, _mm512_set1_epi8(15)), scale), offset);
+}
+
+INLINE integers decode_four(integers codes, integers scales, integers offsets)
+{
+    return (integers){decode(codes.a, scales.a, offsets.a), decode(codes.b, scales.b, offsets.b),
+                      decode(codes.c, scales.c, offsets.c), decode(codes.d, scales.d, offsets.d)};
+}
+
+INLINE integers high_nibbles(integers codes)
+{
+    return (integers){_mm512_srli_epi16(codes.a, 4), _mm512_srli_epi16(codes.b, 4),
+                      _mm512_srli_epi16(codes.c, 4), _mm512_srli_epi16(codes.d, 4)};
+}
+
+/* One or two rows: from codes to sums in registers. */
+INLINE void w4_few_rows(int rows, const llmos_product *p, const char *data, int32_t row, int32_t n0)
+{
+    const int64_t ldx = p->ldx, k = padded_k(p->w->k);
+    const int8_t *x = (const int8_t *)p->x + row * ldx;
+    INTEGER_SUMS
+    for (int64_t i = 0; i < k;) {
+        const integers scales = load_scales(data), offsets = load_offsets(data);
+        const int64_t end = i + GROUP < k ? i + GROUP : k;
+        for (data += 2 * COLUMNS; i < end; data += 4 * COLUMNS) {
+            const integers codes = load_integers(data);
+            integers weights = decode_four(codes, scales, offsets);
+            prefetch(data + AHEAD);
+            EACH_ROW(ADD_FOUR)
+            i += 4;
+            weights = decode_four(high_nibbles(codes), scales, offsets);
+            EACH_ROW(ADD_FOUR)
+            i += 4;
         }
     }
-    store_integers(rows, p, row, n0, sums);
+    EACH_ROW(STORE_INTEGERS)
+}
+
+INLINE void store_weights(char *bytes, integers weights)
+{
+    _mm512_storeu_si512(bytes, weights.a);
+    _mm512_storeu_si512(bytes + 64, weights.b);
+    _mm512_storeu_si512(bytes + 128, weights.c);
+    _mm512_storeu_si512(bytes + 192, weights.d);
+}
+
+/* `count` k of one group of W4A8 in the form of W8A8; returns the next group. */
+INLINE const char *unpack_group(const char *data, int64_t count, char *bytes)
+{
+    const integers scales = load_scales(data), offsets = load_offsets(data);
+    data += 2 * COLUMNS;
+    for (int64_t i = 0; i < count; i += 8, data += 4 * COLUMNS, bytes += 8 * COLUMNS) {
+        const integers codes = load_integers(data);
+        prefetch(data + AHEAD);
+        store_weights(bytes, decode_four(codes, scales, offsets));
+        store_weights(bytes + 4 * COLUMNS, decode_four(high_nibbles(codes), scales, offsets));
+    }
+    return data;
+}
+
+/* Three rows and more leave no registers for decoding: a group at a time goes through the first-level cache. */
+INLINE void w4_rows(int rows, const llmos_product *p, const char *data, int32_t row, int32_t n0)
+{
+    const int64_t ldx = p->ldx, k = padded_k(p->w->k);
+    const int8_t *x = (const int8_t *)p->x + row * ldx;
+    char *bytes = p->scratch;
+    INTEGER_SUMS
+    for (int64_t i = 0; i < k;) {
+        const int64_t end = i + GROUP < k ? i + GROUP : k;
+        data = unpack_group(data, end - i, bytes);
+        for (const char *at = bytes; i < end; i += 4, at += 4 * COLUMNS) {
+            const integers weights = load_integers(at);
+            EACH_ROW(ADD_FOUR)
+        }
+    }
+    EACH_ROW(STORE_INTEGERS)
 }
 
 TARGET static void w4_block(int32_t rows, const llmos_product *p, const char *data, int32_t row, int32_t n0)
 {
-    WITH_ROWS(rows, w4_rows, p, data, row, n0)
-}
-
-/* A tile of W4A8 as one of W8A8. */
-TARGET static void unpack_tile(int32_t k, const char *data, char *bytes)
-{
-    __m512i scales[VECTORS], offsets[VECTORS];
-    for (int32_t k0 = 0; k0 < k; k0 += GROUP) {
-        int32_t k1 = k0 + GROUP < k ? k0 + GROUP : k;
-        load_group(data, scales, offsets);
-        data += 2 * COLUMNS;
-        for (int32_t i = k0; i < k1; i += 8) {
-            for (int v = 0; v < VECTORS; v++) {
-                __m512i low, high;
-                unpack_codes(data + 64 * v, scales[v], offsets[v], &low, &high);
-                _mm512_storeu_si512(bytes + 64 * v, low);
-                _mm512_storeu_si512(bytes + 64 * (VECTORS + v), high);
-            }
-            data += 64 * VECTORS;
-            bytes += 128 * VECTORS;
-        }
+    switch (rows) {
+    case 1: w4_few_rows(1, p, data, row, n0); break;
+    case 2: w4_few_rows(2, p, data, row, n0); break;
+    case 3: w4_rows(3, p, data, row, n0); break;
+    case 4: w4_rows(4, p, data, row, n0); break;
+    case 5: w4_rows(5, p, data, row, n0); break;
+    default: w4_rows(6, p, data, row, n0); break;
     }
 }
 
-static void w4_tile(const llmos_product *p, const char *data, int32_t n0)
+TARGET static void w4_tile(const llmos_product *p, const char *data, int32_t n0)
 {
+    const int64_t k = padded_k(p->w->k);
     if (p->m <= ROWS) {
         w4_block(p->m, p, data, 0, n0);
-    } else {
-        unpack_tile(padded_k(p->w->k), data, p->scratch);
-        w8_tile(p, p->scratch, n0);
+        return;
     }
+    for (int64_t k0 = 0; k0 < k; k0 += GROUP)
+        data = unpack_group(data, k0 + GROUP < k ? GROUP : k - k0, p->scratch + k0 * COLUMNS);
+    w8_tile(p, p->scratch, n0);
 }
 
 static void tile(const llmos_product *p, int32_t n0)
