@@ -27,9 +27,8 @@ static int64_t argmax_bytes(int32_t m)
 
 int64_t llmos_gemm_scratch_bytes(const llmos_weight *w, int32_t m)
 {
-    /* a tile's partial sums for every row, or its weights as bytes; the variants share them out */
-    int64_t partial = (int64_t)m * COLUMNS * 4, bytes = (int64_t)padded_k(w->k) * COLUMNS;
-    return argmax_bytes(m) + (partial > bytes ? partial : bytes) + ALIGNMENT;
+    /* a tile's partial sums for every row, and its weights as bytes; the variants share them out */
+    return argmax_bytes(m) + (int64_t)m * COLUMNS * 4 + (int64_t)padded_k(w->k) * COLUMNS + ALIGNMENT;
 }
 
 static void run(const llmos_gemm_kernels *kernels, const llmos_product *p, int32_t n0, int32_t n1)

@@ -15,7 +15,8 @@
 enum {
     ROWS = 6,         /* of a register tile */
     AHEAD = 4096,     /* bytes that are fetched before they are read */
-    FLOAT_DEPTH = 512 /* k of a panel that several row blocks share: 128 KiB of fp32 */
+    FLOAT_DEPTH = 512,    /* k of a panel that several row blocks share: 128 KiB of fp32 */
+    INTEGER_DEPTH = 1024, /* 64 KiB; whole groups */
 };
 
 /* Sums of one row, or weights of one step: 64 columns. Members and named rows instead of arrays, because gcc keeps
@@ -28,6 +29,16 @@ typedef struct {
 typedef struct {
     __m512i a, b, c, d;
 } integers;
+
+/* Part of a tile: k from k0 to k1, weights at data. While it is computed, what will be read after it is fetched
+ * from memory, in order, `fetch_step` bytes for each step of the inner loop: neither memory nor arithmetic waits.
+ */
+typedef struct {
+    const char *data;
+    int64_t k0, k1;
+    const char *fetch;
+    int64_t fetch_step;
+} panel;
 
 /* Calls `function` with its first argument, the number of rows, a constant. */
 #define WITH_ROWS(rows, function, ...)           \
@@ -67,13 +78,15 @@ INLINE void store_row(const llmos_product *p, int32_t row, int32_t n0, floats va
     store_vector(p, row, n0 + 48, value.d);
 }
 
-/* Four lines that will be read soon: the processor's own prefetching ends with each page. */
-INLINE void prefetch(const char *data)
+/* Two or four lines that will be read soon: the processor's own prefetching ends with each page. */
+INLINE void prefetch(const char *data, int64_t size_bytes)
 {
     _mm_prefetch(data, _MM_HINT_T0);
     _mm_prefetch(data + 64, _MM_HINT_T0);
-    _mm_prefetch(data + 128, _MM_HINT_T0);
-    _mm_prefetch(data + 192, _MM_HINT_T0);
+    if (size_bytes > 128) {
+        _mm_prefetch(data + 128, _MM_HINT_T0);
+        _mm_prefetch(data + 192, _MM_HINT_T0);
+    }
 }
 
 /* --- floating point ------------------------------------------------------------------------------------ */
@@ -87,6 +100,14 @@ INLINE floats load_partial(const float *data)
 {
     return (floats){_mm512_loadu_ps(data), _mm512_loadu_ps(data + 16), _mm512_loadu_ps(data + 32),
                     _mm512_loadu_ps(data + 48)};
+}
+
+INLINE void save_partial(float *data, floats sums)
+{
+    _mm512_storeu_ps(data, sums.a);
+    _mm512_storeu_ps(data + 16, sums.b);
+    _mm512_storeu_ps(data + 32, sums.c);
+    _mm512_storeu_ps(data + 48, sums.d);
 }
 
 /* The 64 weights of one k as fp32. */
@@ -112,41 +133,37 @@ INLINE floats multiply_add(floats sums, floats weights, __m512 x)
                     _mm512_fmadd_ps(x, weights.c, sums.c), _mm512_fmadd_ps(x, weights.d, sums.d)};
 }
 
-/* k from k0 to k1 of `rows` rows from `row` on. Sums of an earlier depth come from and go to partial. */
-INLINE void float_rows(int rows, int32_t format, const llmos_product *p, const char *data, int32_t row,
-                       int32_t k0, int32_t k1, int32_t n0, float *partial)
+/* `rows` rows from `row` on. Sums of earlier panels come from partial, and go there from all but the last one. */
+INLINE void float_rows(int rows, int32_t format, const llmos_product *p, panel part, int32_t row, int32_t n0)
 {
     const int64_t ldx = p->ldx, step = COLUMNS * (format == LLMOS_FP32 ? 4 : 2);
     const float *x = (const float *)p->x + row * ldx;
+    float *partial = (float *)p->scratch + (int64_t)row * COLUMNS;
+    const char *data = part.data, *fetch = part.fetch;
     floats s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0}, s4 = {0}, s5 = {0};
-    partial += row * COLUMNS;
-    data += k0 * step;
+    if (part.k0 > 0) {
 #define LOAD(r) \
-    if (rows > r && k0 > 0) \
+    if (rows > r) \
         s##r = load_partial(partial + r * COLUMNS);
-    EACH_ROW(LOAD)
-    for (int64_t k = k0; k < k1; k++, data += step) {
+        EACH_ROW(LOAD)
+    }
+    for (int64_t k = part.k0; k < part.k1; k++, data += step, fetch += part.fetch_step) {
         const floats weights = load_floats(format, data);
-        if (rows <= 2)
-            prefetch(data + AHEAD);
+        prefetch(fetch, step);
 #define ADD(r) \
     if (rows > r) \
         s##r = multiply_add(s##r, weights, _mm512_set1_ps(x[r * ldx + k]));
         EACH_ROW(ADD)
     }
-    if (k1 == p->w->k) {
+    if (part.k1 == p->w->k) {
 #define STORE(r) \
     if (rows > r) \
         store_row(p, row + r, n0, s##r);
         EACH_ROW(STORE)
     } else {
-#define SAVE(r)                                               \
-    if (rows > r) {                                           \
-        _mm512_storeu_ps(partial + r * COLUMNS, s##r.a);      \
-        _mm512_storeu_ps(partial + r * COLUMNS + 16, s##r.b); \
-        _mm512_storeu_ps(partial + r * COLUMNS + 32, s##r.c); \
-        _mm512_storeu_ps(partial + r * COLUMNS + 48, s##r.d); \
-    }
+#define SAVE(r) \
+    if (rows > r) \
+        save_partial(partial + r * COLUMNS, s##r);
         EACH_ROW(SAVE)
     }
 #undef LOAD
@@ -155,27 +172,14 @@ INLINE void float_rows(int rows, int32_t format, const llmos_product *p, const c
 #undef SAVE
 }
 
-TARGET static void float_block(int32_t rows, const llmos_product *p, const char *data, int32_t row, int32_t k0,
-                               int32_t k1, int32_t n0, float *partial)
+TARGET static void float_block(int32_t rows, const llmos_product *p, panel part, int32_t row, int32_t n0)
 {
     if (p->w->format == LLMOS_FP32) {
-        WITH_ROWS(rows, float_rows, LLMOS_FP32, p, data, row, k0, k1, n0, partial)
+        WITH_ROWS(rows, float_rows, LLMOS_FP32, p, part, row, n0)
     } else if (p->w->format == LLMOS_FP16) {
-        WITH_ROWS(rows, float_rows, LLMOS_FP16, p, data, row, k0, k1, n0, partial)
+        WITH_ROWS(rows, float_rows, LLMOS_FP16, p, part, row, n0)
     } else {
-        WITH_ROWS(rows, float_rows, LLMOS_BF16, p, data, row, k0, k1, n0, partial)
-    }
-}
-
-static void float_tile(const llmos_product *p, const char *data, int32_t n0)
-{
-    int32_t blocks = num_blocks(p->m, ROWS), depth = blocks == 1 ? p->w->k : FLOAT_DEPTH;
-    for (int32_t k0 = 0; k0 < p->w->k; k0 += depth) {
-        int32_t k1 = k0 + depth < p->w->k ? k0 + depth : p->w->k;
-        for (int32_t i = 0; i < blocks; i++) {
-            int32_t row = block_start(p->m, blocks, i);
-            float_block(block_start(p->m, blocks, i + 1) - row, p, data, row, k0, k1, n0, (float *)p->scratch);
-        }
+        WITH_ROWS(rows, float_rows, LLMOS_BF16, p, part, row, n0)
     }
 }
 
@@ -207,6 +211,14 @@ INLINE integers dot(integers sums, integers weights, __m512i x)
                       dot_vector(sums.c, weights.c, x), dot_vector(sums.d, weights.d, x)};
 }
 
+INLINE void save_integers(char *data, integers sums)
+{
+    _mm512_storeu_si512(data, sums.a);
+    _mm512_storeu_si512(data + 64, sums.b);
+    _mm512_storeu_si512(data + 128, sums.c);
+    _mm512_storeu_si512(data + 192, sums.d);
+}
+
 INLINE __m512 scaled(const llmos_product *p, int32_t row, int32_t column, __m512i sums)
 {
     __m512 scale = _mm512_maskz_loadu_ps(column_mask(p->w->n, column), p->w->scale + column);
@@ -228,32 +240,39 @@ INLINE void store_integers(const llmos_product *p, int32_t row, int32_t n0, inte
     if (rows > r) \
         store_integers(p, row + r, n0, s##r);
 
-INLINE void w8_rows(int rows, const llmos_product *p, const char *data, int32_t row, int32_t n0)
+INLINE void w8_rows(int rows, const llmos_product *p, panel part, int32_t row, int32_t n0)
 {
-    const int64_t ldx = p->ldx, k = padded_k(p->w->k);
+    const int64_t ldx = p->ldx;
     const int8_t *x = (const int8_t *)p->x + row * ldx;
+    char *partial = p->scratch + (int64_t)row * COLUMNS * 4;
+    const char *data = part.data, *fetch = part.fetch;
     INTEGER_SUMS
-    for (int64_t i = 0; i < k; i += 4, data += 4 * COLUMNS) {
+    if (part.k0 > 0) {
+#define LOAD(r) \
+    if (rows > r) \
+        s##r = load_integers(partial + r * COLUMNS * 4);
+        EACH_ROW(LOAD)
+    }
+    for (int64_t i = part.k0; i < part.k1; i += 4, data += 4 * COLUMNS, fetch += part.fetch_step) {
         const integers weights = load_integers(data);
-        if (rows <= 2)
-            prefetch(data + AHEAD);
+        prefetch(fetch, 4 * COLUMNS);
         EACH_ROW(ADD_FOUR)
     }
-    EACH_ROW(STORE_INTEGERS)
-}
-
-TARGET static void w8_block(int32_t rows, const llmos_product *p, const char *data, int32_t row, int32_t n0)
-{
-    WITH_ROWS(rows, w8_rows, p, data, row, n0)
-}
-
-static void w8_tile(const llmos_product *p, const char *data, int32_t n0)
-{
-    int32_t blocks = num_blocks(p->m, ROWS);
-    for (int32_t i = 0; i < blocks; i++) {
-        int32_t row = block_start(p->m, blocks, i);
-        w8_block(block_start(p->m, blocks, i + 1) - row, p, data, row, n0);
+    if (part.k1 >= p->w->k) {
+        EACH_ROW(STORE_INTEGERS)
+    } else {
+#define SAVE(r) \
+    if (rows > r) \
+        save_integers(partial + r * COLUMNS * 4, s##r);
+        EACH_ROW(SAVE)
     }
+#undef LOAD
+#undef SAVE
+}
+
+TARGET static void w8_block(int32_t rows, const llmos_product *p, panel part, int32_t row, int32_t n0)
+{
+    WITH_ROWS(rows, w8_rows, p, part, row, n0)
 }
 
 /* Scales as words and offsets as bytes, as often as a vector of 16 columns by 4 k needs them. */
@@ -313,7 +332,7 @@ INLINE void w4_few_rows(int rows, const llmos_product *p, const char *data, int3
         for (data += 2 * COLUMNS; i < end; data += 4 * COLUMNS) {
             const integers codes = load_integers(data);
             integers weights = decode_four(codes, scales, offsets);
-            prefetch(data + AHEAD);
+            prefetch(data + AHEAD, 4 * COLUMNS);
             EACH_ROW(ADD_FOUR)
             i += 4;
             weights = decode_four(high_nibbles(codes), scales, offsets);
@@ -324,14 +343,6 @@ INLINE void w4_few_rows(int rows, const llmos_product *p, const char *data, int3
     EACH_ROW(STORE_INTEGERS)
 }
 
-INLINE void store_weights(char *bytes, integers weights)
-{
-    _mm512_storeu_si512(bytes, weights.a);
-    _mm512_storeu_si512(bytes + 64, weights.b);
-    _mm512_storeu_si512(bytes + 128, weights.c);
-    _mm512_storeu_si512(bytes + 192, weights.d);
-}
-
 /* `count` k of one group of W4A8 in the form of W8A8; returns the next group. */
 INLINE const char *unpack_group(const char *data, int64_t count, char *bytes)
 {
@@ -339,9 +350,9 @@ INLINE const char *unpack_group(const char *data, int64_t count, char *bytes)
     data += 2 * COLUMNS;
     for (int64_t i = 0; i < count; i += 8, data += 4 * COLUMNS, bytes += 8 * COLUMNS) {
         const integers codes = load_integers(data);
-        prefetch(data + AHEAD);
-        store_weights(bytes, decode_four(codes, scales, offsets));
-        store_weights(bytes + 4 * COLUMNS, decode_four(high_nibbles(codes), scales, offsets));
+        prefetch(data + AHEAD, 4 * COLUMNS);
+        save_integers(bytes, decode_four(codes, scales, offsets));
+        save_integers(bytes + 4 * COLUMNS, decode_four(high_nibbles(codes), scales, offsets));
     }
     return data;
 }
@@ -376,27 +387,70 @@ TARGET static void w4_block(int32_t rows, const llmos_product *p, const char *da
     }
 }
 
-TARGET static void w4_tile(const llmos_product *p, const char *data, int32_t n0)
+TARGET static void unpack_panel(const char *data, int64_t count, char *bytes)
 {
-    const int64_t k = padded_k(p->w->k);
-    if (p->m <= ROWS) {
-        w4_block(p->m, p, data, 0, n0);
-        return;
+    for (int64_t k0 = 0; k0 < count; k0 += GROUP)
+        data = unpack_group(data, k0 + GROUP < count ? GROUP : count - k0, bytes + k0 * COLUMNS);
+}
+
+/* --- tiles --------------------------------------------------------------------------------------------- */
+
+/* Bytes of `depth` k of a tile, whole groups of them if there are groups. */
+static int64_t depth_bytes(int32_t format, int64_t depth)
+{
+    return format == LLMOS_FP32   ? depth * COLUMNS * 4
+           : format == LLMOS_W8A8 ? depth * COLUMNS
+           : format == LLMOS_W4A8 ? depth * COLUMNS / 2 + depth / GROUP * 2 * COLUMNS
+                                  : depth * COLUMNS * 2;
+}
+
+static void panel_blocks(const llmos_product *p, panel part, int32_t n0)
+{
+    int is_integer = p->w->format == LLMOS_W8A8 || p->w->format == LLMOS_W4A8;
+    int32_t blocks = num_blocks(p->m, ROWS);
+    int64_t steps = (part.k1 - part.k0) / (is_integer ? 4 : 1);
+    for (int32_t i = 0; i < blocks; i++) {
+        int32_t row = block_start(p->m, blocks, i), rows = block_start(p->m, blocks, i + 1) - row;
+        (is_integer ? w8_block : float_block)(rows, p, part, row, n0);
+        part.fetch += steps * part.fetch_step;
     }
-    for (int64_t k0 = 0; k0 < k; k0 += GROUP)
-        data = unpack_group(data, k0 + GROUP < k ? GROUP : k - k0, p->scratch + k0 * COLUMNS);
-    w8_tile(p, p->scratch, n0);
+}
+
+/* Few rows: weights come from memory and are used once. */
+static void narrow_tile(const llmos_product *p, const char *data, int32_t n0)
+{
+    int32_t format = p->w->format;
+    int64_t k = format == LLMOS_W8A8 ? padded_k(p->w->k) : p->w->k;
+    int64_t step = format == LLMOS_FP32 || format == LLMOS_W8A8 ? 4 * COLUMNS : 2 * COLUMNS;
+    if (format == LLMOS_W4A8)
+        w4_block(p->m, p, data, 0, n0);
+    else
+        panel_blocks(p, (panel){data, 0, k, data + AHEAD, step}, n0);
+}
+
+/* Many rows: a panel of weights stays in the cache for all of them. */
+static void wide_tile(const llmos_product *p, const char *data, int32_t n0)
+{
+    const llmos_weight *w = p->w;
+    int is_integer = w->format == LLMOS_W8A8 || w->format == LLMOS_W4A8;
+    int64_t k = is_integer ? padded_k(w->k) : w->k, depth = is_integer ? INTEGER_DEPTH : FLOAT_DEPTH;
+    int64_t size_bytes = depth_bytes(w->format, depth);
+    int64_t steps = depth / (is_integer ? 4 : 1) * num_blocks(p->m, ROWS);
+    char *bytes = p->scratch + (int64_t)p->m * COLUMNS * 4;
+    for (int64_t k0 = 0; k0 < k; k0 += depth, data += size_bytes) {
+        panel part = {data, k0, k0 + depth < k ? k0 + depth : k, data + size_bytes,
+                      (size_bytes + steps - 1) / steps};
+        if (w->format == LLMOS_W4A8) {
+            unpack_panel(data, part.k1 - k0, bytes);
+            part.data = bytes;
+        }
+        panel_blocks(p, part, n0);
+    }
 }
 
 static void tile(const llmos_product *p, int32_t n0)
 {
-    const char *data = tile_data(p->w, n0);
-    if (p->w->format == LLMOS_W8A8)
-        w8_tile(p, data, n0);
-    else if (p->w->format == LLMOS_W4A8)
-        w4_tile(p, data, n0);
-    else
-        float_tile(p, data, n0);
+    (p->m <= ROWS ? narrow_tile : wide_tile)(p, tile_data(p->w, n0), n0);
 }
 
 TARGET static float largest(const float *values, int32_t count)
