@@ -15,8 +15,7 @@
 enum {
     ROWS = 6,         /* of a register tile */
     AHEAD = 4096,     /* bytes that are fetched before they are read */
-    FLOAT_DEPTH = 512,    /* k of a panel that several row blocks share: 128 KiB of fp32 */
-    INTEGER_DEPTH = 1024, /* 64 KiB; whole groups */
+    FEW_BLOCKS = 3    /* of rows: memory is the limit, and what comes next must not be fetched too early */
 };
 
 /* Sums of one row, or weights of one step: 64 columns. Members and named rows instead of arrays, because gcc keeps
@@ -320,11 +319,14 @@ INLINE integers high_nibbles(integers codes)
                       _mm512_srli_epi16(codes.c, 4), _mm512_srli_epi16(codes.d, 4)};
 }
 
-/* One or two rows: from codes to sums in registers. */
-INLINE void w4_few_rows(int rows, const llmos_product *p, const char *data, int32_t row, int32_t n0)
+/* Few rows: from codes to sums in registers. Some spill when there are more than two, which costs less than either
+ * a detour through the cache or multiplying straight from memory.
+ */
+INLINE void w4_rows(int rows, const llmos_product *p, const char *data, int32_t n0)
 {
     const int64_t ldx = p->ldx, k = padded_k(p->w->k);
-    const int8_t *x = (const int8_t *)p->x + row * ldx;
+    const int32_t row = 0;
+    const int8_t *x = p->x;
     INTEGER_SUMS
     for (int64_t i = 0; i < k;) {
         const integers scales = load_scales(data), offsets = load_offsets(data);
@@ -357,34 +359,9 @@ INLINE const char *unpack_group(const char *data, int64_t count, char *bytes)
     return data;
 }
 
-/* Three rows and more leave no registers for decoding: a group at a time goes through the first-level cache. */
-INLINE void w4_rows(int rows, const llmos_product *p, const char *data, int32_t row, int32_t n0)
+TARGET static void w4_block(const llmos_product *p, const char *data, int32_t n0)
 {
-    const int64_t ldx = p->ldx, k = padded_k(p->w->k);
-    const int8_t *x = (const int8_t *)p->x + row * ldx;
-    char *bytes = p->scratch;
-    INTEGER_SUMS
-    for (int64_t i = 0; i < k;) {
-        const int64_t end = i + GROUP < k ? i + GROUP : k;
-        data = unpack_group(data, end - i, bytes);
-        for (const char *at = bytes; i < end; i += 4, at += 4 * COLUMNS) {
-            const integers weights = load_integers(at);
-            EACH_ROW(ADD_FOUR)
-        }
-    }
-    EACH_ROW(STORE_INTEGERS)
-}
-
-TARGET static void w4_block(int32_t rows, const llmos_product *p, const char *data, int32_t row, int32_t n0)
-{
-    switch (rows) {
-    case 1: w4_few_rows(1, p, data, row, n0); break;
-    case 2: w4_few_rows(2, p, data, row, n0); break;
-    case 3: w4_rows(3, p, data, row, n0); break;
-    case 4: w4_rows(4, p, data, row, n0); break;
-    case 5: w4_rows(5, p, data, row, n0); break;
-    default: w4_rows(6, p, data, row, n0); break;
-    }
+    WITH_ROWS(p->m, w4_rows, p, data, n0)
 }
 
 TARGET static void unpack_panel(const char *data, int64_t count, char *bytes)
@@ -402,6 +379,15 @@ static int64_t depth_bytes(int32_t format, int64_t depth)
            : format == LLMOS_W8A8 ? depth * COLUMNS
            : format == LLMOS_W4A8 ? depth * COLUMNS / 2 + depth / GROUP * 2 * COLUMNS
                                   : depth * COLUMNS * 2;
+}
+
+/* The k of a panel; whole groups. */
+static int64_t panel_depth(int32_t format, int32_t blocks)
+{
+    int64_t size_bytes = blocks <= FEW_BLOCKS ? 16 << 10 : 128 << 10;
+    if (format == LLMOS_W4A8)
+        return blocks <= FEW_BLOCKS ? 512 : 2048;
+    return size_bytes / depth_bytes(format, 1);
 }
 
 static void panel_blocks(const llmos_product *p, panel part, int32_t n0)
@@ -423,7 +409,7 @@ static void narrow_tile(const llmos_product *p, const char *data, int32_t n0)
     int64_t k = format == LLMOS_W8A8 ? padded_k(p->w->k) : p->w->k;
     int64_t step = format == LLMOS_FP32 || format == LLMOS_W8A8 ? 4 * COLUMNS : 2 * COLUMNS;
     if (format == LLMOS_W4A8)
-        w4_block(p->m, p, data, 0, n0);
+        w4_block(p, data, n0);
     else
         panel_blocks(p, (panel){data, 0, k, data + AHEAD, step}, n0);
 }
@@ -433,7 +419,7 @@ static void wide_tile(const llmos_product *p, const char *data, int32_t n0)
 {
     const llmos_weight *w = p->w;
     int is_integer = w->format == LLMOS_W8A8 || w->format == LLMOS_W4A8;
-    int64_t k = is_integer ? padded_k(w->k) : w->k, depth = is_integer ? INTEGER_DEPTH : FLOAT_DEPTH;
+    int64_t k = is_integer ? padded_k(w->k) : w->k, depth = panel_depth(w->format, num_blocks(p->m, ROWS));
     int64_t size_bytes = depth_bytes(w->format, depth);
     int64_t steps = depth / (is_integer ? 4 : 1) * num_blocks(p->m, ROWS);
     char *bytes = p->scratch + (int64_t)p->m * COLUMNS * 4;
