@@ -1,4 +1,4 @@
-"""Products of activations with packed weights, from NumPy arrays: checks its arguments, then calls the kernels.
+"""Products of activations with packed weights, from NumPy arrays: checks arguments, calls the kernels.
 
 The forward pass calls the same kernels from C; this is for packing, tests and measurements.
 """
@@ -210,7 +210,8 @@ def quantise_rows(x: FloatArray, variant: int | None = None) -> QuantisedRows:
     scale, sums = np.empty(m, dtype=np.float32), np.empty(m, dtype=np.int32)
     lib.llmos_quantise_rows_variant(
         _variant(variant), _pointer("float *", x), _stride(x), m, k,
-        _pointer("int8_t *", values), _stride(values), _pointer("float *", scale), _pointer("int32_t *", sums),
+        _pointer("int8_t *", values), _stride(values),
+        _pointer("float *", scale), _pointer("int32_t *", sums),
     )  # fmt: skip
     return QuantisedRows(values, k, scale, sums)
 
@@ -246,8 +247,8 @@ def multiply(
         raise ValueError(f"out must be [{m}, {weight.n}], got {out.shape}")
     scratch = _scratch(weight, m)  # a name, so that it lives through the call
     lib.llmos_gemm_variant(
-        _variant(variant), weight.struct, pointer, ldx, xscale, xsum, m, _pointer("float *", out), _stride(out),
-        int(accumulate), n0, n1, _pointer("void *", scratch),
+        _variant(variant), weight.struct, pointer, ldx, xscale, xsum, m,
+        _pointer("float *", out), _stride(out), int(accumulate), n0, n1, _pointer("void *", scratch),
     )  # fmt: skip
     return out
 

@@ -83,48 +83,51 @@ static float largest_magnitude(const float *row, int32_t k)
     return largest;
 }
 
-/* Codes of one group of one row by a scale and an offset; returns the sum of squared errors. */
-static float encode(const float *values, int32_t count, int32_t scale, int32_t low, uint8_t *codes)
+/* Four at a time: this is what packing spends its time in. */
+typedef float floats __attribute__((vector_size(16)));
+typedef int32_t masks __attribute__((vector_size(16)));
+
+static const floats fifteen = {15, 15, 15, 15};
+
+/* Codes, still fp32: adding and taking away 1.5 * 2^23 rounds to integers, halves to even. */
+static inline floats codes_of(floats values, float inverse, float low)
 {
-    float error = 0;
-    for (int32_t i = 0; i < count; i++) {
-        int32_t code = (int32_t)lrintf((values[i] - (float)low) / (float)scale);
-        code = code < 0 ? 0 : code > 15 ? 15 : code;
-        float off = values[i] - (float)(code * scale + low);
-        error += off * off;
-        codes[i] = (uint8_t)code;
-    }
-    return error;
+    floats codes = (values - low) * inverse;
+    codes = (floats)((masks)codes & (codes > 0));
+    masks over = codes > fifteen;
+    codes = (floats)(((masks)fifteen & over) | ((masks)codes & ~over));
+    return codes + 12582912.0f - 12582912.0f;
 }
 
-/* The best scale and offset for values in -119..119: the range divided by 15 rounded down and up, and for the
- * former, whose codes do not span the range, every offset inside it.
- */
-static void quantise_group(const float *values, int32_t count, uint8_t *codes, uint8_t *scale, uint8_t *offset)
+static float error_of(const floats *values, int32_t scale, int32_t start)
 {
-    int32_t low = 127, high = -128;
-    uint8_t trial[GROUP];
-    float best = INFINITY;
-    for (int32_t i = 0; i < count; i++) {
-        int32_t whole = (int32_t)lrintf(values[i]);
-        low = whole < low ? whole : low;
-        high = whole > high ? whole : high;
+    const float inverse = 1.0f / (float)scale, low = (float)start;
+    floats errors[2] = {{0}, {0}};
+    for (int32_t i = 0; i < GROUP / 4; i++) {
+        floats off = values[i] - (codes_of(values[i], inverse, low) * (float)scale + low);
+        errors[i % 2] += off * off;
     }
-    int32_t range = high - low;
-    for (int32_t s = range / 15; s <= (range + 14) / 15; s++) {
-        int32_t step = s < 1 ? 1 : s, slack = range - 15 * step;
-        /* above: the codes span more than the range, by up to a step; try where to put the rest */
-        int32_t from = slack < 0 ? slack : 0, to = slack > 0 ? slack : 0;
-        for (int32_t shift = from; shift <= to; shift++) {
-            int32_t start = low + shift;
-            if (start < -128 || start + 15 * step > 127)
+    errors[0] += errors[1];
+    return errors[0][0] + errors[0][1] + errors[0][2] + errors[0][3];
+}
+
+/* The best scale and offset for values in -119..119: of the range divided by 15, rounded down and up, and of all
+ * the places where codes of that scale can lie in the range, or the range among the codes.
+ */
+static void search_group(const floats *values, int32_t low, int32_t high, int32_t *scale, int32_t *start)
+{
+    float best = INFINITY;
+    for (int32_t s = (high - low) / 15; s <= (high - low + 14) / 15; s++) {
+        int32_t step = s < 1 ? 1 : s, slack = high - low - 15 * step;
+        int32_t from = slack < 0 ? low + slack : low, to = slack > 0 ? low + slack : low;
+        for (int32_t at = from; at <= to; at++) {
+            if (at < -128 || at + 15 * step > 127)
                 continue;
-            float error = encode(values, count, step, start, trial);
+            float error = error_of(values, step, at);
             if (error < best) {
                 best = error;
-                memcpy(codes, trial, (size_t)count);
-                *scale = (uint8_t)step;
-                *offset = (uint8_t)(start + 128);
+                *scale = step;
+                *start = at;
             }
         }
     }
@@ -132,16 +135,24 @@ static void quantise_group(const float *values, int32_t count, uint8_t *codes, u
 
 static void pack_int4_row(char *tile, int32_t c, int32_t k, const float *row, float inverse)
 {
-    float values[GROUP];
-    uint8_t codes[GROUP], *groups = (uint8_t *)tile;
+    uint8_t *groups = (uint8_t *)tile;
     for (int32_t k0 = 0; k0 < k; k0 += GROUP) {
-        int32_t count = k - k0 < GROUP ? k - k0 : GROUP;
-        int64_t slot = group_slot(k0 / GROUP) + c;
-        for (int32_t i = 0; i < count; i++)
-            values[i] = row[k0 + i] * inverse;
-        quantise_group(values, count, codes, groups + slot, groups + slot + COLUMNS);
-        for (int32_t i = 0; i < count; i++)
-            put_int4(tile, k0 + i, c, codes[i]);
+        floats values[GROUP / 4];
+        int32_t count = k - k0 < GROUP ? k - k0 : GROUP, low = 127, high = -128, step = 1, start = 0;
+        for (int32_t i = 0; i < GROUP; i++) { /* past the end, the last one again: it changes no range */
+            float value = row[k0 + (i < count ? i : count - 1)] * inverse;
+            int32_t whole = (int32_t)lrintf(value);
+            low = whole < low ? whole : low;
+            high = whole > high ? whole : high;
+            values[i / 4][i % 4] = value;
+        }
+        search_group(values, low, high, &step, &start);
+        groups[group_slot(k0 / GROUP) + c] = (uint8_t)step;
+        groups[group_slot(k0 / GROUP) + COLUMNS + c] = (uint8_t)(start + 128);
+        for (int32_t i = 0; i < count; i++) {
+            floats codes = codes_of(values[i / 4], 1.0f / (float)step, (float)start);
+            put_int4(tile, k0 + i, c, (int32_t)codes[i % 4]);
+        }
     }
 }
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -194,7 +197,7 @@ def test_variants_agree(weight_format: WeightFormat, m: int, n: int, k: int, see
 def test_argmax(
     variant: int, weight_format: WeightFormat, m: int, n: int, k: int, seed: int, ties: bool
 ) -> None:
-    """The fused argmax is NumPy's of the product, over any slice of columns; the lowest of equal ones wins."""
+    """The fused argmax is NumPy's of the product over any slice of columns; the lowest of equals wins."""
     weight, x = draw_operands(weight_format, m, n, k, seed)
     if ties:
         dense = np.zeros((n, k), dtype=np.float32)
@@ -258,7 +261,7 @@ def test_fp16_edges(value: float) -> None:
 
 
 def test_w4a8_error() -> None:
-    """Codes lose no more than a good uniform quantiser of 16 steps: 1 % of a Gaussian's variance at g = 128."""
+    """Codes lose no more than a uniform quantiser of 16 steps must: 1 % of a Gaussian's variance."""
     dense = np.random.default_rng(0).standard_normal((64, 1024)).astype(np.float32)
     error = pack_weight(WeightFormat.W4A8, dense).unpack() - dense
     assert np.mean(error**2) < 0.0125
@@ -271,6 +274,40 @@ def test_zero_and_constant_rows() -> None:
     for weight_format in FORMATS:
         unpacked = pack_weight(weight_format, dense).unpack()
         assert np.allclose(unpacked, dense, rtol=1e-6)
+
+
+def guarded(array: np.ndarray) -> np.ndarray:
+    """The same array, its last byte before a page that cannot be touched: one element too far is SIGSEGV."""
+    size = -(-array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = np.frombuffer(mmap.mmap(-1, size + mmap.PAGESIZE), dtype=np.uint8)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    assert libc.mprotect(memory.ctypes.data + size, mmap.PAGESIZE, 0) == 0
+    copy = memory[size - array.nbytes : size].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+@every_variant
+@every_format
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 65, 9), (7, 70, 130), (13, 3, 257), (2, 64, 128)])
+def test_no_access_past_the_end(variant: int, weight_format: WeightFormat, m: int, n: int, k: int) -> None:
+    """Every operand may end where memory ends."""
+    dense, x = draw_operands(weight_format, m, n, k, seed=m)
+    weight = PackedWeight(
+        weight_format, n, k, guarded(dense.data),
+        None if dense.scale is None else guarded(dense.scale), guarded(dense.bias),
+    )  # fmt: skip
+    rows = activations(weight, guarded(x))
+    if isinstance(rows, QuantisedRows):
+        padded = (k + 7) // 8 * 8
+        rows = QuantisedRows(guarded(rows.values[:, :padded]), k, guarded(rows.scale), guarded(rows.sum))
+    else:
+        rows = guarded(x)
+    out = guarded(np.zeros((m, n), dtype=np.float32))
+    expected = multiply(dense, activations(dense, x), variant=variant)
+    assert np.array_equal(multiply(weight, rows, out=out, variant=variant), expected)
+    assert np.array_equal(multiply_argmax(weight, rows, variant=variant)[1], expected.argmax(1))
 
 
 def test_wrong_arguments() -> None:
