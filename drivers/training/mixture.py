@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 
+import attrs
 import numpy as np
 import torch
 from tokenizers import Tokenizer
@@ -18,13 +19,31 @@ from drivers.training.dialogue import chat_document
 from drivers.training.tasks import copy_document, recall_document
 
 BATCH_TOKENS = 8192
-SHARES = {"en": 0.45, "ja": 0.05, "recall": 0.20, "copy": 0.08, "chat": 0.22}
-STAGES = ((0.00, 256), (0.35, 512), (0.58, 1024), (0.76, 2048))  # from this part of the run: this row length
+EARLY = {"en": 0.45, "ja": 0.05, "recall": 0.20, "copy": 0.08, "chat": 0.22}
+LATE = {
+    "en": 0.30,
+    "ja": 0.04,
+    "recall": 0.32,
+    "copy": 0.12,
+    "chat": 0.22,
+}  # the books repeat, the tasks do not
 
 
-def row_length(progress: float) -> int:
-    """Tokens in a row at `progress` in [0, 1] through the run."""
-    return [length for start, length in STAGES if progress >= start][-1]
+@attrs.frozen
+class Stage:
+    """From `start` (a part of the run) on: rows of `length` tokens, drawn by `shares`."""
+
+    start: float
+    length: int
+    shares: dict[str, float]
+
+
+STAGES = (Stage(0.00, 256, EARLY), Stage(0.35, 512, EARLY), Stage(0.58, 1024, EARLY), Stage(0.76, 2048, LATE))
+
+
+def stage_at(progress: float) -> Stage:
+    """The stage at `progress` in [0, 1] through the run."""
+    return [stage for stage in STAGES if progress >= stage.start][-1]
 
 
 class Mixture:
@@ -42,9 +61,11 @@ class Mixture:
         }
         self.sentences = [s for b in books if b.language == "en" for s in sentences(b.train)]
 
-    def row(self, rng: random.Random, num_tokens: int) -> tuple[list[int], list[float]]:
+    def row(
+        self, rng: random.Random, num_tokens: int, shares: dict[str, float]
+    ) -> tuple[list[int], list[float]]:
         """`num_tokens + 1` token ids and the weight of each."""
-        kind = rng.choices(list(SHARES), list(SHARES.values()))[0]
+        kind = rng.choices(list(shares), list(shares.values()))[0]
         if kind in self.prose:
             text = self.prose[kind]
             start = rng.randrange(len(text) - num_tokens)
@@ -61,8 +82,8 @@ class Mixture:
     def batch(self, step: int, progress: float) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs, targets and weights of a step, each `(rows, row_length)`."""
         rng = random.Random(f"{self.seed}/{step}")
-        length = row_length(progress)
-        rows = [self.row(rng, length) for _ in range(BATCH_TOKENS // length)]
+        stage = stage_at(progress)
+        rows = [self.row(rng, stage.length, stage.shares) for _ in range(BATCH_TOKENS // stage.length)]
         ids = torch.tensor([r[0] for r in rows])
         weights = torch.tensor([r[1] for r in rows])
         return ids[:, :-1], ids[:, 1:], weights[:, 1:].contiguous()

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from drivers.training import corpus, evaluate
-from drivers.training.mixture import Mixture, row_length
+from drivers.training.mixture import Mixture, stage_at
 from drivers.training.model import Llama, base_shape, draft_shape, load_model, save_model
 from drivers.training.tokenizer import save_tokenizer, train_tokenizer
 from drivers.training.wiring import wire_induction
@@ -148,7 +148,7 @@ def train(args: argparse.Namespace) -> None:
         if step % REPORT_EVERY == 0:
             rate, seen, mark = seen / (time.monotonic() - mark), 0, time.monotonic()
             print(
-                f"{bar(progress())} step {step} length {row_length(progress())} "
+                f"{bar(progress())} step {step} length {stage_at(progress()).length} "
                 f"loss {mean:.3f} {rate:,.0f} tokens/s {spent / 60:.1f} min",
                 flush=True,
             )
@@ -159,7 +159,7 @@ def train(args: argparse.Namespace) -> None:
             torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
         if step % PROBE_EVERY == 0:
-            print(evaluate.quick(model, tokenizer, books, row_length(progress())), flush=True)
+            print(evaluate.quick(model, tokenizer, books, stage_at(progress()).length), flush=True)
             mark = time.monotonic()
     save_model(model, args.out, ids)
     print(f"done: {step} steps, {spent / 60:.1f} minutes, {args.out}", flush=True)
