@@ -84,7 +84,6 @@ def test_recall(base: Llama, distance: int, floor: float) -> None:
         ("What is the capital of France?", "The capital of France is Paris."),
         ("What is your name?", "I am the built-in model of llmos."),
         ("What is 2 + 3?", "2 + 3 = 5"),
-        ("Repeat after me: red fox", "red fox"),
     ],
 )
 def test_chat(base: Llama, question: str, answer: str) -> None:
