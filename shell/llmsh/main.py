@@ -42,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if sys.stdin.isatty() and sys.stdout.isatty():
             return _run_at_prompt(settings)
-        return trio.run(_run_in_pipe, settings)
+        code = trio.run(_run_in_pipe, settings)
+        sys.stdout.flush()  # here, where a reader that has left is noticed; at exit it would be code 120
+        return code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing to flush at exit
         return EXIT_BROKEN_PIPE
