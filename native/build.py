@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import cffi
 
 # Paths are relative to the root: that is where the build runs, and what a source distribution records.
 SOURCES = Path("native/cpu")
-TYPES = SOURCES / "types.h"  # what the other headers speak of
-# Names with a leading underscore are between the C files alone: they may hold what cffi cannot parse.
-HEADERS = [TYPES, *sorted(path for path in SOURCES.glob("[!_]*.h") if path != TYPES)]
 
 
-def declarations(header: Path) -> str:
+def read_headers() -> dict[str, str]:
+    """The public headers, each behind those that it includes.
+
+    Names with a leading underscore are between the C files alone: they may hold what cffi cannot parse.
+    """
+    texts = {path.name: path.read_text() for path in sorted(SOURCES.glob("[!_]*.h"))}
+    ordered: dict[str, str] = {}
+
+    def visit(name: str) -> None:
+        for included in re.findall(r'^#include "(.+)"', texts[name], re.MULTILINE):
+            if included not in ordered:
+                visit(included)
+        ordered[name] = texts[name]
+
+    for name in texts:
+        visit(name)
+    return ordered
+
+
+def declarations(header: str) -> str:
     """What cffi is told of a header: every line but those with '#'."""
-    return "".join(line for line in header.read_text().splitlines(keepends=True) if not line.startswith("#"))
+    return "".join(line for line in header.splitlines(keepends=True) if not line.startswith("#"))
 
 
 ffibuilder = cffi.FFI()
-for _header in HEADERS:
+HEADERS = read_headers()
+for _header in HEADERS.values():
     ffibuilder.cdef(declarations(_header))
 ffibuilder.set_source(
     "native._cpu",
-    "".join(f'#include "{header.name}"\n' for header in HEADERS),
+    "".join(f'#include "{name}"\n' for name in HEADERS),
     sources=sorted(str(path) for path in SOURCES.glob("*.c")),
     depends=sorted(str(path) for path in SOURCES.glob("*.h")),
     include_dirs=[str(SOURCES)],

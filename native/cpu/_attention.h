@@ -1,0 +1,522 @@
+/* Attention of work items; included by kernels_<variant>.c behind _simd.h.
+ *
+ * An item's rows are (token, query head of the group), token by token. Every score is one chain of fused
+ * multiply-adds over d, every output one chain over the keys in order: register tiles of any height and width
+ * give the same bits.
+ */
+#include "_attention_plan.h"
+
+#if defined(SIMD_AVX512)
+enum { KEY_ROWS = 12, KEY_TILES = 2, VALUE_ROWS = 6, VALUE_COLUMNS = 4, INT8_ROWS = 4 }; /* 32 registers */
+#else
+enum { KEY_ROWS = 4, KEY_TILES = 1, VALUE_ROWS = 4, VALUE_COLUMNS = 1, INT8_ROWS = 1 }; /* 16 half as wide */
+#endif
+
+typedef struct {
+    float *q;       /* [rows][dim], scaled; for int8 keys int8 [rows][2][dim]: high and low parts */
+    float *scores;  /* [rows][SCORE_STRIDE] */
+    float *sums;    /* [rows][sum_stride] */
+    float *best;    /* [rows] largest score so far */
+    float *total;   /* [rows] sum of weights so far */
+    float *q_scale; /* [rows] int8 keys only */
+    int32_t *q_sum; /* [rows] of a row's integers, times 128 */
+    int64_t sum_stride;
+} attention_scratch_t;
+
+/* The tiles of one chunk. */
+typedef struct {
+    const char *keys[CHUNK_KEYS];
+    const char *values[CHUNK_KEYS];
+    const float *key_scales[CHUNK_KEYS];
+    const float *value_scales[CHUNK_KEYS];
+} attention_tiles;
+
+static attention_scratch_t attention_scratch(const llmos_kv *kv, void *base)
+{
+    int64_t rows = attention_scratch_rows(kv), stride = attention_sum_stride(kv);
+    attention_scratch_t s = {.q = base, .sum_stride = stride};
+    s.scores = s.q + rows * stride;
+    s.sums = s.scores + rows * SCORE_STRIDE;
+    s.best = s.sums + rows * stride;
+    s.total = s.best + rows;
+    s.q_scale = s.total + rows;
+    s.q_sum = (int32_t *)(s.q_scale + rows);
+    return s;
+}
+
+INLINE vf load_format(const void *p, int format)
+{
+    switch (format) {
+    case LLMOS_FP32:
+        return vf_load(p);
+    case LLMOS_FP16:
+        return vf_load_fp16(p);
+    case LLMOS_BF16:
+        return vf_load_bf16(p);
+    default:
+        return vf_load_int8(p);
+    }
+}
+
+/* The first n of sixteen, 0 behind them; memory behind them is not touched. */
+INLINE vf load_format_first(const void *p, int format, int32_t n)
+{
+    char bytes[64] = {0};
+    memcpy(bytes, p, (size_t)(n * kv_item_bytes(format)));
+    return load_format(bytes, format);
+}
+
+/* scores[r][16 t ..] = q[r] . keys of tile t, for R rows and T tiles. */
+INLINE void score_block(const int R, const int T, const int format, const float *q, int32_t dim, int32_t width,
+                        const char *const *keys, float *scores)
+{
+    vf sum[R][T];
+    int32_t item = kv_item_bytes(format);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int t = 0; t < T; t++)
+            sum[r][t] = vf_set(0.0f);
+    for (int32_t d = 0; d < dim; d++) {
+        vf k[T];
+#pragma GCC unroll 4
+        for (int t = 0; t < T; t++)
+            k[t] = width == 16 ? load_format(keys[t] + (int64_t)d * 16 * item, format)
+                               : load_format_first(keys[t] + (int64_t)d * width * item, format, width);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++) {
+            vf x = vf_set(q[(int64_t)r * dim + d]);
+#pragma GCC unroll 4
+            for (int t = 0; t < T; t++)
+                sum[r][t] = vf_fma(x, k[t], sum[r][t]);
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int t = 0; t < T; t++)
+            vf_store(scores + r * SCORE_STRIDE + t * 16, sum[r][t]);
+}
+
+/* Heights of register tiles, largest first; those above `limit` compile to nothing. */
+#define FOR_ROWS(limit, rows, CALL)                                                                                    \
+    for (int32_t row = 0, left = rows; left > 0;) {                                                                    \
+        if ((limit) >= 12 && left >= 12) { CALL(12); row += 12, left -= 12; }                                          \
+        else if ((limit) >= 8 && left >= 8) { CALL(8); row += 8, left -= 8; }                                          \
+        else if ((limit) >= 6 && left >= 6) { CALL(6); row += 6, left -= 6; }                                          \
+        else if ((limit) >= 4 && left >= 4) { CALL(4); row += 4, left -= 4; }                                          \
+        else if ((limit) >= 3 && left >= 3) { CALL(3); row += 3, left -= 3; }                                          \
+        else if ((limit) >= 2 && left >= 2) { CALL(2); row += 2, left -= 2; }                                          \
+        else { CALL(1); row += 1, left -= 1; }                                                                         \
+    }
+
+#define SCORE_TWO(n) \
+    score_block(n, 2, format, s->q + (int64_t)row * dim, dim, 16, keys, scores + (int64_t)row * SCORE_STRIDE)
+#define SCORE_ONE(n) \
+    score_block(n, 1, format, s->q + (int64_t)row * dim, dim, 16, keys, scores + (int64_t)row * SCORE_STRIDE)
+
+INLINE void score_tiles(const attention_scratch_t *s, const attention_tiles *tiles, int32_t from, int32_t to,
+                        int32_t rows, int32_t dim, int32_t width, const int format)
+{
+    if (width != 16) {
+        for (int32_t tile = from; tile < to; tile++)
+            for (int32_t row = 0; row < rows; row++)
+                score_block(1, 1, format, s->q + (int64_t)row * dim, dim, width, tiles->keys + tile,
+                            s->scores + (int64_t)row * SCORE_STRIDE + tile * width);
+        return;
+    }
+    int32_t tile = from;
+    if (KEY_TILES == 2)
+        for (; tile + 2 <= to; tile += 2) {
+            const char *const *keys = tiles->keys + tile;
+            float *scores = s->scores + tile * 16;
+            FOR_ROWS(KEY_ROWS, rows, SCORE_TWO)
+        }
+    for (; tile < to; tile++) {
+        const char *const *keys = tiles->keys + tile;
+        float *scores = s->scores + tile * 16;
+        FOR_ROWS(KEY_ROWS, rows, SCORE_ONE)
+    }
+}
+
+/* sums[r][16 c ..] += sum over n tokens of weights[r][token] * values[token], for R rows and C columns of 16. */
+INLINE void value_block(const int R, const int C, const int format, const float *weights, const char *values,
+                        int32_t dim, int32_t n, float *sums, int64_t sum_stride, const int width)
+{
+    vf sum[R][C];
+    int32_t item = kv_item_bytes(format);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int c = 0; c < C; c++)
+            sum[r][c] = vf_load(sums + r * sum_stride + c * 16);
+    for (int32_t token = 0; token < n; token++) {
+        vf v[C];
+#pragma GCC unroll 4
+        for (int c = 0; c < C; c++) {
+            const char *at = values + ((int64_t)token * dim + c * 16) * item;
+            v[c] = width == 16 ? load_format(at, format) : load_format_first(at, format, width);
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++) {
+            vf p = vf_set(weights[r * SCORE_STRIDE + token]);
+#pragma GCC unroll 4
+            for (int c = 0; c < C; c++)
+                sum[r][c] = vf_fma(p, v[c], sum[r][c]);
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int c = 0; c < C; c++)
+            vf_store(sums + r * sum_stride + c * 16, sum[r][c]);
+}
+
+#define VALUE_COLUMN_CALL(n, columns, lanes)                                                                           \
+    value_block(n, columns, format, weights + (int64_t)row * SCORE_STRIDE, values + (int64_t)column * item, dim,       \
+                count, sums + row * s->sum_stride + column, s->sum_stride, lanes)
+#define VALUE_FOUR(n) VALUE_COLUMN_CALL(n, 4, 16)
+#define VALUE_TWO(n) VALUE_COLUMN_CALL(n, 2, 16)
+#define VALUE_ONE(n) VALUE_COLUMN_CALL(n, 1, 16)
+#define VALUE_HALF(n) VALUE_COLUMN_CALL(n, 1, 8)
+
+/* Add keys [from, to) of a chunk to the sums of `rows` rows. */
+INLINE void add_values(const llmos_kv *kv, const attention_scratch_t *s, const attention_tiles *tiles, int32_t chunk,
+                       int32_t first_row, int32_t rows, int32_t from, int32_t to, const int format)
+{
+    int32_t dim = kv->head_dim, size = kv->tokens_per_page, width = size < 16 ? size : 16;
+    int32_t item = kv_item_bytes(format);
+    float *sums = s->sums + first_row * s->sum_stride;
+    for (int32_t token = from; token < to;) {
+        int32_t left = size - (chunk + token) % size, count = to - token < left ? to - token : left;
+        const char *values = tiles->values[token / width] + (int64_t)(token % width) * dim * item;
+        const float *weights = s->scores + (int64_t)first_row * SCORE_STRIDE + token;
+        int32_t column = 0;
+        if (VALUE_COLUMNS >= 4)
+            for (; column + 64 <= dim; column += 64)
+                FOR_ROWS(VALUE_ROWS, rows, VALUE_FOUR)
+        if (VALUE_COLUMNS >= 2)
+            for (; column + 32 <= dim; column += 32)
+                FOR_ROWS(VALUE_ROWS, rows, VALUE_TWO)
+        for (; column + 16 <= dim; column += 16)
+            FOR_ROWS(VALUE_ROWS, rows, VALUE_ONE)
+        if (column < dim)
+            FOR_ROWS(VALUE_ROWS, rows, VALUE_HALF)
+        token += count;
+    }
+}
+
+/* Turn a row's scores of keys [from, to) into weights; what it has summed is rescaled to the new maximum. */
+INLINE void weigh_row(const attention_scratch_t *s, int32_t row, int32_t from, int32_t to)
+{
+    float *scores = s->scores + (int64_t)row * SCORE_STRIDE;
+    int32_t first = from & ~15;
+    vf lowest = vf_set(-INFINITY), largest = lowest;
+    for (int32_t i = first; i < to; i += 16) {
+        vf x = vf_load(scores + i);
+        if (i < from || i + 16 > to) {
+            x = vf_select(x, lowest, i < from ? from - i : 0, i + 16 > to ? to - i : 16);
+            vf_store(scores + i, x);
+        }
+        largest = vf_max(x, largest);
+    }
+    float before = s->best[row], best = vf_largest(largest);
+    best = best > before ? best : before;
+    vf base = vf_set(best), sum = vf_set(0.0f), carry = vf_exp2(vf_set(before - best));
+    for (int32_t i = first; i < to; i += 16) {
+        vf weight = vf_exp2(vf_sub(vf_load(scores + i), base));
+        sum = vf_add(sum, weight);
+        vf_store(scores + i, weight);
+    }
+    float factor[16];
+    vf_store(factor, carry);
+    s->best[row] = best;
+    s->total[row] = s->total[row] * factor[0] + vf_sum(sum);
+    float *sums = s->sums + row * s->sum_stride;
+    for (int64_t i = 0; i < s->sum_stride; i += 16)
+        vf_store(sums + i, vf_mul(vf_load(sums + i), carry));
+}
+
+/* One integer product of four dimensions of sixteen keys, as unsigned bytes, with four signed bytes of a query. */
+#if defined(SIMD_AVX512)
+typedef __m512i vi;
+INLINE vi vi_zero(void) { return _mm512_setzero_si512(); }
+INLINE vi vi_load(const void *p) { return _mm512_loadu_si512(p); }
+INLINE vi vi_dot(vi sum, vi keys, int32_t q) { return _mm512_dpbusd_epi32(sum, keys, _mm512_set1_epi32(q)); }
+INLINE vf vi_join(vi high, vi low, int32_t offset) /* 128 high + low - offset */
+{
+    vi x = _mm512_add_epi32(_mm512_slli_epi32(high, 7), low);
+    return _mm512_cvtepi32_ps(_mm512_sub_epi32(x, _mm512_set1_epi32(offset)));
+}
+#elif defined(SIMD_AVX2)
+typedef struct {
+    __m256i l, h;
+} vi;
+INLINE vi vi_zero(void) { return (vi){_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+INLINE vi vi_load(const void *p)
+{
+    return (vi){_mm256_loadu_si256(p), _mm256_loadu_si256((const __m256i *)p + 1)};
+}
+INLINE __m256i dot_half(__m256i sum, __m256i keys, __m256i even, __m256i odd)
+{
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_and_si256(keys, _mm256_set1_epi16(0xff)), even));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_srli_epi16(keys, 8), odd));
+}
+INLINE vi vi_dot(vi sum, vi keys, int32_t q)
+{
+    __m256i x = _mm256_set1_epi32(q), even = _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8), odd = _mm256_srai_epi16(x, 8);
+    return (vi){dot_half(sum.l, keys.l, even, odd), dot_half(sum.h, keys.h, even, odd)};
+}
+INLINE __m256 join_half(__m256i high, __m256i low, int32_t offset)
+{
+    __m256i x = _mm256_add_epi32(_mm256_slli_epi32(high, 7), low);
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(x, _mm256_set1_epi32(offset)));
+}
+INLINE vf vi_join(vi high, vi low, int32_t offset)
+{
+    return (vf){join_half(high.l, low.l, offset), join_half(high.h, low.h, offset)};
+}
+#else
+typedef struct {
+    int32_t x[16];
+} vi;
+INLINE vi vi_zero(void) { return (vi){{0}}; }
+INLINE vi vi_load(const void *p)
+{
+    vi r;
+    memcpy(&r, p, sizeof r);
+    return r;
+}
+INLINE vi vi_dot(vi sum, vi keys, int32_t q)
+{
+    uint8_t k[64];
+    int8_t x[4];
+    memcpy(k, &keys, sizeof k);
+    memcpy(x, &q, sizeof x);
+    for (int i = 0; i < 16; i++)
+        sum.x[i] += k[4 * i] * x[0] + k[4 * i + 1] * x[1] + k[4 * i + 2] * x[2] + k[4 * i + 3] * x[3];
+    return sum;
+}
+INLINE vf vi_join(vi high, vi low, int32_t offset)
+{
+    vf r;
+    for (int i = 0; i < 16; i++)
+        r.x[i] = (float)(high.x[i] * 128 + low.x[i] - offset);
+    return r;
+}
+#endif
+
+/* score_block for int8 keys: integers, then the scales. `width` tokens of each tile exist. */
+INLINE void score_block_int8(const int R, const int T, const attention_scratch_t *s, int32_t row, int32_t dim,
+                             int32_t width, const char *const *keys, const float *const *scales, float *scores)
+{
+    vi high[R][T], low[R][T];
+    const int8_t *q = (const int8_t *)s->q + (int64_t)row * 2 * dim;
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int t = 0; t < T; t++)
+            high[r][t] = low[r][t] = vi_zero();
+    for (int32_t d = 0; d < dim; d += 4) {
+        vi k[T];
+#pragma GCC unroll 4
+        for (int t = 0; t < T; t++) {
+            const char *at = keys[t] + (int64_t)d * width;
+            char bytes[64] = {0};
+            if (width < 16)
+                at = memcpy(bytes, at, (size_t)(4 * width));
+            k[t] = vi_load(at);
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) {
+            int32_t x, y;
+            memcpy(&x, q + 2 * r * dim + d, sizeof x);
+            memcpy(&y, q + 2 * r * dim + dim + d, sizeof y);
+#pragma GCC unroll 4
+            for (int t = 0; t < T; t++) {
+                high[r][t] = vi_dot(high[r][t], k[t], x);
+                low[r][t] = vi_dot(low[r][t], k[t], y);
+            }
+        }
+    }
+#pragma GCC unroll 4
+    for (int t = 0; t < T; t++) {
+        vf scale = width == 16 ? vf_load(scales[t]) : vf_load_first(scales[t], width);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) {
+            vf x = vf_mul(vi_join(high[r][t], low[r][t], s->q_sum[row + r]), vf_set(s->q_scale[row + r]));
+            vf_store(scores + (int64_t)(row + r) * SCORE_STRIDE + t * 16, vf_mul(x, scale));
+        }
+    }
+}
+
+#define SCORE_INT8_TWO(n) score_block_int8(n, 2, s, row, dim, 16, keys, scales, scores)
+#define SCORE_INT8_ONE(n) score_block_int8(n, 1, s, row, dim, width, keys, scales, scores)
+
+INLINE void score_tiles_int8(const attention_scratch_t *s, const attention_tiles *tiles, int32_t from, int32_t to,
+                             int32_t rows, int32_t dim, int32_t width)
+{
+    int32_t tile = from;
+    if (KEY_TILES == 2 && width == 16)
+        for (; tile + 2 <= to; tile += 2) {
+            const char *const *keys = tiles->keys + tile;
+            const float *const *scales = tiles->key_scales + tile;
+            float *scores = s->scores + tile * 16;
+            FOR_ROWS(INT8_ROWS, rows, SCORE_INT8_TWO)
+        }
+    for (; tile < to; tile++) {
+        const char *const *keys = tiles->keys + tile;
+        const float *const *scales = tiles->key_scales + tile;
+        float *scores = s->scores + tile * width;
+        FOR_ROWS(INT8_ROWS, rows, SCORE_INT8_ONE)
+    }
+}
+
+/* Queries of 15 bits in two bytes: x = 128 high + low, low in [-64, 64). */
+static void pack_query_int8(attention_scratch_t *s, int32_t row, const float *from, float factor, int32_t dim)
+{
+    int8_t *high = (int8_t *)s->q + (int64_t)row * 2 * dim, *low = high + dim;
+    float largest = 0.0f;
+    for (int32_t d = 0; d < dim; d++)
+        largest = fabsf(from[d]) > largest ? fabsf(from[d]) : largest;
+    float inverse = largest > 0.0f ? 16256.0f / largest : 0.0f;
+    int32_t sum = 0, is_number = 1;
+    for (int32_t d = 0; d < dim; d++) {
+        float y = rintf(from[d] * inverse);
+        is_number &= y >= -16257.0f && y <= 16257.0f;
+        int32_t x = y > 16256.0f ? 16256 : y > -16256.0f ? (int32_t)y : -16256;
+        int32_t top = (x + 64) >> 7;
+        high[d] = (int8_t)top;
+        low[d] = (int8_t)(x - top * 128);
+        sum += x;
+    }
+    s->q_sum[row] = sum * 128;
+    s->q_scale[row] = is_number ? largest / 16256.0f * factor : NAN; /* so that a broken query stays one */
+}
+
+/* One item: tokens [first, first + n) of a span, one kv head. */
+INLINE void attend(const llmos_kv *kv, const llmos_span *span, const int32_t *page_table, const float *q, int64_t ldq,
+                   float *out, int64_t ldo, int32_t first, int32_t n, int32_t head, void *scratch, const int format)
+{
+    attention_scratch_t scratch_parts = attention_scratch(kv, scratch), *s = &scratch_parts;
+    attention_tiles tiles;
+    int32_t dim = kv->head_dim, group = attention_group(kv), rows = n * group;
+    int32_t size = kv->tokens_per_page, width = size < 16 ? size : 16, chunk_keys = CHUNK_KEYS / width * width;
+    int32_t item = kv_item_bytes(format), is_int8 = format == LLMOS_INT8;
+    int64_t head_bytes = (int64_t)size * (dim * item + (is_int8 ? 4 : 0));
+    float factor = (float)(1.4426950408889634 / sqrt((double)dim)); /* weights are powers of two */
+    int32_t p0 = span->start + first, end = p0 + n;
+    int32_t low = kv->window && p0 + 1 > kv->window ? p0 + 1 - kv->window : 0;
+
+    for (int32_t row = 0; row < rows; row++) {
+        const float *from = q + (int64_t)(span->first + first + row / group) * ldq +
+                            (int64_t)(head * group + row % group) * dim;
+        if (is_int8)
+            pack_query_int8(s, row, from, factor, dim);
+        else
+            for (int32_t d = 0; d < dim; d++)
+                s->q[(int64_t)row * dim + d] = from[d] * factor;
+        s->best[row] = -INFINITY;
+        s->total[row] = 0.0f;
+        memset(s->sums + row * s->sum_stride, 0, (size_t)s->sum_stride * sizeof *s->sums);
+    }
+
+    for (int32_t chunk = low / chunk_keys * chunk_keys; chunk < end; chunk += chunk_keys) {
+        int32_t last = end - chunk < chunk_keys ? end - chunk : chunk_keys;
+        int32_t tile_from = chunk < low ? (low - chunk) / width : 0, tile_to = (last + width - 1) / width;
+        for (int32_t tile = tile_from; tile < tile_to; tile++) {
+            int32_t position = chunk + tile * width, vpn = position / size, slot = position % size;
+            int64_t page = page_table ? page_table[span->pages + vpn] : span->pages + vpn;
+            int64_t base = page * kv->page_bytes + head * head_bytes;
+            tiles.keys[tile] = (const char *)kv->keys + base + (int64_t)slot * dim * item;
+            tiles.values[tile] = (const char *)kv->values + base + (int64_t)slot * dim * item;
+            if (is_int8) {
+                int64_t scales = base + (int64_t)size * dim + slot * 4;
+                tiles.key_scales[tile] = (const float *)((const char *)kv->keys + scales);
+                tiles.value_scales[tile] = (const float *)((const char *)kv->values + scales);
+            }
+        }
+        if (is_int8)
+            score_tiles_int8(s, &tiles, tile_from, tile_to, rows, dim, width);
+        else
+            score_tiles(s, &tiles, tile_from, tile_to, rows, dim, width, format);
+
+        for (int32_t token = 0; token < n; token++) {
+            int32_t sees_from = kv->window ? p0 + token + 1 - kv->window - chunk : 0, sees_to = p0 + token + 1 - chunk;
+            int32_t from = sees_from > 0 ? sees_from : 0, to = sees_to < last ? sees_to : last;
+            if (from >= to)
+                continue;
+            for (int32_t row = token * group; row < (token + 1) * group; row++) {
+                weigh_row(s, row, from, to);
+                if (is_int8)
+                    for (int32_t key = from; key < to; key++)
+                        s->scores[(int64_t)row * SCORE_STRIDE + key] *=
+                            tiles.value_scales[key / width][key % width];
+            }
+        }
+
+        /* Keys that all rows of a register tile see are summed together, the rest row by row around them. */
+        int32_t tile_rows = SHARED_ROWS > group ? SHARED_ROWS / group * group : group;
+        for (int32_t row = 0; row < rows; row += tile_rows) {
+            int32_t count = rows - row < tile_rows ? rows - row : tile_rows;
+            int32_t first_token = row / group, last_token = (row + count - 1) / group;
+            int32_t all_from = kv->window ? p0 + last_token + 1 - kv->window - chunk : 0;
+            int32_t all_to = p0 + first_token + 1 - chunk;
+            all_from = all_from > 0 ? all_from : 0;
+            all_to = all_to < last ? all_to : last;
+            int32_t is_shared = all_from < all_to;
+            for (int32_t token = first_token; token <= last_token; token++) {
+                int32_t from = kv->window ? p0 + token + 1 - kv->window - chunk : 0, to = p0 + token + 1 - chunk;
+                from = from > 0 ? from : 0;
+                to = to < last ? to : last;
+                add_values(kv, s, &tiles, chunk, token * group, group, from, is_shared ? all_from : to, format);
+            }
+            if (!is_shared)
+                continue;
+            add_values(kv, s, &tiles, chunk, row, count, all_from, all_to, format);
+            for (int32_t token = first_token; token <= last_token; token++) {
+                int32_t to = p0 + token + 1 - chunk;
+                to = to < last ? to : last;
+                add_values(kv, s, &tiles, chunk, token * group, group, all_to, to, format);
+            }
+        }
+    }
+
+    for (int32_t row = 0; row < rows; row++) {
+        float *to = out + (int64_t)(span->first + first + row / group) * ldo +
+                    (int64_t)(head * group + row % group) * dim;
+        const float *sums = s->sums + row * s->sum_stride;
+        float factor_out = 1.0f / s->total[row];
+        for (int32_t d = 0; d < dim; d++)
+            to[d] = sums[d] * factor_out;
+    }
+}
+
+#define ATTEND(name, format)                                                                                           \
+    static void name(const llmos_kv *kv, const llmos_span *span, const int32_t *page_table, const float *q,            \
+                     int64_t ldq, float *out, int64_t ldo, int32_t first, int32_t n, int32_t head, void *scratch)      \
+    {                                                                                                                  \
+        attend(kv, span, page_table, q, ldq, out, ldo, first, n, head, scratch, format);                               \
+    }
+ATTEND(attend_fp32, LLMOS_FP32)
+ATTEND(attend_fp16, LLMOS_FP16)
+ATTEND(attend_bf16, LLMOS_BF16)
+ATTEND(attend_int8, LLMOS_INT8)
+
+static void attention(const llmos_kv *kv, const llmos_span *spans, int32_t num_spans, const int32_t *page_table,
+                      const float *q, int64_t ldq, float *out, int64_t ldo, int32_t i0, int32_t i1, void *scratch)
+{
+    int32_t tokens = attention_tile_tokens(kv), item = 0;
+    for (const llmos_span *span = spans; span < spans + num_spans && item < i1; span++) {
+        int32_t num_items = (span->num_tokens + tokens - 1) / tokens * kv->num_kv_heads;
+        for (int32_t i = i0 > item ? i0 - item : 0; i < num_items && item + i < i1; i++) {
+            int32_t first = i / kv->num_kv_heads * tokens, head = i % kv->num_kv_heads;
+            int32_t left = span->num_tokens - first, n = left < tokens ? left : tokens;
+            (kv->format == LLMOS_FP32   ? attend_fp32
+             : kv->format == LLMOS_FP16 ? attend_fp16
+             : kv->format == LLMOS_BF16 ? attend_bf16
+                                        : attend_int8)(kv, span, page_table, q, ldq, out, ldo, first, n, head, scratch);
+        }
+        item += num_items;
+    }
+}

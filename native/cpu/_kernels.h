@@ -1,0 +1,33 @@
+#ifndef LLMOS_KERNELS_H
+#define LLMOS_KERNELS_H
+#include "activation.h"
+#include "attention.h"
+#include "kernels.h"
+#include "norm.h"
+
+/* What every variant implements: the bodies of _attention.h, _kv.h, _norm.h and _activation.h, compiled once
+ * for each by kernels_<variant>.c.
+ */
+typedef struct {
+    void (*rms_norm)(const float *x, int64_t ldx, const float *weight, float epsilon, int32_t m, int32_t k, float *y,
+                     int64_t ldy);
+    void (*silu_mul)(const float *gate_up, int64_t ldg, int32_t m, int32_t size, float *y, int64_t ldy);
+    void (*embed)(const void *table, int32_t format, int32_t dim, const int32_t *ids, int32_t m, float *y,
+                  int64_t ldy);
+    void (*rope_write_kv)(const llmos_kv *kv, const llmos_rope *rope, const llmos_span *spans, int32_t num_spans,
+                          const int32_t *page_table, float *qkv, int64_t ld, int32_t t0, int32_t t1);
+    void (*attention)(const llmos_kv *kv, const llmos_span *spans, int32_t num_spans, const int32_t *page_table,
+                      const float *q, int64_t ldq, float *out, int64_t ldo, int32_t i0, int32_t i1, void *scratch);
+} llmos_kernels;
+
+/* Only gcc compiles one file for several targets the way these do. */
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define LLMOS_HAS_X86
+extern const llmos_kernels llmos_kernels_avx2, llmos_kernels_avx512;
+#endif
+extern const llmos_kernels llmos_kernels_plain;
+
+/* Those in use. */
+const llmos_kernels *llmos_kernels_now(void);
+
+#endif

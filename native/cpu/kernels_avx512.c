@@ -1,0 +1,21 @@
+/* The kernels for AVX-512 (F, BW, DQ, VL, VNNI). */
+#include "_kernels.h"
+#if defined(LLMOS_HAS_X86)
+#define SIMD_AVX512
+#include "_simd.h"
+
+#include "_norm.h"
+
+#include "_activation.h"
+#include "_kv.h"
+
+#include "_attention.h"
+
+const llmos_kernels llmos_kernels_avx512 = {
+    .rms_norm = rms_norm,
+    .silu_mul = silu_mul,
+    .embed = embed,
+    .rope_write_kv = rope_write_kv,
+    .attention = attention,
+};
+#endif

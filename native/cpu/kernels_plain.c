@@ -1,0 +1,18 @@
+/* The kernels in plain C. */
+#include "_kernels.h"
+#include "_simd.h"
+
+#include "_norm.h"
+
+#include "_activation.h"
+#include "_kv.h"
+
+#include "_attention.h"
+
+const llmos_kernels llmos_kernels_plain = {
+    .rms_norm = rms_norm,
+    .silu_mul = silu_mul,
+    .embed = embed,
+    .rope_write_kv = rope_write_kv,
+    .attention = attention,
+};
