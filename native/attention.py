@@ -74,7 +74,7 @@ def make_spans(rows: list[tuple[int, int, int, int]]) -> Ints:
 
 
 def use_variant(variant: int) -> bool:
-    """Let the whole process use a variant (0 plain, 1 AVX2, 2 AVX-512); False where it cannot run."""
+    """Make the whole process use a variant (0 plain, 1 AVX2, 2 AVX-512); False: it cannot run."""
     return not lib.llmos_use_kernels(variant)
 
 
