@@ -6,6 +6,7 @@ The forward pass calls the same kernels from C; this is for packing, tests and m
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ __all__ = [
     "QuantisedRows",
     "WeightFormat",
     "aligned_empty",
+    "bind_multiply",
     "multiply",
     "multiply_argmax",
     "pack_int4",
@@ -216,6 +218,39 @@ def quantise_rows(x: FloatArray, variant: int | None = None) -> QuantisedRows:
     return QuantisedRows(values, k, scale, sums)
 
 
+def bind_multiply(
+    weight: PackedWeight,
+    x: FloatArray | QuantisedRows,
+    out: FloatArray,
+    *,
+    accumulate: bool = False,
+    columns: tuple[int, int] | None = None,
+    variant: int | None = None,
+) -> Callable[[], None]:
+    """`multiply` with its arguments checked once, to be called many times.
+
+    Raises:
+        ValueError: shapes, types or ranges do not fit.
+    """
+    pointer, ldx, xscale, xsum, m = _activations(weight, x)
+    n0, n1 = _columns(weight, columns)
+    _check_matrix("out", out, np.float32)
+    if out.shape != (m, weight.n):
+        raise ValueError(f"out must be [{m}, {weight.n}], got {out.shape}")
+    scratch = _scratch(weight, m)
+    arguments = (
+        _variant(variant), weight.struct, pointer, ldx, xscale, xsum, m,
+        _pointer("float *", out), _stride(out), int(accumulate), n0, n1, _pointer("void *", scratch),
+    )  # fmt: skip
+    alive = (weight, x, out, scratch)  # the arguments are bare addresses
+
+    def run() -> None:
+        assert alive
+        lib.llmos_gemm_variant(*arguments)
+
+    return run
+
+
 def multiply(
     weight: PackedWeight,
     x: FloatArray | QuantisedRows,
@@ -238,18 +273,10 @@ def multiply(
     Raises:
         ValueError: shapes, types or ranges do not fit.
     """
-    pointer, ldx, xscale, xsum, m = _activations(weight, x)
-    n0, n1 = _columns(weight, columns)
     if out is None:
-        out = np.zeros((m, weight.n), dtype=np.float32)
-    _check_matrix("out", out, np.float32)
-    if out.shape != (m, weight.n):
-        raise ValueError(f"out must be [{m}, {weight.n}], got {out.shape}")
-    scratch = _scratch(weight, m)  # a name, so that it lives through the call
-    lib.llmos_gemm_variant(
-        _variant(variant), weight.struct, pointer, ldx, xscale, xsum, m,
-        _pointer("float *", out), _stride(out), int(accumulate), n0, n1, _pointer("void *", scratch),
-    )  # fmt: skip
+        rows = x.values if isinstance(x, QuantisedRows) else x
+        out = np.zeros((rows.shape[0], weight.n), dtype=np.float32)
+    bind_multiply(weight, x, out, accumulate=accumulate, columns=columns, variant=variant)()
     return out
 
 

@@ -1,0 +1,189 @@
+"""Products with packed weights against the machine's own peaks: `python -m drivers.bench.gemm`, JSON lines.
+
+For each format and number of rows, the peaks and the product are measured in turn, several times, and the
+median of each ratio is reported: what the machine's other work takes falls on both. Weights are copies that
+together exceed the caches, so that each product reads its own from memory, as a model's layers do.
+
+    roof = max(weight bytes / read bandwidth, operations / arithmetic peak);    ratio = roof / time
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+from attrs import frozen
+from native._cpu import ffi, lib
+
+from native.gemm import PackedWeight, WeightFormat, aligned_empty, bind_multiply, pack_weight, quantise_rows
+
+__all__ = ["GemmMeasurement", "Peaks", "WeightCopies", "measure_gemm", "measure_peaks"]
+
+STREAM_BYTES = 160 << 20  # several times a large third-level cache's share of two cores
+PROBE_ITERATIONS = 8_000_000  # some ten milliseconds: the start of a thread must not show
+ROW_COUNTS = (1, 4, 8, 16, 32, 64, 128, 512)
+OUTPUTS, INPUTS = 2048, 2048
+MAX_OPERATIONS = 30_000_000_000  # of one timing and thread, to keep large products short
+
+
+class GemmMeasurement(msgspec.Struct, frozen=True):
+    """One product on some threads: medians over the repetitions."""
+
+    weight_format: str
+    num_outputs: int
+    num_inputs: int
+    num_rows: int
+    num_threads: int
+    microseconds: float
+    bandwidth_fraction: float  # of reading in order
+    arithmetic_fraction: float  # of int8 or fp32 multiply-adds from registers
+    roof_fraction: float  # of whichever of the two limits it
+    read_bytes_per_second: float
+    operations_per_second: float  # the arithmetic peak
+    repetitions: int
+
+
+@frozen
+class Peaks:
+    """What some threads reach together at this moment."""
+
+    read_bytes_per_second: float
+    operations_per_second: float
+
+
+class WeightCopies:
+    """A random weight [n, k], as many copies of it as fill `total_bytes`, and what multiplies them."""
+
+    def __init__(self, weight_format: WeightFormat, n: int, k: int, total_bytes: int) -> None:
+        first = pack_weight(weight_format, np.random.default_rng(0).standard_normal((n, k), dtype=np.float32))
+        self.weight_format, self.n, self.k = weight_format, n, k
+        self.size_bytes = len(first.data)
+        self.weights: list[PackedWeight] = []
+        for _ in range(max(1, total_bytes // self.size_bytes)):
+            data = aligned_empty(self.size_bytes)
+            data[:] = first.data
+            self.weights.append(PackedWeight(weight_format, n, k, data, first.scale))
+
+    def seconds(self, num_rows: int, num_threads: int) -> float:
+        """Time of one product; threads share its columns, each through all copies on its own."""
+        rng = np.random.default_rng(num_rows)
+        rows = np.zeros((num_rows, self.k + 16), dtype=np.float32)[:, : self.k]  # not a power of two apart
+        rows[:] = rng.standard_normal((num_rows, self.k), dtype=np.float32)
+        x = quantise_rows(rows) if self.weight_format.is_quantised else rows
+        out = np.zeros((num_rows, self.n), dtype=np.float32)
+        tiles = -(-self.n // 64)
+        cuts = [min(tiles * i // num_threads * 64, self.n) for i in range(num_threads + 1)]
+        cuts[-1] = self.n
+        operations = 2 * num_rows * self.n * self.k
+        weights = self.weights[: max(1, MAX_OPERATIONS * num_threads // operations)]
+
+        def share(columns: tuple[int, int]) -> Callable[[], None]:
+            products = [bind_multiply(weight, x, out, columns=columns) for weight in weights]
+
+            def run() -> None:
+                for product in products:
+                    product()
+
+            return run
+
+        shares = [share((a, b)) for a, b in itertools.pairwise(cuts) if a < b]
+        return _seconds_together(shares) / len(weights)
+
+
+def measure_peaks(is_integer: bool, num_threads: int, stream: np.ndarray) -> Peaks:
+    """Read bandwidth over `stream`, and int8 or fp32 arithmetic from registers."""
+    part = len(stream) // num_threads // 4096 * 4096
+    probe = lib.llmos_probe_int8 if is_integer else lib.llmos_probe_fp32
+
+    def reader(i: int) -> Callable[[], Any]:
+        return lambda: lib.llmos_probe_read(ffi.cast("char *", stream.ctypes.data + i * part), part)
+
+    reading = _seconds_together([reader(i) for i in range(num_threads)])
+    computing = _seconds_together([lambda: probe(PROBE_ITERATIONS)] * num_threads)
+    return Peaks(part * num_threads / reading, probe(1) * PROBE_ITERATIONS * num_threads / computing)
+
+
+def measure_gemm(
+    copies: WeightCopies, num_rows: int, num_threads: int, repetitions: int, stream: np.ndarray
+) -> GemmMeasurement:
+    """Peaks and product in turn, `repetitions` times.
+
+    Args:
+        copies: the weight.
+        num_rows: of activations.
+        num_threads: that share the work.
+        repetitions: at least 1.
+        stream: flat uint8, larger than the caches, written to before.
+    """
+    operations = 2 * num_rows * copies.n * copies.k
+    samples = []
+    for _ in range(repetitions):
+        peaks = measure_peaks(copies.weight_format.is_quantised, num_threads, stream)
+        seconds = copies.seconds(num_rows, num_threads)
+        reading = copies.size_bytes / peaks.read_bytes_per_second / seconds
+        computing = operations / peaks.operations_per_second / seconds
+        samples.append(
+            (seconds, reading, computing, max(reading, computing),
+             peaks.read_bytes_per_second, peaks.operations_per_second)
+        )  # fmt: skip
+    seconds, reading, computing, roof, bandwidth, arithmetic = map(
+        statistics.median, zip(*samples, strict=True)
+    )
+    return GemmMeasurement(
+        copies.weight_format.name, copies.n, copies.k, num_rows, num_threads, seconds * 1e6,
+        reading, computing, roof, bandwidth, arithmetic, repetitions,
+    )  # fmt: skip
+
+
+def measure_all(
+    formats: Sequence[WeightFormat],
+    row_counts: Sequence[int],
+    thread_counts: Sequence[int],
+    repetitions: int,
+) -> Iterator[GemmMeasurement]:
+    """Every combination, format by format."""
+    stream = np.ones(STREAM_BYTES, dtype=np.uint8)
+    for weight_format in formats:
+        copies = WeightCopies(weight_format, OUTPUTS, INPUTS, STREAM_BYTES)
+        for num_threads in thread_counts:
+            for num_rows in row_counts:
+                yield measure_gemm(copies, num_rows, num_threads, repetitions, stream)
+
+
+def _seconds_together(tasks: Sequence[Callable[[], Any]]) -> float:
+    """Time until all are done; the first on this thread. The kernels run without the interpreter's lock."""
+    threads = [threading.Thread(target=task) for task in tasks[1:]]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    tasks[0]()
+    for thread in threads:
+        thread.join()
+    return time.perf_counter() - began
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print one JSON object a line, as soon as it is measured."""
+    parser = argparse.ArgumentParser(prog="drivers.bench.gemm", description=__doc__.splitlines()[0])
+    names = [weight_format.name.lower() for weight_format in WeightFormat]
+    parser.add_argument("--formats", nargs="+", choices=names, default=names)
+    parser.add_argument("--rows", nargs="+", type=int, default=ROW_COUNTS)
+    parser.add_argument("--threads", nargs="+", type=int, default=(1,))
+    parser.add_argument("--runs", type=int, default=7)
+    options = parser.parse_args(arguments)
+    formats = [WeightFormat[name.upper()] for name in options.formats]
+    for row in measure_all(formats, options.rows, options.threads, options.runs):
+        print(msgspec.json.encode(row).decode(), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
