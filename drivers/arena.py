@@ -14,6 +14,7 @@ from typing import Protocol
 
 import torch
 
+from drivers.model.batch import ContiguousPages, PageIndex
 from drivers.page_table import ArenaError, PageTable
 from llmos.device import CopyPage, KVFormat, Map
 from native.paging import MemoryPool, ReservedRange, count_mappings, mapping_limit
@@ -34,8 +35,9 @@ class Arena(Protocol):
     def segments(self) -> tuple[torch.Tensor, ...]:
         """For each segment, flat uint8 that `page_index` counts frames in. Valid until close."""
 
-    def page_index(self, asid: int, vpn: int) -> int:
-        """Where a page lies in each of `segments`, in frames. The page is mapped."""
+    @property
+    def page_index(self) -> PageIndex:
+        """Where a mapped page (asid, vpn) lies in each of `segments`, in frames."""
 
     def num_mapped_pages(self, asid: int) -> int:
         """How many pages of an open space are mapped without a gap from page 0 on."""
@@ -92,6 +94,7 @@ class VirtualArena:
         self.kv = kv
         self.num_frames = num_frames
         self.pages_per_space = pages_per_space
+        self.page_index = ContiguousPages(pages_per_space)
         self.table = PageTable(kv, num_frames, max_spaces, pages_per_space)
         self._debug = debug
         self._max_mapped = max_virtual_frames(max_spaces, len(kv.segments))
@@ -122,10 +125,6 @@ class VirtualArena:
     def num_mappings(self) -> int:
         """Page slots that hold a mapping, or may: those of released spaces count until they are unmapped."""
         return self._num_mapped
-
-    def page_index(self, asid: int, vpn: int) -> int:
-        """See Arena: a closed formula."""
-        return asid * self.pages_per_space + vpn
 
     def num_mapped_pages(self, asid: int) -> int:
         """See Arena."""

@@ -10,6 +10,7 @@ import torch
 
 from drivers.arena import VirtualArena, max_virtual_frames
 from drivers.model.loader import LoadedWeights
+from drivers.model.native_transformer import NativeTransformer, explain_unfit
 from drivers.model.transformer import Model, Transformer
 from drivers.ops.interface import Ops
 from drivers.ops.reference import ReferenceOps
@@ -25,8 +26,9 @@ class CpuDriver:
     """A `Backend` of some threads and a share of main memory.
 
     Args:
-        num_threads: for torch's operations; 0: as many as processors that it may run on.
+        num_threads: that share a step; 0: as many as processors that it may run on.
         cpus: processors to pin this process to; empty: none in particular.
+        native: run models on native/cpu where it can; else on the torch reference.
 
     Raises:
         OSError: there is no such processor.
@@ -35,12 +37,13 @@ class CpuDriver:
     kind = "cpu"
     torch_device = torch.device("cpu")
 
-    def __init__(self, num_threads: int = 1, cpus: tuple[int, ...] = ()) -> None:
+    def __init__(self, num_threads: int = 1, cpus: tuple[int, ...] = (), *, native: bool = True) -> None:
         if cpus:
             os.sched_setaffinity(0, cpus)
         self.num_threads = num_threads or len(os.sched_getaffinity(0))
         self.memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         torch.set_num_threads(self.num_threads)
+        self._native = native
         self._debug = os.environ.get("LLMOS_DEBUG") == "1"
 
     def describe(self) -> str:
@@ -53,6 +56,8 @@ class CpuDriver:
 
     def open_model(self, loaded: LoadedWeights) -> Model:
         """See Backend."""
+        if self._native and explain_unfit(loaded.config) is None:
+            return NativeTransformer(loaded, self.num_threads)
         return Transformer(loaded.config, loaded.weights, self.make_ops(), loaded.info, loaded.segments)
 
     def choose_pool_bytes(self) -> int:

@@ -19,7 +19,7 @@ import torch
 from drivers.arena import Arena
 from drivers.backend import Backend, DeviceUnavailable
 from drivers.model.errors import ModelError
-from drivers.model.kv_layout import kv_views
+from drivers.model.kv_layout import poison_tail
 from drivers.model.loader import load_weights
 from drivers.model.sampler import Sampler
 from drivers.model.transformer import Model
@@ -96,7 +96,9 @@ class Engine:
         pages_per_space = kv.num_pages(model.info.max_model_len)
         arena = backend.open_arena(kv, num_frames, load.max_spaces, pages_per_space)
         try:
-            k_pages, v_pages = (kv_views(segment, model.config, kv) for segment in arena.segments)
+            k_pages, v_pages = (
+                model.kv_views(frames, kv, segment) for segment, frames in enumerate(arena.segments)
+            )
         except BaseException:
             arena.close()
             raise
@@ -273,4 +275,4 @@ def _poison_tails(session: _Session, rows: list[Row]) -> None:
         if slot:
             page = session.arena.page_index(row.asid, vpn)
             for layer in (*session.k_pages, *session.v_pages):
-                layer[page, slot:] = torch.nan
+                poison_tail(layer, page, slot)

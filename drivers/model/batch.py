@@ -8,9 +8,20 @@ from typing import Protocol
 import torch
 from attrs import frozen
 
-__all__ = ["Batch", "PageIndex", "ResolvedRow", "Span", "build_batch"]
+__all__ = ["Batch", "ContiguousPages", "PageIndex", "ResolvedRow", "Span", "build_batch"]
 
 PageIndex = Callable[[int, int], int]  # (asid, vpn) -> index into dimension 0 of every layer's page tensors
+
+
+@frozen
+class ContiguousPages:
+    """A PageIndex that is a closed formula: the pages of a space lie one behind the other."""
+
+    pages_per_space: int
+
+    def __call__(self, asid: int, vpn: int) -> int:
+        """Where a page lies."""
+        return asid * self.pages_per_space + vpn
 
 
 class ResolvedRow(Protocol):

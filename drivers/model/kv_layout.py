@@ -2,6 +2,9 @@
 
 A frame holds one run of consecutive tokens for all layers, in the order [layer][token][head][dim]; keys and
 values live in separate frames (segments "K" and "V"). The tail of a frame that no token fits in is unused.
+
+Native kernels have their own order inside a layer, [head][tile][dim][token of the tile] for keys and
+[head][token][dim] for values, with tiles of 16 tokens; native/cpu/attention.h has the formula.
 """
 
 from __future__ import annotations
@@ -12,7 +15,9 @@ import torch
 
 from llmos.device import KVFormat, Segment
 
-__all__ = ["KV_DTYPES", "KVShape", "kv_segments", "kv_views"]
+__all__ = ["KV_DTYPES", "KVShape", "kv_segments", "kv_views", "poison_tail", "tiled_kv_views"]
+
+MAX_TILE = 16  # tokens whose keys native kernels read together
 
 KV_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -55,6 +60,52 @@ def kv_views(buffer: torch.Tensor, shape: KVShape, kv: KVFormat) -> list[torch.T
     Raises:
         ValueError: the buffer is not a whole number of frames, or a frame is too small for its tokens.
     """
+    elements, layer_elements = _check(buffer, shape, kv)
+    size = (buffer.numel() // kv.frame_bytes, kv.tokens_per_page, shape.num_kv_heads, shape.head_dim)
+    stride = (
+        kv.frame_bytes // elements.itemsize,
+        shape.num_kv_heads * shape.head_dim,
+        shape.head_dim,
+        1,
+    )
+    base = elements.storage_offset()
+    return [
+        elements.as_strided(size, stride, base + layer * layer_elements) for layer in range(shape.num_layers)
+    ]
+
+
+def tiled_kv_views(buffer: torch.Tensor, shape: KVShape, kv: KVFormat, *, is_key: bool) -> list[torch.Tensor]:
+    """`kv_views` in the order of native kernels: [num_pages, tiles, tokens_per_tile, num_kv_heads, head_dim].
+
+    Raises:
+        ValueError: see kv_views; or a page is longer than a tile and not a multiple of it.
+    """
+    elements, layer_elements = _check(buffer, shape, kv)
+    page, dim = kv.tokens_per_page, shape.head_dim
+    tile = min(page, MAX_TILE)
+    if page % tile:
+        raise ValueError(f"a page of {page} tokens is not a multiple of {tile}")
+    size = (buffer.numel() // kv.frame_bytes, page // tile, tile, shape.num_kv_heads, dim)
+    in_tile = (1, page * dim, tile) if is_key else (dim, page * dim, 1)  # token, head, dim
+    stride = (kv.frame_bytes // elements.itemsize, tile * dim, *in_tile)
+    base = elements.storage_offset()
+    return [
+        elements.as_strided(size, stride, base + layer * layer_elements) for layer in range(shape.num_layers)
+    ]
+
+
+def poison_tail(view: torch.Tensor, page: int, slot: int) -> None:
+    """Fill token slots from `slot` on of one page with junk (NaN), in a view of either kind."""
+    if view.dim() == 4:
+        view[page, slot:] = torch.nan
+        return
+    tile, lane = divmod(slot, view.shape[2])
+    view[page, tile, lane:] = torch.nan
+    view[page, tile + 1 :] = torch.nan
+
+
+def _check(buffer: torch.Tensor, shape: KVShape, kv: KVFormat) -> tuple[torch.Tensor, int]:
+    """The buffer in its number format, and how many elements a layer takes in a frame."""
     dtype = KV_DTYPES[kv.name]
     layer_elements = kv.tokens_per_page * shape.num_kv_heads * shape.head_dim
     if buffer.dtype != torch.uint8 or buffer.dim() != 1 or buffer.numel() % kv.frame_bytes:
@@ -64,15 +115,4 @@ def kv_views(buffer: torch.Tensor, shape: KVShape, kv: KVFormat) -> list[torch.T
             f"a frame of {kv.frame_bytes} bytes cannot hold {kv.tokens_per_page} tokens of "
             f"{shape.num_layers} layers x {shape.num_kv_heads} heads x {shape.head_dim} {kv.name}"
         )
-    elements = buffer.view(dtype)
-    size = (buffer.numel() // kv.frame_bytes, kv.tokens_per_page, shape.num_kv_heads, shape.head_dim)
-    stride = (
-        kv.frame_bytes // dtype.itemsize,
-        shape.num_kv_heads * shape.head_dim,
-        shape.head_dim,
-        1,
-    )
-    base = elements.storage_offset()
-    return [
-        elements.as_strided(size, stride, base + layer * layer_elements) for layer in range(shape.num_layers)
-    ]
+    return buffer.view(dtype), layer_elements

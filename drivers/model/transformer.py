@@ -10,11 +10,12 @@ from attrs import frozen
 
 from drivers.model.batch import Batch, PageIndex, ResolvedRow, build_batch
 from drivers.model.config import ModelConfig
+from drivers.model.kv_layout import kv_views
 from drivers.model.rope import rope_tables
 from drivers.model.scores import Scores, score_logits
 from drivers.model.weights import LayerWeights, Weights
 from drivers.ops.interface import AttentionPlan, AttentionShape, Ops
-from llmos.device import ModelInfo, Segment
+from llmos.device import KVFormat, ModelInfo, Segment
 
 __all__ = ["Model", "ModelDescription", "Transformer", "explain_bad_row"]
 
@@ -52,6 +53,12 @@ class Model(Protocol):
     config: ModelConfig
     info: ModelDescription
     segments: tuple[Segment, ...]
+
+    def kv_views(self, buffer: torch.Tensor, kv: KVFormat, segment: int) -> list[torch.Tensor]:
+        """View the frames of one segment (0 keys, 1 values) as a tensor for each layer, as `run` takes them.
+
+        Dimension 0 counts pages; the last two are head and dim. Raises ValueError: frames do not fit.
+        """
 
     def explain_bad_row(self, row: ResolvedRow) -> str | None:
         """See Transformer."""
@@ -118,6 +125,10 @@ class Transformer:
             for weight in (layer.qkv, layer.output, layer.gate_up, layer.down):
                 ops.prepare_linear(weight)
         ops.prepare_linear(weights.head)
+
+    def kv_views(self, buffer: torch.Tensor, kv: KVFormat, segment: int) -> list[torch.Tensor]:
+        """See Model: [num_pages, tokens_per_page, num_kv_heads, head_dim] for each layer."""
+        return kv_views(buffer, self.config, kv)
 
     def explain_bad_row(self, row: ResolvedRow) -> str | None:
         """See the function of this name."""

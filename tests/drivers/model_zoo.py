@@ -8,8 +8,10 @@ from pathlib import Path
 import torch
 
 from drivers.model.config import ModelConfig, RopeConfig
-from drivers.model.kv_layout import KV_DTYPES, kv_segments, kv_views
-from drivers.model.transformer import ModelDescription, Transformer
+from drivers.model.kv_layout import KV_DTYPES, kv_segments
+from drivers.model.loader import LoadedWeights, load_weights
+from drivers.model.native_transformer import NativeTransformer
+from drivers.model.transformer import Model, ModelDescription, Transformer
 from drivers.model.weights import LayerWeights, Weights
 from drivers.ops.reference import ReferenceOps
 from llmos.device import Row, choose_kv_format
@@ -30,8 +32,12 @@ def random_model(
     num_kv_heads: int = 2,
     head_dim: int = 16,
     window: int | None = None,
-) -> Transformer:
-    """A model with every optional part switched on and sizes that no vector width divides."""
+    native_threads: int = 0,
+) -> Model:
+    """A model with every optional part switched on and sizes that no vector width divides.
+
+    With native_threads, on native/cpu; else on the torch reference.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*size: int, scale: float = 0.15, mean: float = 0.0) -> torch.Tensor:
@@ -55,15 +61,21 @@ def random_model(
     embedding = normal(vocab_size, hidden_size, scale=1.0)
     weights = Weights(embedding, layers, normal(hidden_size, mean=1.0), embedding, embedding.numel())
     info = ModelDescription(config.architecture, "", vocab_size, 512, (0,), dtype, embedding.numel())
-    return Transformer(config, weights, ReferenceOps(), info, kv_segments(config, dtype))
+    segments = kv_segments(config, dtype)
+    if native_threads:
+        return NativeTransformer(LoadedWeights(config, weights, info, segments), native_threads)
+    return Transformer(config, weights, ReferenceOps(), info, segments)
+
+
+def load_native(path: Path, dtype: str = "auto", max_model_len: int | None = None) -> NativeTransformer:
+    """`load_model` for native/cpu, on two threads."""
+    return NativeTransformer(load_weights(path, dtype, max_model_len=max_model_len), 2)
 
 
 class Memory:
     """Pages for a few spaces, scattered over frames that hold junk until a token is written."""
 
-    def __init__(
-        self, model: Transformer, num_spaces: int = 1, tokens_per_page: int = 16, seed: int = 0
-    ) -> None:
+    def __init__(self, model: Model, num_spaces: int = 1, tokens_per_page: int = 16, seed: int = 0) -> None:
         self.model = model
         bytes_per_token = model.segments[0].bytes_per_token
         self.kv = choose_kv_format(model.info.dtype, model.segments, tokens_per_page * bytes_per_token)
@@ -71,7 +83,9 @@ class Memory:
         num_pages = num_spaces * self.pages_per_space
         self.frames = torch.randperm(num_pages, generator=torch.Generator().manual_seed(seed)).tolist()
         buffers = [torch.full((num_pages * self.kv.frame_bytes,), JUNK, dtype=torch.uint8) for _ in "KV"]
-        self.k_pages, self.v_pages = (kv_views(buffer, model.config, self.kv) for buffer in buffers)
+        self.k_pages, self.v_pages = (
+            model.kv_views(buffer, self.kv, segment) for segment, buffer in enumerate(buffers)
+        )
 
     def page_index(self, asid: int, vpn: int) -> int:
         """Where a space's page lies."""
@@ -86,7 +100,7 @@ class Memory:
         pages = [self.page_index(asid, vpn) for vpn in range(self.kv.num_pages(num_tokens))]
         return torch.stack(
             [
-                torch.stack([layer[pages].flatten(0, 1)[:num_tokens] for layer in side])
+                torch.stack([layer[pages].flatten(0, -3)[:num_tokens] for layer in side])
                 for side in (self.k_pages, self.v_pages)
             ]
         )

@@ -148,7 +148,7 @@ def test_only_the_row_with_bad_logits_faults(checkpoint: Path) -> None:
 
 def test_an_exception_in_a_step_faults_its_rows_and_the_driver_goes_on(checkpoint: Path) -> None:
     """All rows of that step carry the exception's text; edits of the step hold, and the next step is good."""
-    engine, _ = load_engine(FailingCpuDriver(1), checkpoint)
+    engine, _ = load_engine(FailingCpuDriver(1, native=False), checkpoint)
     edits = (Reserve(0), Map(0, 0, (0, 1)), Bind(0, GREEDY, (5,), 1))
     edits += (Reserve(1), Map(1, 0, (2, 3)), Bind(1, GREEDY, (13,), 1))
     done = step(engine, edits, Row(0, 0, (5,), True), Row(1, 0, (13,), True))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_zoo import FAMILIES, Memory, save_checkpoint
+from model_zoo import FAMILIES, Memory, load_native, save_checkpoint
 
 from drivers.model.loader import load_model
 from llmos.device import Row
@@ -41,8 +41,12 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
+LOADERS = pytest.mark.parametrize("load", [load_model, load_native], ids=["torch", "native"])
+
+
+@LOADERS
 @pytest.mark.parametrize("case", CASES)
-def test_logits_equal_those_of_transformers(case, tmp_path):
+def test_logits_equal_those_of_transformers(case, load, tmp_path):
     """Every position's logits agree within 1e-4 in fp32, and greedy decoding chooses the same tokens."""
     import transformers
 
@@ -50,7 +54,7 @@ def test_logits_equal_those_of_transformers(case, tmp_path):
     save_checkpoint(tmp_path, architecture, **overrides)
     assert (tmp_path / "model.safetensors.index.json").exists() == (case == "sharded")
     oracle = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
-    model = load_model(tmp_path)
+    model = load(tmp_path)
     prompt = torch.randint(131, (1, 90), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         expected = oracle(prompt).logits[0]
@@ -68,21 +72,23 @@ def test_logits_equal_those_of_transformers(case, tmp_path):
     assert ours == theirs[0, 90:].tolist()
 
 
+@LOADERS
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bf16", 0.35), ("fp16", 0.05)])
-def test_half_precision_stays_close(dtype, tolerance, tmp_path):
+def test_half_precision_stays_close(dtype, tolerance, load, tmp_path):
     """A checkpoint loaded as a half format gives logits near those of fp32."""
     save_checkpoint(tmp_path, "LlamaForCausalLM", initializer_range=0.1)
     tokens = tuple(range(40))
     expected = Memory(load_model(tmp_path)).run(Row(0, 0, tokens, True))
-    got = Memory(load_model(tmp_path, dtype=dtype)).run(Row(0, 0, tokens, True))
+    got = Memory(load(tmp_path, dtype=dtype)).run(Row(0, 0, tokens, True))
     assert got.dtype == torch.float32
     assert 0 < (got - expected).abs().max() < tolerance
 
 
 @pytest.mark.skipif(not STORIES.exists(), reason="the stories260k checkpoint is not beside the project")
-def test_stories_are_told_as_recorded():
+@LOADERS
+def test_stories_are_told_as_recorded(load):
     """A trained model's first logits and 60 greedy tokens equal the recorded ones for every prompt."""
-    model = load_model(STORIES)
+    model = load(STORIES)
     assert (model.info.num_parameters, set(model.info.eos_token_ids)) == (260_032, {1, 2})
     golden = json.loads((STORIES / "golden.json").read_text())
     for case in golden["cases"]:

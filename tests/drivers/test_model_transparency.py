@@ -33,10 +33,14 @@ def threads(request):
 
 # two threads on busy cores are slow: they get the formats whose products take different library paths
 FORMATS = pytest.mark.parametrize(
-    ("dtype", "threads"),
-    [("fp32", 1), ("bf16", 1), ("fp16", 1), ("fp32", 2), ("bf16", 2)],
+    ("dtype", "native_threads", "threads"),
+    [
+        *(("fp32", 0, 1), ("bf16", 0, 1), ("fp16", 0, 1), ("fp32", 0, 2), ("bf16", 0, 2)),
+        *(("fp32", 1, 1), ("bf16", 1, 1), ("fp16", 1, 1), ("fp32", 2, 1), ("bf16", 3, 1), ("fp16", 2, 1)),
+    ],
     indirect=["threads"],
 )
+NATIVE = pytest.mark.parametrize("native_threads", [0, 2], ids=["torch", "native"])
 
 
 def assert_same_bits(got: torch.Tensor, expected: torch.Tensor) -> None:
@@ -46,9 +50,11 @@ def assert_same_bits(got: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 @functools.cache
-def quiet_run(dtype: str, threads: int, seed: int, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits and memory of a prompt that runs alone and in one piece."""
-    memory = Memory(model_of(dtype), 1)
+def quiet_run(
+    dtype: str, native_threads: int, threads: int, seed: int, num_tokens: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and memory of a prompt that runs alone and in one piece, on one native thread if on any."""
+    memory = Memory(model_of(dtype, native_threads=min(1, native_threads)), 1)
     logits = memory.run(Row(0, 0, tokens_of(seed, num_tokens), True))[0]
     return logits, memory.contents(0, num_tokens)
 
@@ -62,7 +68,7 @@ cuts = st.one_of(
 
 
 @FORMATS
-def test_chunks_and_company_change_no_bit(dtype, threads):
+def test_chunks_and_company_change_no_bit(dtype, native_threads, threads):
     """Logits, keys and values of a prompt are those of a quiet run, whatever rides along and however cut."""
 
     @settings(max_examples=40 if threads == 1 else 10, deadline=None)
@@ -73,7 +79,7 @@ def test_chunks_and_company_change_no_bit(dtype, threads):
     def check(num_tokens: int, cut: list[int], company: list[tuple[int, int]], place: int) -> None:
         seed = num_tokens % 5
         tokens = tokens_of(seed, num_tokens)
-        memory = Memory(model_of(dtype), NUM_SPACES, seed=1)
+        memory = Memory(model_of(dtype, native_threads=native_threads), NUM_SPACES, seed=1)
         start = step = 0
         while start < num_tokens:
             size = min(cut[step % len(cut)], num_tokens - start)
@@ -84,7 +90,7 @@ def test_chunks_and_company_change_no_bit(dtype, threads):
             logits = memory.run(*others)
             start, step = start + size, step + 1
         index = sum(other.sample for other in others[: others.index(row)])
-        expected_logits, expected_memory = quiet_run(dtype, threads, seed, num_tokens)
+        expected_logits, expected_memory = quiet_run(dtype, native_threads, threads, seed, num_tokens)
         assert_same_bits(logits[index], expected_logits)
         assert_same_bits(memory.contents(0, num_tokens), expected_memory)
 
@@ -92,9 +98,9 @@ def test_chunks_and_company_change_no_bit(dtype, threads):
 
 
 @FORMATS
-def test_thirty_two_rows_at_once_equal_thirty_two_alone(dtype, threads):
+def test_thirty_two_rows_at_once_equal_thirty_two_alone(dtype, native_threads, threads):
     """Prefills and decodes of 32 spaces in one step give each the bits of its own step."""
-    model = model_of(dtype)
+    model = model_of(dtype, native_threads=native_threads)
     sizes = [(5 * i % 90 + 1, 1 if i % 3 else 5 + i) for i in range(32)]  # (history, new tokens)
     together, alone = Memory(model, 32), Memory(model, 32, seed=9)
     rows = []
@@ -108,10 +114,11 @@ def test_thirty_two_rows_at_once_equal_thirty_two_alone(dtype, threads):
         assert_same_bits(logits[asid], alone.run(row)[0])
 
 
+@NATIVE
 @pytest.mark.parametrize("tokens_per_page", [5, 16, 80, 256])
-def test_decoding_equals_prefilling(tokens_per_page):
+def test_decoding_equals_prefilling(tokens_per_page, native_threads):
     """Whatever the page size, each decode step's logits are those of a prefill that ends there."""
-    model = model_of("fp32")
+    model = model_of("fp32", native_threads=native_threads)
     tokens = tokens_of(3, 170)
     decoding = Memory(model, 1, tokens_per_page)
     decoding.run(Row(0, 0, tokens[:150], False))
@@ -122,12 +129,14 @@ def test_decoding_equals_prefilling(tokens_per_page):
             assert_same_bits(got, prefilling.run(Row(0, 0, tokens[: position + 1], True)))
 
 
-def test_a_window_is_transparent_too():
+@NATIVE
+def test_a_window_is_transparent_too(native_threads):
     """With a sliding window shorter than the prompt, chunks of 1, 7 and 64 give the bits of one piece."""
-    model = random_model(window=21)
+    model = random_model(window=21, native_threads=native_threads)
     tokens = tokens_of(4, 140)
     expected = Memory(model).run(Row(0, 0, tokens, True))
-    assert not torch.equal(expected, Memory(model_of("fp32")).run(Row(0, 0, tokens, True)))
+    unlimited = Memory(model_of("fp32", native_threads=native_threads))
+    assert not torch.equal(expected, unlimited.run(Row(0, 0, tokens, True)))
     for size in (1, 7, 64):
         memory = Memory(model)
         for chunk in range(math.ceil(len(tokens) / size)):
@@ -136,9 +145,10 @@ def test_a_window_is_transparent_too():
         assert_same_bits(got, expected)
 
 
-def test_long_contexts_join_many_waves():
+@NATIVE
+def test_long_contexts_join_many_waves(native_threads):
     """A context of more key blocks than are joined at once is transparent too."""
-    model = model_of("fp32")
+    model = model_of("fp32", native_threads=native_threads)
     tokens = tokens_of(5, 400)
     expected = Memory(model, 1, 16).run(Row(0, 0, tokens, True))  # 25 blocks, 16 to a wave
     memory = Memory(model, 1, 16)
@@ -158,6 +168,8 @@ def test_a_row_that_cannot_run_is_explained():
     assert "positions -1" in model.explain_bad_row(Row(0, -1, (1,), True))
 
 
-def test_nothing_sampled_gives_no_logits():
+@NATIVE
+def test_nothing_sampled_gives_no_logits(native_threads):
     """A step without sampling rows returns an empty [0, vocab_size] tensor."""
-    assert Memory(model_of("fp32")).run(Row(0, 0, (1, 2, 3), False)).shape == (0, 101)
+    model = model_of("fp32", native_threads=native_threads)
+    assert Memory(model).run(Row(0, 0, (1, 2, 3), False)).shape == (0, 101)

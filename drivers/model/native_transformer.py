@@ -1,0 +1,239 @@
+"""The forward pass on native/cpu: a whole step in one call, without torch.
+
+Weights are stored in the checkpoint's number format and multiplied in fp32; everything between two products
+is fp32, and keys and values have the number format again, in the order that `tiled_kv_views` describes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from native._cpu import ffi, lib
+
+from drivers.model.batch import ContiguousPages, PageIndex, ResolvedRow
+from drivers.model.config import ModelConfig
+from drivers.model.kv_layout import tiled_kv_views
+from drivers.model.loader import LoadedWeights
+from drivers.model.rope import rope_tables
+from drivers.model.scores import Scores
+from drivers.model.transformer import explain_bad_row
+from llmos.device import KVFormat
+from native.gemm import PackedWeight, WeightFormat, aligned_empty, pack_weight
+
+__all__ = ["NativeTransformer", "explain_unfit"]
+
+FORMATS = {"fp32": WeightFormat.FP32, "fp16": WeightFormat.FP16, "bf16": WeightFormat.BF16}
+MAX_HEAD_DIM = 256
+
+
+def explain_unfit(config: ModelConfig) -> str | None:
+    """Say why a model cannot run here, or None when it can."""
+    if config.head_dim % 8 or config.head_dim > MAX_HEAD_DIM:
+        return f"head_dim {config.head_dim} is not a multiple of 8 up to {MAX_HEAD_DIM}"
+    return None
+
+
+class NativeTransformer:
+    """A loaded model on native/cpu. Implements `Model`; the bits differ from `Transformer`'s.
+
+    Args:
+        loaded: weights on the CPU, of a model that `explain_unfit` has nothing against.
+        num_threads: that share a step.
+
+    Raises:
+        OSError: no threads can be started.
+    """
+
+    def __init__(self, loaded: LoadedWeights, num_threads: int) -> None:
+        self.config, self.info, self.segments = loaded.config, loaded.info, loaded.segments
+        self.num_threads = num_threads
+        self._kept: list[object] = []  # memory that C structures point to
+        self._model = self._describe(loaded)
+        pool = ffi.new("llmos_pool **")
+        if error := lib.llmos_pool_open(num_threads, pool):
+            raise OSError(error, f"cannot start {num_threads} threads")
+        self._pool = ffi.gc(pool[0], lib.llmos_pool_close)
+        self._bound_to: Sequence[torch.Tensor] | None = None
+        self._kv: Any = None
+        self._step = _StepBuffers(0, 0)
+
+    def _describe(self, loaded: LoadedWeights) -> Any:
+        config, weights = loaded.config, loaded.weights
+        weight_format = FORMATS[loaded.info.dtype]
+        layers = ffi.new("llmos_layer[]", config.num_layers)
+        packed: list[PackedWeight] = []
+
+        def linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+            packed.append(
+                pack_weight(weight_format, _floats(weight), None if bias is None else _floats(bias))
+            )
+            return packed[-1].struct[0]
+
+        for layer, given in zip(layers, weights.layers, strict=True):
+            layer.input_norm, layer.post_norm = self._vector(given.input_norm), self._vector(given.post_norm)
+            layer.q_norm, layer.k_norm = self._vector(given.q_norm), self._vector(given.k_norm)
+            layer.qkv = linear(given.qkv, given.qkv_bias)
+            layer.output = linear(given.output, given.output_bias)
+            layer.gate_up = linear(given.gate_up, given.gate_up_bias)
+            layer.down = linear(given.down, given.down_bias)
+        model = ffi.new("llmos_model *")
+        model.num_layers, model.vocab_size = config.num_layers, config.vocab_size
+        model.hidden_size, model.intermediate_size = config.hidden_size, config.intermediate_size
+        model.epsilon = config.rms_norm_epsilon
+        embedding = weights.embedding.contiguous()
+        model.embedding_format = int(weight_format)
+        model.embedding = ffi.cast("void *", embedding.data_ptr())
+        model.layers = layers
+        model.final_norm = self._vector(weights.final_norm)
+        model.head = linear(weights.head, None)
+        # a largest logit that is finite says nothing of the others when a weight is not
+        self._head_is_finite = bool(torch.isfinite(weights.head).all())
+        cos, sin = rope_tables(config.rope, config.head_dim, loaded.info.max_model_len, torch.device("cpu"))
+        model.cosines, model.sines = self._vector(cos), self._vector(sin)
+        model.weight_bytes = sum(weight.data.nbytes for weight in packed)
+        self._kept += [layers, embedding, *packed]
+        return model
+
+    def _vector(self, values: torch.Tensor | None) -> Any:
+        if values is None:
+            return ffi.NULL
+        array = _floats(values)
+        self._kept.append(array)
+        return ffi.cast("float *", array.ctypes.data)
+
+    def kv_views(self, buffer: torch.Tensor, kv: KVFormat, segment: int) -> list[torch.Tensor]:
+        """See Model: [num_pages, tiles, tokens_per_tile, num_kv_heads, head_dim] for each layer."""
+        return tiled_kv_views(buffer, self.config, kv, is_key=segment == 0)
+
+    def explain_bad_row(self, row: ResolvedRow) -> str | None:
+        """See Model."""
+        return explain_bad_row(row, self.config, self.info.max_model_len)
+
+    def run(
+        self,
+        rows: Sequence[ResolvedRow],
+        page_index: PageIndex,
+        k_pages: Sequence[torch.Tensor],
+        v_pages: Sequence[torch.Tensor],
+    ) -> torch.Tensor:
+        """See Model."""
+        num_samples = sum(row.sample for row in rows)
+        scores = self.score(rows, page_index, k_pages, v_pages, [True] * num_samples)
+        if not num_samples:
+            return torch.empty((0, self.config.vocab_size))
+        return torch.from_numpy(np.stack([row for row in scores.logits if row is not None]))
+
+    def score(
+        self,
+        rows: Sequence[ResolvedRow],
+        page_index: PageIndex,
+        k_pages: Sequence[torch.Tensor],
+        v_pages: Sequence[torch.Tensor],
+        needs_logits: Sequence[bool],
+    ) -> Scores:
+        """See Model. The logits are views that the next call overwrites."""
+        if k_pages is not self._bound_to:
+            self._bind(k_pages, v_pages)
+        tokens: list[int] = []
+        spans: list[int] = []
+        table: list[int] = []
+        samples: list[int] = []
+        tokens_per_page = self._kv.tokens_per_page
+        is_contiguous = isinstance(page_index, ContiguousPages)
+        for row in rows:
+            num_tokens = len(row.tokens)
+            spans += (row.start, num_tokens, len(tokens))
+            if is_contiguous:
+                spans.append(page_index(row.asid, 0))
+            else:
+                spans.append(len(table))
+                num_pages = (row.start + num_tokens - 1) // tokens_per_page + 1
+                table += [page_index(row.asid, vpn) for vpn in range(num_pages)]
+            tokens += row.tokens
+            if row.sample:
+                samples.append(len(tokens) - 1)
+        if not self._head_is_finite:
+            needs_logits = [True] * len(samples)
+        order = sorted(range(len(samples)), key=needs_logits.__getitem__)  # greedy ones first
+        num_greedy = len(samples) - sum(needs_logits)
+        buffers = self._reserve(len(tokens), len(samples))
+        step = buffers.step
+        buffers.tokens[0 : len(tokens)] = tokens
+        buffers.samples[0 : len(samples)] = [samples[i] for i in order]
+        logits = buffers.logits(len(samples) - num_greedy, self.config.vocab_size)
+        step.num_tokens, step.num_spans = len(tokens), len(rows)
+        step.num_greedy, step.num_samples = num_greedy, len(samples)
+        span_memory = ffi.new("int32_t[]", spans)
+        table_memory = ffi.NULL if is_contiguous else ffi.new("int32_t[]", table)
+        step.spans, step.page_table = ffi.cast("llmos_span *", span_memory), table_memory
+        lib.llmos_forward(self._pool, self._model, self._kv, step, buffers.scratch)
+        best, num_bad = [0] * len(samples), [0] * len(samples)
+        full: list[np.ndarray | None] = [None] * len(samples)
+        for place, index in enumerate(order):
+            best[index], num_bad[index] = buffers.best[place], buffers.num_bad[place]
+            if place >= num_greedy:
+                full[index] = logits[place - num_greedy]
+        return Scores(best, num_bad, full)
+
+    def _bind(self, k_pages: Sequence[torch.Tensor], v_pages: Sequence[torch.Tensor]) -> None:
+        config = self.config
+        _, tiles, width, _, _ = k_pages[0].shape
+        kv = ffi.new("llmos_kv *")
+        kv.format = int(FORMATS[self.info.dtype])
+        kv.num_heads, kv.num_kv_heads, kv.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        kv.tokens_per_page, kv.window = tiles * width, config.sliding_window or 0
+        kv.page_bytes = k_pages[0].stride(0) * k_pages[0].itemsize
+        kv.keys = ffi.cast("void *", k_pages[0].data_ptr())
+        kv.values = ffi.cast("void *", v_pages[0].data_ptr())
+        if lib.llmos_kv_check(kv):
+            raise ValueError(f"pages of {tiles * width} tokens, {kv.page_bytes} bytes, cannot be attended to")
+        self._bound_to, self._kv = k_pages, kv
+
+    def _reserve(self, num_tokens: int, num_samples: int) -> _StepBuffers:
+        buffers = self._step
+        if num_tokens > buffers.num_tokens or num_samples > buffers.num_samples:
+            # half as much again, so that steps which grow slowly do not allocate each time
+            if num_tokens > buffers.num_tokens:
+                num_tokens = max(num_tokens, buffers.num_tokens * 3 // 2)
+            buffers = _StepBuffers(max(num_tokens, buffers.num_tokens), max(num_samples, buffers.num_samples))
+            buffers.open_scratch(
+                lib.llmos_forward_scratch_bytes(
+                    self._pool, self._model, self._kv, buffers.num_tokens, buffers.num_samples
+                )
+            )
+            self._step = buffers
+        return buffers
+
+
+class _StepBuffers:
+    """What a step is handed over in: memory for so many tokens and samples."""
+
+    def __init__(self, num_tokens: int, num_samples: int) -> None:
+        self.num_tokens, self.num_samples = num_tokens, num_samples
+        self.tokens = ffi.new("int32_t[]", num_tokens)
+        self.samples = ffi.new("int32_t[]", num_samples)
+        self.best = ffi.new("int32_t[]", num_samples)
+        self.num_bad = ffi.new("int32_t[]", num_samples)
+        self.step = ffi.new("llmos_step *")
+        self.step.token_ids, self.step.samples = self.tokens, self.samples
+        self.step.best, self.step.num_bad = self.best, self.num_bad
+        self._logits = np.empty((0, 0), dtype=np.float32)
+
+    def open_scratch(self, size_bytes: int) -> None:
+        """Allocate the kernels' memory; it takes none until it is written."""
+        self._scratch = aligned_empty(size_bytes)
+        self.scratch = ffi.cast("void *", self._scratch.ctypes.data)
+
+    def logits(self, num_rows: int, vocab_size: int) -> np.ndarray:
+        """Memory for logits [at least num_rows, vocab_size]; the same as long as it is large enough."""
+        if len(self._logits) < num_rows:
+            self._logits = np.empty((num_rows, vocab_size), dtype=np.float32)
+            self.step.logits = ffi.cast("float *", self._logits.ctypes.data)
+        return self._logits
+
+
+def _floats(values: torch.Tensor) -> np.ndarray:
+    return np.ascontiguousarray(values.detach().float().numpy())
