@@ -90,8 +90,10 @@ class Engine:
 
     def _open(self, load: Load, report: ReportProgress) -> tuple[_Session, KVFormat, int]:
         backend = self.backend
-        loaded = load_weights(load.path, load.dtype, backend.torch_device, load.max_model_len, report)
-        model = backend.open_model(loaded)
+        # not named: what the model does not keep of the weights is free before memory is planned
+        model = backend.open_model(
+            load_weights(load.path, load.dtype, backend.torch_device, load.max_model_len, report)
+        )
         kv, num_frames = self._plan_memory(load, model.info.dtype, model.segments, model.info.max_model_len)
         pages_per_space = kv.num_pages(model.info.max_model_len)
         arena = backend.open_arena(kv, num_frames, load.max_spaces, pages_per_space)

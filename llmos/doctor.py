@@ -81,10 +81,11 @@ def check_native() -> Finding:
     if importlib.util.find_spec("native._cpu") is None:
         return Finding("native kernels", False, "native/_cpu is not compiled; `make venv` builds it")
     try:
-        importlib.import_module("native._cpu")
+        module = importlib.import_module("native._cpu")
     except ImportError as error:
         return Finding("native kernels", False, str(error))
-    return Finding("native kernels", True, "native._cpu loads")
+    variant = module.ffi.string(module.lib.llmos_variant_name(module.lib.llmos_best_variant())).decode()
+    return Finding("native kernels", True, f"device cpu runs on native._cpu, {variant} variant")
 
 
 def check_paging() -> Finding:
