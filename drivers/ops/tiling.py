@@ -16,6 +16,7 @@ __all__ = ["BASE_TILE", "TILES", "TiledLinear", "bmm_in_batches", "bmm_rows", "f
 BASE_TILE = 16
 TILES = (4, 16, 64)  # rows; larger ones serve prefill, the smallest a lone decode
 PROBE_ROWS = 64
+CANCEL_PLACES = 4  # inputs that make a sum cancel: with 8 bits each, all but its last 32 bits
 ALIGNMENT_BYTES = 64
 BMM_PROBE_BATCH = 24
 BMM_BATCH = 64
@@ -104,12 +105,32 @@ class TiledLinear:
         return _tile_product(padded, weight, plan)[: x.shape[0]].to(dtype).contiguous()
 
 
+def _probe(weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Rows [PROBE_ROWS, in] that show in what order products are added.
+
+    Rounding to 16 bits hides nearly all differences of order. So in the second half of the rows the sum of
+    one output cancels: what comes out is little else than the errors that the order of summation made.
+    """
+    rows = torch.randn((PROBE_ROWS, weight.shape[1]), generator=generator).to(weight.dtype)
+    outputs = torch.randint(weight.shape[0], (PROBE_ROWS,), generator=generator)
+    wide = weight.detach().cpu()[outputs].double()
+    # each place takes up what the format's few bits left over at the place before
+    places = wide.abs().topk(min(CANCEL_PLACES, weight.shape[1]), dim=1).indices
+    for row in range(PROBE_ROWS // 2, PROBE_ROWS):
+        rows[row, places[row]] = 0.0
+        for place in places[row].tolist():
+            if wide[row, place]:
+                rest = rows[row].double() @ wide[row]
+                rows[row, place] = -rest / wide[row, place]
+    return rows
+
+
 def _verify_linear(weight: torch.Tensor) -> tuple[int, ...]:
     generator = torch.Generator().manual_seed(weight.shape[0] * 1_000_003 + weight.shape[1])
     if _needs_upcast(weight):
         weight = weight.float()
     rows = _aligned_empty(PROBE_ROWS, weight.shape[1], weight)
-    rows.copy_(torch.randn(rows.shape, generator=generator))
+    rows.copy_(_probe(weight, generator))
     order = torch.randperm(PROBE_ROWS, generator=generator).to(weight.device)
     shuffled = torch.empty_strided(rows.shape, rows.stride(), dtype=rows.dtype, device=rows.device)
     shuffled.copy_(rows[order])
