@@ -1,4 +1,4 @@
-"""Whether the size of a frame shows in the bits (decision record 0002).
+"""Whether the size of a frame, or the number of threads, shows in the bits (decision records 0002 and 0007).
 
 python docs/experiments/frame_size.py [TOKENS]
 """
@@ -7,39 +7,53 @@ from __future__ import annotations
 
 import sys
 
-from llmos.bench.server import running_server
+from drivers.builtin import base_path
+from drivers.cpu import CpuDriver
+from drivers.engine import Engine
+from llmos.device import Bind, Load, Loaded, Map, Reserve, Row, Step
 from syscalls.sampling import Sampling
-from syscalls.sync import SyncClient
 
 PROMPT = tuple(20 + i * 37 % 400 for i in range(300))
-FRAME_KIB = (64, 64, 128, 256)
+CASES = ((64, 1), (64, 1), (128, 1), (256, 1), (64, 2))  # frame in KiB, threads
 
 
-def generate(frame_kib: int, num_tokens: int) -> tuple[list[int], list[float]]:
-    """Tokens and their log-probabilities of one greedy process on a device with frames of this size."""
-    tokens: list[int] = []
-    logprobs: list[float] = []
-    options = ("--device", "cpu", "--threads", "1", "--pool-mib", "64", "--frame-kib", str(frame_kib))
-    with running_server(*options, gateway=False) as server, SyncClient(server.socket_path) as client:
-        spawned = client.spawn(
-            PROMPT, max_tokens=num_tokens, ignore_eos=True, auto_reap=True, sampling=Sampling(logprobs=0)
-        )
-        for output in client.stream(spawned.pids[0]):
-            tokens += output.tokens
-            logprobs += [entry.logprob for entry in output.logprobs]
-    return tokens, logprobs
+def generate(frame_kib: int, num_threads: int, weights: str, native: bool, num_tokens: int) -> list[float]:
+    """Log-probabilities of the tokens of one greedy space, in a driver's engine in this process."""
+    engine = Engine(CpuDriver(num_threads, native=native))
+    load = Load(str(base_path()), "base", weights, 64 << 20, frame_kib << 10, 1, None, 512)
+    loaded = engine.load(load, lambda done, total, what: None)
+    assert isinstance(loaded, Loaded), loaded
+    num_pages = loaded.kv.num_pages(len(PROMPT) + num_tokens)
+    edits = (
+        Reserve(0),
+        *(Map(0, vpn, (2 * vpn, 2 * vpn + 1)) for vpn in range(num_pages)),
+        Bind(0, Sampling(seed=0, logprobs=0), PROMPT, len(PROMPT)),
+    )
+    logprobs = []
+    row = Row(0, 0, PROMPT, True)
+    for number in range(num_tokens):
+        done = engine.run_step(Step(number, edits if number == 0 else (), (row,)))
+        entry = done.logprobs[0]
+        assert entry is not None, done.faults
+        logprobs.append(entry.logprob)
+        row = Row(0, len(PROMPT) + number, (), True)
+    engine.close()
+    return logprobs
 
 
 def main(num_tokens: int) -> None:
-    """Compare each size with the first."""
-    first_tokens, first_logprobs = generate(FRAME_KIB[0], num_tokens)
-    for size in FRAME_KIB[1:]:
-        tokens, logprobs = generate(size, num_tokens)
-        equal = sum(a == b for a, b in zip(logprobs, first_logprobs, strict=True))
-        largest = max(abs(a - b) for a, b in zip(logprobs, first_logprobs, strict=True))
-        same = "same" if tokens == first_tokens else "other"
-        print(f"{size} KiB against {FRAME_KIB[0]} KiB: {same} tokens; log-probabilities: ", end="")
-        print(f"{equal} of {num_tokens} equal to the bit, largest difference {largest:.2g}")
+    """Compare each case with the first, on the native kernels and on the torch reference."""
+    for native in (True, False):
+        for weights in ("bf16", "fp32"):
+            first = generate(*CASES[0], weights, native, num_tokens)
+            for frame_kib, num_threads in CASES[1:]:
+                given = generate(frame_kib, num_threads, weights, native, num_tokens)
+                equal = sum(a == b for a, b in zip(given, first, strict=True))
+                largest = max(abs(a - b) for a, b in zip(given, first, strict=True))
+                case = (
+                    f"{'native' if native else 'torch':6} {weights} {frame_kib:3} KiB, {num_threads} threads"
+                )
+                print(f"{case}: {equal} of {num_tokens} equal to the bit, largest difference {largest:.2g}")
 
 
 if __name__ == "__main__":
