@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import torch
-
 from drivers.arena import Arena
-from drivers.model.loader import LoadedWeights
+from drivers.model.loader import ProgressCallback
 from drivers.model.transformer import Model
-from llmos.device import KVFormat
+from llmos.device import KVFormat, Load, Quality
 
 __all__ = ["Backend", "DeviceUnavailable"]
 
@@ -25,15 +23,15 @@ class Backend(Protocol):
     num_threads: int
     memory_bytes: int  # of the device; 0 when there is none
 
-    @property
-    def torch_device(self) -> torch.device:
-        """Where tensors go. Raises DeviceUnavailable."""
-
     def describe(self) -> str:
         """One line for people: processor or board. Never raises."""
 
-    def open_model(self, loaded: LoadedWeights) -> Model:
-        """Make weights that are on `torch_device` into a model that runs here."""
+    def load_model(self, load: Load, report: ProgressCallback) -> tuple[Model, Quality | None]:
+        """Load the model that `load` names, in its formats; with what a quantised one costs.
+
+        Raises:
+            ModelError: the files, or the formats, cannot be served here.
+        """
 
     def choose_pool_bytes(self) -> int:
         """A share of the memory that is free now, for frames."""

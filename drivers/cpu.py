@@ -9,12 +9,11 @@ from pathlib import Path
 import torch
 
 from drivers.arena import VirtualArena, max_virtual_frames
-from drivers.model.loader import LoadedWeights
-from drivers.model.native_transformer import NativeTransformer, explain_unfit
-from drivers.model.transformer import Model, Transformer
-from drivers.ops.interface import Ops
-from drivers.ops.reference import ReferenceOps
-from llmos.device import KVFormat
+from drivers.model.loader import ProgressCallback, load_reference, open_model
+from drivers.model.native_loader import load_native
+from drivers.model.native_transformer import explain_unfit
+from drivers.model.transformer import Model
+from llmos.device import KVFormat, Load, Quality
 
 __all__ = ["CpuDriver", "available_memory_bytes"]
 
@@ -35,7 +34,6 @@ class CpuDriver:
     """
 
     kind = "cpu"
-    torch_device = torch.device("cpu")
 
     def __init__(self, num_threads: int = 1, cpus: tuple[int, ...] = (), *, native: bool = True) -> None:
         if cpus:
@@ -50,15 +48,12 @@ class CpuDriver:
         """See Backend."""
         return f"{_processor_name()}, {self.num_threads} of {os.cpu_count()} threads"
 
-    def make_ops(self) -> Ops:
-        """The operations of a model that does not run on native ones."""
-        return ReferenceOps()
-
-    def open_model(self, loaded: LoadedWeights) -> Model:
+    def load_model(self, load: Load, report: ProgressCallback) -> tuple[Model, Quality | None]:
         """See Backend."""
-        if self._native and explain_unfit(loaded.config) is None:
-            return NativeTransformer(loaded, self.num_threads)
-        return Transformer(loaded.config, loaded.weights, self.make_ops(), loaded.info, loaded.segments)
+        opened = open_model(load.path, load.max_model_len)
+        if self._native and explain_unfit(opened.config) is None:
+            return load_native(opened, load, self.num_threads, report)
+        return load_reference(opened, load, torch.device("cpu"), report), None
 
     def choose_pool_bytes(self) -> int:
         """See Backend. Frames take memory as they are first written, so an idle pool costs nothing."""

@@ -6,10 +6,9 @@ import torch
 
 from drivers.arena import TableArena
 from drivers.backend import DeviceUnavailable
-from drivers.model.loader import LoadedWeights
-from drivers.model.transformer import Model, Transformer
-from drivers.ops.reference import ReferenceOps
-from llmos.device import KVFormat
+from drivers.model.loader import ProgressCallback, load_reference, open_model
+from drivers.model.transformer import Model
+from llmos.device import KVFormat, Load, Quality
 
 __all__ = ["CudaDriver", "describe"]
 
@@ -45,9 +44,10 @@ class CudaDriver:
         """See Backend."""
         return describe(self.index)
 
-    def open_model(self, loaded: LoadedWeights) -> Model:
+    def load_model(self, load: Load, report: ProgressCallback) -> tuple[Model, Quality | None]:
         """See Backend."""
-        return Transformer(loaded.config, loaded.weights, ReferenceOps(), loaded.info, loaded.segments)
+        device = self.torch_device
+        return load_reference(open_model(load.path, load.max_model_len), load, device, report), None
 
     def choose_pool_bytes(self) -> int:
         """See Backend."""

@@ -20,7 +20,6 @@ from drivers.arena import Arena
 from drivers.backend import Backend, DeviceUnavailable
 from drivers.model.errors import ModelError
 from drivers.model.kv_layout import poison_tail
-from drivers.model.loader import load_weights
 from drivers.model.sampler import Sampler
 from drivers.model.transformer import Model
 from drivers.page_table import ArenaError
@@ -33,6 +32,7 @@ from llmos.device import (
     Load,
     Loaded,
     Map,
+    Quality,
     Release,
     Reserve,
     Row,
@@ -75,7 +75,7 @@ class Engine:
         self.close()
         started = time.perf_counter()
         try:
-            session, kv, num_frames = self._open(load, report)
+            session, kv, num_frames, quality = self._open(load, report)
         except (ModelError, ArenaError, DeviceUnavailable, OSError) as error:
             return Failed(str(error))
         except Exception as error:
@@ -86,15 +86,12 @@ class Engine:
         gc.collect()
         gc.freeze()
         info = session.model.info.model_info(load.name, load.path)
-        return Loaded(info, kv, num_frames, time.perf_counter() - started)
+        return Loaded(info, kv, num_frames, time.perf_counter() - started, quality)
 
-    def _open(self, load: Load, report: ReportProgress) -> tuple[_Session, KVFormat, int]:
+    def _open(self, load: Load, report: ReportProgress) -> tuple[_Session, KVFormat, int, Quality | None]:
         backend = self.backend
-        # not named: what the model does not keep of the weights is free before memory is planned
-        model = backend.open_model(
-            load_weights(load.path, load.dtype, backend.torch_device, load.max_model_len, report)
-        )
-        kv, num_frames = self._plan_memory(load, model.info.dtype, model.segments, model.info.max_model_len)
+        model, quality = backend.load_model(load, report)
+        kv, num_frames = self._plan_memory(load, model.info.kv, model.segments, model.info.max_model_len)
         pages_per_space = kv.num_pages(model.info.max_model_len)
         arena = backend.open_arena(kv, num_frames, load.max_spaces, pages_per_space)
         try:
@@ -105,13 +102,13 @@ class Engine:
             arena.close()
             raise
         sampler = Sampler(model.info.vocab_size)
-        return _Session(model, sampler, arena, k_pages, v_pages), kv, num_frames
+        return _Session(model, sampler, arena, k_pages, v_pages), kv, num_frames, quality
 
     def _plan_memory(
-        self, load: Load, dtype: str, segments: tuple[Segment, ...], max_model_len: int
+        self, load: Load, kv_name: str, segments: tuple[Segment, ...], max_model_len: int
     ) -> tuple[KVFormat, int]:
         """Choose the size of a frame and how many there are."""
-        kv = choose_kv_format(dtype, segments, load.frame_bytes)
+        kv = choose_kv_format(kv_name, segments, load.frame_bytes)
         limit = self.backend.max_frames(load.max_spaces, len(segments))
         if load.pool_bytes is None:
             # More than every space at its longest is of no use, and neither is more than can be mapped.
@@ -122,7 +119,7 @@ class Engine:
             while (
                 load.frame_bytes is None and limit is not None and load.pool_bytes // kv.frame_bytes > limit
             ):
-                kv = choose_kv_format(dtype, segments, 2 * kv.frame_bytes)
+                kv = choose_kv_format(kv_name, segments, 2 * kv.frame_bytes)
             num_frames = load.pool_bytes // kv.frame_bytes
         if num_frames < kv.frames_per_page:
             raise ArenaError(
@@ -277,4 +274,4 @@ def _poison_tails(session: _Session, rows: list[Row]) -> None:
         if slot:
             page = session.arena.page_index(row.asid, vpn)
             for layer in (*session.k_pages, *session.v_pages):
-                poison_tail(layer, page, slot)
+                poison_tail(layer, page, slot, size)

@@ -195,12 +195,15 @@ def load_message(config: Config, model_path: str) -> Load:
         path=model_path,
         name=config.name
         or ("llmos-base" if config.model == "builtin" else model_path.rstrip("/").rsplit("/", 1)[-1]),
-        dtype=config.weights,
+        weights=config.weights,
+        kv=config.kv,
         pool_bytes=config.pool_mib << 20 if config.pool_mib else None,
         frame_bytes=config.frame_kib << 10 if config.frame_kib else None,
         max_spaces=num_spaces(config),
         max_model_len=config.max_model_len,
         max_step_tokens=config.max_step_tokens,
+        max_divergence=config.max_divergence,
+        quality_text=config.quality_text,
     )
 
 

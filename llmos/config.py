@@ -25,8 +25,19 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     model: Annotated[str, Meta(description="Hugging Face folder, hub id, or 'builtin'")] = "builtin"
     name: Annotated[str | None, Meta(description="name clients use; default: the folder's")] = None
     weights: Annotated[
-        Literal["auto", "fp32", "fp16", "bf16"], Meta(description="number format; auto: the checkpoint's")
+        Literal["auto", "fp32", "fp16", "bf16", "w8a8", "w4a8"],
+        Meta(description="number format; auto: the fastest within max_divergence"),
     ] = "auto"
+    kv: Annotated[
+        Literal["auto", "fp32", "fp16", "bf16", "int8"],
+        Meta(description="number format of keys and values; auto: the weights', fp16 beside integers"),
+    ] = "auto"
+    max_divergence: Annotated[
+        float, Meta(ge=0, description="tolerance of weights = auto: nats of KL divergence per token")
+    ] = 0.02
+    quality_text: Annotated[
+        str | None, Meta(description="text file that formats are measured on; default: one that comes along")
+    ] = None
     device: Annotated[
         Literal["auto", "cpu", "cuda", "sim"], Meta(description="auto: cuda where it works, else cpu")
     ] = "auto"

@@ -41,6 +41,7 @@ __all__ = [
     "ModelInfo",
     "Pfn",
     "Progress",
+    "Quality",
     "Release",
     "Reserve",
     "Row",
@@ -59,7 +60,7 @@ __all__ = [
     "to_driver_decoder",
 ]
 
-DRIVER_ABI = 1
+DRIVER_ABI = 2
 MAX_MESSAGE_BYTES = 64 << 20
 LENGTH = struct.Struct("<I")
 
@@ -177,12 +178,15 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
 
     path: str  # a Hugging Face folder
     name: str
-    dtype: str  # "fp32", "fp16", "bf16", or "auto": what the checkpoint holds
+    weights: str  # "fp32", "fp16", "bf16", "w8a8", "w4a8", or "auto": the fastest that is close enough
+    kv: str  # of keys and values: "fp32", "fp16", "bf16", "int8", or "auto": what goes with the weights
     pool_bytes: int | None  # physical memory for frames; None: the driver chooses by what the device has
     frame_bytes: int | None
     max_spaces: int
     max_model_len: int | None  # None: what the checkpoint says
     max_step_tokens: int  # most tokens that one step will carry
+    max_divergence: float = 0.0  # what "auto" takes for close enough: nats of KL divergence per token
+    quality_text: str | None = None  # a UTF-8 file to measure that on; None: the driver's own
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress"):
@@ -203,8 +207,19 @@ class ModelInfo(msgspec.Struct, frozen=True):
     vocab_size: int
     max_model_len: int
     eos_token_ids: tuple[int, ...]
-    dtype: str
+    dtype: str  # of the weights
     num_parameters: int
+
+
+class Quality(msgspec.Struct, frozen=True):
+    """What a number format costs, against the model as it was published, over the tokens of a text."""
+
+    weights: str
+    kv: str
+    kl_divergence: float  # nats per token: mean over positions of sum p (log p - log q)
+    top1_agreement: float  # share of positions where the most likely token is the same
+    num_tokens: int
+    text: str
 
 
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
@@ -214,6 +229,7 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     kv: KVFormat
     num_frames: int
     seconds: float
+    quality: Quality | None = None  # of a quantised format
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from native._cpu import ffi, lib
 
 __all__ = [
     "GROUP",
+    "PACKED_LAYOUT",
     "TILE_COLUMNS",
     "PackedWeight",
     "QuantisedRows",
@@ -33,6 +35,7 @@ __all__ = [
 
 TILE_COLUMNS = int(lib.LLMOS_TILE_COLUMNS)
 GROUP = 128  # inputs that share a second-level scale in W4A8
+PACKED_LAYOUT = 1  # of packed bytes, which lie on disk: another number for another order
 ALIGNMENT = 64
 
 FloatArray = npt.NDArray[np.float32]
@@ -146,9 +149,9 @@ def packed_bytes(weight_format: WeightFormat, n: int, k: int) -> int:
 
 
 def pack_weight(
-    weight_format: WeightFormat, rows: FloatArray, bias: FloatArray | None = None
+    weight_format: WeightFormat, rows: FloatArray, bias: FloatArray | None = None, num_threads: int = 1
 ) -> PackedWeight:
-    """Pack [n, k] fp32 weights; finite ones, for the quantised formats.
+    """Pack [n, k] fp32 weights; finite ones, for the quantised formats. The bits do not depend on threads.
 
     Source (W4A8): Lin et al. 2024, "QServe", arXiv:2405.04532, progressive quantisation.
     """
@@ -156,10 +159,20 @@ def pack_weight(
     n, k = rows.shape
     data = aligned_empty(packed_bytes(weight_format, n, k))
     scale = np.empty(n, dtype=np.float32) if weight_format.is_quantised else None
-    lib.llmos_pack_rows(
-        int(weight_format), n, k, 0, n, _pointer("float *", rows), _stride(rows),
-        _pointer("void *", data), _pointer("float *", scale),
-    )  # fmt: skip
+
+    def pack(n0: int) -> None:
+        lib.llmos_pack_rows(
+            int(weight_format), n, k, n0, min(n0 + share, n), _pointer("float *", rows[n0:]), _stride(rows),
+            _pointer("void *", data), _pointer("float *", scale),
+        )  # fmt: skip
+
+    tiles = -(-n // TILE_COLUMNS)
+    share = -(-tiles // num_threads) * TILE_COLUMNS
+    if num_threads == 1:
+        pack(0)
+    else:
+        with ThreadPoolExecutor(num_threads) as pool:
+            list(pool.map(pack, range(0, n, share)))
     return PackedWeight(weight_format, n, k, data, scale, bias)
 
 

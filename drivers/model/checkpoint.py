@@ -73,6 +73,11 @@ class Checkpoint:
                 raise ModelError(f"{folder / file_name}: tensor {name} is missing, though the index lists it")
         return cls(folder, tuple(files), tensors)
 
+    @property
+    def text_folder(self) -> Path:
+        """Where tokenizer.json and its like are."""
+        return self.folder
+
     def entry(self, name: str, shape: tuple[int, ...]) -> TensorEntry:
         """The entry of a tensor that must have this shape.
 
@@ -106,13 +111,13 @@ class Checkpoint:
         except (OSError, SafetensorError) as error:
             raise ModelError(f"{file}: tensor {name} cannot be read: {error}") from None
 
-    def content_hash(self, config_bytes: bytes) -> str:
+    def content_hash(self) -> str:
         """Hex BLAKE2b over config.json and the weight files.
 
         Up to 1 GiB every byte counts. Beyond that the header, the size and 64 evenly spaced samples of 64 KiB
         of each file count: enough to tell models apart, in milliseconds; not a proof against tampering.
         """
-        digest = hashlib.blake2b(config_bytes, digest_size=32)
+        digest = hashlib.blake2b((self.folder / "config.json").read_bytes(), digest_size=32)
         sizes = [file.stat().st_size for file in self.files]
         for file, size in zip(self.files, sizes, strict=True):
             digest.update(f"\0{file.name}\0{size}\0".encode())

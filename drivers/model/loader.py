@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from attrs import frozen
 
-from drivers.model.checkpoint import Checkpoint, TensorEntry
-from drivers.model.config import ModelConfig, read_config
+from drivers.model.checkpoint import TensorEntry
+from drivers.model.config import ModelConfig
 from drivers.model.errors import ModelError
 from drivers.model.kv_layout import KV_DTYPES, kv_segments
+from drivers.model.source import Source, open_source
 from drivers.model.transformer import ModelDescription, Transformer
 from drivers.model.weights import LayerWeights, Weights
 from drivers.ops.interface import Ops
 from drivers.ops.reference import ReferenceOps
-from llmos.device import Segment
+from llmos.device import Load
 
-__all__ = ["LoadedWeights", "ProgressCallback", "load_model", "load_weights"]
+__all__ = [
+    "OpenModel",
+    "ProgressCallback",
+    "WeightReader",
+    "load_reference",
+    "open_model",
+]
 
 ProgressCallback = Callable[[int, int, str], None]  # (done_bytes, total_bytes, name)
 
@@ -27,66 +34,47 @@ IGNORED = re.compile(r"^model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq$")  
 
 
 @frozen(eq=False)
-class LoadedWeights:
-    """A checkpoint in memory: what a model is made of."""
+class OpenModel:
+    """A checkpoint whose every name, shape and file length was checked; no weight is read yet."""
 
     config: ModelConfig
-    weights: Weights
-    info: ModelDescription
-    segments: tuple[Segment, ...]
+    source: Source
+    entries: tuple[TensorEntry, ...]
+    max_model_len: int
+
+    def describe(self, weights: str, kv: str) -> ModelDescription:
+        """What the kernel will want to know, given the formats of weights and of keys and values."""
+        return ModelDescription(
+            architecture=self.config.architecture,
+            hash=self.source.content_hash(),
+            vocab_size=self.config.vocab_size,
+            max_model_len=self.max_model_len,
+            eos_token_ids=self.config.eos_token_ids,
+            dtype=weights,
+            kv=kv,
+            num_parameters=sum(torch.Size(entry.shape).numel() for entry in self.entries),
+        )
+
+    def reader(
+        self, dtype: str, device: torch.device | str = "cpu", progress: ProgressCallback | None = None
+    ) -> WeightReader:
+        """What reads the weights as fp32, fp16 or bf16."""
+        return WeightReader(
+            self.config, self.source, KV_DTYPES[dtype], torch.device(device), self.entries, progress
+        )
 
 
-def load_model(
-    path: str | Path,
-    dtype: str = "auto",
-    device: torch.device | str = "cpu",
-    ops: Ops | None = None,
-    max_model_len: int | None = None,
-    progress: ProgressCallback | None = None,
-) -> Transformer:
-    """Load a model to run on `Ops`; see `load_weights` for the arguments.
-
-    Args:
-        path: see load_weights.
-        dtype: likewise.
-        device: likewise.
-        ops: the operations to run on; None: the torch reference.
-        max_model_len: see load_weights.
-        progress: likewise.
-    """
-    weights = load_weights(path, dtype, device, max_model_len, progress)
-    return Transformer(weights.config, weights.weights, ops or ReferenceOps(), weights.info, weights.segments)
-
-
-def load_weights(
-    path: str | Path,
-    dtype: str = "auto",
-    device: torch.device | str = "cpu",
-    max_model_len: int | None = None,
-    progress: ProgressCallback | None = None,
-) -> LoadedWeights:
-    """Read a model's weights.
-
-    Every name, shape and file length is checked before the first weight is read; nothing outlives a refusal.
+def open_model(path: str | Path, max_model_len: int | None = None) -> OpenModel:
+    """Open a checkpoint and check it.
 
     Args:
-        path: a Hugging Face folder with config.json and safetensors, single or sharded.
-        dtype: "fp32", "fp16", "bf16", or "auto": what the checkpoint holds.
-        device: where the weights go.
+        path: see open_source.
         max_model_len: longest context in tokens; None: what the checkpoint says.
-        progress: called after each tensor with bytes done, bytes in all, and the tensor's name.
 
     Raises:
         ModelError: naming the file, tensor, setting or limit at fault.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise ModelError(f"{folder} is not a folder")
-    config = read_config(folder)
-    if dtype == "auto":
-        dtype = config.dtype
-    if dtype not in KV_DTYPES:
-        raise ModelError(f"dtype {dtype!r} is not supported; supported: auto, {', '.join(KV_DTYPES)}")
+    config, source = open_source(Path(path))
     if max_model_len is None:
         max_model_len = config.max_positions
     if not 1 <= max_model_len <= config.max_positions:
@@ -96,22 +84,41 @@ def load_weights(
     for token in config.eos_token_ids:
         if not 0 <= token < config.vocab_size:
             raise ModelError(f"eos_token_id {token} is outside the vocabulary of {config.vocab_size}")
-    checkpoint = Checkpoint.open(folder)
     wanted = list(_wanted(config))
-    entries = [checkpoint.entry(name, shape) for name, shape in wanted]
-    _refuse_strangers(checkpoint, config, {name for name, _ in wanted})
+    entries = tuple(source.entry(name, shape) for name, shape in wanted)
+    _refuse_strangers(source, config, {name for name, _ in wanted})
+    return OpenModel(config, source, entries, max_model_len)
 
-    weights = _Reader(checkpoint, KV_DTYPES[dtype], torch.device(device), entries, progress).read(config)
-    description = ModelDescription(
-        architecture=config.architecture,
-        hash=checkpoint.content_hash((folder / "config.json").read_bytes()),
-        vocab_size=config.vocab_size,
-        max_model_len=max_model_len,
-        eos_token_ids=config.eos_token_ids,
-        dtype=dtype,
-        num_parameters=weights.num_parameters,
-    )
-    return LoadedWeights(config, weights, description, kv_segments(config, dtype))
+
+def load_reference(
+    opened: OpenModel,
+    load: Load,
+    device: torch.device,
+    progress: ProgressCallback | None = None,
+    ops: Ops | None = None,
+) -> Transformer:
+    """Load a model to run on the torch reference, where weights, keys and values have one format.
+
+    Args:
+        opened: the checkpoint.
+        load: says in which formats.
+        device: where the weights go.
+        progress: told of reading.
+        ops: the operations to run on; None: torch's.
+
+    Raises:
+        ModelError: a format is not served there, or the weights cannot be read.
+    """
+    config = opened.config
+    dtype = config.dtype if load.weights == "auto" else load.weights
+    supported = ", ".join(KV_DTYPES)
+    if dtype not in KV_DTYPES:
+        raise ModelError(f"weights {dtype!r} are not supported here; supported: auto, {supported}")
+    if load.kv not in ("auto", dtype):
+        raise ModelError(f"kv {load.kv!r} is not supported here beside {dtype} weights; supported: {dtype}")
+    weights = opened.reader(dtype, device, progress).read()
+    info = opened.describe(dtype, dtype)
+    return Transformer(config, weights, ops or ReferenceOps(), info, kv_segments(config, dtype))
 
 
 def _wanted(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -142,64 +149,77 @@ def _wanted(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield "lm_head.weight", (config.vocab_size, hidden)
 
 
-def _refuse_strangers(checkpoint: Checkpoint, config: ModelConfig, wanted: set[str]) -> None:
+def _refuse_strangers(source: Source, config: ModelConfig, wanted: set[str]) -> None:
     """A tensor that we would not use means that we do not understand the model."""
-    for name, entry in checkpoint.tensors.items():
+    for name, entry in source.tensors.items():
         tied_copy = config.tied_embeddings and name == "lm_head.weight"
         if name not in wanted and not tied_copy and not IGNORED.match(name):
             raise ModelError(f"{entry.file}: tensor {name} has no place in {config.architecture}")
 
 
-@frozen(eq=False)
-class _Reader:
-    checkpoint: Checkpoint
-    dtype: torch.dtype
-    device: torch.device
-    entries: list[TensorEntry]
-    progress: ProgressCallback | None
+class WeightReader:
+    """Reads the parts of a checkpoint, fused where the forward pass reads them together."""
 
-    def read(self, config: ModelConfig) -> Weights:
-        total_bytes = sum(entry.num_bytes for entry in self.entries)
-        done_bytes = 0
+    def __init__(
+        self,
+        config: ModelConfig,
+        source: Source,
+        dtype: torch.dtype,
+        device: torch.device,
+        entries: Sequence[TensorEntry],
+        progress: ProgressCallback | None,
+    ) -> None:
+        self._config, self._source, self._dtype, self._device = config, source, dtype, device
+        self._progress = progress
+        self._total_bytes = sum(entry.num_bytes for entry in entries)
+        self._done_bytes = 0
 
-        def fused(*names: str) -> torch.Tensor:
-            nonlocal done_bytes
-            shapes = [self.checkpoint.tensors[name].shape for name in names]
-            size = (sum(shape[0] for shape in shapes), *shapes[0][1:])
-            target = torch.empty(size, dtype=self.dtype, device=self.device)
-            row = 0
-            for name, shape in zip(names, shapes, strict=True):
-                target[row : row + shape[0]] = self.checkpoint.read(name)
-                row += shape[0]
-                done_bytes += self.checkpoint.tensors[name].num_bytes
-                if self.progress is not None:
-                    self.progress(done_bytes, total_bytes, name)
-            return target
+    def read(self) -> Weights:
+        """Everything."""
+        embedding, final_norm, head = self.ends()
+        return Weights(embedding, tuple(self.layers()), final_norm, head)
 
-        def layer(index: int) -> LayerWeights:
-            attention, mlp = f"model.layers.{index}.self_attn.", f"model.layers.{index}.mlp."
-            qkv = [f"{attention}{part}_proj." for part in "qkv"]
-            gate_up = [f"{mlp}{part}_proj." for part in ("gate", "up")]
-            return LayerWeights(
-                input_norm=fused(f"model.layers.{index}.input_layernorm.weight"),
-                qkv=fused(*(part + "weight" for part in qkv)),
-                qkv_bias=fused(*(part + "bias" for part in qkv)) if config.qkv_bias else None,
-                q_norm=fused(attention + "q_norm.weight") if config.qk_norm else None,
-                k_norm=fused(attention + "k_norm.weight") if config.qk_norm else None,
-                output=fused(attention + "o_proj.weight"),
-                output_bias=fused(attention + "o_proj.bias") if config.output_bias else None,
-                post_norm=fused(f"model.layers.{index}.post_attention_layernorm.weight"),
-                gate_up=fused(*(part + "weight" for part in gate_up)),
-                gate_up_bias=fused(*(part + "bias" for part in gate_up)) if config.mlp_bias else None,
-                down=fused(mlp + "down_proj.weight"),
-                down_bias=fused(mlp + "down_proj.bias") if config.mlp_bias else None,
-            )
+    def ends(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Embedding, final norm, and the head: the embedding itself when tied."""
+        embedding = self._fused("model.embed_tokens.weight")
+        final_norm = self._fused("model.norm.weight")
+        head = embedding if self._config.tied_embeddings else self._fused("lm_head.weight")
+        return embedding, final_norm, head
 
-        embedding = fused("model.embed_tokens.weight")
-        layers = tuple(layer(index) for index in range(config.num_layers))
-        final_norm = fused("model.norm.weight")
-        head = embedding if config.tied_embeddings else fused("lm_head.weight")
-        num_parameters = 0
-        for entry in self.entries:
-            num_parameters += torch.Size(entry.shape).numel()
-        return Weights(embedding, layers, final_norm, head, num_parameters)
+    def layers(self) -> Iterator[LayerWeights]:
+        """The layers in order, each read when it is asked for."""
+        return map(self._layer, range(self._config.num_layers))
+
+    def _layer(self, index: int) -> LayerWeights:
+        config, fused = self._config, self._fused
+        attention, mlp = f"model.layers.{index}.self_attn.", f"model.layers.{index}.mlp."
+        qkv = [f"{attention}{part}_proj." for part in "qkv"]
+        gate_up = [f"{mlp}{part}_proj." for part in ("gate", "up")]
+        return LayerWeights(
+            input_norm=fused(f"model.layers.{index}.input_layernorm.weight"),
+            qkv=fused(*(part + "weight" for part in qkv)),
+            qkv_bias=fused(*(part + "bias" for part in qkv)) if config.qkv_bias else None,
+            q_norm=fused(attention + "q_norm.weight") if config.qk_norm else None,
+            k_norm=fused(attention + "k_norm.weight") if config.qk_norm else None,
+            output=fused(attention + "o_proj.weight"),
+            output_bias=fused(attention + "o_proj.bias") if config.output_bias else None,
+            post_norm=fused(f"model.layers.{index}.post_attention_layernorm.weight"),
+            gate_up=fused(*(part + "weight" for part in gate_up)),
+            gate_up_bias=fused(*(part + "bias" for part in gate_up)) if config.mlp_bias else None,
+            down=fused(mlp + "down_proj.weight"),
+            down_bias=fused(mlp + "down_proj.bias") if config.mlp_bias else None,
+        )
+
+    def _fused(self, *names: str) -> torch.Tensor:
+        tensors = self._source.tensors
+        shapes = [tensors[name].shape for name in names]
+        size = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+        target = torch.empty(size, dtype=self._dtype, device=self._device)
+        row = 0
+        for name, shape in zip(names, shapes, strict=True):
+            target[row : row + shape[0]] = self._source.read(name)
+            row += shape[0]
+            self._done_bytes += tensors[name].num_bytes
+            if self._progress is not None:
+                self._progress(self._done_bytes, self._total_bytes, name)
+        return target

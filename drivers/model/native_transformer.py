@@ -1,7 +1,8 @@
 """The forward pass on native/cpu: a whole step in one call, without torch.
 
-Weights are stored in the checkpoint's number format and multiplied in fp32; everything between two products
-is fp32, and keys and values have the number format again, in the order that `tiled_kv_views` describes.
+Weights in fp32, fp16 and bf16 are multiplied in fp32; w8a8 and w4a8 take activations that are rounded to int8
+row by row, and sum integers. Everything between two products is fp32, and keys and values have a format of
+their own, in the order that `native_kv_views` describes.
 """
 
 from __future__ import annotations
@@ -15,17 +16,22 @@ from native._cpu import ffi, lib
 
 from drivers.model.batch import ContiguousPages, PageIndex, ResolvedRow
 from drivers.model.config import ModelConfig
-from drivers.model.kv_layout import tiled_kv_views
-from drivers.model.loader import LoadedWeights
+from drivers.model.kv_layout import kv_segments, native_kv_views
+from drivers.model.packed import PackedWeights
 from drivers.model.rope import rope_tables
 from drivers.model.scores import Scores
-from drivers.model.transformer import explain_bad_row
+from drivers.model.transformer import ModelDescription, explain_bad_row
 from llmos.device import KVFormat
-from native.gemm import PackedWeight, WeightFormat, aligned_empty, pack_weight
+from native.gemm import aligned_empty
 
-__all__ = ["NativeTransformer", "explain_unfit"]
+__all__ = ["KV_FORMATS", "NativeTransformer", "explain_unfit"]
 
-FORMATS = {"fp32": WeightFormat.FP32, "fp16": WeightFormat.FP16, "bf16": WeightFormat.BF16}
+KV_FORMATS = {
+    "fp32": lib.LLMOS_FP32,
+    "fp16": lib.LLMOS_FP16,
+    "bf16": lib.LLMOS_BF16,
+    "int8": lib.LLMOS_INT8,
+}
 MAX_HEAD_DIM = 256
 
 
@@ -40,73 +46,65 @@ class NativeTransformer:
     """A loaded model on native/cpu. Implements `Model`; the bits differ from `Transformer`'s.
 
     Args:
-        loaded: weights on the CPU, of a model that `explain_unfit` has nothing against.
+        config: of a model that `explain_unfit` has nothing against.
+        weights: packed.
+        info: what the kernel wants to know; `info.kv` is one of KV_FORMATS.
         num_threads: that share a step.
 
     Raises:
         OSError: no threads can be started.
     """
 
-    def __init__(self, loaded: LoadedWeights, num_threads: int) -> None:
-        self.config, self.info, self.segments = loaded.config, loaded.info, loaded.segments
+    def __init__(
+        self, config: ModelConfig, weights: PackedWeights, info: ModelDescription, num_threads: int
+    ) -> None:
+        self.config, self.info, self.segments = config, info, kv_segments(config, info.kv)
         self.num_threads = num_threads
+        self._weights = weights
         self._kept: list[object] = []  # memory that C structures point to
-        self._model = self._describe(loaded)
+        self._model = self._describe(weights)
         pool = ffi.new("llmos_pool **")
         if error := lib.llmos_pool_open(num_threads, pool):
             raise OSError(error, f"cannot start {num_threads} threads")
         self._pool = ffi.gc(pool[0], lib.llmos_pool_close)
+        self._tokens_per_page = 0
         self._bound_to: Sequence[torch.Tensor] | None = None
         self._kv: Any = None
         self._step = _StepBuffers(0, 0)
 
-    def _describe(self, loaded: LoadedWeights) -> Any:
-        config, weights = loaded.config, loaded.weights
-        weight_format = FORMATS[loaded.info.dtype]
+    def _describe(self, weights: PackedWeights) -> Any:
+        config = self.config
         layers = ffi.new("llmos_layer[]", config.num_layers)
-        packed: list[PackedWeight] = []
-
-        def linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
-            packed.append(
-                pack_weight(weight_format, _floats(weight), None if bias is None else _floats(bias))
-            )
-            return packed[-1].struct[0]
-
         for layer, given in zip(layers, weights.layers, strict=True):
             layer.input_norm, layer.post_norm = self._vector(given.input_norm), self._vector(given.post_norm)
             layer.q_norm, layer.k_norm = self._vector(given.q_norm), self._vector(given.k_norm)
-            layer.qkv = linear(given.qkv, given.qkv_bias)
-            layer.output = linear(given.output, given.output_bias)
-            layer.gate_up = linear(given.gate_up, given.gate_up_bias)
-            layer.down = linear(given.down, given.down_bias)
+            layer.qkv, layer.output = given.qkv.struct[0], given.output.struct[0]
+            layer.gate_up, layer.down = given.gate_up.struct[0], given.down.struct[0]
         model = ffi.new("llmos_model *")
         model.num_layers, model.vocab_size = config.num_layers, config.vocab_size
         model.hidden_size, model.intermediate_size = config.hidden_size, config.intermediate_size
         model.epsilon = config.rms_norm_epsilon
-        embedding = weights.embedding.contiguous()
-        model.embedding_format = int(weight_format)
-        model.embedding = ffi.cast("void *", embedding.data_ptr())
+        model.embedding_format = int(weights.embedding_format)
+        model.embedding = ffi.cast("void *", weights.embedding.ctypes.data)
         model.layers = layers
         model.final_norm = self._vector(weights.final_norm)
-        model.head = linear(weights.head, None)
-        # a largest logit that is finite says nothing of the others when a weight is not
-        self._head_is_finite = bool(torch.isfinite(weights.head).all())
-        cos, sin = rope_tables(config.rope, config.head_dim, loaded.info.max_model_len, torch.device("cpu"))
-        model.cosines, model.sines = self._vector(cos), self._vector(sin)
-        model.weight_bytes = sum(weight.data.nbytes for weight in packed)
-        self._kept += [layers, embedding, *packed]
+        model.head = weights.head.struct[0]
+        cos, sin = rope_tables(config.rope, config.head_dim, self.info.max_model_len, torch.device("cpu"))
+        model.cosines, model.sines = self._vector(cos.numpy()), self._vector(sin.numpy())
+        model.weight_bytes = weights.step_bytes
+        self._kept.append(layers)
         return model
 
-    def _vector(self, values: torch.Tensor | None) -> Any:
+    def _vector(self, values: np.ndarray | None) -> Any:
         if values is None:
             return ffi.NULL
-        array = _floats(values)
-        self._kept.append(array)
-        return ffi.cast("float *", array.ctypes.data)
+        self._kept.append(values)
+        return ffi.cast("float *", values.ctypes.data)
 
     def kv_views(self, buffer: torch.Tensor, kv: KVFormat, segment: int) -> list[torch.Tensor]:
-        """See Model: [num_pages, tiles, tokens_per_tile, num_kv_heads, head_dim] for each layer."""
-        return tiled_kv_views(buffer, self.config, kv, is_key=segment == 0)
+        """See Model, and native_kv_views."""
+        self._tokens_per_page = kv.tokens_per_page
+        return native_kv_views(buffer, self.config, kv, is_key=segment == 0)
 
     def explain_bad_row(self, row: ResolvedRow) -> str | None:
         """See Model."""
@@ -141,7 +139,7 @@ class NativeTransformer:
         spans: list[int] = []
         table: list[int] = []
         samples: list[int] = []
-        tokens_per_page = self._kv.tokens_per_page
+        tokens_per_page = self._tokens_per_page
         is_contiguous = isinstance(page_index, ContiguousPages)
         for row in rows:
             num_tokens = len(row.tokens)
@@ -155,7 +153,7 @@ class NativeTransformer:
             tokens += row.tokens
             if row.sample:
                 samples.append(len(tokens) - 1)
-        if not self._head_is_finite:
+        if not self._weights.head_is_finite:
             needs_logits = [True] * len(samples)
         order = sorted(range(len(samples)), key=needs_logits.__getitem__)  # greedy ones first
         num_greedy = len(samples) - sum(needs_logits)
@@ -180,16 +178,17 @@ class NativeTransformer:
 
     def _bind(self, k_pages: Sequence[torch.Tensor], v_pages: Sequence[torch.Tensor]) -> None:
         config = self.config
-        _, tiles, width, _, _ = k_pages[0].shape
         kv = ffi.new("llmos_kv *")
-        kv.format = int(FORMATS[self.info.dtype])
+        kv.format = KV_FORMATS[self.info.kv]
         kv.num_heads, kv.num_kv_heads, kv.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
-        kv.tokens_per_page, kv.window = tiles * width, config.sliding_window or 0
+        kv.tokens_per_page, kv.window = self._tokens_per_page, config.sliding_window or 0
         kv.page_bytes = k_pages[0].stride(0) * k_pages[0].itemsize
         kv.keys = ffi.cast("void *", k_pages[0].data_ptr())
         kv.values = ffi.cast("void *", v_pages[0].data_ptr())
         if lib.llmos_kv_check(kv):
-            raise ValueError(f"pages of {tiles * width} tokens, {kv.page_bytes} bytes, cannot be attended to")
+            raise ValueError(
+                f"pages of {self._tokens_per_page} tokens, {kv.page_bytes} bytes, cannot be attended to"
+            )
         self._bound_to, self._kv = k_pages, kv
 
     def _reserve(self, num_tokens: int, num_samples: int) -> _StepBuffers:
@@ -233,7 +232,3 @@ class _StepBuffers:
             self._logits = np.empty((num_rows, vocab_size), dtype=np.float32)
             self.step.logits = ffi.cast("float *", self._logits.ctypes.data)
         return self._logits
-
-
-def _floats(values: torch.Tensor) -> np.ndarray:
-    return np.ascontiguousarray(values.detach().float().numpy())

@@ -29,7 +29,8 @@ class ModelDescription:
     vocab_size: int
     max_model_len: int
     eos_token_ids: tuple[int, ...]
-    dtype: str
+    dtype: str  # of weights: "fp32", "fp16", "bf16", "w8a8", "w4a8"
+    kv: str  # of keys and values: "fp32", "fp16", "bf16", "int8"
     num_parameters: int
 
     def model_info(self, name: str, path: str) -> ModelInfo:

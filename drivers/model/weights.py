@@ -34,4 +34,3 @@ class Weights:
     layers: tuple[LayerWeights, ...]
     final_norm: torch.Tensor  # [hidden]
     head: torch.Tensor  # [vocab_size, hidden]; the embedding itself when tied
-    num_parameters: int

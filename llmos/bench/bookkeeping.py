@@ -73,7 +73,7 @@ async def measure_steps(num_processes: int, num_steps: int) -> float:
     core = Core("sim:0", FirstComeFirstServed(), limits, num_processes, 2 * num_processes, ended.append)
     async with trio.open_nursery() as nursery:
         await sim.receive()  # Hello
-        await sim.send(Load("", "sim", "auto", None, None, 2 * num_processes, None, 8192))
+        await sim.send(Load("", "sim", "auto", "auto", None, None, 2 * num_processes, None, 8192))
         loaded = await sim.receive()
         assert isinstance(loaded, Loaded)
         nursery.start_soon(core.run)

@@ -9,12 +9,14 @@ import torch
 
 from drivers.model.config import ModelConfig, RopeConfig
 from drivers.model.kv_layout import KV_DTYPES, kv_segments
-from drivers.model.loader import LoadedWeights, load_weights
+from drivers.model.loader import ProgressCallback, load_reference, open_model
+from drivers.model.native_loader import load_native as load_packed_model
 from drivers.model.native_transformer import NativeTransformer
+from drivers.model.packed import PackedWeights, pack_arrays
 from drivers.model.transformer import Model, ModelDescription, Transformer
 from drivers.model.weights import LayerWeights, Weights
 from drivers.ops.reference import ReferenceOps
-from llmos.device import Row, choose_kv_format
+from llmos.device import Load, Row, choose_kv_format
 
 FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 JUNK = 0xFF  # bytes of all ones are NaN in every number format
@@ -33,20 +35,24 @@ def random_model(
     head_dim: int = 16,
     window: int | None = None,
     native_threads: int = 0,
+    kv: str | None = None,
 ) -> Model:
     """A model with every optional part switched on and sizes that no vector width divides.
 
-    With native_threads, on native/cpu; else on the torch reference.
+    With native_threads, on native/cpu; else on the torch reference. Quantised weights come from the numbers
+    of the fp32 model; kv, unless given, has the weights' format, or fp16 beside integers.
     """
+    published = dtype if dtype in KV_DTYPES else "fp32"
+    kv = kv or (dtype if dtype in KV_DTYPES else "fp16")
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*size: int, scale: float = 0.15, mean: float = 0.0) -> torch.Tensor:
-        return (torch.randn(size, generator=generator) * scale + mean).to(KV_DTYPES[dtype])
+        return (torch.randn(size, generator=generator) * scale + mean).to(KV_DTYPES[published])
 
     qkv_rows = (num_heads + 2 * num_kv_heads) * head_dim
     config = ModelConfig(
         "Qwen3ForCausalLM", vocab_size, hidden_size, intermediate_size, num_layers, num_heads, num_kv_heads,
-        head_dim, 1e-5, 512, RopeConfig(10000.0), True, True, True, True, True, window, dtype, (0,),
+        head_dim, 1e-5, 512, RopeConfig(10000.0), True, True, True, True, True, window, published, (0,),
     )  # fmt: skip
     layers = tuple(
         LayerWeights(
@@ -59,17 +65,48 @@ def random_model(
         for _ in range(num_layers)
     )  # fmt: skip
     embedding = normal(vocab_size, hidden_size, scale=1.0)
-    weights = Weights(embedding, layers, normal(hidden_size, mean=1.0), embedding, embedding.numel())
-    info = ModelDescription(config.architecture, "", vocab_size, 512, (0,), dtype, embedding.numel())
-    segments = kv_segments(config, dtype)
+    weights = Weights(embedding, layers, normal(hidden_size, mean=1.0), embedding)
+    info = ModelDescription(config.architecture, "", vocab_size, 512, (0,), dtype, kv, embedding.numel())
     if native_threads:
-        return NativeTransformer(LoadedWeights(config, weights, info, segments), native_threads)
-    return Transformer(config, weights, ReferenceOps(), info, segments)
+        return make_native(config, weights, info, native_threads)
+    return Transformer(config, weights, ReferenceOps(), info, kv_segments(config, kv))
+
+
+def make_native(
+    config: ModelConfig, weights: Weights, info: ModelDescription, num_threads: int
+) -> NativeTransformer:
+    """A model on native/cpu from weights in memory, packed in the format that `info` names."""
+    arrays = pack_arrays(info.dtype, weights.embedding, weights.final_norm, weights.head, weights.layers)
+    packed = PackedWeights.from_arrays(config, info.dtype, config.dtype, dict(arrays))
+    return NativeTransformer(config, packed, info, num_threads)
+
+
+def load_request(
+    path: Path, weights: str = "auto", kv: str = "auto", max_model_len: int | None = None
+) -> Load:
+    """What a driver is told to load."""
+    return Load(
+        path=str(path), name="test", weights=weights, kv=kv, pool_bytes=None, frame_bytes=None, max_spaces=4,
+        max_model_len=max_model_len, max_step_tokens=64,
+    )  # fmt: skip
+
+
+def load_model(
+    path: Path,
+    dtype: str = "auto",
+    max_model_len: int | None = None,
+    progress: ProgressCallback | None = None,
+) -> Transformer:
+    """A checkpoint on the torch reference."""
+    request = load_request(path, dtype, max_model_len=max_model_len)
+    return load_reference(open_model(path, max_model_len), request, torch.device("cpu"), progress)
 
 
 def load_native(path: Path, dtype: str = "auto", max_model_len: int | None = None) -> NativeTransformer:
-    """`load_model` for native/cpu, on two threads."""
-    return NativeTransformer(load_weights(path, dtype, max_model_len=max_model_len), 2)
+    """A checkpoint on native/cpu, on two threads, as it was published unless `dtype` says otherwise."""
+    opened = open_model(path, max_model_len)
+    request = load_request(path, opened.config.dtype if dtype == "auto" else dtype, "auto", max_model_len)
+    return load_packed_model(opened, request, 2, lambda *report: None)[0]
 
 
 class Memory:
@@ -78,7 +115,7 @@ class Memory:
     def __init__(self, model: Model, num_spaces: int = 1, tokens_per_page: int = 16, seed: int = 0) -> None:
         self.model = model
         bytes_per_token = model.segments[0].bytes_per_token
-        self.kv = choose_kv_format(model.info.dtype, model.segments, tokens_per_page * bytes_per_token)
+        self.kv = choose_kv_format(model.info.kv, model.segments, tokens_per_page * bytes_per_token)
         self.pages_per_space = self.kv.num_pages(model.info.max_model_len)
         num_pages = num_spaces * self.pages_per_space
         self.frames = torch.randperm(num_pages, generator=torch.Generator().manual_seed(seed)).tolist()
@@ -96,14 +133,27 @@ class Memory:
         return self.model.run(rows, self.page_index, self.k_pages, self.v_pages)
 
     def contents(self, asid: int, num_tokens: int) -> torch.Tensor:
-        """All keys and values of a space: [2, layers, num_tokens, heads, dim]."""
+        """All keys and values of a space: [2, layers, num_tokens, heads, dim]; int8: with the scale's bytes."""
         pages = [self.page_index(asid, vpn) for vpn in range(self.kv.num_pages(num_tokens))]
         return torch.stack(
             [
-                torch.stack([layer[pages].flatten(0, -3)[:num_tokens] for layer in side])
-                for side in (self.k_pages, self.v_pages)
+                torch.stack([self._tokens(layer[pages], side == 0)[:num_tokens] for layer in layers])
+                for side, layers in enumerate((self.k_pages, self.v_pages))
             ]
         )
+
+    def _tokens(self, pages: torch.Tensor, is_key: bool) -> torch.Tensor:
+        """Some pages of a layer by token: [num_tokens, heads, dim]."""
+        if pages.dim() != 3:
+            return pages.flatten(0, -3)
+        size, (count, heads, head_bytes) = self.kv.tokens_per_page, pages.shape
+        width, dim = min(size, 16), head_bytes // size - 4
+        numbers, scales = pages.split([size * dim, 4 * size], dim=2)
+        if is_key:  # [tile][dim / 4][token][dim % 4]
+            numbers = numbers.reshape(count, heads, size // width, dim // 4, width, 4).transpose(3, 4)
+        numbers = numbers.reshape(count, heads, size, dim)
+        tokens = torch.cat([numbers, scales.reshape(count, heads, size, 4)], dim=3)
+        return tokens.transpose(1, 2).flatten(0, 1)
 
     def generate(
         self, prompt: Sequence[int], num_tokens: int, asid: int = 0

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_zoo import Memory, save_checkpoint
+from model_zoo import Memory, load_model, save_checkpoint
 
 from drivers.arena import Arena, TableArena
 from drivers.cpu import CpuDriver
 from drivers.cuda import CudaDriver
 from drivers.engine import Engine
-from drivers.model.loader import load_model
-from drivers.ops.interface import Ops
+from drivers.model.loader import ProgressCallback, load_reference, open_model
+from drivers.model.transformer import Model
 from drivers.ops.reference import ReferenceOps
 from llmos.device import (
     Bind,
@@ -55,8 +55,8 @@ class FailingOps(ReferenceOps):
 class FailingCpuDriver(CpuDriver):
     """The processor, short of memory."""
 
-    def make_ops(self) -> Ops:
-        return FailingOps()
+    def load_model(self, load: Load, report: ProgressCallback) -> tuple[Model, None]:
+        return load_reference(open_model(load.path), load, torch.device("cpu"), ops=FailingOps()), None
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def load_engine(backend: CpuDriver, checkpoint: Path) -> tuple[Engine, Loaded]:
     """An engine in debug mode with the checkpoint loaded."""
     engine = Engine(backend, debug=True)
     loaded = engine.load(
-        Load(str(checkpoint), "tiny", "auto", 1 << 19, 1 << 13, 4, 128, 64), lambda *progress: None
+        Load(str(checkpoint), "tiny", "fp32", "auto", 1 << 19, 1 << 13, 4, 128, 64), lambda *progress: None
     )
     assert isinstance(loaded, Loaded)
     return engine, loaded
@@ -169,7 +169,7 @@ def test_a_missing_gpu_is_refused_by_name(checkpoint: Path) -> None:
     assert backend.memory_bytes == 0
     assert "cuda:97 is not there" in backend.describe()
     answer = Engine(backend).load(
-        Load(str(checkpoint), "tiny", "auto", None, None, 4, 128, 64), lambda *progress: None
+        Load(str(checkpoint), "tiny", "auto", "auto", None, None, 4, 128, 64), lambda *progress: None
     )
     assert isinstance(answer, Failed)
     assert answer.message == backend.describe()
@@ -181,7 +181,7 @@ def test_a_gpu_serves(checkpoint: Path) -> None:
     """The same steps on a real GPU give finite logits, tokens in the vocabulary, and the same ones twice."""
     engine = Engine(CudaDriver(0), debug=True)
     answer = engine.load(
-        Load(str(checkpoint), "tiny", "fp32", None, None, 4, 128, 64), lambda *progress: None
+        Load(str(checkpoint), "tiny", "fp32", "auto", None, None, 4, 128, 64), lambda *progress: None
     )
     assert isinstance(answer, Loaded)
     tokens: list[list[int | None]] = []

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from model_zoo import Memory, save_checkpoint
+from model_zoo import Memory, load_model, save_checkpoint
 
 from drivers.link import KernelLink, LinkError
 from llmos.device import (
@@ -90,8 +90,8 @@ class Driver:
     def load(self, path: Path, **changes: object) -> Loaded | Failed:
         """Load, and see that progress ends with everything."""
         values: dict[str, object] = {
-            "path": str(path), "name": "tiny", "dtype": "auto", "pool_bytes": 1 << 20, "frame_bytes": 1 << 14,
-            "max_spaces": 4, "max_model_len": 128, "max_step_tokens": 64,
+            "path": str(path), "name": "tiny", "weights": "fp32", "kv": "auto",
+            "pool_bytes": 1 << 20, "frame_bytes": 1 << 14, "max_spaces": 4, "max_model_len": 128, "max_step_tokens": 64,
         }  # fmt: skip
         self.send(Load(**(values | changes)))  # type: ignore[arg-type]
         last = None
@@ -158,7 +158,6 @@ def pages(asid: int, num_tokens: int, kv: KVFormat, first: int = 0) -> tuple[Edi
 
 def expected_tokens(checkpoint: Path, num_tokens: int) -> tuple[int, ...]:
     """What the model says when it is run here, without a driver."""
-    from drivers.model.loader import load_model
 
     model = load_model(checkpoint, max_model_len=128)
     return tuple(Memory(model).generate(PROMPT, num_tokens)[0])
@@ -227,7 +226,7 @@ def test_a_refused_load_names_the_folder_and_leaves_a_driver_that_works(
     for path, changes, named in (
         (tmp_path / "nowhere", {}, str(tmp_path / "nowhere")),
         (tmp_path, {}, "config.json"),
-        (checkpoint, {"dtype": "fp8"}, "fp8"),
+        (checkpoint, {"weights": "fp8"}, "fp8"),
         (checkpoint, {"max_model_len": 100_000}, "100000"),
         (checkpoint, {"frame_bytes": 64}, "cannot hold one token"),
         (checkpoint, {"frame_bytes": 5000}, "not a multiple"),

@@ -7,14 +7,13 @@ import pickle
 
 import pytest
 import torch
-from model_zoo import Memory, save_checkpoint
+from model_zoo import Memory, load_model, save_checkpoint
 from safetensors.torch import load_file, save_file
 
 from drivers.model.checkpoint import Checkpoint
 from drivers.model.config import ModelConfig, RopeConfig, parse_config
 from drivers.model.errors import ModelError
 from drivers.model.kv_layout import kv_segments, kv_views
-from drivers.model.loader import load_model
 from drivers.model.rope import rope_tables
 from llmos.device import KVFormat, Row, Segment, choose_kv_format
 
@@ -328,7 +327,7 @@ def test_pickled_weights_are_never_opened(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"dtype": "int4"}, "dtype 'int4'"),
+        ({"dtype": "w4a8"}, "weights 'w4a8' are not supported here"),
         ({"max_model_len": 513}, "max_model_len 513 is outside 1 to 512"),
         ({"max_model_len": 0}, "max_model_len 0"),
     ],

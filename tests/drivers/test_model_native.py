@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 from attrs import evolve
-from model_zoo import Memory, random_model
+from model_zoo import Memory, make_native, random_model
 
 from drivers.model.batch import ContiguousPages
-from drivers.model.loader import LoadedWeights
-from drivers.model.native_transformer import NativeTransformer, explain_unfit
+from drivers.model.native_transformer import explain_unfit
 from llmos.device import Row
 
 ROWS = [Row(asid, 0, tuple(range(asid, asid + 3 + 5 * asid)), True) for asid in range(6)]
@@ -59,8 +58,7 @@ def test_a_bad_weight_of_the_vocabulary_shows():
     weights = reference._weights
     head = weights.head.clone()
     head[13, 5] = torch.nan
-    loaded = LoadedWeights(reference.config, evolve(weights, head=head), reference.info, reference.segments)
-    model = NativeTransformer(loaded, 1)
+    model = make_native(reference.config, evolve(weights, head=head), reference.info, 1)
     memory = Memory(model, 6)
     scores = model.score(ROWS, memory.page_index, memory.k_pages, memory.v_pages, [False] * 6)
     assert list(scores.num_bad) == [1] * 6

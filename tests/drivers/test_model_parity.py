@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_zoo import FAMILIES, Memory, load_native, save_checkpoint
+from model_zoo import FAMILIES, Memory, load_model, load_native, save_checkpoint
 
-from drivers.model.loader import load_model
 from llmos.device import Row
 
 STORIES = Path(__file__).parents[2] / ".." / "shared" / "data" / "stories260k"

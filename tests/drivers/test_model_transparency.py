@@ -33,10 +33,13 @@ def threads(request):
 
 # two threads on busy cores are slow: they get the formats whose products take different library paths
 FORMATS = pytest.mark.parametrize(
-    ("dtype", "native_threads", "threads"),
+    ("dtype", "kv", "native_threads", "threads"),
     [
-        *(("fp32", 0, 1), ("bf16", 0, 1), ("fp16", 0, 1), ("fp32", 0, 2), ("bf16", 0, 2)),
-        *(("fp32", 1, 1), ("bf16", 1, 1), ("fp16", 1, 1), ("fp32", 2, 1), ("bf16", 3, 1), ("fp16", 2, 1)),
+        *((dtype, None, 0, 1) for dtype in ("fp32", "bf16", "fp16")),
+        *((dtype, None, 0, 2) for dtype in ("fp32", "bf16")),
+        *((dtype, None, 1, 1) for dtype in ("fp32", "bf16", "fp16", "w8a8", "w4a8")),
+        *((dtype, None, 2, 1) for dtype in ("fp32", "fp16", "w8a8", "w4a8")),
+        *(("bf16", None, 3, 1), ("w8a8", "int8", 1, 1), ("w4a8", "int8", 2, 1), ("fp32", "int8", 2, 1)),
     ],
     indirect=["threads"],
 )
@@ -44,17 +47,17 @@ NATIVE = pytest.mark.parametrize("native_threads", [0, 2], ids=["torch", "native
 
 
 def assert_same_bits(got: torch.Tensor, expected: torch.Tensor) -> None:
-    """Equal and finite everywhere."""
+    """Equal and, where they are floats, finite everywhere."""
     assert torch.isfinite(expected).all()
     assert torch.equal(got, expected)
 
 
 @functools.cache
 def quiet_run(
-    dtype: str, native_threads: int, threads: int, seed: int, num_tokens: int
+    dtype: str, kv: str | None, native_threads: int, threads: int, seed: int, num_tokens: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits and memory of a prompt that runs alone and in one piece, on one native thread if on any."""
-    memory = Memory(model_of(dtype, native_threads=min(1, native_threads)), 1)
+    memory = Memory(model_of(dtype, native_threads=min(1, native_threads), kv=kv), 1)
     logits = memory.run(Row(0, 0, tokens_of(seed, num_tokens), True))[0]
     return logits, memory.contents(0, num_tokens)
 
@@ -68,7 +71,7 @@ cuts = st.one_of(
 
 
 @FORMATS
-def test_chunks_and_company_change_no_bit(dtype, native_threads, threads):
+def test_chunks_and_company_change_no_bit(dtype, kv, native_threads, threads):
     """Logits, keys and values of a prompt are those of a quiet run, whatever rides along and however cut."""
 
     @settings(max_examples=40 if threads == 1 else 10, deadline=None)
@@ -79,7 +82,7 @@ def test_chunks_and_company_change_no_bit(dtype, native_threads, threads):
     def check(num_tokens: int, cut: list[int], company: list[tuple[int, int]], place: int) -> None:
         seed = num_tokens % 5
         tokens = tokens_of(seed, num_tokens)
-        memory = Memory(model_of(dtype, native_threads=native_threads), NUM_SPACES, seed=1)
+        memory = Memory(model_of(dtype, native_threads=native_threads, kv=kv), NUM_SPACES, seed=1)
         start = step = 0
         while start < num_tokens:
             size = min(cut[step % len(cut)], num_tokens - start)
@@ -90,7 +93,7 @@ def test_chunks_and_company_change_no_bit(dtype, native_threads, threads):
             logits = memory.run(*others)
             start, step = start + size, step + 1
         index = sum(other.sample for other in others[: others.index(row)])
-        expected_logits, expected_memory = quiet_run(dtype, native_threads, threads, seed, num_tokens)
+        expected_logits, expected_memory = quiet_run(dtype, kv, native_threads, threads, seed, num_tokens)
         assert_same_bits(logits[index], expected_logits)
         assert_same_bits(memory.contents(0, num_tokens), expected_memory)
 
@@ -98,9 +101,9 @@ def test_chunks_and_company_change_no_bit(dtype, native_threads, threads):
 
 
 @FORMATS
-def test_thirty_two_rows_at_once_equal_thirty_two_alone(dtype, native_threads, threads):
+def test_thirty_two_rows_at_once_equal_thirty_two_alone(dtype, kv, native_threads, threads):
     """Prefills and decodes of 32 spaces in one step give each the bits of its own step."""
-    model = model_of(dtype, native_threads=native_threads)
+    model = model_of(dtype, native_threads=native_threads, kv=kv)
     sizes = [(5 * i % 90 + 1, 1 if i % 3 else 5 + i) for i in range(32)]  # (history, new tokens)
     together, alone = Memory(model, 32), Memory(model, 32, seed=9)
     rows = []

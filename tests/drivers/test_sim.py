@@ -31,7 +31,7 @@ from llmos.device import (
     StopDriver,
 )  # fmt: skip
 
-LOAD = Load("/models/sim", "sim", "auto", None, None, 8, None, 256)
+LOAD = Load("/models/sim", "sim", "auto", "auto", None, None, 8, None, 256)
 PROMPT = (5, 6, 7, 8)
 
 
