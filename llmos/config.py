@@ -34,7 +34,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     ] = "auto"
     max_divergence: Annotated[
         float, Meta(ge=0, description="tolerance of weights = auto: nats of KL divergence per token")
-    ] = 0.02
+    ] = 0.01
     quality_text: Annotated[
         str | None, Meta(description="text file that formats are measured on; default: one that comes along")
     ] = None

@@ -20,7 +20,10 @@ CASES = ((64, 1), (64, 1), (128, 1), (256, 1), (64, 2))  # frame in KiB, threads
 def generate(frame_kib: int, num_threads: int, weights: str, native: bool, num_tokens: int) -> list[float]:
     """Log-probabilities of the tokens of one greedy space, in a driver's engine in this process."""
     engine = Engine(CpuDriver(num_threads, native=native))
-    load = Load(str(base_path()), "base", weights, 64 << 20, frame_kib << 10, 1, None, 512)
+    load = Load(
+        path=str(base_path()), name="base", weights=weights, kv=weights, pool_bytes=64 << 20,
+        frame_bytes=frame_kib << 10, max_spaces=1, max_model_len=None, max_step_tokens=512,
+    )  # fmt: skip
     loaded = engine.load(load, lambda done, total, what: None)
     assert isinstance(loaded, Loaded), loaded
     num_pages = loaded.kv.num_pages(len(PROMPT) + num_tokens)

@@ -86,7 +86,7 @@ def write_arrays(path: Path, about: dict[str, str], arrays: Iterable[tuple[str, 
                 file.seek(offset)
                 flat = data.reshape(-1).view(np.uint8)
                 file.write(flat.data)
-                entries.append(_Entry(name, data.dtype.name, data.shape, offset, crc32c(flat)))
+                entries.append(_Entry(name, array.dtype.name, array.shape, offset, crc32c(flat)))
                 offset += data.nbytes
             index = msgspec.msgpack.encode(_Index(about, tuple(entries)))
             file.seek(offset)

@@ -133,7 +133,7 @@ class Memory:
         return self.model.run(rows, self.page_index, self.k_pages, self.v_pages)
 
     def contents(self, asid: int, num_tokens: int) -> torch.Tensor:
-        """All keys and values of a space: [2, layers, num_tokens, heads, dim]; int8: with the scale's bytes."""
+        """All keys and values of a space: [2, layers, num_tokens, heads, dim]; int8: and its scale."""
         pages = [self.page_index(asid, vpn) for vpn in range(self.kv.num_pages(num_tokens))]
         return torch.stack(
             [

@@ -91,7 +91,8 @@ class Driver:
         """Load, and see that progress ends with everything."""
         values: dict[str, object] = {
             "path": str(path), "name": "tiny", "weights": "fp32", "kv": "auto",
-            "pool_bytes": 1 << 20, "frame_bytes": 1 << 14, "max_spaces": 4, "max_model_len": 128, "max_step_tokens": 64,
+            "pool_bytes": 1 << 20, "frame_bytes": 1 << 14, "max_spaces": 4, "max_model_len": 128,
+            "max_step_tokens": 64,
         }  # fmt: skip
         self.send(Load(**(values | changes)))  # type: ignore[arg-type]
         last = None

@@ -22,6 +22,8 @@ NUM_REQUESTS = 32
 # Small frames: many pages for each process, and memory that runs out often. Keys are split at page borders,
 # so the frame size belongs to the kind of a device: every server here has the same.
 MODEL_OPTIONS = ("--device", "cpu", "--threads", "1", "--frame-kib", "16")
+FORMATS = [("bf16", "bf16"), ("w8a8", "int8"), ("w4a8", "fp16")]  # of weights, of keys and values
+MORE_FORMATS = [("fp32", "fp32"), ("fp16", "fp16"), ("w8a8", "fp16"), ("w4a8", "int8")]
 
 
 @attrs.frozen
@@ -88,31 +90,44 @@ async def run_together(server: Server) -> list[tuple[int, ...]]:
     return [results[i] for i in range(NUM_REQUESTS)]
 
 
+@pytest.fixture(
+    scope="module",
+    params=FORMATS + [pytest.param(formats, marks=pytest.mark.slow) for formats in MORE_FORMATS],
+    ids="-".join,
+)
+def options(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """Of every server of one round: the formats are the truth's, too."""
+    weights, kv = request.param
+    return (*MODEL_OPTIONS, "--weights", weights, "--kv", kv)
+
+
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def server(options: tuple[str, ...]) -> Iterator[Server]:
     """One server for the tests that need nothing special; ends with the leak count."""
-    with running_server(*MODEL_OPTIONS, gateway=False) as running:
+    with running_server(*options, gateway=False) as running:
         before = count(running)
         yield running
         assert_no_leak(running, before)
 
 
 @pytest.fixture(scope="module")
-def quiet() -> list[tuple[int, ...]]:
+def quiet(options: tuple[str, ...]) -> list[tuple[int, ...]]:
     """Each request alone on a quiet server that shares nothing: the truth."""
 
     async def one_after_the_other(server: Server) -> list[tuple[int, ...]]:
         async with open_client(server.socket_path) as client:
             return [await run_one(client, request) for request in requests()]
 
-    with running_server(*MODEL_OPTIONS, "--no-prefix-cache", gateway=False) as server:
+    with running_server(*options, "--no-prefix-cache", gateway=False) as server:
         return trio.run(one_after_the_other, server)
 
 
 @pytest.mark.parametrize("chunk", ["1", "7", "64", "512"])
-async def test_batched_and_chunked(quiet: list[tuple[int, ...]], chunk: str) -> None:
+async def test_batched_and_chunked(
+    options: tuple[str, ...], quiet: list[tuple[int, ...]], chunk: str
+) -> None:
     """Thirty-two at once, prompts cut into chunks of 1, 7, 64 or whole, prefixes shared: the same bits."""
-    with running_server(*MODEL_OPTIONS, "--max-chunk-tokens", chunk, gateway=False) as server:
+    with running_server(*options, "--max-chunk-tokens", chunk, gateway=False) as server:
         assert await run_together(server) == quiet
         if chunk == "512":
             assert await run_together(server) == quiet  # now over a warm prefix index
@@ -120,9 +135,9 @@ async def test_batched_and_chunked(quiet: list[tuple[int, ...]], chunk: str) -> 
                 assert (await client.statistics()).num_cached_tokens > 0
 
 
-async def test_little_memory(quiet: list[tuple[int, ...]]) -> None:
+async def test_little_memory(options: tuple[str, ...], quiet: list[tuple[int, ...]]) -> None:
     """With memory for a few of the thirty-two, processes are preempted and recompute: the same bits."""
-    with running_server(*MODEL_OPTIONS, "--pool-mib", "2", gateway=False) as server:
+    with running_server(*options, "--pool-mib", "2", gateway=False) as server:
         assert await run_together(server) == quiet
         async with open_client(server.socket_path) as client:
             assert (await client.statistics()).num_preemptions > 0
@@ -170,9 +185,9 @@ async def test_stopped_and_continued(server: Server, quiet: list[tuple[int, ...]
         await client.wait(pid)
 
 
-async def test_driver_killed(quiet: list[tuple[int, ...]]) -> None:
+async def test_driver_killed(options: tuple[str, ...], quiet: list[tuple[int, ...]]) -> None:
     """kill -9 of the driver in mid-flight: it is restarted, no process is lost, the same bits."""
-    with running_server(*MODEL_OPTIONS, gateway=False) as server:
+    with running_server(*options, gateway=False) as server:
         async with trio.open_nursery() as nursery:
 
             async def assassin() -> None:
@@ -190,9 +205,9 @@ async def test_driver_killed(quiet: list[tuple[int, ...]]) -> None:
             assert device.num_restarts == 1
 
 
-async def test_two_devices(quiet: list[tuple[int, ...]]) -> None:
+async def test_two_devices(options: tuple[str, ...], quiet: list[tuple[int, ...]]) -> None:
     """Two drivers of one thread each share the load; which one a process got does not show."""
-    with running_server(*MODEL_OPTIONS, "--pool-mib", "128", "--devices", "2", gateway=False) as server:
+    with running_server(*options, "--pool-mib", "128", "--devices", "2", gateway=False) as server:
         assert await run_together(server) == quiet
         async with open_client(server.socket_path) as client:
             assert all(device.num_steps > 0 for device in await client.devices())
