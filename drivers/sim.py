@@ -222,6 +222,7 @@ class SimDriver:
             eos_token_ids=self.model.eos_token_ids,
             dtype="sim",
             num_parameters=0,
+            kernels="sim",
         )
         return Loaded(info, self.kv, self.num_frames, self.load_seconds)
 

@@ -131,10 +131,8 @@ class LoadProgress:
         done = sum(d for d, _ in self._done.values())
         total = sum(t for _, t in self._done.values()) or 1
         filled = 30 * done // total
-        print(
-            f"\rloading [{'#' * filled}{'.' * (30 - filled)}] {done >> 20}/{total >> 20} MiB", end="",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
+        bar = f"[{'#' * filled}{'.' * (30 - filled)}] {done >> 20}/{total >> 20} MiB"
+        print(f"\r\x1b[K{bar} {progress.what[:40]}", end="", file=sys.stderr, flush=True)
         self._shown = True
 
     def finish(self) -> None:

@@ -209,6 +209,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     eos_token_ids: tuple[int, ...]
     dtype: str  # of the weights
     num_parameters: int
+    kernels: str  # what computes; equal bits are promised between equal ones
 
 
 class Quality(msgspec.Struct, frozen=True):

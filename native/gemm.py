@@ -23,6 +23,7 @@ __all__ = [
     "QuantisedRows",
     "WeightFormat",
     "aligned_empty",
+    "best_variant",
     "bind_multiply",
     "multiply",
     "multiply_argmax",
@@ -55,6 +56,11 @@ class WeightFormat(enum.IntEnum):
     def is_quantised(self) -> bool:
         """Whether it takes int8 activations."""
         return self in (WeightFormat.W8A8, WeightFormat.W4A8)
+
+
+def best_variant() -> str:
+    """The name of the variant that runs here unless another is asked for: "plain", "avx2", "avx512"."""
+    return str(ffi.string(lib.llmos_variant_name(lib.llmos_best_variant())).decode())
 
 
 def usable_variants() -> dict[str, int]:

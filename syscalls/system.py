@@ -13,6 +13,15 @@ class Devices(msgspec.Struct, frozen=True, tag="devices"):
     """List the devices. No errors."""
 
 
+class FormatQuality(msgspec.Struct, frozen=True):
+    """What a quantised format costs, against the model as it was published, over the tokens of a text."""
+
+    kl_divergence: float  # nats per token, mean over positions
+    top1_agreement: float  # share of positions where the most likely token is the same
+    num_tokens: int
+    text: str
+
+
 class DeviceInfo(msgspec.Struct, frozen=True):
     """One device and what its kernel half knows of it."""
 
@@ -21,7 +30,7 @@ class DeviceInfo(msgspec.Struct, frozen=True):
     description: str  # processor or board
     state: str  # "starting", "loading", "ready", "restarting", "failed", "stopped"
     model: str
-    dtype: str
+    dtype: str  # of the weights
     num_threads: int
     frame_bytes: int
     num_frames: int
@@ -34,6 +43,9 @@ class DeviceInfo(msgspec.Struct, frozen=True):
     num_restarts: int
     driver_pid: int | None = None  # operating-system process id
     message: str = ""  # why it failed, or load progress
+    kv_dtype: str = ""  # of keys and values
+    kernels: str = ""  # what computes: "native-avx512", "torch", "sim"
+    quality: FormatQuality | None = None  # of a quantised format
 
 
 class DeviceList(msgspec.Struct, frozen=True, tag="device_list"):

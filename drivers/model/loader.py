@@ -56,7 +56,10 @@ class OpenModel:
         )
 
     def reader(
-        self, dtype: str, device: torch.device | str = "cpu", progress: ProgressCallback | None = None
+        self,
+        dtype: str,
+        device: torch.device | str = "cpu",
+        progress: ProgressCallback | None = None,
     ) -> WeightReader:
         """What reads the weights as fp32, fp16 or bf16."""
         return WeightReader(

@@ -18,7 +18,7 @@ from drivers.model.packed import WEIGHT_FORMATS
 from drivers.model.quality import SAMPLE_TEXT, measure_quality, read_tokens
 from llmos.device import Load, Quality
 from native.checksum import crc32c
-from native.gemm import PACKED_LAYOUT
+from native.gemm import PACKED_LAYOUT, best_variant
 
 __all__ = ["load_native"]
 
@@ -75,7 +75,9 @@ class _Loader:
         packed = load_packed(
             self.opened, self.model_hash, weights, cache_folder("packed"), self.num_threads, self.progress
         )
-        info = evolve(self.opened.describe(weights, kv), hash=self.model_hash)
+        info = evolve(
+            self.opened.describe(weights, kv), hash=self.model_hash, kernels=f"native-{best_variant()}"
+        )
         return NativeTransformer(self.opened.config, packed, info, self.num_threads)
 
     def _kv_beside(self, weights: str) -> str:
@@ -101,7 +103,9 @@ class _Loader:
             text, self.opened.source.text_folder, self.opened.config.vocab_size, self.opened.max_model_len
         )
         published = self.opened.config.dtype
-        quality = measure_quality(self.model(published, published), self.model(weights), tokens, what)
+        reference, candidate = self.model(published, published), self.model(weights)
+        self.progress(1, 1, f"measuring {weights} on {what}")
+        quality = measure_quality(reference, candidate, tokens, what)
         _keep(path, msgspec.json.encode(quality))
         return quality
 

@@ -1,8 +1,9 @@
 """Packed weights on disk: made once for a model and a format, mapped from then on.
 
-A file is named by the hash of what it was made from, so it is never stale: other weights have another name,
-and another order of the packed numbers another layout. Whoever packs holds a lock, so that devices which
-start together pack once. A file that is damaged is made anew; without a disk, weights stay in memory.
+A file is named by the hash of what it was made from, and says how large and how old that was: other weights
+have another name, edited ones another time, and another order of the packed numbers another layout. Whoever
+packs holds a lock, so that devices which start together pack once. A file that is damaged is made anew;
+without a disk, weights stay in memory.
 """
 
 from __future__ import annotations
@@ -52,10 +53,14 @@ def load_packed(
     is_float = weights in ("fp32", "fp16", "bf16")
     embedding = weights if is_float else opened.config.dtype
     path = pack_path(folder, model_hash, weights)
-    about = {"model": model_hash, "weights": weights, "embedding": embedding}
+    about = {"model": model_hash, "files": _stamp(opened), "weights": weights, "embedding": embedding}
+
+    def report(done_bytes: int, total_bytes: int, name: str) -> None:
+        if progress is not None:
+            progress(done_bytes, total_bytes, f"packing {weights}: {name}")
 
     def pack() -> Iterator[tuple[str, np.ndarray]]:
-        reader = opened.reader(embedding, progress=progress)
+        reader = opened.reader(embedding, progress=report)
         return pack_arrays(weights, *reader.ends(), reader.layers(), num_threads=num_threads)
 
     def mapped() -> PackedWeights | None:
@@ -88,6 +93,12 @@ def load_packed(
     except OSError as error:
         print(f"packed weights are not kept: {error}", file=sys.stderr, flush=True)
     return PackedWeights.from_arrays(opened.config, weights, embedding, dict(pack()))
+
+
+def _stamp(opened: OpenModel) -> str:
+    """Sizes and times of a model's files: what tells that one was edited where its hash is of samples."""
+    files = sorted({entry.file for entry in opened.entries})
+    return " ".join(f"{state.st_size}:{state.st_mtime_ns}" for state in (file.stat() for file in files))
 
 
 @contextlib.contextmanager

@@ -32,6 +32,7 @@ class ModelDescription:
     dtype: str  # of weights: "fp32", "fp16", "bf16", "w8a8", "w4a8"
     kv: str  # of keys and values: "fp32", "fp16", "bf16", "int8"
     num_parameters: int
+    kernels: str = "torch"  # what computes: results are bit-identical only between equal ones
 
     def model_info(self, name: str, path: str) -> ModelInfo:
         """The same as it crosses the driver's socket."""
@@ -45,6 +46,7 @@ class ModelDescription:
             eos_token_ids=self.eos_token_ids,
             dtype=self.dtype,
             num_parameters=self.num_parameters,
+            kernels=self.kernels,
         )
 
 

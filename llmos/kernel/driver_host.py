@@ -119,7 +119,7 @@ class DriverHost:
             except LoadRefused as error:
                 self._fail(str(error))
                 if not has_served:
-                    raise
+                    raise LoadRefused(f"device {self.name}: {error}") from None
                 return
 
     async def _bring_up(self, link: DriverLink) -> Loaded:
@@ -130,9 +130,7 @@ class DriverHost:
         except trio.TooSlowError:
             raise DriverLost(f"driver {self.name} did not start in {DRIVER_START_SECONDS:g} s") from None
         if not isinstance(hello, Hello) or hello.abi != DRIVER_ABI:
-            raise LoadRefused(
-                f"device {self.name}: driver speaks ABI {getattr(hello, 'abi', '?')}, not {DRIVER_ABI}"
-            )
+            raise LoadRefused(f"driver speaks ABI {getattr(hello, 'abi', '?')}, not {DRIVER_ABI}")
         self.hello = hello
         self.state = HostState.LOADING
         await link.send(self._load)
@@ -145,11 +143,18 @@ class DriverHost:
                         f"{self.name}: {answer.model.name} ({answer.model.architecture}, "
                         f"{answer.model.dtype}) "
                         f"loaded in {answer.seconds:.2f} s; "
-                        f"{answer.num_frames} frames of {answer.kv.frame_bytes >> 10} KiB",
+                        f"{answer.num_frames} frames of {answer.kv.frame_bytes >> 10} KiB, {answer.kv.name}",
                     )
+                    if (quality := answer.quality) is not None:
+                        self._events.record(
+                            "driver",
+                            f"{self.name}: {quality.weights} diverges by {quality.kl_divergence:.4f} nats a "
+                            f"token over {quality.num_tokens} of {quality.text}; "
+                            f"the likeliest token is the same in {quality.top1_agreement:.1%}",
+                        )
                     return answer
                 case Failed(message):
-                    raise LoadRefused(f"device {self.name}: {message}")
+                    raise LoadRefused(message)
                 case Progress():
                     self.message = f"{answer.what} {answer.done_bytes}/{answer.total_bytes} bytes"
                     if self._on_progress is not None:

@@ -10,6 +10,7 @@ import attrs
 import structlog
 import trio
 
+from llmos.device import Loaded
 from llmos.kernel.driver_host import DriverHost, HostState
 from llmos.kernel.events import EventLog
 from llmos.kernel.metrics import Metrics
@@ -20,7 +21,7 @@ from llmos.proc.table import ProcessTable
 from llmos.sched.core import Core
 from syscalls.errno import Errno, SyscallError
 from syscalls.process import ProcessInfo
-from syscalls.system import DeviceInfo, Model, StatisticsInfo
+from syscalls.system import DeviceInfo, FormatQuality, Model, StatisticsInfo
 
 process_log = structlog.get_logger("process")
 
@@ -96,6 +97,9 @@ class System:
             state=host.state.value,
             model=loaded.model.name if loaded else "",
             dtype=loaded.model.dtype if loaded else "",
+            kv_dtype=loaded.kv.name if loaded else "",
+            kernels=loaded.model.kernels if loaded else "",
+            quality=_format_quality(loaded),
             num_threads=hello.num_threads if hello else 0,
             frame_bytes=loaded.kv.frame_bytes if loaded else 0,
             num_frames=memory.num_frames if memory else 0,
@@ -127,7 +131,9 @@ class System:
                 hash=model.hash,
                 num_parameters=model.num_parameters,
                 created=self.loaded_at,
-                fingerprint=f"{model.hash[:10]}-{model.dtype}-{kv.name}-{kv.tokens_per_page}-{VERSION}",
+                fingerprint="-".join(
+                    (model.hash[:10], model.dtype, kv.name, str(kv.tokens_per_page), model.kernels, VERSION)
+                ),
                 ready=self.hosts[name].state is HostState.READY,
             )
         return tuple(found.values())
@@ -246,3 +252,9 @@ class System:
             num_open_files=len(os.listdir("/proc/self/fd")) - 1,
             exposition=exposition,
         )
+
+
+def _format_quality(loaded: Loaded | None) -> FormatQuality | None:
+    if loaded is None or (found := loaded.quality) is None:
+        return None
+    return FormatQuality(found.kl_divergence, found.top1_agreement, found.num_tokens, found.text)

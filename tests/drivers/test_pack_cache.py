@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from drivers.model import pack_cache
 from drivers.model.array_file import open_arrays
@@ -149,3 +150,19 @@ def test_mapped_weights_give_the_tokens_of_packed_ones():
         model, _quality = load_native(opened, request, 1, lambda *report: None)
         results.append(Memory(model).run(Row(0, 0, tokens, True)).numpy().tobytes())
     assert results[0] == results[1]
+
+
+def test_an_edited_model_is_packed_anew(folder, tmp_path, capfd):
+    """Even where its hash is the same, as that of a large file's samples may be: its time is not."""
+    model = tmp_path / "model"
+    shutil.copytree(BUILTIN, model)
+    before = arrays(load_packed(open_model(model), HASH, "fp32", folder))
+    file = model / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.norm.weight"] *= 2
+    save_file(tensors, file, {"format": "pt"})
+    os.utime(file, ns=(1, 1))
+    after = arrays(load_packed(open_model(model), HASH, "fp32", folder))
+    assert after["final_norm"] != before["final_norm"]
+    assert after["head"] == before["head"]
+    assert "is about" in capfd.readouterr().err

@@ -41,7 +41,7 @@ async def test_lsdev_and_models(tmp_path: Path) -> None:
         kernel.devices.append(broken)
         first, second = read_table((await shell.run("lsdev"))[1])
         assert (first["DEVICE"], first["STATE"], first["DRIVER"]) == ("sim:0", "ready", "4242")
-        assert (second["STATE"], second["DESCRIPTION"]) == ("failed", "scripted: out of luck")
+        assert (second["STATE"], second["DESCRIPTION"]) == ("failed", "scripted; out of luck")
         (model,) = read_table((await shell.run("models"))[1])
         assert (model["MODEL"], model["CONTEXT"], model["PARAMETERS"]) == ("scripted", "4096", "1.2 M")
         assert json.loads((await shell.run("models --json"))[1])[0]["eos_token_ids"] == [256]

@@ -71,6 +71,7 @@ def make_device_table(devices: Iterable[DeviceInfo]) -> Table:
         Column("STATE"),
         Column("MODEL"),
         Column("DTYPE"),
+        Column("KV"),
         Column("RUN", True),
         Column("WAIT", True),
         Column("STEPS", True),
@@ -84,16 +85,24 @@ def make_device_table(devices: Iterable[DeviceInfo]) -> Table:
             device.state,
             device.model,
             device.dtype,
+            device.kv_dtype,
             device.num_running,
             device.num_waiting,
             device.num_steps,
             device.num_restarts,
             device.driver_pid,
-            ": ".join(part for part in (device.description, device.message) if part),
+            _describe_device(device),
         )
         for device in devices
     ]
     return make_table(columns, rows)
+
+
+def _describe_device(device: DeviceInfo) -> str:
+    parts = [device.description, device.kernels, device.message]
+    if (quality := device.quality) is not None:
+        parts.append(f"{device.dtype} costs {quality.kl_divergence:.4f} nats a token on {quality.text}")
+    return "; ".join(part for part in parts if part)
 
 
 async def list_models(shell: Shell, arguments: Arguments) -> int:
