@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import attrs
 import msgspec
 import trio
 import trio.lowlevel
@@ -33,15 +32,14 @@ from llmos.sched.policy import POLICIES
 from syscalls.paths import default_socket_path, prepare_socket_directory
 
 
-@attrs.frozen
-class Ready:
-    """What there is to say when everything serves."""
+class Ready(msgspec.Struct, frozen=True):
+    """What there is to say when everything serves; `llmos up --ready-fd` writes it as a line of JSON."""
 
     url: str  # empty: no gateway
     socket_path: str
     model: str
     devices: tuple[str, ...]
-    seconds: float
+    seconds: float  # of the boot
 
 
 async def boot(

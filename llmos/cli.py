@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 import trio
@@ -86,6 +86,10 @@ def add_up(commands: Any) -> None:
             case _:
                 settings["metavar"] = "TEXT"
         up.add_argument(option, **settings)
+    up.add_argument(
+        "--ready-fd", type=int, default=None, metavar="N",
+        help="for programs: write one line of JSON to this open file descriptor when everything serves",
+    )  # fmt: skip
     up.set_defaults(run=run_up)
 
 
@@ -94,6 +98,7 @@ def run_up(options: argparse.Namespace) -> int:
     overrides = {n: v for n in Config.__struct_fields__ if (v := getattr(options, n)) is not None}
     config = load_config(options.config, overrides)
     configure_logging(config.log_level, config.log_format)
+    ready_file = open_ready_file(options.ready_fd)
     kind = doctor.choose_device() if config.device == "auto" else config.device
     progress = LoadProgress()
 
@@ -105,6 +110,9 @@ def run_up(options: argparse.Namespace) -> int:
             f"{ready.seconds:.1f} s",
             flush=True,
         )
+        if ready_file is not None:
+            with ready_file:
+                ready_file.write(msgspec.json.encode(ready) + b"\n")
 
     code = 0
     try:
@@ -114,6 +122,16 @@ def run_up(options: argparse.Namespace) -> int:
         print(f"llmos: {first_leaf(group)}", file=sys.stderr)
         code = EXIT_FAILED
     return code
+
+
+def open_ready_file(descriptor: int | None) -> BinaryIO | None:
+    """What `--ready-fd` names, so that nothing boots where nobody can be told. Raises ConfigError."""
+    if descriptor is None:
+        return None
+    try:
+        return open(descriptor, "wb")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"ready_fd is {descriptor}; it cannot be written to: {error}") from None
 
 
 class LoadProgress:
@@ -166,7 +184,16 @@ def add_bench(commands: Any) -> None:
     kernel = names.add_parser("kernel", help="what the kernel costs, on a simulated device")
     workload = names.add_parser("workload", help="prefill, decode and a served mix, through the HTTP door")
     workload.add_argument("--url", default=None, help="measure this OpenAI-compatible server, not llmos")
-    workload.add_argument("--weights", choices=["auto", "fp32", "fp16", "bf16"], default="auto")
+    for name in ("weights", "kv"):
+        workload.add_argument(
+            f"--{name}", choices=number_formats(name), default="auto", help="as of llmos up"
+        )
+    workload.add_argument(
+        "--workloads",
+        default="A,B,C",
+        metavar="LIST",
+        help="which, and B1, B8, B32 of B (default: %(default)s)",
+    )
     workload.add_argument("--threads", type=int, default=None, metavar="N", help="threads of the device")
     workload.add_argument("--jsonl", action="store_true", help="print JSON lines that compare servers")
     workload.add_argument("model", nargs="?", default=None, help="model folder (default: the built-in)")
@@ -175,6 +202,15 @@ def add_bench(commands: Any) -> None:
         parser.add_argument("--runs", type=int, default=7, help="repetitions; the median is reported")
     kernel.set_defaults(run=run_kernel_bench)
     workload.set_defaults(run=run_workload_bench)
+
+
+def number_formats(name: str) -> list[str]:
+    """What a field of Config that names a number format may be."""
+    kind = field_types()[name].type
+    if isinstance(kind, msgspec.inspect.Metadata):
+        kind = kind.type
+    assert isinstance(kind, msgspec.inspect.LiteralType)
+    return sorted(map(str, kind.values))
 
 
 def check_runs(options: argparse.Namespace) -> None:
@@ -197,7 +233,8 @@ def run_workload_bench(options: argparse.Namespace) -> int:
 
     check_runs(options)
     return workload.main(
-        model=options.model, url=options.url, weights=options.weights, threads=options.threads,
+        model=options.model, url=options.url, weights=options.weights, kv=options.kv,
+        threads=options.threads, workloads=workload.choose_workloads(options.workloads),
         num_runs=options.runs, jsonl=options.jsonl, json_path=options.json,
     )  # fmt: skip
 

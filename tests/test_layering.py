@@ -34,7 +34,7 @@ ARROWS: dict[str, set[str]] = {
     "llmos.doctor": {"llmos.config", "llmos.params"},
     **{package: SHARED | set(SPINE[:place]) for place, package in enumerate(SPINE)},
     "llmos.boot": SHARED | set(SPINE) | {"llmos.config", "llmos.models"} | WIRED_DRIVERS,
-    "llmos.bench": SHARED | set(SPINE) | {"drivers.sim"},
+    "llmos.bench": SHARED | set(SPINE) | {"llmos.boot", "llmos.config", "drivers.sim"},
     "llmos.cli": SHARED | {"llmos.boot", "llmos.config", "llmos.doctor", "llmos.log", "llmos.bench"},
     # Between themselves drivers are free; of the kernel they know the interface and its framing.
     "drivers": {"llmos.device", "llmos.ipc", "native"},

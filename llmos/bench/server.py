@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -10,15 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
+
+from llmos.boot import Ready
 from llmos.errors import LlmosError
 from syscalls.session import ConnectionLost
 from syscalls.sync import SyncClient
 
-START_SECONDS = 120.0
-
 
 class ServerDidNotStart(LlmosError):
-    """What the server said instead of its ready line."""
+    """The server ended before it was ready; what it wrote to standard error says why."""
 
 
 class Server:
@@ -27,12 +29,12 @@ class Server:
     def __init__(self, url: str, socket_path: str, ready_seconds: float) -> None:
         self.url = url
         self.socket_path = socket_path
-        self.ready_seconds = ready_seconds  # from exec to the ready line
+        self.ready_seconds = ready_seconds  # from exec to the line that says so
 
 
 @contextmanager
 def running_server(*options: str, gateway: bool = True) -> Iterator[Server]:
-    """Run `llmos up` with options; yields when its ready line is out, and drains it on the way out. Blocks.
+    """Run `llmos up` with options; yields when it serves, and drains it on the way out. Blocks.
 
     Raises ServerDidNotStart.
     """
@@ -41,14 +43,12 @@ def running_server(*options: str, gateway: bool = True) -> Iterator[Server]:
         command = [sys.executable, "-m", "llmos.cli", "up", "--socket", socket_path, *options]
         command += ["--listen", "127.0.0.1:0" if gateway else ""]
         began = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        process, line = _start(command)
         try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            if not line.startswith("llmos ready"):
-                raise ServerDidNotStart(f"{' '.join(command)}: {line or 'no ready line'}")
-            url = line.split(" · ")[0].removeprefix("llmos ready: ") if gateway else ""
-            yield Server(url, socket_path, time.perf_counter() - began)
+            if not line:
+                raise ServerDidNotStart(f"{' '.join(command)} ended before it was ready")
+            ready = msgspec.json.decode(line, type=Ready)
+            yield Server(ready.url, ready.socket_path, time.perf_counter() - began)
         finally:
             try:
                 with SyncClient(socket_path) as client:
@@ -60,4 +60,16 @@ def running_server(*options: str, gateway: bool = True) -> Iterator[Server]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-            process.stdout.close() if process.stdout else None
+
+
+def _start(command: list[str]) -> tuple[subprocess.Popen[bytes], bytes]:
+    """Start a server, and wait for its ready line; it is empty when the server ended instead."""
+    reading, writing = os.pipe()
+    with open(reading, "rb") as ready_lines:
+        try:
+            process = subprocess.Popen(
+                [*command, "--ready-fd", str(writing)], stdout=subprocess.DEVNULL, pass_fds=[writing]
+            )
+        finally:
+            os.close(writing)  # only the server has it now: when it ends, the line does
+        return process, ready_lines.readline()

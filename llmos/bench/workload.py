@@ -28,6 +28,7 @@ from rich.progress import Progress
 from llmos.bench.report import Report
 from llmos.bench.server import Server, running_server
 from llmos.bench.sse_client import RequestFailed, StreamTimes, fetch, stream_completion
+from llmos.config import ConfigError
 from llmos.errors import first_leaf
 
 PREFILL_TOKENS = 512
@@ -169,6 +170,15 @@ METRICS = {  # key: metric, unit
 }
 
 
+def choose_workloads(listed: str) -> list[str]:
+    """The keys of WORKLOADS that a list names: "B" stands for B1, B8 and B32. Raises ConfigError."""
+    names = [name.strip().upper() for name in listed.split(",")]
+    for name in names:
+        if name not in {*WORKLOADS, "B"}:
+            raise ConfigError(f"workload {name!r} is not one of {', '.join(WORKLOADS)} and B")
+    return [workload for workload in WORKLOADS if workload in names or workload[0] in names]
+
+
 async def measure(target: Target, workload: str, run: int) -> Numbers:
     """One run of one workload of WORKLOADS."""
     match workload[0]:
@@ -180,9 +190,11 @@ async def measure(target: Target, workload: str, run: int) -> Numbers:
             return await measure_served(target, run)
 
 
-def measure_all(target: Target, num_runs: int, advance: Callable[[], None]) -> dict[str, Numbers]:
-    """Every workload, round by round so that the machine's drift falls on all alike; medians."""
-    found: dict[str, list[Numbers]] = {workload: [] for workload in WORKLOADS}
+def measure_all(
+    target: Target, workloads: list[str], num_runs: int, advance: Callable[[], None]
+) -> dict[str, Numbers]:
+    """Some of WORKLOADS, round by round so that the machine's drift falls on all alike; medians."""
+    found: dict[str, list[Numbers]] = {workload: [] for workload in workloads}
     trio.run(measure_decode, target, 1, -1)  # warm
     for run in range(num_runs):
         for workload, rows in found.items():
@@ -202,11 +214,11 @@ def describe(url: str, name: str | None) -> Target:
 
 
 def main(
-    *, model: str | None, url: str | None, weights: str, threads: int | None, num_runs: int, jsonl: bool,
-    json_path: str | None,
+    *, model: str | None, url: str | None, weights: str, kv: str, threads: int | None, workloads: list[str],
+    num_runs: int, jsonl: bool, json_path: str | None,
 ) -> int:  # fmt: skip
     """Measure, print a table (or JSON lines for a comparison of servers), write the rows."""
-    options = ["--weights", weights, "--max-model-len", str(MAX_MODEL_LEN), "--no-prefix-cache"]
+    options = ["--weights", weights, "--kv", kv, "--max-model-len", str(MAX_MODEL_LEN), "--no-prefix-cache"]
     options += ["--model", model] if model else []
     options += ["--threads", str(threads)] if threads else []
     name = Path(model).name if model else None
@@ -214,19 +226,20 @@ def main(
     console = Console(stderr=True)
     with context as server, Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
         target = describe(server.url.rstrip("/"), name)
-        task = bar.add_task("bench workload", total=num_runs * len(WORKLOADS))
-        results = measure_all(target, num_runs, lambda: bar.advance(task))
+        task = bar.add_task("bench workload", total=num_runs * len(workloads))
+        results = measure_all(target, workloads, num_runs, lambda: bar.advance(task))
     if jsonl:
         for workload, numbers in results.items():
             batch = WORKLOADS[workload][1]
             row: dict[str, object] = {"peer": "llmos", "model": target.prompt_name, "prec": weights}
-            row |= {"workload": workload[0], "reps": num_runs, **numbers}
+            row |= {"kv": kv, "workload": workload[0], "reps": num_runs, **numbers}
             row |= {"batch": batch} if batch else {}
             print(msgspec.json.encode(row).decode())
         return 0
     report = Report("workload")
     for workload, numbers in results.items():
-        case = f"{target.prompt_name} {weights}, {WORKLOADS[workload][0]}"
+        formats = weights if kv == "auto" else f"{weights} kv {kv}"
+        case = f"{target.prompt_name} {formats}, {WORKLOADS[workload][0]}"
         for key, value in numbers.items():
             metric, unit = METRICS[key]
             report.add(case, metric, value, unit, against="itself", ratio=1.0, runs=num_runs)

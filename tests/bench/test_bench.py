@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from llmos.bench.document import document
 from llmos.bench.report import Report, read_rows
-from llmos.bench.workload import percentile, random_prompt, served_lengths
+from llmos.bench.workload import choose_workloads, percentile, random_prompt, served_lengths
+from llmos.config import ConfigError
 
 
 def test_the_served_workload_is_fixed() -> None:
@@ -33,6 +34,15 @@ def test_prompts_are_fixed_and_distinct() -> None:
     assert prompt[:10] != random_prompt("m", 32_000, 100, "A1")[:10]
     assert min(prompt) >= 300
     assert max(random_prompt("m", 512, 1000, "x")) < 512
+
+
+def test_workloads_are_chosen_by_name() -> None:
+    """A letter stands for all of its batches, order and case do not matter, and a stranger is named."""
+    assert choose_workloads("C,a") == ["A", "C"]
+    assert choose_workloads("B") == ["B1", "B8", "B32"]
+    assert choose_workloads("A, B8") == ["A", "B8"]
+    with pytest.raises(ConfigError, match="'D'"):
+        choose_workloads("A,D")
 
 
 @given(values=st.lists(st.floats(0, 1e6), min_size=1, max_size=50), percent=st.floats(0, 100))
@@ -79,12 +89,14 @@ def test_bench_kernel(tmp_path: Path) -> None:
 
 def test_bench_workload() -> None:
     """One run of the workload, as lines for a comparison of servers."""
-    result = bench("workload", "--runs", "1", "--threads", "1", "--jsonl")
+    options = ("--runs", "1", "--threads", "1", "--weights", "fp32", "--kv", "fp16")
+    result = bench("workload", *options, "--jsonl")
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     assert [(row["workload"], row.get("batch")) for row in rows] == [
         ("A", None), ("B", 1), ("B", 8), ("B", 32), ("C", None),
     ]  # fmt: skip
+    assert {(row["prec"], row["kv"]) for row in rows} == {("fp32", "fp16")}
     assert rows[0]["prefill_tok_s"] > 0
     assert all(row["decode_tok_s"] > 0 for row in rows[1:4])
     assert rows[4]["ttft_p99_s"] >= rows[4]["ttft_p50_s"] > 0
@@ -93,6 +105,7 @@ def test_bench_workload() -> None:
 def test_bench_refuses_nonsense() -> None:
     """A count of runs that measures nothing, or an address where nobody answers, is named."""
     assert bench("kernel", "--runs", "0").returncode == 2
+    assert bench("workload", "--workloads", "Z").returncode == 2
     result = bench("workload", "--url", "http://127.0.0.1:1", "--runs", "1")
     assert result.returncode == 1
     assert "127.0.0.1" in result.stderr

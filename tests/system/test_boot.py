@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -110,6 +111,34 @@ def started(socket_path: Path, *options: str) -> Iterator[subprocess.Popen[str]]
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+def test_a_program_is_told_when_it_serves(tmp_path: Path) -> None:
+    """--ready-fd takes one line of JSON that says where to reach what, and is closed behind it."""
+    reading, writing = os.pipe()
+    options = [*SIM, "--socket", str(tmp_path / "s"), "--listen", "127.0.0.1:0", "--ready-fd", str(writing)]
+    process = subprocess.Popen([*UP, *options], stdout=subprocess.DEVNULL, pass_fds=[writing])
+    try:
+        os.close(writing)
+        with open(reading, "rb") as lines:
+            (line,) = lines.read().splitlines()  # to the end of the file, while the server lives
+        ready = json.loads(line)
+        assert ready["url"].startswith("http://127.0.0.1:")
+        assert (ready["socket_path"], ready["devices"]) == (str(tmp_path / "s"), ["sim:0"])
+        assert process.poll() is None
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+def test_a_ready_line_that_nobody_could_read_is_refused(tmp_path: Path) -> None:
+    """A descriptor that is not open is a wrong option, and nothing boots."""
+    result = subprocess.run(
+        [*UP, *SIM, "--socket", str(tmp_path / "s"), "--ready-fd", "77"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert "ready_fd is 77" in result.stderr
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
