@@ -13,22 +13,16 @@ import argparse
 import itertools
 import statistics
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import msgspec
 import numpy as np
-from attrs import frozen
-from native._cpu import ffi, lib
 
+from drivers.bench.peaks import STREAM_BYTES, make_stream, measure_peaks, seconds_together
 from native.gemm import PackedWeight, WeightFormat, aligned_empty, bind_multiply, pack_weight, quantise_rows
 
-__all__ = ["GemmMeasurement", "Peaks", "WeightCopies", "measure_gemm", "measure_peaks"]
+__all__ = ["GemmMeasurement", "WeightCopies", "measure_gemm"]
 
-STREAM_BYTES = 160 << 20  # several times a large third-level cache's share of two cores
-PROBE_ITERATIONS = 8_000_000  # some ten milliseconds: the start of a thread must not show
 ROW_COUNTS = (1, 4, 8, 16, 32, 64, 128, 512)
 OUTPUTS, INPUTS = 2048, 2048
 MAX_OPERATIONS = 30_000_000_000  # of one timing and thread, to keep large products short
@@ -49,14 +43,6 @@ class GemmMeasurement(msgspec.Struct, frozen=True):
     read_bytes_per_second: float
     operations_per_second: float  # the arithmetic peak
     repetitions: int
-
-
-@frozen
-class Peaks:
-    """What some threads reach together at this moment."""
-
-    read_bytes_per_second: float
-    operations_per_second: float
 
 
 class WeightCopies:
@@ -95,20 +81,7 @@ class WeightCopies:
             return run
 
         shares = [share((a, b)) for a, b in itertools.pairwise(cuts) if a < b]
-        return _seconds_together(shares) / len(weights)
-
-
-def measure_peaks(is_integer: bool, num_threads: int, stream: np.ndarray) -> Peaks:
-    """Read bandwidth over `stream`, and int8 or fp32 arithmetic from registers."""
-    part = len(stream) // num_threads // 4096 * 4096
-    probe = lib.llmos_probe_int8 if is_integer else lib.llmos_probe_fp32
-
-    def reader(i: int) -> Callable[[], Any]:
-        return lambda: lib.llmos_probe_read(ffi.cast("char *", stream.ctypes.data + i * part), part)
-
-    reading = _seconds_together([reader(i) for i in range(num_threads)])
-    computing = _seconds_together([lambda: probe(PROBE_ITERATIONS)] * num_threads)
-    return Peaks(part * num_threads / reading, probe(1) * PROBE_ITERATIONS * num_threads / computing)
+        return seconds_together(shares) / len(weights)
 
 
 def measure_gemm(
@@ -150,24 +123,12 @@ def measure_all(
     repetitions: int,
 ) -> Iterator[GemmMeasurement]:
     """Every combination, format by format."""
-    stream = np.ones(STREAM_BYTES, dtype=np.uint8)
+    stream = make_stream(STREAM_BYTES)
     for weight_format in formats:
         copies = WeightCopies(weight_format, OUTPUTS, INPUTS, STREAM_BYTES)
         for num_threads in thread_counts:
             for num_rows in row_counts:
                 yield measure_gemm(copies, num_rows, num_threads, repetitions, stream)
-
-
-def _seconds_together(tasks: Sequence[Callable[[], Any]]) -> float:
-    """Time until all are done; the first on this thread. The kernels run without the interpreter's lock."""
-    threads = [threading.Thread(target=task) for task in tasks[1:]]
-    began = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    tasks[0]()
-    for thread in threads:
-        thread.join()
-    return time.perf_counter() - began
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -36,15 +36,6 @@ def test_threads_beyond_tiles() -> None:
     assert gemm.WeightCopies(WeightFormat.FP32, 64, 8, 1).seconds(2, 2) > 0
 
 
-def test_peaks_scale_with_iterations() -> None:
-    """Probes count the operations that they do, and reading sums what is there."""
-    assert gemm.lib.llmos_probe_int8(4) == 4 * gemm.lib.llmos_probe_int8(1)
-    assert gemm.lib.llmos_probe_fp32(4) == 4 * gemm.lib.llmos_probe_fp32(1)
-    data = np.arange(4096, dtype=np.uint64)
-    pointer = gemm.ffi.cast("void *", data.ctypes.data)
-    assert gemm.lib.llmos_probe_read(pointer, data.nbytes) == data.sum()
-
-
 def test_json_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The command prints a line for every format, thread count and row count."""
     monkeypatch.setattr(gemm, "OUTPUTS", 64)
