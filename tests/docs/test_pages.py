@@ -123,7 +123,7 @@ def test_options_that_pages_name_exist() -> None:
         for command in re.findall(r"llmos up ([^\n`#]*)", text):
             for option in re.findall(r"--([a-z-]+)", command):
                 name = option.replace("-", "_").removeprefix("no_")
-                assert name in keys | {"config", "help"}, (page.name, option)
+                assert name in keys | {"config", "ready_fd", "help"}, (page.name, option)
         for block in code_blocks(text, "toml"):
             assert set(msgspec.toml.decode(block)) <= {key.replace("_", "-") for key in keys} | keys
         targets = set(re.findall(r"^(\w[\w-]*):", read(ROOT / "Makefile"), re.MULTILINE))
