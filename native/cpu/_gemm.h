@@ -36,6 +36,8 @@ typedef struct {
 } llmos_product;
 
 typedef struct {
+    /* Before the tiles of a product: what they share goes into the scratch. Null where there is nothing. */
+    void (*begin)(const llmos_product *p);
     /* Columns of one tile that begins at column n0, for every row. */
     void (*tile)(const llmos_product *p, int32_t n0);
     /* The largest of `count` floats that is not NaN, or -inf. */

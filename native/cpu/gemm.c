@@ -31,6 +31,12 @@ int64_t llmos_gemm_scratch_bytes(const llmos_weight *w, int32_t m)
     return argmax_bytes(m) + (int64_t)m * COLUMNS * 4 + (int64_t)padded_k(w->k) * COLUMNS + ALIGNMENT;
 }
 
+static void begin(const llmos_gemm_kernels *kernels, const llmos_product *p)
+{
+    if (kernels->begin)
+        kernels->begin(p);
+}
+
 static void run(const llmos_gemm_kernels *kernels, const llmos_product *p, int32_t n0, int32_t n1)
 {
     for (int32_t n = n0; n < n1; n += COLUMNS)
@@ -42,7 +48,9 @@ void llmos_gemm_variant(int32_t variant, const llmos_weight *w, const void *x, i
                         int32_t accumulate, int32_t n0, int32_t n1, void *scratch)
 {
     llmos_product p = {w, x, ldx, xscale, xsum, m, y, ldy, accumulate, scratch};
-    run(kernels_of(variant), &p, n0, n1);
+    const llmos_gemm_kernels *kernels = kernels_of(variant);
+    begin(kernels, &p);
+    run(kernels, &p, n0, n1);
 }
 
 void llmos_gemm(const llmos_weight *w, const void *x, int64_t ldx, const float *xscale, const int32_t *xsum,
@@ -62,18 +70,20 @@ void llmos_gemm_argmax_variant(int32_t variant, const llmos_weight *w, const voi
         value[i] = -INFINITY;
         index[i] = n0;
     }
-    for (int32_t begin = n0; begin < n1; begin += ARGMAX_COLUMNS) {
-        int32_t end = begin + ARGMAX_COLUMNS < n1 ? begin + ARGMAX_COLUMNS : n1;
-        llmos_product p = {w, x, ldx, xscale, xsum, m, tile - begin, ARGMAX_COLUMNS, 0, rest};
-        run(kernels, &p, begin, end);
+    llmos_product p = {w, x, ldx, xscale, xsum, m, tile, ARGMAX_COLUMNS, 0, rest};
+    begin(kernels, &p);
+    for (int32_t from = n0; from < n1; from += ARGMAX_COLUMNS) {
+        int32_t end = from + ARGMAX_COLUMNS < n1 ? from + ARGMAX_COLUMNS : n1;
+        p.y = tile - from;
+        run(kernels, &p, from, end);
         for (int32_t i = 0; i < m; i++) {
             const float *row = tile + (int64_t)i * ARGMAX_COLUMNS;
-            float largest = kernels->largest(row, end - begin);
+            float largest = kernels->largest(row, end - from);
             if (!(largest > value[i]))
                 continue;
             value[i] = largest;
-            index[i] = begin;
-            while (row[index[i] - begin] != largest)
+            index[i] = from;
+            while (row[index[i] - from] != largest)
                 index[i]++;
         }
     }

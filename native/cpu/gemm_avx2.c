@@ -203,5 +203,5 @@ TARGET static float largest(const float *values, int32_t count)
     return most;
 }
 
-const llmos_gemm_kernels llmos_gemm_avx2 = {tile, largest};
+const llmos_gemm_kernels llmos_gemm_avx2 = {NULL, tile, largest};
 #endif

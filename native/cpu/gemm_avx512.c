@@ -3,31 +3,16 @@
  * Weights are the unsigned operand of VPDPBUSD (w + 128), activations the signed one, broadcast four k at a time;
  * 128 times the row's sum is taken away at the end.
  */
-#include "_gemm.h"
+#include "_gemm_avx512.h"
 
 #if defined(__x86_64__)
-#include <immintrin.h>
 #include <math.h>
-
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
-#define INLINE static inline __attribute__((always_inline)) TARGET
 
 enum {
     ROWS = 6,         /* of a register tile */
     AHEAD = 4096,     /* bytes that are fetched before they are read */
     FEW_BLOCKS = 3    /* of rows: memory is the limit, and what comes next must not be fetched too early */
 };
-
-/* Sums of one row, or weights of one step: 64 columns. Members and named rows instead of arrays, because gcc keeps
- * arrays of vectors in memory.
- */
-typedef struct {
-    __m512 a, b, c, d;
-} floats;
-
-typedef struct {
-    __m512i a, b, c, d;
-} integers;
 
 /* Part of a tile: k from k0 to k1, weights at data. While it is computed, what will be read after it is fetched
  * from memory, in order, `fetch_step` bytes for each step of the inner loop: neither memory nor arithmetic waits.
@@ -51,42 +36,6 @@ typedef struct {
     }
 
 #define EACH_ROW(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5)
-
-INLINE __mmask16 column_mask(int32_t n, int32_t column)
-{
-    int32_t left = n - column;
-    return left >= 16 ? 0xffff : left <= 0 ? 0 : (__mmask16)((1u << left) - 1);
-}
-
-INLINE void store_vector(const llmos_product *p, int32_t row, int32_t column, __m512 value)
-{
-    __mmask16 mask = column_mask(p->w->n, column);
-    float *y = p->y + row * p->ldy + column;
-    if (p->w->bias)
-        value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, p->w->bias + column));
-    if (p->accumulate)
-        value = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), value);
-    _mm512_mask_storeu_ps(y, mask, value);
-}
-
-INLINE void store_row(const llmos_product *p, int32_t row, int32_t n0, floats value)
-{
-    store_vector(p, row, n0, value.a);
-    store_vector(p, row, n0 + 16, value.b);
-    store_vector(p, row, n0 + 32, value.c);
-    store_vector(p, row, n0 + 48, value.d);
-}
-
-/* Two or four lines that will be read soon: the processor's own prefetching ends with each page. */
-INLINE void prefetch(const char *data, int64_t size_bytes)
-{
-    _mm_prefetch(data, _MM_HINT_T0);
-    _mm_prefetch(data + 64, _MM_HINT_T0);
-    if (size_bytes > 128) {
-        _mm_prefetch(data + 128, _MM_HINT_T0);
-        _mm_prefetch(data + 192, _MM_HINT_T0);
-    }
-}
 
 /* --- floating point ------------------------------------------------------------------------------------ */
 
@@ -155,9 +104,10 @@ INLINE void float_rows(int rows, int32_t format, const llmos_product *p, panel p
         EACH_ROW(ADD)
     }
     if (part.k1 == p->w->k) {
+        const columns to = columns_of(p, n0);
 #define STORE(r) \
     if (rows > r) \
-        store_row(p, row + r, n0, s##r);
+        store_row(p, row + r, to, s##r);
         EACH_ROW(STORE)
     } else {
 #define SAVE(r) \
@@ -184,60 +134,13 @@ TARGET static void float_block(int32_t rows, const llmos_product *p, panel part,
 
 /* --- integers ------------------------------------------------------------------------------------------ */
 
-INLINE __m512i four_of(const int8_t *x)
-{
-    int32_t word;
-    memcpy(&word, x, 4);
-    return _mm512_set1_epi32(word);
-}
-
-INLINE integers load_integers(const char *data)
-{
-    return (integers){_mm512_loadu_si512(data), _mm512_loadu_si512(data + 64), _mm512_loadu_si512(data + 128),
-                      _mm512_loadu_si512(data + 192)};
-}
-
-/* In assembly: gcc 12 copies the accumulator around _mm512_dpbusd_epi32, which then takes twice as long. */
-INLINE __m512i dot_vector(__m512i sums, __m512i weights, __m512i x)
-{
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(weights), "v"(x));
-    return sums;
-}
-
-INLINE integers dot(integers sums, integers weights, __m512i x)
-{
-    return (integers){dot_vector(sums.a, weights.a, x), dot_vector(sums.b, weights.b, x),
-                      dot_vector(sums.c, weights.c, x), dot_vector(sums.d, weights.d, x)};
-}
-
-INLINE void save_integers(char *data, integers sums)
-{
-    _mm512_storeu_si512(data, sums.a);
-    _mm512_storeu_si512(data + 64, sums.b);
-    _mm512_storeu_si512(data + 128, sums.c);
-    _mm512_storeu_si512(data + 192, sums.d);
-}
-
-INLINE __m512 scaled(const llmos_product *p, int32_t row, int32_t column, __m512i sums)
-{
-    __m512 scale = _mm512_maskz_loadu_ps(column_mask(p->w->n, column), p->w->scale + column);
-    __m512i exact = _mm512_sub_epi32(sums, _mm512_set1_epi32(128 * p->xsum[row]));
-    return _mm512_mul_ps(_mm512_cvtepi32_ps(exact), _mm512_mul_ps(scale, _mm512_set1_ps(p->xscale[row])));
-}
-
-INLINE void store_integers(const llmos_product *p, int32_t row, int32_t n0, integers sums)
-{
-    store_row(p, row, n0, (floats){scaled(p, row, n0, sums.a), scaled(p, row, n0 + 16, sums.b),
-                                   scaled(p, row, n0 + 32, sums.c), scaled(p, row, n0 + 48, sums.d)});
-}
-
 #define INTEGER_SUMS integers s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0}, s4 = {0}, s5 = {0};
 #define ADD_FOUR(r) \
     if (rows > r) \
         s##r = dot(s##r, weights, four_of(x + r * ldx + i));
 #define STORE_INTEGERS(r) \
     if (rows > r) \
-        store_integers(p, row + r, n0, s##r);
+        store_integers(p, row + r, to, s##r);
 
 INLINE void w8_rows(int rows, const llmos_product *p, panel part, int32_t row, int32_t n0)
 {
@@ -258,6 +161,7 @@ INLINE void w8_rows(int rows, const llmos_product *p, panel part, int32_t row, i
         EACH_ROW(ADD_FOUR)
     }
     if (part.k1 >= p->w->k) {
+        const columns to = columns_of(p, n0);
         EACH_ROW(STORE_INTEGERS)
     } else {
 #define SAVE(r) \
@@ -272,102 +176,6 @@ INLINE void w8_rows(int rows, const llmos_product *p, panel part, int32_t row, i
 TARGET static void w8_block(int32_t rows, const llmos_product *p, panel part, int32_t row, int32_t n0)
 {
     WITH_ROWS(rows, w8_rows, p, part, row, n0)
-}
-
-/* Scales as words and offsets as bytes, as often as a vector of 16 columns by 4 k needs them. */
-INLINE __m512i spread_scales(const char *data)
-{
-    __m512i scale = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)data));
-    return _mm512_or_si512(scale, _mm512_slli_epi32(scale, 16));
-}
-
-INLINE __m512i spread_offsets(const char *data)
-{
-    __m512i offset = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)data));
-    offset = _mm512_or_si512(offset, _mm512_slli_epi32(offset, 8));
-    return _mm512_or_si512(offset, _mm512_slli_epi32(offset, 16));
-}
-
-INLINE integers load_scales(const char *group)
-{
-    return (integers){spread_scales(group), spread_scales(group + 16), spread_scales(group + 32),
-                      spread_scales(group + 48)};
-}
-
-INLINE integers load_offsets(const char *group)
-{
-    group += COLUMNS;
-    return (integers){spread_offsets(group), spread_offsets(group + 16), spread_offsets(group + 32),
-                      spread_offsets(group + 48)};
-}
-
-/* w + 128 of codes in 0..15. A word holds two, and 15 * 17 fits a byte: nothing carries between them. */
-INLINE __m512i decode(__m512i codes, __m512i scale, __m512i offset)
-{
-    return _mm512_add_epi8(_mm512_mullo_epi16(_mm512_and_si512(codes, _mm512_set1_epi8(15)), scale), offset);
-}
-
-INLINE integers decode_four(integers codes, integers scales, integers offsets)
-{
-    return (integers){decode(codes.a, scales.a, offsets.a), decode(codes.b, scales.b, offsets.b),
-                      decode(codes.c, scales.c, offsets.c), decode(codes.d, scales.d, offsets.d)};
-}
-
-INLINE integers high_nibbles(integers codes)
-{
-    return (integers){_mm512_srli_epi16(codes.a, 4), _mm512_srli_epi16(codes.b, 4),
-                      _mm512_srli_epi16(codes.c, 4), _mm512_srli_epi16(codes.d, 4)};
-}
-
-/* Few rows: from codes to sums in registers. Some spill when there are more than two, which costs less than either
- * a detour through the cache or multiplying straight from memory.
- */
-INLINE void w4_rows(int rows, const llmos_product *p, const char *data, int32_t n0)
-{
-    const int64_t ldx = p->ldx, k = padded_k(p->w->k);
-    const int32_t row = 0;
-    const int8_t *x = p->x;
-    INTEGER_SUMS
-    for (int64_t i = 0; i < k;) {
-        const integers scales = load_scales(data), offsets = load_offsets(data);
-        const int64_t end = i + GROUP < k ? i + GROUP : k;
-        for (data += 2 * COLUMNS; i < end; data += 4 * COLUMNS) {
-            const integers codes = load_integers(data);
-            integers weights = decode_four(codes, scales, offsets);
-            prefetch(data + AHEAD, 4 * COLUMNS);
-            EACH_ROW(ADD_FOUR)
-            i += 4;
-            weights = decode_four(high_nibbles(codes), scales, offsets);
-            EACH_ROW(ADD_FOUR)
-            i += 4;
-        }
-    }
-    EACH_ROW(STORE_INTEGERS)
-}
-
-/* `count` k of one group of W4A8 in the form of W8A8; returns the next group. */
-INLINE const char *unpack_group(const char *data, int64_t count, char *bytes)
-{
-    const integers scales = load_scales(data), offsets = load_offsets(data);
-    data += 2 * COLUMNS;
-    for (int64_t i = 0; i < count; i += 8, data += 4 * COLUMNS, bytes += 8 * COLUMNS) {
-        const integers codes = load_integers(data);
-        prefetch(data + AHEAD, 4 * COLUMNS);
-        save_integers(bytes, decode_four(codes, scales, offsets));
-        save_integers(bytes + 4 * COLUMNS, decode_four(high_nibbles(codes), scales, offsets));
-    }
-    return data;
-}
-
-TARGET static void w4_block(const llmos_product *p, const char *data, int32_t n0)
-{
-    WITH_ROWS(p->m, w4_rows, p, data, n0)
-}
-
-TARGET static void unpack_panel(const char *data, int64_t count, char *bytes)
-{
-    for (int64_t k0 = 0; k0 < count; k0 += GROUP)
-        data = unpack_group(data, k0 + GROUP < count ? GROUP : count - k0, bytes + k0 * COLUMNS);
 }
 
 /* --- tiles --------------------------------------------------------------------------------------------- */
@@ -408,10 +216,7 @@ static void narrow_tile(const llmos_product *p, const char *data, int32_t n0)
     int32_t format = p->w->format;
     int64_t k = format == LLMOS_W8A8 ? padded_k(p->w->k) : p->w->k;
     int64_t step = format == LLMOS_FP32 || format == LLMOS_W8A8 ? 4 * COLUMNS : 2 * COLUMNS;
-    if (format == LLMOS_W4A8)
-        w4_block(p, data, n0);
-    else
-        panel_blocks(p, (panel){data, 0, k, data + AHEAD, step}, n0);
+    panel_blocks(p, (panel){data, 0, k, data + AHEAD, step}, n0);
 }
 
 /* Many rows: a panel of weights stays in the cache for all of them. */
@@ -427,16 +232,25 @@ static void wide_tile(const llmos_product *p, const char *data, int32_t n0)
         panel part = {data, k0, k0 + depth < k ? k0 + depth : k, data + size_bytes,
                       (size_bytes + steps - 1) / steps};
         if (w->format == LLMOS_W4A8) {
-            unpack_panel(data, part.k1 - k0, bytes);
+            llmos_w4_unpack_avx512(data, part.k1 - k0, bytes);
             part.data = bytes;
         }
         panel_blocks(p, part, n0);
     }
 }
 
+static void begin(const llmos_product *p)
+{
+    if (p->w->format == LLMOS_W4A8 && p->m <= W4_MOST_ROWS)
+        llmos_w4_begin_avx512(p);
+}
+
 static void tile(const llmos_product *p, int32_t n0)
 {
-    (p->m <= ROWS ? narrow_tile : wide_tile)(p, tile_data(p->w, n0), n0);
+    if (p->w->format == LLMOS_W4A8 && p->m <= W4_MOST_ROWS)
+        llmos_w4_tile_avx512(p, tile_data(p->w, n0), n0);
+    else
+        (p->m <= ROWS ? narrow_tile : wide_tile)(p, tile_data(p->w, n0), n0);
 }
 
 TARGET static float largest(const float *values, int32_t count)
@@ -450,5 +264,5 @@ TARGET static float largest(const float *values, int32_t count)
     return _mm512_reduce_max_ps(best);
 }
 
-const llmos_gemm_kernels llmos_gemm_avx512 = {tile, largest};
+const llmos_gemm_kernels llmos_gemm_avx512 = {begin, tile, largest};
 #endif

@@ -78,4 +78,4 @@ static float largest(const float *values, int32_t count)
     return best;
 }
 
-const llmos_gemm_kernels llmos_gemm_plain = {tile, largest};
+const llmos_gemm_kernels llmos_gemm_plain = {NULL, tile, largest};
