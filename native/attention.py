@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -10,7 +11,16 @@ from attrs import field, frozen
 
 from native._cpu import ffi, lib
 
-__all__ = ["FORMATS", "KVLayout", "attend", "make_spans", "num_items", "rope_write_kv", "use_variant"]
+__all__ = [
+    "FORMATS",
+    "KVLayout",
+    "attend",
+    "bind_attend",
+    "make_spans",
+    "num_items",
+    "rope_write_kv",
+    "use_variant",
+]
 
 FORMATS = {"fp32": 0, "fp16": 1, "bf16": 2, "int8": 3}  # LLMOS_FP32 and so on
 
@@ -130,13 +140,27 @@ def attend(
         out: [num_tokens, num_heads * head_dim], written.
         items: [from, to) of `num_items`; None: all.
     """
+    bind_attend(kv, spans, pages, q, out, items)()
+
+
+def bind_attend(
+    kv: Any, spans: Ints, pages: Ints | None, q: Floats, out: Floats, items: tuple[int, int] | None = None
+) -> Callable[[], None]:
+    """`attend` with its arguments checked once, to be called many times."""
     first, last = items or (0, num_items(kv, spans))
     scratch = np.empty(lib.llmos_attention_scratch_bytes(kv) + 64, dtype=np.uint8)
     scratch = scratch[-scratch.ctypes.data % 64 :]
-    lib.llmos_attention(
+    arguments = (
         kv, _spans(spans), len(spans), _table(pages), _floats(q), _stride(q), _floats(out), _stride(out),
         first, last, ffi.cast("void *", scratch.ctypes.data),
     )  # fmt: skip
+    alive = (spans, pages, q, out, scratch)  # the arguments are bare addresses
+
+    def run() -> None:
+        assert alive
+        lib.llmos_attention(*arguments)
+
+    return run
 
 
 def _floats(array: Floats) -> Any:
