@@ -197,11 +197,20 @@ def add_bench(commands: Any) -> None:
     workload.add_argument("--threads", type=int, default=None, metavar="N", help="threads of the device")
     workload.add_argument("--jsonl", action="store_true", help="print JSON lines that compare servers")
     workload.add_argument("model", nargs="?", default=None, help="model folder (default: the built-in)")
-    for parser in (kernel, workload):
+    cpu = names.add_parser("cpu", help="the kernels of device cpu, against the machine's own peaks")
+    cpu.add_argument(
+        "--only", default=None, metavar="LIST", help="sections, of: peaks, gemm, decode (default: all)"
+    )
+    cpu.add_argument(
+        "--threads", type=int, default=None, metavar="N", help="most threads (default: all cores)"
+    )
+    cpu.add_argument("--quick", action="store_true", help="one tiny case of each kind, to see that it works")
+    for parser in (kernel, workload, cpu):
         parser.add_argument("--json", metavar="FILE", default=None, help="also write one JSON object per row")
         parser.add_argument("--runs", type=int, default=7, help="repetitions; the median is reported")
     kernel.set_defaults(run=run_kernel_bench)
     workload.set_defaults(run=run_workload_bench)
+    cpu.set_defaults(run=run_cpu_bench)
 
 
 def number_formats(name: str) -> list[str]:
@@ -236,6 +245,17 @@ def run_workload_bench(options: argparse.Namespace) -> int:
         model=options.model, url=options.url, weights=options.weights, kv=options.kv,
         threads=options.threads, workloads=workload.choose_workloads(options.workloads),
         num_runs=options.runs, jsonl=options.jsonl, json_path=options.json,
+    )  # fmt: skip
+
+
+def run_cpu_bench(options: argparse.Namespace) -> int:
+    """Measure the kernels of device cpu."""
+    from llmos.bench import cpu
+
+    check_runs(options)
+    return cpu.main(
+        only=options.only, threads=options.threads, num_runs=options.runs, is_quick=options.quick,
+        json_path=options.json,
     )  # fmt: skip
 
 

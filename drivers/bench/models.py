@@ -1,0 +1,182 @@
+"""Whole models on the driver's engine, without a server, against the machine's roof.
+
+    roof = max((weight bytes + bytes of keys and values) / read bandwidth, operations of products / peak)
+
+The time of a step is all that the driver does for it: page tables, the forward pass, sampling. Weights are
+random, in the shapes of real models.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+import numpy as np
+
+from drivers.bench.peaks import Peaks, measure_peaks
+from drivers.bench.random_model import RandomDriver
+from drivers.engine import Engine
+from drivers.model.packed import LINEAR, WEIGHT_FORMATS
+from llmos.device import Bind, Edit, Load, Loaded, Map, Release, Reserve, Row, Sampling, Step
+
+__all__ = ["DrivenModel", "ModelMeasurement", "measure_decode", "measure_prefill"]
+
+MAX_SPACES, MAX_MODEL_LEN = 32, 1024
+SECONDS_PER_RUN = 0.25
+MAX_STEPS_PER_RUN = 16
+
+
+class ModelMeasurement(msgspec.Struct, frozen=True):
+    """A model's steps of one kind: medians over the repetitions."""
+
+    tokens_per_second: float
+    bandwidth_fraction: float  # of reading in order
+    arithmetic_fraction: float  # of int8 or fp32 multiply-adds from registers
+    roof_fraction: float  # of whichever of the two limits it
+    read_bytes_per_second: float
+    operations_per_second: float  # the arithmetic peak
+    repetitions: int
+
+
+class DrivenModel:
+    """A model with random weights, loaded by an engine of its own.
+
+    Args:
+        shape: a name of random_model.SHAPES.
+        weights: the format.
+        num_threads: that share a step.
+
+    Raises:
+        RuntimeError: it cannot be loaded.
+    """
+
+    def __init__(self, shape: str, weights: str, num_threads: int) -> None:
+        driver = RandomDriver(num_threads)
+        self._engine = Engine(driver, debug=False)
+        loaded = self._engine.load(
+            Load(shape, shape, weights, "auto", None, None, MAX_SPACES, MAX_MODEL_LEN, MAX_MODEL_LEN),
+            lambda done, total, what: None,
+        )
+        if not isinstance(loaded, Loaded):
+            raise RuntimeError(loaded.message)
+        packed = driver.packed
+        assert packed is not None
+        self.num_threads, self.is_integer = num_threads, WEIGHT_FORMATS[weights].is_quantised
+        self._kv, self._vocab_size = loaded.kv, loaded.model.vocab_size
+        self._weight_bytes = packed.step_bytes
+        self._num_head_weights = packed.head.n * packed.head.k
+        linear = [getattr(layer, name) for layer in packed.layers for name in LINEAR]
+        self._num_layer_weights = sum(weight.n * weight.k for weight in linear)
+        self._lengths: list[int] = []  # of the contexts in the open spaces
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._engine.close()
+
+    def open_spaces(self, num_spaces: int) -> None:
+        """Release what is open and reserve new spaces, each with memory for the longest context."""
+        edits: list[Edit] = [Release(asid) for asid in range(len(self._lengths))]
+        pages_per_space = self._kv.num_pages(MAX_MODEL_LEN)
+        for asid in range(num_spaces):
+            edits += [Reserve(asid), Bind(asid, Sampling(), (), 0)]
+            for vpn in range(pages_per_space):
+                page = asid * pages_per_space + vpn
+                edits.append(Map(asid, vpn, (2 * page, 2 * page + 1)))
+        self._lengths = [0] * num_spaces
+        self._run(edits, [])
+
+    def prefill(self, num_tokens: int) -> float:
+        """Append so many random tokens to each space in one step, and sample; its seconds."""
+        draw = np.random.default_rng(num_tokens).integers
+        rows = [
+            Row(asid, length, tuple(draw(0, self._vocab_size, num_tokens).tolist()), True)
+            for asid, length in enumerate(self._lengths)
+        ]
+        self._lengths = [length + num_tokens for length in self._lengths]
+        return self._run([], rows)
+
+    def decode(self) -> float:
+        """Append to each space the token that it sampled last, and sample; the step's seconds."""
+        rows = [Row(asid, length, (), True) for asid, length in enumerate(self._lengths)]
+        self._lengths = [length + 1 for length in self._lengths]
+        return self._run([], rows)
+
+    def least_seconds(self, num_tokens: int, peaks: Peaks) -> tuple[float, float]:
+        """What the last step takes at least to read, and to multiply.
+
+        Args:
+            num_tokens: that it appended to each space.
+            peaks: of the moment.
+        """
+        num_spaces = len(self._lengths)
+        kv_bytes = sum(segment.bytes_per_token for segment in self._kv.segments) * sum(self._lengths)
+        products = num_spaces * (self._num_layer_weights * num_tokens + self._num_head_weights)
+        return (
+            (self._weight_bytes + kv_bytes) / peaks.read_bytes_per_second,
+            2 * products / peaks.operations_per_second,
+        )
+
+    def _run(self, edits: Sequence[Edit], rows: Sequence[Row]) -> float:
+        step = Step(0, tuple(edits), tuple(rows))
+        began = time.perf_counter()
+        done = self._engine.run_step(step)
+        seconds = time.perf_counter() - began
+        if done.faults:
+            raise RuntimeError(f"a step that was to be timed failed: {done.faults[0].message}")
+        return seconds
+
+
+def measure_decode(
+    model: DrivenModel, batch: int, prompt_tokens: int, repetitions: int, stream: np.ndarray
+) -> ModelMeasurement:
+    """Steps of one token for each of `batch` sequences, behind prompts, and the peaks, in turn.
+
+    Raises:
+        ValueError: the contexts would grow beyond MAX_MODEL_LEN.
+    """
+    num_steps = min(MAX_STEPS_PER_RUN, (MAX_MODEL_LEN - prompt_tokens - 1) // repetitions)
+    if num_steps < 1:
+        raise ValueError(f"{repetitions} runs behind {prompt_tokens} tokens need more than {MAX_MODEL_LEN}")
+    model.open_spaces(batch)
+    model.prefill(prompt_tokens)
+    warm = model.decode()
+    num_steps = max(1, min(num_steps, round(SECONDS_PER_RUN / warm)))
+    return _measure(
+        model,
+        lambda: sum(model.decode() for _ in range(num_steps)) / num_steps,
+        1,
+        batch,
+        repetitions,
+        stream,
+    )
+
+
+def measure_prefill(
+    model: DrivenModel, num_tokens: int, repetitions: int, stream: np.ndarray
+) -> ModelMeasurement:
+    """A step of one prompt, each time in a new space, and the peaks, in turn."""
+
+    def run() -> float:
+        model.open_spaces(1)
+        return model.prefill(num_tokens)
+
+    run()  # the first one makes the step's buffers
+    return _measure(model, run, num_tokens, num_tokens, repetitions, stream)
+
+
+def _measure(
+    model: DrivenModel, run: Callable[[], float], num_tokens: int, num_counted: int, repetitions: int,
+    stream: np.ndarray,
+) -> ModelMeasurement:  # fmt: skip
+    samples = []
+    for _ in range(repetitions):
+        peaks = measure_peaks(model.is_integer, model.num_threads, stream)
+        seconds = run()
+        reading, computing = (least / seconds for least in model.least_seconds(num_tokens, peaks))
+        samples.append(
+            (num_counted / seconds, reading, computing, max(reading, computing),
+             peaks.read_bytes_per_second, peaks.operations_per_second)
+        )  # fmt: skip
+    return ModelMeasurement(*map(statistics.median, zip(*samples, strict=True)), repetitions)

@@ -1,0 +1,99 @@
+"""Models of real shapes with random weights, for measurements where only the shape counts."""
+
+from __future__ import annotations
+
+import numpy as np
+from attrs import evolve
+
+from drivers.cpu import CpuDriver
+from drivers.model.config import ModelConfig, RopeConfig
+from drivers.model.loader import ProgressCallback
+from drivers.model.native_transformer import NativeTransformer
+from drivers.model.packed import LINEAR, WEIGHT_FORMATS, PackedWeights
+from drivers.model.transformer import ModelDescription
+from llmos.device import Load, Quality
+from native.gemm import TILE_COLUMNS, WeightFormat, aligned_empty, pack_weight, packed_bytes
+
+__all__ = ["SHAPES", "RandomDriver", "random_weights"]
+
+SAMPLE_ROWS = 8 * TILE_COLUMNS  # of a matrix are drawn and packed; the rest repeats them
+
+_LLAMA = ModelConfig(
+    architecture="LlamaForCausalLM", vocab_size=32_000, hidden_size=768, intermediate_size=3072,
+    num_layers=12, num_heads=12, num_kv_heads=12, head_dim=64, rms_norm_epsilon=1e-5, max_positions=2048,
+    rope=RopeConfig(theta=10_000.0), qkv_bias=False, output_bias=False, mlp_bias=False, qk_norm=False,
+    tied_embeddings=False, sliding_window=None, dtype="bf16", eos_token_ids=(),
+)  # fmt: skip
+SHAPES = {
+    "tiny": evolve(
+        _LLAMA, vocab_size=512, hidden_size=128, intermediate_size=256, num_layers=2, num_heads=2,
+        num_kv_heads=2,
+    ),
+    "160m": _LLAMA,  # JackFram/llama-160m
+    "1b": evolve(  # Llama-3.2-1B
+        _LLAMA, vocab_size=128_256, hidden_size=2048, intermediate_size=8192, num_layers=16, num_heads=32,
+        num_kv_heads=8, rope=RopeConfig(theta=500_000.0), tied_embeddings=True,
+    ),
+}  # fmt: skip
+
+
+def random_weights(config: ModelConfig, weights: str) -> PackedWeights:
+    """Packed weights that a step can be timed with: as many bytes as real ones, each layer in its own.
+
+    Args:
+        config: the shape; without biases and norms of queries and keys.
+        weights: "fp32", "fp16", "bf16", "w8a8" or "w4a8".
+    """
+    weight_format = WEIGHT_FORMATS[weights]
+    hidden, inner = config.hidden_size, config.intermediate_size
+    q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    shapes = {
+        "qkv": (q_size + 2 * kv_size, hidden),
+        "output": (hidden, q_size),
+        "gate_up": (2 * inner, hidden),
+        "down": (hidden, inner),
+    }
+    ones = np.ones(hidden, dtype=np.float32)
+    arrays = _linear("head", weight_format, config.vocab_size, hidden)
+    for layer in range(config.num_layers):
+        prefix = f"layers.{layer}."
+        arrays |= {prefix + "input_norm": ones, prefix + "post_norm": ones}
+        for name in LINEAR:
+            arrays |= _linear(prefix + name, weight_format, *shapes[name])
+    embedding = "fp32" if weights == "fp32" else "bf16"
+    table = np.random.default_rng(1).standard_normal((SAMPLE_ROWS, hidden), dtype=np.float32)
+    bits = table if embedding == "fp32" else (table.view(np.uint32) >> 16).astype(np.uint16)
+    arrays["embedding"] = np.resize(bits, (config.vocab_size, hidden))
+    arrays["final_norm"], arrays["head_is_finite"] = ones, np.ones(1, dtype=np.uint8)
+    return PackedWeights.from_arrays(config, weights, embedding, arrays)
+
+
+def _linear(name: str, weight_format: WeightFormat, n: int, k: int) -> dict[str, np.ndarray]:
+    """A random matrix [n, k], by name: packed, it is tile after tile, so the first ones can be repeated."""
+    rows = np.random.default_rng(0).standard_normal((SAMPLE_ROWS, k), dtype=np.float32) / np.sqrt(k)
+    sample = pack_weight(weight_format, rows.astype(np.float32))
+    data = aligned_empty(packed_bytes(weight_format, n, k))
+    for start in range(0, len(data), len(sample.data)):
+        part = data[start : start + len(sample.data)]
+        part[:] = sample.data[: len(part)]
+    if sample.scale is None:
+        return {name: data}
+    return {name: data, f"{name}.scale": np.resize(sample.scale, n)}
+
+
+class RandomDriver(CpuDriver):
+    """The processor, with a model of SHAPES in place of what a load names by its path."""
+
+    packed: PackedWeights | None = None  # of the model that was loaded last
+
+    def load_model(self, load: Load, report: ProgressCallback) -> tuple[NativeTransformer, Quality | None]:
+        """See Backend; `load.path` is a name of SHAPES."""
+        config = SHAPES[load.path]
+        packed = self.packed = random_weights(config, load.weights)
+        kv = load.kv if load.kv != "auto" else "fp16" if packed.weight_format.is_quantised else load.weights
+        linear = [getattr(layer, name) for layer in packed.layers for name in LINEAR] + [packed.head]
+        info = ModelDescription(
+            config.architecture, "random", config.vocab_size, load.max_model_len or config.max_positions, (),
+            load.weights, kv, sum(weight.n * weight.k for weight in linear),
+        )  # fmt: skip
+        return NativeTransformer(config, packed, info, self.num_threads), None

@@ -1,0 +1,116 @@
+"""What `python -m drivers.bench.cpu` writes, a JSON object a line, and what its sections are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Generic, Protocol, TypeVar
+
+import msgspec
+from attrs import field, frozen
+
+__all__ = ["Case", "Latest", "Measured", "Options", "Plan", "RoofMeasurement", "Started", "against_roof"]
+
+T = TypeVar("T")
+
+
+class Plan(msgspec.Struct, frozen=True, tag="plan"):
+    """How many cases follow."""
+
+    num_cases: int
+
+
+class Started(msgspec.Struct, frozen=True, tag="started"):
+    """A case begins."""
+
+    case: str
+
+
+class Measured(msgspec.Struct, frozen=True, tag="measured"):
+    """A number of the case that began last."""
+
+    case: str
+    metric: str
+    value: float
+    unit: str
+    against: str  # the baseline or the limit, measured in turn with the value
+    ratio: float  # times better than a baseline, or the fraction of a limit
+    runs: int
+
+
+@frozen
+class Options:
+    """What all sections are told."""
+
+    num_threads: int
+    runs: int
+    is_quick: bool  # one tiny case of each kind: shows that it works, not how fast
+    stream_bytes: int  # larger than the caches, unless it is quick
+
+    @property
+    def thread_counts(self) -> tuple[int, ...]:
+        """One, and all."""
+        return (1,) if self.num_threads == 1 else (1, self.num_threads)
+
+
+@frozen
+class Case:
+    """One thing to measure; what it needs is made when it is called."""
+
+    name: str
+    measure: Callable[[], Iterable[Measured]]
+
+
+@frozen(eq=False)
+class Latest(Generic[T]):
+    """Keeps what was made last, and lets go of it before it makes another: weights fill the memory."""
+
+    make: Callable[..., T]
+    let_go: Callable[[T], None] = lambda thing: None
+    _kept: dict[tuple[object, ...], T] = field(factory=dict, init=False)
+
+    def __call__(self, *key: object) -> T:
+        """What `make` gives for these arguments, made now or kept since the last call."""
+        if key not in self._kept:
+            while self._kept:
+                self.let_go(self._kept.popitem()[1])
+            self._kept[key] = self.make(*key)
+        return self._kept[key]
+
+
+class RoofMeasurement(Protocol):
+    """A kernel's time beside the peaks that were measured in turn with it: medians."""
+
+    @property
+    def bandwidth_fraction(self) -> float:
+        """Of the peak of reading."""
+
+    @property
+    def arithmetic_fraction(self) -> float:
+        """Of the peak of int8 or fp32 arithmetic."""
+
+    @property
+    def roof_fraction(self) -> float:
+        """Of whichever of the two limits it."""
+
+    @property
+    def read_bytes_per_second(self) -> float:
+        """The peak of reading."""
+
+    @property
+    def operations_per_second(self) -> float:
+        """The peak of arithmetic."""
+
+    @property
+    def repetitions(self) -> int:
+        """How often both were measured."""
+
+
+def against_roof(
+    case: str, metric: str, value: float, unit: str, found: RoofMeasurement, is_integer: bool
+) -> Measured:
+    """A row whose baseline is the peak that limits it, and whose ratio is the fraction of it."""
+    if found.bandwidth_fraction >= found.arithmetic_fraction:
+        limit = f"read {found.read_bytes_per_second / 1e9:.1f} GB/s"
+    else:
+        limit = f"{'int8' if is_integer else 'fp32'} {found.operations_per_second / 1e9:.0f} GOP/s"
+    return Measured(case, metric, value, unit, limit, found.roof_fraction, found.repetitions)

@@ -1,0 +1,132 @@
+"""The sections of `llmos bench cpu`: which cases there are, and what rows they give."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+
+from drivers.bench.gemm import INPUTS, OUTPUTS, WeightCopies, measure_gemm
+from drivers.bench.models import DrivenModel, measure_decode, measure_prefill
+from drivers.bench.peaks import CACHE_SET_BYTES, make_stream, measure_cache_read, measure_peaks
+from drivers.bench.rows import Case, Latest, Measured, Options, against_roof
+from drivers.bench.torch_product import TorchProduct
+from native.gemm import WeightFormat
+
+__all__ = ["SECTIONS"]
+
+GEMM_FORMATS = (WeightFormat.FP32, WeightFormat.BF16, WeightFormat.W8A8, WeightFormat.W4A8)
+GEMM_ROWS = (1, 8, 16, 64, 512)
+TORCH_FORMATS = (WeightFormat.FP32, WeightFormat.W8A8)  # the ones that torch multiplies, too
+TORCH_ROWS = (64, 512)
+
+MODEL_SHAPES = ("160m", "1b")
+MODEL_FORMATS = ("fp32", "bf16", "w8a8", "w4a8")
+BATCHES = (1, 8, 32)
+PROMPT_TOKENS, PREFILL_TOKENS = 32, 512
+
+
+def peak_cases(options: Options) -> Iterator[Case]:
+    """What the machine gives: memory, the last cache, int8 and fp32 arithmetic."""
+    stream = make_stream(options.stream_bytes)
+
+    def read_memory(num_threads: int) -> float:
+        return measure_peaks(True, num_threads, stream).read_bytes_per_second
+
+    def read_cache(size_bytes: int) -> Callable[[int], float]:
+        return lambda num_threads: measure_cache_read(size_bytes, num_threads, stream)
+
+    def multiply(is_integer: bool) -> Callable[[int], float]:
+        return lambda num_threads: measure_peaks(is_integer, num_threads, stream).operations_per_second
+
+    def case(name: str, unit: str, rate: Callable[[int], float], num_threads: int) -> Case:
+        name = f"peaks: {name}, threads {num_threads}"
+
+        def measure() -> Iterator[Measured]:
+            rates, ratios = [], []
+            for _ in range(options.runs):
+                rates.append(rate(num_threads))
+                ratios.append(rates[-1] / rate(1) if num_threads > 1 else 1.0)
+            against = "one thread" if num_threads > 1 else "itself"
+            value, ratio = statistics.median(rates) / 1e9, statistics.median(ratios)
+            yield Measured(name, "rate", value, unit, against, ratio, options.runs)
+
+        return Case(name, measure)
+
+    for num_threads in options.thread_counts:
+        yield case("read memory", "GB/s", read_memory, num_threads)
+        for size in (64 << 10,) if options.is_quick else CACHE_SET_BYTES:
+            yield case(f"read {size >> 10} KiB a thread", "GB/s", read_cache(size), num_threads)
+        yield case("int8 multiply-adds", "GOP/s", multiply(True), num_threads)
+        yield case("fp32 multiply-adds", "GOP/s", multiply(False), num_threads)
+
+
+def gemm_cases(options: Options) -> Iterator[Case]:
+    """Packed products against the peaks, and beside torch's products of the same numbers."""
+    n, k = (256, 256) if options.is_quick else (OUTPUTS, INPUTS)
+    formats = (WeightFormat.W8A8,) if options.is_quick else GEMM_FORMATS
+    ours, theirs = ((8,), (32,)) if options.is_quick else (GEMM_ROWS, TORCH_ROWS)
+    copies_of = Latest(lambda weight_format: WeightCopies(weight_format, n, k, options.stream_bytes))
+    torch_of = Latest(lambda weight_format: TorchProduct(weight_format, n, k, options.stream_bytes))
+    stream = make_stream(options.stream_bytes)
+
+    def case(weight_format: WeightFormat, num_threads: int, num_rows: int, is_torch: bool) -> Case:
+        name = f"gemm: {weight_format.name.lower()} {n} x {k}, rows {num_rows}, threads {num_threads}"
+
+        def against_peaks() -> Iterator[Measured]:
+            row = measure_gemm(copies_of(weight_format), num_rows, num_threads, options.runs, stream)
+            yield against_roof(name, "time", row.microseconds, "us", row, weight_format.is_quantised)
+
+        def against_torch() -> Iterator[Measured]:
+            own, other = copies_of(weight_format), torch_of(weight_format)
+            pairs = [
+                (own.seconds(num_rows, num_threads), other.seconds(num_rows, num_threads))
+                for _ in range(options.runs)
+            ]
+            seconds = statistics.median(ours for ours, _ in pairs)
+            ratio = statistics.median(theirs / ours for ours, theirs in pairs)
+            yield Measured(name, "time", seconds * 1e6, "us", other.name, ratio, options.runs)
+
+        return Case(name, against_torch if is_torch else against_peaks)
+
+    for weight_format in formats:
+        for num_threads in options.thread_counts:
+            yield from (case(weight_format, num_threads, num_rows, False) for num_rows in ours)
+            if weight_format in TORCH_FORMATS:
+                yield from (case(weight_format, num_threads, num_rows, True) for num_rows in theirs)
+
+
+def decode_cases(options: Options) -> Iterator[Case]:
+    """Whole models with random weights: decoding in batches, and a prompt, on all threads."""
+    shapes, formats = (("tiny",), ("w8a8",)) if options.is_quick else (MODEL_SHAPES, MODEL_FORMATS)
+    batches, prompt = ((2,), 24) if options.is_quick else (BATCHES, PREFILL_TOKENS)
+    model_of = Latest(
+        lambda shape, weights: DrivenModel(shape, weights, options.num_threads), DrivenModel.close
+    )
+    stream = make_stream(options.stream_bytes)
+
+    def case(shape: str, weights: str, batch: int | None) -> Case:
+        what = f"prefill {prompt}" if batch is None else f"batch {batch}"
+        name = f"decode: {shape} {weights}, {what}, threads {options.num_threads}"
+
+        def measure() -> Iterator[Measured]:
+            model = model_of(shape, weights)
+            if batch is None:
+                found = measure_prefill(model, prompt, options.runs, stream)
+            else:
+                found = measure_decode(model, batch, PROMPT_TOKENS, options.runs, stream)
+            yield against_roof(
+                name, "throughput", found.tokens_per_second, "tokens/s", found, model.is_integer
+            )
+
+        return Case(name, measure)
+
+    for shape in shapes:
+        for weights in formats:
+            yield from (case(shape, weights, batch) for batch in (*batches, None))
+
+
+SECTIONS: dict[str, Callable[[Options], Iterator[Case]]] = {
+    "peaks": peak_cases,
+    "gemm": gemm_cases,
+    "decode": decode_cases,
+}
