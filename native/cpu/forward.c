@@ -17,6 +17,7 @@
 #include <math.h>
 #include <stdbool.h>
 #include <string.h>
+#include <time.h>
 
 enum {
     ALIGNMENT = 64,
@@ -47,6 +48,17 @@ enum {
 /* The others, counted from behind the last layer's; the very first phase looks the embeddings up. */
 enum { PREPARE_HEAD, HEAD, NUM_LAST_PHASES };
 
+/* The same in the order of llmos_step.busy: a layer's, the last ones, the first. */
+static const char *const phase_names[LLMOS_NUM_PHASES] = {
+    "prepare_qkv", "qkv",          "rotate", "attend",       "prepare_output", "output", "prepare_gate_up",
+    "gate_up",     "prepare_down", "down",   "prepare_head", "head",           "embed",
+};
+
+const char *llmos_phase_name(int32_t phase)
+{
+    return phase_names[phase];
+}
+
 /* Activations as a product takes them: x fp32, or int8 with a scale and a sum for each row. */
 typedef struct {
     float *x;
@@ -60,6 +72,7 @@ typedef struct {
     int32_t prepared; /* the phase whose input is in `rows`, or -1 */
     input rows;       /* [PRIVATE_ROWS] */
     void *kernel;
+    int64_t busy[LLMOS_NUM_PHASES];
 } private_memory;
 
 typedef struct {
@@ -164,7 +177,7 @@ static int64_t lay_out(forward *f, void *scratch, int32_t num_threads, int32_t n
     f->bad = take(&memory, parts * 4);
     f->threads = take(&memory, num_threads * (int64_t)sizeof *f->threads);
     for (int32_t i = 0; i < num_threads; i++) {
-        private_memory own = {-1, take_input(&memory, PRIVATE_ROWS, f->ld), NULL};
+        private_memory own = {-1, take_input(&memory, PRIVATE_ROWS, f->ld), NULL, {0}};
         own.kernel = take(&memory, kernel_scratch_bytes(model, f->kv, num_tokens, num_samples));
         if (scratch != NULL)
             f->threads[i] = own;
@@ -271,19 +284,36 @@ static int32_t column_items(const forward *f, const llmos_weight *w, int32_t m)
     return (w->n + columns - 1) / columns;
 }
 
+static int64_t now(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
+}
+
+/* The input of a product of few rows, in the thread's own memory: prepared with the first item that it does. */
+static input prepare_own(const forward *f, int32_t kind, int32_t layer, int32_t phase, private_memory *own)
+{
+    if (own->prepared == phase)
+        return own->rows;
+    int64_t began = f->step->busy ? now() : 0;
+    prepare(f, kind - 1, layer, 0, f->step->num_tokens, own->rows);
+    own->prepared = phase;
+    if (f->step->busy) {
+        int64_t taken = now() - began;
+        own->busy[kind - 1] += taken;
+        own->busy[kind] -= taken; /* which the item that this belongs to will count */
+    }
+    return own->rows;
+}
+
 static void multiply(const forward *f, int32_t kind, int32_t layer, int32_t phase, int32_t item,
                      private_memory *own)
 {
     const llmos_weight *w = weight_of(f, kind, layer);
     int32_t m = f->step->num_tokens, columns = item_columns(f, w, m);
     int32_t n0 = item * columns, n1 = w->n - n0 < columns ? w->n : n0 + columns;
-    input from = f->shared;
-    if (m <= PRIVATE_ROWS) {
-        from = own->rows;
-        if (own->prepared != phase)
-            prepare(f, kind - 1, layer, 0, m, from);
-        own->prepared = phase;
-    }
+    input from = m <= PRIVATE_ROWS ? prepare_own(f, kind, layer, phase, own) : f->shared;
     const void *x = is_quantised(w) ? (void *)from.q : from.x;
     int64_t ldx = f->ld;
     if (kind == OUTPUT && !is_quantised(w)) {
@@ -475,6 +505,19 @@ static void run_item(void *context, int32_t phase, int32_t item, int32_t thread)
     }
 }
 
+/* run_item for a step that wants to know where its time goes. */
+static void run_timed_item(void *context, int32_t phase, int32_t item, int32_t thread)
+{
+    const forward *f = context;
+    int32_t last = phase - 1 - f->model->num_layers * NUM_LAYER_PHASES;
+    int32_t kind = phase == 0  ? NUM_LAYER_PHASES + NUM_LAST_PHASES
+                   : last >= 0 ? NUM_LAYER_PHASES + last
+                               : (phase - 1) % NUM_LAYER_PHASES;
+    int64_t began = now();
+    run_item(context, phase, item, thread);
+    f->threads[thread].busy[kind] += now() - began;
+}
+
 void llmos_forward(llmos_pool *pool, const llmos_model *model, const llmos_kv *kv, const llmos_step *step,
                    void *scratch)
 {
@@ -486,7 +529,11 @@ void llmos_forward(llmos_pool *pool, const llmos_model *model, const llmos_kv *k
         f.num_head_items = column_items(&f, &model->head, step->num_samples);
     f.num_attention_items = llmos_attention_items(kv, step->spans, step->num_spans);
     f.attention_block = f.num_attention_items / (num_threads * ATTENTION_ITEMS_PER_THREAD) + 1;
-    llmos_job job = {1 + model->num_layers * NUM_LAYER_PHASES + NUM_LAST_PHASES, count_items, run_item};
+    llmos_job job = {1 + model->num_layers * NUM_LAYER_PHASES + NUM_LAST_PHASES, count_items,
+                     step->busy ? run_timed_item : run_item};
     llmos_pool_run(pool, &job, &f, num_threads);
     choose(&f);
+    for (int32_t thread = 0; step->busy && thread < num_threads; thread++)
+        for (int32_t phase = 0; phase < LLMOS_NUM_PHASES; phase++)
+            step->busy[phase] += f.threads[thread].busy[phase];
 }

@@ -48,7 +48,13 @@ typedef struct {
     float *logits;               /* [num_samples - num_greedy][vocab_size] */
     int32_t *best;               /* [num_samples] lowest id of a largest logit */
     int32_t *num_bad;            /* [num_samples] logits that are not finite; then best means nothing */
+    int64_t *busy;               /* null, or [LLMOS_NUM_PHASES]: nanoseconds that threads spent in each kind of
+                                  * phase, one thread after the other, are added */
 } llmos_step;
+
+/* Kinds of phases, for measurements. */
+enum { LLMOS_NUM_PHASES = 13 };
+const char *llmos_phase_name(int32_t phase);
 
 /* Bytes of scratch that llmos_forward needs for steps of up to so many tokens and samples. */
 int64_t llmos_forward_scratch_bytes(const llmos_pool *pool, const llmos_model *model, const llmos_kv *kv,
