@@ -198,9 +198,7 @@ def add_bench(commands: Any) -> None:
     workload.add_argument("--jsonl", action="store_true", help="print JSON lines that compare servers")
     workload.add_argument("model", nargs="?", default=None, help="model folder (default: the built-in)")
     cpu = names.add_parser("cpu", help="the kernels of device cpu, against the machine's own peaks")
-    cpu.add_argument(
-        "--only", default=None, metavar="LIST", help="sections, of: peaks, gemm, decode (default: all)"
-    )
+    cpu.add_argument("--only", default=None, metavar="LIST", help="sections, like gemm,decode (default: all)")
     cpu.add_argument(
         "--threads", type=int, default=None, metavar="N", help="most threads (default: all cores)"
     )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator
 
+from drivers.bench import attention
 from drivers.bench.gemm import INPUTS, OUTPUTS, WeightCopies, measure_gemm
 from drivers.bench.models import DrivenModel, measure_decode, measure_prefill
 from drivers.bench.peaks import CACHE_SET_BYTES, make_stream, measure_cache_read, measure_peaks
 from drivers.bench.rows import Case, Latest, Measured, Options, against_roof
-from drivers.bench.torch_product import TorchProduct
+from drivers.bench.torch_baseline import TorchAttention, TorchProduct
 from native.gemm import WeightFormat
 
 __all__ = ["SECTIONS"]
@@ -18,6 +19,10 @@ GEMM_FORMATS = (WeightFormat.FP32, WeightFormat.BF16, WeightFormat.W8A8, WeightF
 GEMM_ROWS = (1, 8, 16, 64, 512)
 TORCH_FORMATS = (WeightFormat.FP32, WeightFormat.W8A8)  # the ones that torch multiplies, too
 TORCH_ROWS = (64, 512)
+
+ATTENTION_SHAPE = (32, 8, 64)  # query heads, kv heads, dimension
+ATTENTION_FORMATS = ("fp16", "int8")
+TORCH_ATTENTION = ("decode-8k", "prefill-512")
 
 MODEL_SHAPES = ("160m", "1b")
 MODEL_FORMATS = ("fp32", "bf16", "w8a8", "w4a8")
@@ -78,13 +83,10 @@ def gemm_cases(options: Options) -> Iterator[Case]:
 
         def against_torch() -> Iterator[Measured]:
             own, other = copies_of(weight_format), torch_of(weight_format)
-            pairs = [
-                (own.seconds(num_rows, num_threads), other.seconds(num_rows, num_threads))
-                for _ in range(options.runs)
-            ]
-            seconds = statistics.median(ours for ours, _ in pairs)
-            ratio = statistics.median(theirs / ours for ours, theirs in pairs)
-            yield Measured(name, "time", seconds * 1e6, "us", other.name, ratio, options.runs)
+            yield beside(
+                name, other.name, options.runs,
+                lambda: own.seconds(num_rows, num_threads), lambda: other.seconds(num_rows, num_threads),
+            )  # fmt: skip
 
         return Case(name, against_torch if is_torch else against_peaks)
 
@@ -93,6 +95,65 @@ def gemm_cases(options: Options) -> Iterator[Case]:
             yield from (case(weight_format, num_threads, num_rows, False) for num_rows in ours)
             if weight_format in TORCH_FORMATS:
                 yield from (case(weight_format, num_threads, num_rows, True) for num_rows in theirs)
+
+
+def attention_cases(options: Options) -> Iterator[Case]:
+    """One layer's attention in a step against the peaks; int8 beside fp16, and fp16 beside torch."""
+    shape, formats = ATTENTION_SHAPE, ATTENTION_FORMATS
+    steps = dict(attention.CASES)
+    torch_steps = TORCH_ATTENTION
+    if options.is_quick:
+        steps = {"decode-64": attention.Case("decode-64", 63, 1)}
+        formats, torch_steps = ("int8",), ("decode-64",)
+    cache_of = Latest(
+        lambda kv_format, positions: attention.CacheLayers(kv_format, shape, positions, options.stream_bytes)
+    )
+    stream = make_stream(options.stream_bytes)
+
+    def name(step: attention.Case, kv_format: str, num_threads: int) -> str:
+        return f"attention: {step.name}, {kv_format}, heads {shape[0]}/{shape[1]}, threads {num_threads}"
+
+    def against_peaks(step: attention.Case, kv_format: str, num_threads: int) -> Case:
+        case = name(step, kv_format, num_threads)
+
+        def measure() -> Iterator[Measured]:
+            cache = cache_of(kv_format, step.num_positions)
+            row = attention.measure_attention(cache, step, num_threads, options.runs, stream)
+            yield against_roof(case, "time", row.microseconds, "us", row, is_integer=False)
+
+        return Case(case, measure)
+
+    def against_other(step: attention.Case, kv_format: str, num_threads: int) -> Case:
+        case = name(step, kv_format, num_threads)
+
+        def measure() -> Iterator[Measured]:
+            cache = cache_of(kv_format, step.num_positions)
+            if kv_format == "int8":
+                wide = attention.CacheLayers("fp16", shape, step.num_positions, options.stream_bytes)
+                other, their_seconds = "fp16", lambda: wide.seconds(step, num_threads)
+            else:
+                theirs = TorchAttention(shape, step.num_positions, options.stream_bytes)
+                other, their_seconds = theirs.name, lambda: theirs.seconds(step.num_tokens, num_threads)
+            yield beside(case, other, options.runs, lambda: cache.seconds(step, num_threads), their_seconds)
+
+        return Case(case, measure)
+
+    for step in steps.values():
+        for kv_format in formats:
+            for num_threads in options.thread_counts:
+                yield against_peaks(step, kv_format, num_threads)
+                if kv_format == "int8" or step.name in torch_steps:
+                    yield against_other(step, kv_format, num_threads)
+
+
+def beside(
+    case: str, other: str, num_runs: int, ours: Callable[[], float], theirs: Callable[[], float]
+) -> Measured:
+    """A row whose baseline is another way to do the same, measured in turn."""
+    pairs = [(ours(), theirs()) for _ in range(num_runs)]
+    seconds = statistics.median(own for own, _ in pairs)
+    ratio = statistics.median(their / own for own, their in pairs)
+    return Measured(case, "time", seconds * 1e6, "us", other, ratio, num_runs)
 
 
 def decode_cases(options: Options) -> Iterator[Case]:
@@ -128,5 +189,6 @@ def decode_cases(options: Options) -> Iterator[Case]:
 SECTIONS: dict[str, Callable[[Options], Iterator[Case]]] = {
     "peaks": peak_cases,
     "gemm": gemm_cases,
+    "attention": attention_cases,
     "decode": decode_cases,
 }

@@ -13,7 +13,7 @@ from drivers.bench.models import DrivenModel, measure_decode, measure_prefill
 from drivers.bench.peaks import Peaks, make_stream
 from drivers.bench.random_model import SHAPES, random_weights
 from drivers.bench.rows import Latest, against_roof
-from drivers.bench.torch_product import TorchProduct
+from drivers.bench.torch_baseline import TorchAttention, TorchProduct
 from native.gemm import WeightFormat
 
 STREAM = make_stream(1 << 20)
@@ -96,6 +96,14 @@ def test_torch_multiplies_the_same_numbers(weight_format: WeightFormat) -> None:
     x, weight = product._random(40), product._weights[0]
     expected = x.numpy().astype(np.int64) @ weight.numpy().astype(np.int64)
     assert np.array_equal(product._multiply(x, weight).numpy(), expected)
+
+
+def test_torch_attends_to_as_much() -> None:
+    """Torch's attention runs over layers that fill the memory asked for, alone and for a whole prompt."""
+    torch_attention = TorchAttention((4, 2, 16), 24, 30_000)
+    assert len(torch_attention._layers) == 30_000 // (2 * 4 * 2 * 24 * 16)
+    assert torch_attention.seconds(1, 1) > 0
+    assert torch_attention.seconds(24, 2) > 0
 
 
 def test_the_limit_is_named() -> None:
