@@ -14,7 +14,7 @@ import trio.lowlevel
 from drivers.builtin import base_path
 from drivers.sim import SimDriver
 from drivers.sim_model import SimModel
-from llmos.config import Config, num_cores
+from llmos.config import Config, processors_of, threads_per_device
 from llmos.device import CostModel, DriverLink, Load, Progress
 from llmos.ipc.credentials import listen_unix
 from llmos.ipc.supervisor import ChildSpec, open_supervisor
@@ -234,10 +234,11 @@ def link_opener(config: Config, kind: str, name: str, model_path: str) -> OpenLi
     """How a device's driver is started."""
     if kind == "sim":
         return simulated_opener(config, name, model_path)
-    threads = config.threads or max(1, num_cores() // config.devices)
+    threads = threads_per_device(config)
+    processors = processors_of(config, int(name.rpartition(":")[2]))
 
     async def open_link() -> DriverLink:
-        return await open_driver(kind, name, threads)
+        return await open_driver(kind, name, threads, processors)
 
     return open_link
 

@@ -45,6 +45,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     threads: Annotated[
         Positive | None, Meta(description="threads of one device; default: cores divided by devices")
     ] = None
+    pin: Annotated[bool, Meta(description="keep each device's threads on processors of its own")] = False
     listen: Annotated[str, Meta(description="HOST:PORT of the gateway; empty: none")] = "127.0.0.1:8000"
     socket: Annotated[str | None, Meta(description="path of the syscall socket")] = None
     pool_mib: Annotated[
@@ -110,12 +111,46 @@ def load_config(path: str | None, overrides: dict[str, Any]) -> Config:
     try:
         config = msgspec.convert(values, Config)
     except msgspec.ValidationError as error:
-        raise ConfigError(str(error).replace("Object contains unknown field", "unknown key")) from error
+        raise ConfigError(_explain(str(error), values)) from error
     if config.frame_kib is not None and config.frame_kib % 4:
         raise ConfigError(f"frame_kib is {config.frame_kib}; it must be a multiple of 4")
     if config.listen:
         parse_listen(config.listen)
+    if config.pin:
+        processors_of(config, config.devices - 1)
     return config
+
+
+def _explain(complaint: str, values: dict[str, Any]) -> str:
+    """Put msgspec's words in ours: the key, what it is, what it must be."""
+    complaint = complaint.replace("Object contains unknown field", "unknown key")
+    what, _, key = complaint.removesuffix("`").partition(" - at `$.")
+    if not key:
+        return complaint
+    return f"{key} is {values.get(key)!r}: {what[0].lower()}{what[1:]}"
+
+
+def threads_per_device(config: Config) -> int:
+    """What is asked for, or a fair share of the processors."""
+    return config.threads or max(1, num_cores() // config.devices)
+
+
+def processors_of(config: Config, index: int) -> tuple[int, ...]:
+    """The processors that a device's threads are pinned to; none unless `pin` is set.
+
+    Raises:
+        ConfigError: there are not enough.
+    """
+    if not config.pin:
+        return ()
+    threads = threads_per_device(config)
+    usable = sorted(os.sched_getaffinity(0))
+    if threads * config.devices > len(usable):
+        raise ConfigError(
+            f"pin is set, and {config.devices} devices of {threads} threads need {threads * config.devices} "
+            f"processors; this process may use {len(usable)}"
+        )
+    return tuple(usable[index * threads : (index + 1) * threads])
 
 
 def parse_listen(listen: str) -> tuple[str, int]:

@@ -278,3 +278,24 @@ def test_many_connects(small: Server) -> None:
         with SyncClient(small.socket_path) as client:
             client.ping()
     assert_no_leak(small, before)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    """`llmos doctor | head -1` prints a line and no traceback."""
+    command = f"{sys.executable} -m llmos.cli doctor | head -1"
+    result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert result.stdout.count("\n") == 1
+    assert result.stderr == ""
+
+
+def test_a_pinned_device_keeps_to_its_processors() -> None:
+    """With `--pin`, a device of one thread runs on one processor, and all of its tasks do."""
+    with (
+        running_server("--device", "cpu", "--threads", "1", "--pin", gateway=False) as server,
+        SyncClient(server.socket_path) as client,
+    ):
+        (device,) = client.devices()
+        tasks = [int(task.name) for task in Path(f"/proc/{device.driver_pid}/task").iterdir()]
+        assert {frozenset(os.sched_getaffinity(task)) for task in tasks} == {
+            frozenset({min(os.sched_getaffinity(0))})
+        }
