@@ -16,9 +16,9 @@ import msgspec
 import numpy as np
 
 from drivers.bench.peaks import Peaks, measure_peaks
-from drivers.bench.random_model import RandomDriver
+from drivers.bench.random_model import SHAPES, RandomDriver
 from drivers.engine import Engine
-from drivers.model.packed import LINEAR, WEIGHT_FORMATS
+from drivers.model.packed import WEIGHT_FORMATS
 from llmos.device import Bind, Edit, Load, Loaded, Map, Release, Reserve, Row, Sampling, Step
 
 __all__ = ["DrivenModel", "ModelMeasurement", "measure_decode", "measure_prefill"]
@@ -55,20 +55,22 @@ class DrivenModel:
     def __init__(self, shape: str, weights: str, num_threads: int) -> None:
         driver = RandomDriver(num_threads)
         self._engine = Engine(driver, debug=False)
+        self.is_integer = WEIGHT_FORMATS[weights].is_quantised
+        kv = "fp16" if self.is_integer else weights
         loaded = self._engine.load(
-            Load(shape, shape, weights, "auto", None, None, MAX_SPACES, MAX_MODEL_LEN, MAX_MODEL_LEN),
+            Load(shape, shape, weights, kv, None, None, MAX_SPACES, MAX_MODEL_LEN, MAX_MODEL_LEN),
             lambda done, total, what: None,
         )
         if not isinstance(loaded, Loaded):
             raise RuntimeError(loaded.message)
-        packed = driver.packed
-        assert packed is not None
-        self.num_threads, self.is_integer = num_threads, WEIGHT_FORMATS[weights].is_quantised
+        self.num_threads = num_threads
         self._kv, self._vocab_size = loaded.kv, loaded.model.vocab_size
-        self._weight_bytes = packed.step_bytes
-        self._num_head_weights = packed.head.n * packed.head.k
-        linear = [getattr(layer, name) for layer in packed.layers for name in LINEAR]
-        self._num_layer_weights = sum(weight.n * weight.k for weight in linear)
+        self._weight_bytes = driver.weight_bytes
+        config = SHAPES[shape]
+        width = (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+        per_layer = config.hidden_size * (width + 3 * config.intermediate_size)
+        self._num_layer_weights = config.num_layers * per_layer
+        self._num_head_weights = config.hidden_size * config.vocab_size
         self._lengths: list[int] = []  # of the contexts in the open spaces
 
     def close(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from attrs import evolve
 
 from drivers.cpu import CpuDriver
 from drivers.model.config import ModelConfig, RopeConfig
@@ -14,27 +13,31 @@ from drivers.model.transformer import ModelDescription
 from llmos.device import Load, Quality
 from native.gemm import TILE_COLUMNS, WeightFormat, aligned_empty, pack_weight, packed_bytes
 
-__all__ = ["SHAPES", "RandomDriver", "random_weights"]
+__all__ = ["SHAPES", "RandomDriver", "random_native_model", "random_weights"]
 
 SAMPLE_ROWS = 8 * TILE_COLUMNS  # of a matrix are drawn and packed; the rest repeats them
 
-_LLAMA = ModelConfig(
-    architecture="LlamaForCausalLM", vocab_size=32_000, hidden_size=768, intermediate_size=3072,
-    num_layers=12, num_heads=12, num_kv_heads=12, head_dim=64, rms_norm_epsilon=1e-5, max_positions=2048,
-    rope=RopeConfig(theta=10_000.0), qkv_bias=False, output_bias=False, mlp_bias=False, qk_norm=False,
-    tied_embeddings=False, sliding_window=None, dtype="bf16", eos_token_ids=(),
-)  # fmt: skip
-SHAPES = {
-    "tiny": evolve(
-        _LLAMA, vocab_size=512, hidden_size=128, intermediate_size=256, num_layers=2, num_heads=2,
-        num_kv_heads=2,
-    ),
-    "160m": _LLAMA,  # JackFram/llama-160m
-    "1b": evolve(  # Llama-3.2-1B
-        _LLAMA, vocab_size=128_256, hidden_size=2048, intermediate_size=8192, num_layers=16, num_heads=32,
-        num_kv_heads=8, rope=RopeConfig(theta=500_000.0), tied_embeddings=True,
-    ),
-}  # fmt: skip
+
+def _llama(
+    vocab_size: int, hidden_size: int, intermediate_size: int, num_layers: int, num_heads: int,
+    num_kv_heads: int, head_dim: int,
+) -> ModelConfig:  # fmt: skip
+    return ModelConfig(
+        "LlamaForCausalLM", vocab_size, hidden_size, intermediate_size, num_layers, num_heads, num_kv_heads,
+        head_dim, rms_norm_epsilon=1e-5, max_positions=2048, rope=RopeConfig(theta=10_000.0), qkv_bias=False,
+        output_bias=False, mlp_bias=False, qk_norm=False, tied_embeddings=False, sliding_window=None,
+        dtype="bf16", eos_token_ids=(),
+    )  # fmt: skip
+
+
+SHAPES = {  # vocabulary, hidden, inner, layers, heads of queries, of keys, their dimension
+    "tiny": _llama(512, 128, 256, 2, 2, 2, 64),
+    "stories260k": _llama(512, 64, 172, 5, 8, 4, 8),
+    "draft": _llama(2560, 128, 384, 2, 4, 2, 32),  # the built-in models
+    "base": _llama(2560, 256, 704, 4, 4, 2, 64),
+    "160m": _llama(32_000, 768, 3072, 12, 12, 12, 64),  # JackFram/llama-160m
+    "1b": _llama(128_256, 2048, 8192, 16, 32, 8, 64),  # Llama-3.2-1B
+}
 
 
 def random_weights(config: ModelConfig, weights: str) -> PackedWeights:
@@ -81,19 +84,36 @@ def _linear(name: str, weight_format: WeightFormat, n: int, k: int) -> dict[str,
     return {name: data, f"{name}.scale": np.resize(sample.scale, n)}
 
 
+def random_native_model(
+    shape: str, weights: str, kv: str, num_threads: int, max_positions: int
+) -> NativeTransformer:
+    """A model with random weights.
+
+    Args:
+        shape: a name of SHAPES.
+        weights: see `random_weights`.
+        kv: the format of keys and values.
+        num_threads: that share a step.
+        max_positions: the longest context.
+    """
+    config = SHAPES[shape]
+    packed = random_weights(config, weights)
+    linear = [*(getattr(layer, name) for layer in packed.layers for name in LINEAR), packed.head]
+    num_weights = sum(weight.n * weight.k for weight in linear)
+    info = ModelDescription(
+        config.architecture, "random", config.vocab_size, max_positions, (), weights, kv, num_weights
+    )
+    return NativeTransformer(config, packed, info, num_threads)
+
+
 class RandomDriver(CpuDriver):
     """The processor, with a model of SHAPES in place of what a load names by its path."""
 
-    packed: PackedWeights | None = None  # of the model that was loaded last
+    weight_bytes = 0  # that a step of the loaded model reads
 
     def load_model(self, load: Load, report: ProgressCallback) -> tuple[NativeTransformer, Quality | None]:
-        """See Backend; `load.path` is a name of SHAPES."""
-        config = SHAPES[load.path]
-        packed = self.packed = random_weights(config, load.weights)
-        kv = load.kv if load.kv != "auto" else "fp16" if packed.weight_format.is_quantised else load.weights
-        linear = [getattr(layer, name) for layer in packed.layers for name in LINEAR] + [packed.head]
-        info = ModelDescription(
-            config.architecture, "random", config.vocab_size, load.max_model_len or config.max_positions, (),
-            load.weights, kv, sum(weight.n * weight.k for weight in linear),
-        )  # fmt: skip
-        return NativeTransformer(config, packed, info, self.num_threads), None
+        """See Backend; `load.path` is a name of SHAPES, and the other fields are not "auto" or None."""
+        assert load.max_model_len is not None
+        model = random_native_model(load.path, load.weights, load.kv, self.num_threads, load.max_model_len)
+        self.weight_bytes = model._weights.step_bytes
+        return model, None

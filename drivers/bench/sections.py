@@ -5,10 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator
 
-from drivers.bench import attention
+from drivers.bench import attention, step
 from drivers.bench.gemm import INPUTS, OUTPUTS, WeightCopies, measure_gemm
 from drivers.bench.models import DrivenModel, measure_decode, measure_prefill
 from drivers.bench.peaks import CACHE_SET_BYTES, make_stream, measure_cache_read, measure_peaks
+from drivers.bench.random_model import random_native_model
 from drivers.bench.rows import Case, Latest, Measured, Options, against_roof
 from drivers.bench.torch_baseline import TorchAttention, TorchProduct
 from native.gemm import WeightFormat
@@ -23,6 +24,10 @@ TORCH_ROWS = (64, 512)
 ATTENTION_SHAPE = (32, 8, 64)  # query heads, kv heads, dimension
 ATTENTION_FORMATS = ("fp16", "int8")
 TORCH_ATTENTION = ("decode-8k", "prefill-512")
+
+STEP_FORMATS = ("bf16", "w8a8", "w4a8")
+STEP_ROWS = (1, 16)
+STEP_CONTEXT = 128
 
 MODEL_SHAPES = ("160m", "1b")
 MODEL_FORMATS = ("fp32", "bf16", "w8a8", "w4a8")
@@ -110,40 +115,73 @@ def attention_cases(options: Options) -> Iterator[Case]:
     )
     stream = make_stream(options.stream_bytes)
 
-    def name(step: attention.Case, kv_format: str, num_threads: int) -> str:
-        return f"attention: {step.name}, {kv_format}, heads {shape[0]}/{shape[1]}, threads {num_threads}"
+    def name(at: attention.Case, kv_format: str, num_threads: int) -> str:
+        return f"attention: {at.name}, {kv_format}, heads {shape[0]}/{shape[1]}, threads {num_threads}"
 
-    def against_peaks(step: attention.Case, kv_format: str, num_threads: int) -> Case:
-        case = name(step, kv_format, num_threads)
+    def against_peaks(at: attention.Case, kv_format: str, num_threads: int) -> Case:
+        case = name(at, kv_format, num_threads)
 
         def measure() -> Iterator[Measured]:
-            cache = cache_of(kv_format, step.num_positions)
-            row = attention.measure_attention(cache, step, num_threads, options.runs, stream)
+            cache = cache_of(kv_format, at.num_positions)
+            row = attention.measure_attention(cache, at, num_threads, options.runs, stream)
             yield against_roof(case, "time", row.microseconds, "us", row, is_integer=False)
 
         return Case(case, measure)
 
-    def against_other(step: attention.Case, kv_format: str, num_threads: int) -> Case:
-        case = name(step, kv_format, num_threads)
+    def against_other(at: attention.Case, kv_format: str, num_threads: int) -> Case:
+        case = name(at, kv_format, num_threads)
 
         def measure() -> Iterator[Measured]:
-            cache = cache_of(kv_format, step.num_positions)
+            cache = cache_of(kv_format, at.num_positions)
             if kv_format == "int8":
-                wide = attention.CacheLayers("fp16", shape, step.num_positions, options.stream_bytes)
-                other, their_seconds = "fp16", lambda: wide.seconds(step, num_threads)
+                wide = attention.CacheLayers("fp16", shape, at.num_positions, options.stream_bytes)
+                other, their_seconds = "fp16", lambda: wide.seconds(at, num_threads)
             else:
-                theirs = TorchAttention(shape, step.num_positions, options.stream_bytes)
-                other, their_seconds = theirs.name, lambda: theirs.seconds(step.num_tokens, num_threads)
-            yield beside(case, other, options.runs, lambda: cache.seconds(step, num_threads), their_seconds)
+                theirs = TorchAttention(shape, at.num_positions, options.stream_bytes)
+                other, their_seconds = theirs.name, lambda: theirs.seconds(at.num_tokens, num_threads)
+            yield beside(case, other, options.runs, lambda: cache.seconds(at, num_threads), their_seconds)
 
         return Case(case, measure)
 
-    for step in steps.values():
+    for at in steps.values():
         for kv_format in formats:
             for num_threads in options.thread_counts:
-                yield against_peaks(step, kv_format, num_threads)
-                if kv_format == "int8" or step.name in torch_steps:
-                    yield against_other(step, kv_format, num_threads)
+                yield against_peaks(at, kv_format, num_threads)
+                if kv_format == "int8" or at.name in torch_steps:
+                    yield against_other(at, kv_format, num_threads)
+
+
+def step_cases(options: Options) -> Iterator[Case]:
+    """The forward pass of small models, against the last cache and a few microseconds for each layer."""
+    shapes, formats = (("stories260k",), ("w8a8",)) if options.is_quick else (step.SHAPES, STEP_FORMATS)
+    row_counts = (2,) if options.is_quick else STEP_ROWS
+    model_of = Latest(
+        lambda shape, weights, num_threads: random_native_model(
+            shape, weights, "fp16", num_threads, STEP_CONTEXT + 1
+        )
+    )
+
+    def case(shape: str, weights: str, num_threads: int, num_rows: int) -> Case:
+        name = f"step: {shape} {weights}, batch {num_rows}, threads {num_threads}"
+
+        def measure() -> Iterator[Measured]:
+            step_case = step.StepCase(model_of(shape, weights, num_threads), num_rows, 1, STEP_CONTEXT)
+            row = step.measure_step(step_case, shape, options.runs)
+            limit = (
+                f"read {row.read_bytes_per_second / 1e9:.1f} GB/s + {step.LAYER_SECONDS * 1e6:.0f} us a layer"
+            )
+            yield Measured(name, "time", row.microseconds, "us", limit, 1 / row.limit_ratio, options.runs)
+            whole = row.microseconds + row.python_microseconds
+            yield Measured(
+                name, "time with Python", whole, "us", "without", row.microseconds / whole, options.runs
+            )
+
+        return Case(name, measure)
+
+    for shape in shapes:
+        for weights in formats:
+            for num_threads in options.thread_counts:
+                yield from (case(shape, weights, num_threads, num_rows) for num_rows in row_counts)
 
 
 def beside(
@@ -190,5 +228,6 @@ SECTIONS: dict[str, Callable[[Options], Iterator[Case]]] = {
     "peaks": peak_cases,
     "gemm": gemm_cases,
     "attention": attention_cases,
+    "step": step_cases,
     "decode": decode_cases,
 }

@@ -20,23 +20,16 @@ import torch
 from native._cpu import ffi, lib
 
 from drivers.bench.peaks import measure_cache_read, seconds_together
+from drivers.bench.random_model import random_native_model
 from drivers.model.batch import ContiguousPages
-from drivers.model.config import ModelConfig, RopeConfig
 from drivers.model.native_transformer import KV_FORMATS, NativeTransformer
-from drivers.model.packed import LINEAR, WEIGHT_FORMATS, PackedWeights
-from drivers.model.transformer import ModelDescription
+from drivers.model.packed import WEIGHT_FORMATS
 from llmos.device import Row, choose_kv_format
-from native.gemm import aligned_empty, pack_weight
+from native.gemm import aligned_empty
 
-__all__ = ["SHAPES", "StepCase", "StepMeasurement", "measure_step", "random_native_model"]
+__all__ = ["SHAPES", "StepCase", "StepMeasurement", "measure_step"]
 
-# vocabulary, hidden, inner, layers, heads of queries, of keys, their dimension
-SHAPES = {
-    "stories260k": (512, 64, 172, 5, 8, 4, 8),
-    "draft": (2560, 128, 384, 2, 4, 2, 32),
-    "base": (2560, 256, 704, 4, 4, 2, 64),
-    "160m": (32000, 768, 3072, 12, 12, 12, 64),
-}
+SHAPES = ("stories260k", "draft", "base", "160m")
 LAYER_SECONDS = 30e-6  # what a layer may take besides reading its weights
 STEP_SECONDS = 10e-3  # of one timing, at least: short steps are repeated
 PROBE_ITERATIONS = 2_000_000
@@ -60,48 +53,6 @@ class StepMeasurement(msgspec.Struct, frozen=True):
     limit_ratio: float  # time / limit
     phases: dict[str, float]  # thread-microseconds, from runs of their own
     repetitions: int
-
-
-def random_native_model(
-    shape: str, weights: str, kv: str, num_threads: int, max_positions: int
-) -> NativeTransformer:
-    """A model of one of SHAPES. All layers have the same numbers, in memory of their own."""
-    vocab, hidden, inner, layers, heads, kv_heads, dim = SHAPES[shape]
-    config = ModelConfig(
-        "LlamaForCausalLM", vocab, hidden, inner, layers, heads, kv_heads, dim, 1e-5, max_positions,
-        RopeConfig(10000.0), False, False, False, False, True, None, "bf16", (0,),
-    )  # fmt: skip
-    rng = np.random.default_rng(0)
-    arrays: dict[str, np.ndarray] = {
-        "embedding": rng.integers(0x3F00, 0x4000, (vocab, hidden), dtype=np.uint16),  # bf16: 0.5 to 2
-        "final_norm": np.ones(hidden, dtype=np.float32),
-        "head_is_finite": np.ones(1, dtype=np.uint8),
-    }
-
-    def linear(names: Sequence[str], n: int, k: int) -> None:
-        rows = rng.standard_normal((n, k), dtype=np.float32) / np.float32(k**0.5)
-        packed = pack_weight(WEIGHT_FORMATS[weights], rows)
-        for name in names:
-            arrays[name] = aligned_empty(packed.data.nbytes)
-            arrays[name][:] = packed.data
-            if packed.scale is not None:
-                arrays[f"{name}.scale"] = packed.scale
-
-    sizes = {
-        "qkv": ((heads + 2 * kv_heads) * dim, hidden),
-        "output": (hidden, heads * dim),
-        "gate_up": (2 * inner, hidden),
-        "down": (hidden, inner),
-    }
-    for name in LINEAR:
-        linear([f"layers.{index}.{name}" for index in range(layers)], *sizes[name])
-    linear(["head"], vocab, hidden)
-    for index in range(layers):
-        for name in ("input_norm", "post_norm"):
-            arrays[f"layers.{index}.{name}"] = np.ones(hidden, dtype=np.float32)
-    packed_weights = PackedWeights.from_arrays(config, weights, "bf16", arrays)
-    info = ModelDescription(config.architecture, "", vocab, max_positions, (0,), weights, kv, 0)
-    return NativeTransformer(config, packed_weights, info, num_threads)
 
 
 class StepCase:

@@ -6,13 +6,14 @@ import msgspec
 import pytest
 
 from drivers.bench import step
+from drivers.bench.random_model import random_native_model
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
 @pytest.mark.parametrize("weights", ["bf16", "w4a8"])
 def test_measurement(weights: str, num_threads: int) -> None:
     """Fractions follow from time and bandwidth; every kind of phase that the step has took some time."""
-    model = step.random_native_model("stories260k", weights, "int8", num_threads, 64)
+    model = random_native_model("stories260k", weights, "int8", num_threads, 64)
     case = step.StepCase(model, 9, 2, 20)
     row = step.measure_step(case, "stories260k", 1)
     assert (row.num_rows, row.tokens_per_row, row.context, row.num_threads) == (9, 2, 20, num_threads)
@@ -25,7 +26,7 @@ def test_measurement(weights: str, num_threads: int) -> None:
 
 def test_bytes_and_operations_of_a_step() -> None:
     """A step reads all weights once and the keys and values of every row; two operations for each weight."""
-    model = step.random_native_model("base", "w8a8", "fp16", 1, 64)
+    model = random_native_model("base", "w8a8", "fp16", 1, 64)
     case = step.StepCase(model, 3, 1, 9)
     layer = 256 * 512 + 256 * 256 + 3 * 256 * 704
     num_weights = 4 * layer + 2560 * 256
