@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -10,14 +9,11 @@ import torch
 from attrs import define, frozen
 from safetensors import SafetensorError, safe_open
 
+from drivers.model.content_hash import HashedFile, hash_files
 from drivers.model.errors import ModelError
 
 __all__ = ["Checkpoint", "TensorEntry"]
 
-FULL_HASH_BYTES = 1 << 30  # larger checkpoints are hashed by samples
-SAMPLE_BYTES = 64 << 10
-NUM_SAMPLES = 64
-READ_BYTES = 4 << 20
 MAX_HEADER_BYTES = 100 << 20  # the format's own limit
 FLOAT_DTYPES = ("F32", "F16", "BF16", "F64")
 
@@ -112,26 +108,14 @@ class Checkpoint:
             raise ModelError(f"{file}: tensor {name} cannot be read: {error}") from None
 
     def content_hash(self) -> str:
-        """Hex BLAKE2b over config.json and the weight files.
+        """Hex digest over config.json and the weight files; see hash_files."""
+        files = [HashedFile(file, file.name, _header_end(file)) for file in self.files]
+        return hash_files((self.folder / "config.json").read_bytes(), files)
 
-        Up to 1 GiB every byte counts. Beyond that the header, the size and 64 evenly spaced samples of 64 KiB
-        of each file count: enough to tell models apart, in milliseconds; not a proof against tampering.
-        """
-        digest = hashlib.blake2b((self.folder / "config.json").read_bytes(), digest_size=32)
-        sizes = [file.stat().st_size for file in self.files]
-        for file, size in zip(self.files, sizes, strict=True):
-            digest.update(f"\0{file.name}\0{size}\0".encode())
-            with file.open("rb") as reader:
-                if sum(sizes) <= FULL_HASH_BYTES:
-                    while block := reader.read(READ_BYTES):
-                        digest.update(block)
-                    continue
-                header_bytes = int.from_bytes(reader.read(8), "little")
-                digest.update(reader.read(header_bytes))
-                for sample in range(NUM_SAMPLES):
-                    reader.seek(sample * max(0, size - SAMPLE_BYTES) // (NUM_SAMPLES - 1))
-                    digest.update(reader.read(SAMPLE_BYTES))
-        return digest.hexdigest()
+
+def _header_end(file: Path) -> int:
+    with file.open("rb") as reader:
+        return 8 + int.from_bytes(reader.read(8), "little")
 
 
 def _read_header(file: Path) -> list[TensorEntry]:
