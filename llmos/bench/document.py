@@ -11,8 +11,9 @@ from llmos.bench.report import read_rows
 PREAMBLE = """# Benchmarks
 
 Generated from the rows in `docs/benchmarks/`, which `llmos bench NAME --json FILE` writes; do not edit.
-*ratio* says how many times better than *against* a value is (above 1 is better, whatever the metric), or how
-many times within a budget. Medians over *runs*; a row that was not measured is absent.
+*ratio* says how many times better than *against* a value is (above 1 is better, whatever the metric), how many
+times within a budget, or, where *against* is a peak of the machine, which fraction of it is reached. Baselines
+and peaks are measured in turn with the value. Medians over *runs*; a row that was not measured is absent.
 """
 
 
@@ -24,14 +25,18 @@ def document(folder: Path) -> str:
         rows, key=lambda row: (row.bench, row.machine, row.commit)
     ):
         parts.append(f"\n## {bench}\n\n{machine}; commit {commit}\n")
-        parts.append(
-            "| case | metric | value | against | ratio | runs |\n| --- | --- | ---: | --- | ---: | ---: |"
-        )
-        parts += [
-            f"| {r.case} | {r.metric} | {r.value:,.4g} {r.unit} | {r.against} | {r.ratio:.2f} | {r.runs} |"
-            for r in group
-        ]
-    return "\n".join(parts) + "\n"
+        for section, members in groupby(group, key=lambda row: row.case.rpartition(": ")[0]):
+            parts += [f"### {section}\n"] if section else []
+            parts.append(
+                "| case | metric | value | against | ratio | runs |\n| --- | --- | ---: | --- | ---: | ---: |"
+            )
+            for row in members:
+                case, value = row.case.rpartition(": ")[2], f"{row.value:,.4g} {row.unit}"
+                parts.append(
+                    f"| {case} | {row.metric} | {value} | {row.against} | {row.ratio:.2f} | {row.runs} |"
+                )
+            parts.append("")
+    return "\n".join(parts)
 
 
 if __name__ == "__main__":

@@ -57,10 +57,13 @@ def test_rows_come_back_and_make_a_page(tmp_path: Path) -> None:
     """What a report writes is read back whole, and the page shows it."""
     report = Report("example")
     report.add("a case", "throughput", 1234.5, "tokens/s", against="a baseline", ratio=2.5, runs=7)
+    report.add("part one: first", "time", 2.0, "us", against="a limit", ratio=0.5, runs=7)
     report.write_json(str(tmp_path / "example.jsonl"))
     assert read_rows([tmp_path / "example.jsonl"]) == report.rows
     page = document(tmp_path)
     assert "| a case | throughput |" in page
+    assert "\n### part one\n\n| case |" in page
+    assert "| first | time |" in page
     assert "2.50" in page
 
 
