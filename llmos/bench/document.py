@@ -11,9 +11,10 @@ from llmos.bench.report import read_rows
 PREAMBLE = """# Benchmarks
 
 Generated from the rows in `docs/benchmarks/`, which `llmos bench NAME --json FILE` writes; do not edit.
-*ratio* says how many times better than *against* a value is (above 1 is better, whatever the metric), how many
-times within a budget, or, where *against* is a peak of the machine, which fraction of it is reached. Baselines
-and peaks are measured in turn with the value. Medians over *runs*; a row that was not measured is absent.
+*ratio* says how many times better than *against* a value is (above 1 is better, whatever the metric), how
+many times within a budget, or, where *against* is a peak of the machine, which fraction of it is reached.
+Baselines and peaks are measured in turn with the value. Medians over *runs*; a row that was not measured is
+absent.
 """
 
 
