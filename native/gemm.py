@@ -63,6 +63,13 @@ def best_variant() -> str:
     return str(ffi.string(lib.llmos_variant_name(lib.llmos_best_variant())).decode())
 
 
+ROW_FORMATS = {  # of weights before they are packed
+    np.dtype(np.float32): int(WeightFormat.FP32),
+    np.dtype(np.float16): int(WeightFormat.FP16),
+    np.dtype(np.uint16): int(WeightFormat.BF16),
+}
+
+
 def usable_variants() -> dict[str, int]:
     """The instruction sets that this machine has: name to number, best last."""
     return {ffi.string(lib.llmos_variant_name(i)).decode(): i for i in range(lib.llmos_best_variant() + 1)}
@@ -155,21 +162,44 @@ def packed_bytes(weight_format: WeightFormat, n: int, k: int) -> int:
 
 
 def pack_weight(
-    weight_format: WeightFormat, rows: FloatArray, bias: FloatArray | None = None, num_threads: int = 1
+    weight_format: WeightFormat,
+    rows: npt.NDArray[Any],
+    bias: FloatArray | None = None,
+    num_threads: int = 1,
+    variant: int | None = None,
 ) -> PackedWeight:
-    """Pack [n, k] fp32 weights; finite ones, for the quantised formats. The bits do not depend on threads.
+    """Pack weights. The bits depend on neither threads nor, for the quantised formats, the variant.
+
+    Args:
+        weight_format: to pack in.
+        rows: [n, k]: float32, float16, or the bits of bfloat16 as uint16.
+        bias: [n] fp32.
+        num_threads: that share the rows.
+        variant: one of `usable_variants`; the best when None.
+
+    Returns:
+        The packed weight. In a quantised format, a row with a number that is not finite is packed as zeros,
+        with the scale NaN.
+
+    Raises:
+        ValueError: shapes or types do not fit, or the shape has no packed form.
 
     Source (W4A8): Lin et al. 2024, "QServe", arXiv:2405.04532, progressive quantisation.
     """
-    _check_matrix("weights", rows, np.float32)
+    row_format = ROW_FORMATS.get(rows.dtype)
+    if row_format is None:
+        raise ValueError(f"weights must be float32, float16 or bfloat16 bits as uint16, got {rows.dtype}")
+    _check_matrix("weights", rows, rows.dtype)
     n, k = rows.shape
     data = aligned_empty(packed_bytes(weight_format, n, k))
     scale = np.empty(n, dtype=np.float32) if weight_format.is_quantised else None
+    arguments = (_stride(rows), _pointer("void *", data), _pointer("float *", scale))
+    chosen = _variant(variant)
 
     def pack(n0: int) -> None:
-        lib.llmos_pack_rows(
-            int(weight_format), n, k, n0, min(n0 + share, n), _pointer("float *", rows[n0:]), _stride(rows),
-            _pointer("void *", data), _pointer("float *", scale),
+        lib.llmos_pack_rows_variant(
+            chosen, int(weight_format), k, n0, min(n0 + share, n), row_format,
+            _pointer("void *", rows[n0:]), *arguments,
         )  # fmt: skip
 
     tiles = -(-n // TILE_COLUMNS)
@@ -187,7 +217,7 @@ def pack_int8(rows: npt.NDArray[np.int8], scale: FloatArray, bias: FloatArray | 
     _check_matrix("weights", rows, np.int8)
     n, k = rows.shape
     data = aligned_empty(packed_bytes(WeightFormat.W8A8, n, k))
-    lib.llmos_pack_int8(n, k, 0, n, _pointer("int8_t *", rows), _stride(rows), _pointer("void *", data))
+    lib.llmos_pack_int8(k, 0, n, _pointer("int8_t *", rows), _stride(rows), _pointer("void *", data))
     return PackedWeight(WeightFormat.W8A8, n, k, data, scale, bias)
 
 
@@ -216,7 +246,7 @@ def pack_int4(
         raise ValueError("code * scale + offset leaves 0..255")
     data = aligned_empty(packed_bytes(WeightFormat.W4A8, n, k))
     lib.llmos_pack_int4(
-        n, k, 0, n, _pointer("uint8_t *", codes), _stride(codes), _pointer("uint8_t *", group_scale),
+        k, 0, n, _pointer("uint8_t *", codes), _stride(codes), _pointer("uint8_t *", group_scale),
         _pointer("uint8_t *", group_offset), _pointer("void *", data),
     )  # fmt: skip
     return PackedWeight(WeightFormat.W4A8, n, k, data, scale, bias)

@@ -152,9 +152,9 @@ def pack_arrays(
     def linear(
         name: str, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> Iterator[tuple[str, np.ndarray]]:
-        if weight_format.is_quantised and not torch.isfinite(weight).all():
+        packed = pack_weight(weight_format, _rows(weight), num_threads=num_threads)
+        if packed.scale is not None and not np.isfinite(packed.scale).all():
             raise ModelError(f"{name} holds a weight that is not finite; {weights} cannot represent it")
-        packed = pack_weight(weight_format, _floats(weight), num_threads=num_threads)
         yield name, packed.data
         if packed.scale is not None:
             yield f"{name}.scale", packed.scale
@@ -174,6 +174,13 @@ def pack_arrays(
                 yield prefix + name, _floats(norm)
         for name in LINEAR:
             yield from linear(prefix + name, getattr(layer, name), getattr(layer, f"{name}_bias"))
+
+
+def _rows(weight: torch.Tensor) -> np.ndarray:
+    """As `pack_weight` takes them, without a copy."""
+    rows = weight.detach().contiguous()
+    array: np.ndarray = (rows.view(torch.uint16) if rows.dtype == torch.bfloat16 else rows).numpy()
+    return array
 
 
 def _floats(values: torch.Tensor) -> np.ndarray:

@@ -41,22 +41,22 @@ int64_t llmos_gemm_scratch_bytes(const llmos_weight *w, int32_t m);
  */
 int64_t llmos_packed_bytes(int32_t format, int32_t n, int32_t k);
 
-/* Pack rows n0 to n1 of w [n][k], n0 a multiple of the tile, n1 too unless it is n. `rows` points to row n0,
- * ld counts its elements. Writes the rows' part of data, and scale[n0:n1] for W8A8 and W4A8 (else it may be
- * null). Tail columns of the last tile are zeros. Different rows may be packed at the same time.
+/* Pack rows n0 to n1 of w [n][k], n0 a multiple of the tile, n1 too unless it is n. `rows` points to row n0, in
+ * row_format: fp32, fp16 or bf16; ld counts its elements. Writes the rows' part of data, and scale[n0:n1] for W8A8 and
+ * W4A8 (else it may be null): NaN for a row with a number that is not finite, whose weights are then zeros. Tail
+ * columns of the last tile are zeros. Different rows may be packed at the same time.
  */
-void llmos_pack_rows(int32_t format, int32_t n, int32_t k, int32_t n0, int32_t n1,
-                     const float *rows, int64_t ld, void *data, float *scale);
+void llmos_pack_rows(int32_t format, int32_t k, int32_t n0, int32_t n1, int32_t row_format, const void *rows,
+                     int64_t ld, void *data, float *scale);
 
 /* The same for W8A8 from integers [n1 - n0][ld], each in -127..127: their scales are the caller's. */
-void llmos_pack_int8(int32_t n, int32_t k, int32_t n0, int32_t n1,
-                     const int8_t *rows, int64_t ld, void *data);
+void llmos_pack_int8(int32_t k, int32_t n0, int32_t n1, const int8_t *rows, int64_t ld, void *data);
 
 /* The same for W4A8 from codes [n1 - n0][ld] in 0..15, with a scale (1..17) and an offset (128 + the value of
  * code 0) for each row and group of 128: group_scale, group_offset [n1 - n0][groups]; code * scale + offset
  * is in 0..255.
  */
-void llmos_pack_int4(int32_t n, int32_t k, int32_t n0, int32_t n1, const uint8_t *codes, int64_t ld,
+void llmos_pack_int4(int32_t k, int32_t n0, int32_t n1, const uint8_t *codes, int64_t ld,
                      const uint8_t *group_scale, const uint8_t *group_offset, void *data);
 
 /* Rows n0 to n1 as the kernels see them, fp32: for W8A8 and W4A8 the integer times scale. */
@@ -74,5 +74,8 @@ void llmos_gemm_variant(int32_t variant, const llmos_weight *w, const void *x, i
 void llmos_gemm_argmax_variant(int32_t variant, const llmos_weight *w, const void *x, int64_t ldx,
                                const float *xscale, const int32_t *xsum, int32_t m, int32_t n0, int32_t n1,
                                float *value, int32_t *index, void *scratch);
+
+void llmos_pack_rows_variant(int32_t variant, int32_t format, int32_t k, int32_t n0, int32_t n1, int32_t row_format,
+                             const void *rows, int64_t ld, void *data, float *scale);
 
 #endif

@@ -1,5 +1,5 @@
 /* Weights from row-major to packed and back; _gemm.h says where each number lies. */
-#include "_gemm.h"
+#include "_pack.h"
 
 #include <math.h>
 
@@ -32,27 +32,6 @@ static uint16_t float_to_fp16(float value)
     return (uint16_t)(sign | ((bits + 0xfff + (bits >> 13 & 1) - 0x38000000) >> 13));
 }
 
-static int64_t bf16_slot(int32_t k, int32_t c)
-{
-    return (int64_t)k * COLUMNS + c / 32 * 32 + c % 16 * 2 + c / 16 % 2;
-}
-
-static int64_t int8_slot(int32_t k, int32_t c)
-{
-    return (int64_t)(k / 4) * 4 * COLUMNS + c * 4 + k % 4;
-}
-
-/* A group's scales; its offsets follow, then its codes. */
-static int64_t group_slot(int32_t g)
-{
-    return (int64_t)g * (2 * COLUMNS + GROUP * COLUMNS / 2);
-}
-
-static int64_t int4_slot(int32_t k, int32_t c)
-{
-    return group_slot(k / GROUP) + 2 * COLUMNS + (int64_t)(k % GROUP / 8) * 4 * COLUMNS + c * 4 + k % 4;
-}
-
 int64_t llmos_packed_bytes(int32_t format, int32_t n, int32_t k)
 {
     int quantised = format == LLMOS_W8A8 || format == LLMOS_W4A8;
@@ -75,87 +54,6 @@ static int32_t get_int4(const char *tile, int32_t k, int32_t c)
     return k % 8 < 4 ? byte & 15 : byte >> 4;
 }
 
-static float largest_magnitude(const float *row, int32_t k)
-{
-    float largest = 0;
-    for (int32_t i = 0; i < k; i++)
-        largest = fabsf(row[i]) > largest ? fabsf(row[i]) : largest;
-    return largest;
-}
-
-/* Four at a time: this is what packing spends its time in. */
-typedef float floats __attribute__((vector_size(16)));
-typedef int32_t masks __attribute__((vector_size(16)));
-
-static const floats fifteen = {15, 15, 15, 15};
-
-/* Codes, still fp32: adding and taking away 1.5 * 2^23 rounds to integers, halves to even. */
-static inline floats codes_of(floats values, float inverse, float low)
-{
-    floats codes = (values - low) * inverse;
-    codes = (floats)((masks)codes & (codes > 0));
-    masks over = codes > fifteen;
-    codes = (floats)(((masks)fifteen & over) | ((masks)codes & ~over));
-    return codes + 12582912.0f - 12582912.0f;
-}
-
-static float error_of(const floats *values, int32_t scale, int32_t start)
-{
-    const float inverse = 1.0f / (float)scale, low = (float)start;
-    floats errors[2] = {{0}, {0}};
-    for (int32_t i = 0; i < GROUP / 4; i++) {
-        floats off = values[i] - (codes_of(values[i], inverse, low) * (float)scale + low);
-        errors[i % 2] += off * off;
-    }
-    errors[0] += errors[1];
-    return errors[0][0] + errors[0][1] + errors[0][2] + errors[0][3];
-}
-
-/* The best scale and offset for values in -119..119: of the range divided by 15, rounded down and up, and of all
- * the places where codes of that scale can lie in the range, or the range among the codes.
- */
-static void search_group(const floats *values, int32_t low, int32_t high, int32_t *scale, int32_t *start)
-{
-    float best = INFINITY;
-    for (int32_t s = (high - low) / 15; s <= (high - low + 14) / 15; s++) {
-        int32_t step = s < 1 ? 1 : s, slack = high - low - 15 * step;
-        int32_t from = slack < 0 ? low + slack : low, to = slack > 0 ? low + slack : low;
-        for (int32_t at = from; at <= to; at++) {
-            if (at < -128 || at + 15 * step > 127)
-                continue;
-            float error = error_of(values, step, at);
-            if (error < best) {
-                best = error;
-                *scale = step;
-                *start = at;
-            }
-        }
-    }
-}
-
-static void pack_int4_row(char *tile, int32_t c, int32_t k, const float *row, float inverse)
-{
-    uint8_t *groups = (uint8_t *)tile;
-    for (int32_t k0 = 0; k0 < k; k0 += GROUP) {
-        floats values[GROUP / 4];
-        int32_t count = k - k0 < GROUP ? k - k0 : GROUP, low = 127, high = -128, step = 1, start = 0;
-        for (int32_t i = 0; i < GROUP; i++) { /* past the end, the last one again: it changes no range */
-            float value = row[k0 + (i < count ? i : count - 1)] * inverse;
-            int32_t whole = (int32_t)lrintf(value);
-            low = whole < low ? whole : low;
-            high = whole > high ? whole : high;
-            values[i / 4][i % 4] = value;
-        }
-        search_group(values, low, high, &step, &start);
-        groups[group_slot(k0 / GROUP) + c] = (uint8_t)step;
-        groups[group_slot(k0 / GROUP) + COLUMNS + c] = (uint8_t)(start + 128);
-        for (int32_t i = 0; i < count; i++) {
-            floats codes = codes_of(values[i / 4], 1.0f / (float)step, (float)start);
-            put_int4(tile, k0 + i, c, (int32_t)codes[i % 4]);
-        }
-    }
-}
-
 /* A tile of weights that are all zero. */
 static void clear_tile(int32_t format, int32_t k, char *tile)
 {
@@ -168,55 +66,68 @@ static void clear_tile(int32_t format, int32_t k, char *tile)
         }
 }
 
-static void pack_row(int32_t format, int32_t k, const float *row, char *tile, int32_t c, float *scale)
+static const llmos_pack_kernels *kernels_of(int32_t variant)
 {
-    float limit = format == LLMOS_W8A8 ? 127.0f : 119.0f; /* 119: codes times scales stay within 127 */
-    float largest = 0, inverse = 0;
-    if (format == LLMOS_W8A8 || format == LLMOS_W4A8) {
-        largest = largest_magnitude(row, k);
-        inverse = largest > 0 ? limit / largest : 0;
-        *scale = largest / limit;
-    }
-    switch (format) {
-    case LLMOS_FP32:
-        for (int32_t i = 0; i < k; i++)
-            ((float *)tile)[(int64_t)i * COLUMNS + c] = row[i];
-        return;
-    case LLMOS_FP16:
-        for (int32_t i = 0; i < k; i++)
-            ((uint16_t *)tile)[(int64_t)i * COLUMNS + c] = float_to_fp16(row[i]);
-        return;
-    case LLMOS_BF16:
-        for (int32_t i = 0; i < k; i++)
-            ((uint16_t *)tile)[bf16_slot(i, c)] = float_to_bf16(row[i]);
-        return;
-    case LLMOS_W8A8:
-        for (int32_t i = 0; i < k; i++)
-            ((uint8_t *)tile)[int8_slot(i, c)] = (uint8_t)(lrintf(row[i] * inverse) + 128);
-        return;
-    default:
-        pack_int4_row(tile, c, k, row, inverse);
+#if defined(LLMOS_PACKS_X86)
+    if (variant == LLMOS_AVX512)
+        return &llmos_pack_avx512;
+    if (variant == LLMOS_AVX2)
+        return &llmos_pack_avx2;
+#endif
+    (void)variant;
+    return &llmos_pack_plain;
+}
+
+static float number_at(int32_t row_format, const void *row, int32_t k)
+{
+    if (row_format == LLMOS_FP32)
+        return ((const float *)row)[k];
+    uint16_t bits = ((const uint16_t *)row)[k];
+    return row_format == LLMOS_FP16 ? fp16_to_float(bits) : bf16_to_float(bits);
+}
+
+static void pack_float_row(int32_t format, int32_t row_format, const void *row, int32_t k, char *tile, int32_t c)
+{
+    for (int32_t i = 0; i < k; i++) {
+        float value = number_at(row_format, row, i);
+        if (format == LLMOS_FP32)
+            ((float *)tile)[(int64_t)i * COLUMNS + c] = value;
+        else if (format == LLMOS_FP16)
+            ((uint16_t *)tile)[(int64_t)i * COLUMNS + c] = float_to_fp16(value);
+        else
+            ((uint16_t *)tile)[bf16_slot(i, c)] = float_to_bf16(value);
     }
 }
 
-void llmos_pack_rows(int32_t format, int32_t n, int32_t k, int32_t n0, int32_t n1,
-                     const float *rows, int64_t ld, void *data, float *scale)
+void llmos_pack_rows_variant(int32_t variant, int32_t format, int32_t k, int32_t n0, int32_t n1, int32_t row_format,
+                             const void *rows, int64_t ld, void *data, float *scale)
 {
-    int64_t size_bytes = tile_bytes(format, k);
-    (void)n;
-    for (int32_t row = n0; row < n1; row++) {
-        char *tile = (char *)data + row / COLUMNS * size_bytes;
-        float unused;
-        if (row % COLUMNS == 0)
+    const llmos_pack_kernels *kernels = kernels_of(variant);
+    const int64_t row_bytes = ld * (row_format == LLMOS_FP32 ? 4 : 2), size_bytes = tile_bytes(format, k);
+    for (int32_t i = n0; i < n1; i++) {
+        const char *row = (const char *)rows + (i - n0) * row_bytes;
+        char *tile = (char *)data + i / COLUMNS * size_bytes;
+        int32_t c = i % COLUMNS;
+        if (c == 0)
             clear_tile(format, k, tile);
-        pack_row(format, k, rows + (row - n0) * ld, tile, row % COLUMNS, scale ? scale + row : &unused);
+        if (format == LLMOS_W8A8)
+            scale[i] = kernels->int8_row(row_format, row, k, tile, c);
+        else if (format == LLMOS_W4A8)
+            scale[i] = kernels->int4_row(row_format, row, k, tile, c);
+        else
+            pack_float_row(format, row_format, row, k, tile, c);
     }
 }
 
-void llmos_pack_int8(int32_t n, int32_t k, int32_t n0, int32_t n1, const int8_t *rows, int64_t ld, void *data)
+void llmos_pack_rows(int32_t format, int32_t k, int32_t n0, int32_t n1, int32_t row_format, const void *rows,
+                     int64_t ld, void *data, float *scale)
+{
+    llmos_pack_rows_variant(llmos_best_variant(), format, k, n0, n1, row_format, rows, ld, data, scale);
+}
+
+void llmos_pack_int8(int32_t k, int32_t n0, int32_t n1, const int8_t *rows, int64_t ld, void *data)
 {
     int64_t size_bytes = tile_bytes(LLMOS_W8A8, k);
-    (void)n;
     for (int32_t row = n0; row < n1; row++) {
         char *tile = (char *)data + row / COLUMNS * size_bytes;
         if (row % COLUMNS == 0)
@@ -226,12 +137,11 @@ void llmos_pack_int8(int32_t n, int32_t k, int32_t n0, int32_t n1, const int8_t 
     }
 }
 
-void llmos_pack_int4(int32_t n, int32_t k, int32_t n0, int32_t n1, const uint8_t *codes, int64_t ld,
+void llmos_pack_int4(int32_t k, int32_t n0, int32_t n1, const uint8_t *codes, int64_t ld,
                      const uint8_t *group_scale, const uint8_t *group_offset, void *data)
 {
     int64_t size_bytes = tile_bytes(LLMOS_W4A8, k);
     int32_t groups = num_blocks(k, GROUP);
-    (void)n;
     for (int32_t row = n0; row < n1; row++) {
         char *tile = (char *)data + row / COLUMNS * size_bytes;
         int32_t c = row % COLUMNS;

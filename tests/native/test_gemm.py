@@ -244,9 +244,49 @@ def test_packing_keeps_values(weight_format: WeightFormat, n: int, k: int, seed:
     elif weight_format is WeightFormat.W8A8:
         assert np.all(np.abs(unpacked - dense) <= weight.scale[:, None] * 0.5001)
     else:
-        # a group's step is a fifteenth of its range, rounded; and the codes' ends may be cut by half a step
+        # a group's step is up to two less than a fifteenth of its range, and what is beyond its codes is cut
         assert weight.unpack_int8().max() <= 127
-        assert np.all(np.abs(unpacked - dense) <= weight.scale[:, None] * (17 / 2 + 15))
+        assert np.all(np.abs(unpacked - dense) <= weight.scale[:, None] * (17 / 2 + 2 * 15))
+
+
+@every_variant
+@every_format
+@settings(max_examples=30, deadline=None)
+@given(n=columns, k=depths, seed=seeds, kind=st.sampled_from([np.float32, np.float16, np.uint16]))
+def test_packing_by_variant(
+    variant: int, weight_format: WeightFormat, n: int, k: int, seed: int, kind: type
+) -> None:
+    """Packed bytes and scales are those of plain C from the same numbers in fp32."""
+    rng = np.random.default_rng(seed)
+    dense = (rng.standard_normal((n, k)) * 10.0 ** rng.uniform(-4, 1, (n, 1))).astype(np.float32)
+    rows = (dense.view(np.uint32) >> 16).astype(np.uint16) if kind is np.uint16 else dense.astype(kind)
+    wide = (rows.astype(np.uint32) << 16).view(np.float32) if kind is np.uint16 else rows.astype(np.float32)
+    packed = pack_weight(weight_format, rows, variant=variant, num_threads=2)
+    expected = pack_weight(weight_format, wide, variant=VARIANTS["plain"])
+    assert np.array_equal(packed.data, expected.data)
+    if weight_format.is_quantised:
+        assert np.array_equal(packed.scale, expected.scale)
+
+
+@every_variant
+@pytest.mark.parametrize("weight_format", [WeightFormat.W8A8, WeightFormat.W4A8], ids=["W8A8", "W4A8"])
+def test_packing_what_is_not_finite(variant: int, weight_format: WeightFormat) -> None:
+    """A row with an infinity or a NaN, wherever it stands, has the scale NaN and zeros; other rows do not."""
+    for position in (0, 15, 16, 127, 128, 139):
+        for value in (np.inf, -np.inf, np.nan):
+            rows = np.ones((66, 140), dtype=np.float32)
+            rows[1, position] = rows[65, position] = value
+            weight = pack_weight(weight_format, rows, variant=variant)
+            assert np.flatnonzero(np.isnan(weight.scale)).tolist() == [1, 65]
+            assert not weight.unpack_int8()[[1, 65]].any()
+            assert np.allclose(weight.unpack()[[0, 2, 64]], 1)
+
+
+def test_packing_the_smallest_numbers() -> None:
+    """Numbers of which the reciprocal is infinite are packed as zeros, or near them."""
+    rows = np.full((1, 8), 1e-40, dtype=np.float32)
+    for weight_format in FORMATS:
+        assert np.abs(pack_weight(weight_format, rows).unpack()).max() <= np.float32(1e-40)
 
 
 @pytest.mark.parametrize(
@@ -261,10 +301,10 @@ def test_fp16_edges(value: float) -> None:
 
 
 def test_w4a8_error() -> None:
-    """Codes lose no more than a uniform quantiser of 16 steps must: 1 % of a Gaussian's variance."""
+    """Codes lose no more than the best of all choices, 0.0084 of a Gaussian's variance, and 4 %."""
     dense = np.random.default_rng(0).standard_normal((64, 1024)).astype(np.float32)
     error = pack_weight(WeightFormat.W4A8, dense).unpack() - dense
-    assert np.mean(error**2) < 0.0125
+    assert np.mean(error**2) < 0.00875
 
 
 def test_zero_and_constant_rows() -> None:
@@ -324,6 +364,8 @@ def test_wrong_arguments() -> None:
         multiply(weight, x, out=np.zeros((2, 129), dtype=np.float32))
     with pytest.raises(ValueError, match="variants 0 to"):
         multiply(weight, x, variant=99)
+    with pytest.raises(ValueError, match="weights must be float32"):
+        pack_weight(WeightFormat.FP32, np.zeros((1, 8)))
     with pytest.raises(ValueError, match="matrix of float32"):
         multiply(weight, x.astype(np.float64))
     with pytest.raises(ValueError, match=r"leaves 0\.\.255"):

@@ -1,0 +1,10 @@
+/* Packing of rows with AVX2. */
+#include "_pack.h"
+#if defined(LLMOS_PACKS_X86)
+#define SIMD_AVX2
+#include "_simd.h"
+
+#include "_pack_rows.h"
+
+const llmos_pack_kernels llmos_pack_avx2 = {int8_row, int4_row};
+#endif
