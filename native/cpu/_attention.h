@@ -6,10 +6,10 @@
  */
 #include "_attention_plan.h"
 
-#if defined(SIMD_AVX512)
-enum { KEY_ROWS = 12, KEY_TILES = 2, VALUE_ROWS = 6, VALUE_COLUMNS = 4, INT8_ROWS = 4 }; /* 32 registers */
-#else
-enum { KEY_ROWS = 4, KEY_TILES = 1, VALUE_ROWS = 4, VALUE_COLUMNS = 1, INT8_ROWS = 1 }; /* 16 half as wide */
+#if defined(SIMD_AVX512) /* 32 registers */
+enum { KEY_ROWS = 12, KEY_TILES = 2, FEW_ROWS = 4, FEW_TILES = 4, VALUE_ROWS = 6, VALUE_COLUMNS = 4, INT8_ROWS = 4 };
+#else /* 16, half as wide */
+enum { KEY_ROWS = 4, KEY_TILES = 1, FEW_ROWS = 2, FEW_TILES = 2, VALUE_ROWS = 4, VALUE_COLUMNS = 1, INT8_ROWS = 1 };
 #endif
 
 typedef struct {
@@ -23,12 +23,16 @@ typedef struct {
     int64_t sum_stride;
 } attention_scratch_t;
 
-/* The tiles of one chunk. */
+/* The tiles of one chunk, [from, to), in the order in which they are read: keys, values, then the first keys of the
+ * next chunk. While one is used, the one TILES_AHEAD places behind it is fetched: the pieces that lie together in a
+ * page are too short for the processor to foresee the next.
+ */
 typedef struct {
-    const char *keys[CHUNK_KEYS];
-    const char *values[CHUNK_KEYS];
-    const float *key_scales[CHUNK_KEYS];
-    const float *value_scales[CHUNK_KEYS];
+    const char *keys[2 * CHUNK_KEYS + TILES_AHEAD];
+    const float *key_scales[2 * CHUNK_KEYS + TILES_AHEAD]; /* int8 only */
+    const char **values; /* into the same arrays: values[tile] belong to keys[tile] */
+    const float **value_scales;
+    int32_t from, to;
 } attention_tiles;
 
 static attention_scratch_t attention_scratch(const llmos_kv *kv, void *base)
@@ -66,29 +70,43 @@ INLINE vf load_format_first(const void *p, int format, int32_t n)
     return load_format(bytes, format);
 }
 
+INLINE void fetch_lines(const char *at, int32_t size_bytes)
+{
+#pragma GCC unroll 8
+    for (int32_t i = 0; i < size_bytes; i += 64)
+        __builtin_prefetch(at + i);
+}
+
 /* scores[r][16 t ..] = q[r] . keys of tile t, for R rows and T tiles. */
-INLINE void score_block(const int R, const int T, const int format, const float *q, int32_t dim, int32_t width,
+INLINE void score_block(const int R, const int T, const int format, const float *q, int32_t dim, const int32_t width,
                         const char *const *keys, float *scores)
 {
-    vf sum[R][T];
+    vf sum[KEY_ROWS][FEW_TILES]; /* R and T, but not as a variable length: that would live in memory */
     int32_t item = kv_item_bytes(format);
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
         for (int t = 0; t < T; t++)
             sum[r][t] = vf_set(0.0f);
-    for (int32_t d = 0; d < dim; d++) {
-        vf k[T];
-#pragma GCC unroll 4
-        for (int t = 0; t < T; t++)
-            k[t] = width == 16 ? load_format(keys[t] + (int64_t)d * 16 * item, format)
-                               : load_format_first(keys[t] + (int64_t)d * width * item, format, width);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; r++) {
-            vf x = vf_set(q[(int64_t)r * dim + d]);
+    for (int32_t d0 = 0; d0 < dim; d0 += 4) {
+        if (width == 16)
 #pragma GCC unroll 4
             for (int t = 0; t < T; t++)
-                sum[r][t] = vf_fma(x, k[t], sum[r][t]);
+                fetch_lines(keys[t + TILES_AHEAD] + (int64_t)d0 * 16 * item, 64 * item);
+#pragma GCC unroll 4
+        for (int32_t d = d0; d < d0 + 4; d++) {
+            vf k[FEW_TILES];
+#pragma GCC unroll 4
+            for (int t = 0; t < T; t++)
+                k[t] = width == 16 ? load_format(keys[t] + (int64_t)d * 16 * item, format)
+                                   : load_format_first(keys[t] + (int64_t)d * width * item, format, width);
+#pragma GCC unroll 16
+            for (int r = 0; r < R; r++) {
+                vf x = vf_set(q[(int64_t)r * dim + d]);
+#pragma GCC unroll 4
+                for (int t = 0; t < T; t++)
+                    sum[r][t] = vf_fma(x, k[t], sum[r][t]);
+            }
         }
     }
 #pragma GCC unroll 16
@@ -110,59 +128,73 @@ INLINE void score_block(const int R, const int T, const int format, const float 
         else { CALL(1); row += 1, left -= 1; }                                                                         \
     }
 
-#define SCORE_TWO(n) \
-    score_block(n, 2, format, s->q + (int64_t)row * dim, dim, 16, keys, scores + (int64_t)row * SCORE_STRIDE)
-#define SCORE_ONE(n) \
-    score_block(n, 1, format, s->q + (int64_t)row * dim, dim, 16, keys, scores + (int64_t)row * SCORE_STRIDE)
+#define SCORE_CALL(n, tiles) \
+    score_block(n, tiles, format, s->q + (int64_t)row * dim, dim, 16, keys, scores + (int64_t)row * SCORE_STRIDE)
+#define SCORE_FEW(n) SCORE_CALL(n, FEW_TILES)
+#define SCORE_TWO(n) SCORE_CALL(n, 2)
+#define SCORE_ONE(n) SCORE_CALL(n, 1)
 
-INLINE void score_tiles(const attention_scratch_t *s, const attention_tiles *tiles, int32_t from, int32_t to,
-                        int32_t rows, int32_t dim, int32_t width, const int format)
+INLINE void score_tiles(const attention_scratch_t *s, const attention_tiles *tiles, int32_t rows, int32_t dim,
+                        int32_t width, const int format)
 {
+    int32_t tile = tiles->from;
     if (width != 16) {
-        for (int32_t tile = from; tile < to; tile++)
+        for (; tile < tiles->to; tile++)
             for (int32_t row = 0; row < rows; row++)
                 score_block(1, 1, format, s->q + (int64_t)row * dim, dim, width, tiles->keys + tile,
                             s->scores + (int64_t)row * SCORE_STRIDE + tile * width);
         return;
     }
-    int32_t tile = from;
+    if (rows <= FEW_ROWS)
+        for (; tile + FEW_TILES <= tiles->to; tile += FEW_TILES) {
+            const char *const *keys = tiles->keys + tile;
+            float *scores = s->scores + tile * 16;
+            FOR_ROWS(FEW_ROWS, rows, SCORE_FEW)
+        }
     if (KEY_TILES == 2)
-        for (; tile + 2 <= to; tile += 2) {
+        for (; tile + 2 <= tiles->to; tile += 2) {
             const char *const *keys = tiles->keys + tile;
             float *scores = s->scores + tile * 16;
             FOR_ROWS(KEY_ROWS, rows, SCORE_TWO)
         }
-    for (; tile < to; tile++) {
+    for (; tile < tiles->to; tile++) {
         const char *const *keys = tiles->keys + tile;
         float *scores = s->scores + tile * 16;
         FOR_ROWS(KEY_ROWS, rows, SCORE_ONE)
     }
 }
 
-/* sums[r][16 c ..] += sum over n tokens of weights[r][token] * values[token], for R rows and C columns of 16. */
-INLINE void value_block(const int R, const int C, const int format, const float *weights, const char *values,
-                        int32_t dim, int32_t n, float *sums, int64_t sum_stride, const int width)
+/* sums[r][16 c ..] += sum over tokens [from, to) of a chunk of weights[r][token] * values[token], for R rows and C
+ * columns of 16, or one of 8.
+ */
+INLINE void value_block(const int R, const int C, const int lanes, const int format, const float *weights,
+                        const char *const *values, int32_t width, int32_t dim, int32_t column, int32_t from,
+                        int32_t to, float *sums, int64_t sum_stride)
 {
-    vf sum[R][C];
+    vf sum[VALUE_ROWS][VALUE_COLUMNS];
     int32_t item = kv_item_bytes(format);
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
         for (int c = 0; c < C; c++)
             sum[r][c] = vf_load(sums + r * sum_stride + c * 16);
-    for (int32_t token = 0; token < n; token++) {
-        vf v[C];
-#pragma GCC unroll 4
-        for (int c = 0; c < C; c++) {
-            const char *at = values + ((int64_t)token * dim + c * 16) * item;
-            v[c] = width == 16 ? load_format(at, format) : load_format_first(at, format, width);
-        }
-#pragma GCC unroll 16
-        for (int r = 0; r < R; r++) {
-            vf p = vf_set(weights[r * SCORE_STRIDE + token]);
+    for (int32_t token = from; token < to;) {
+        int32_t tile = token / width, slot = token % width, end = (tile + 1) * width < to ? (tile + 1) * width : to;
+        int64_t offset = ((int64_t)slot * dim + column) * item;
+        const char *at = values[tile] + offset, *ahead = values[tile + TILES_AHEAD] + offset;
+        for (; token < end; token++, at += dim * item, ahead += dim * item) {
+            vf v[VALUE_COLUMNS];
+            fetch_lines(ahead, C * lanes * item);
 #pragma GCC unroll 4
             for (int c = 0; c < C; c++)
-                sum[r][c] = vf_fma(p, v[c], sum[r][c]);
+                v[c] = lanes == 16 ? load_format(at + c * 16 * item, format) : load_format_first(at, format, lanes);
+#pragma GCC unroll 16
+            for (int r = 0; r < R; r++) {
+                vf p = vf_set(weights[r * SCORE_STRIDE + token]);
+#pragma GCC unroll 4
+                for (int c = 0; c < C; c++)
+                    sum[r][c] = vf_fma(p, v[c], sum[r][c]);
+            }
         }
     }
 #pragma GCC unroll 16
@@ -172,42 +204,41 @@ INLINE void value_block(const int R, const int C, const int format, const float 
             vf_store(sums + r * sum_stride + c * 16, sum[r][c]);
 }
 
-#define VALUE_COLUMN_CALL(n, columns, lanes)                                                                           \
-    value_block(n, columns, format, weights + (int64_t)row * SCORE_STRIDE, values + (int64_t)column * item, dim,       \
-                count, sums + row * s->sum_stride + column, s->sum_stride, lanes)
-#define VALUE_FOUR(n) VALUE_COLUMN_CALL(n, 4, 16)
-#define VALUE_TWO(n) VALUE_COLUMN_CALL(n, 2, 16)
-#define VALUE_ONE(n) VALUE_COLUMN_CALL(n, 1, 16)
-#define VALUE_HALF(n) VALUE_COLUMN_CALL(n, 1, 8)
+#define VALUE_CALL(n, columns, lanes)                                                                                  \
+    value_block(n, columns, lanes, format, weights + (int64_t)row * SCORE_STRIDE, values, width, dim, column, from, to, \
+                sums + row * s->sum_stride + column, s->sum_stride)
+#define VALUE_FOUR(n) VALUE_CALL(n, 4, 16)
+#define VALUE_TWO(n) VALUE_CALL(n, 2, 16)
+#define VALUE_ONE(n) VALUE_CALL(n, 1, 16)
+#define VALUE_HALF(n) VALUE_CALL(n, 1, 8)
 
 /* Add keys [from, to) of a chunk to the sums of `rows` rows. */
-INLINE void add_values(const llmos_kv *kv, const attention_scratch_t *s, const attention_tiles *tiles, int32_t chunk,
-                       int32_t first_row, int32_t rows, int32_t from, int32_t to, const int format)
+INLINE void add_values(const attention_scratch_t *s, const attention_tiles *tiles, int32_t first_row, int32_t rows,
+                       int32_t dim, int32_t width, int32_t from, int32_t to, const int format)
 {
-    int32_t dim = kv->head_dim, size = kv->tokens_per_page, width = size < 16 ? size : 16;
-    int32_t item = kv_item_bytes(format);
+    if (from >= to)
+        return;
+    const char *const *values = tiles->values;
+    const float *weights = s->scores + (int64_t)first_row * SCORE_STRIDE;
     float *sums = s->sums + first_row * s->sum_stride;
-    for (int32_t token = from; token < to;) {
-        int32_t left = size - (chunk + token) % size, count = to - token < left ? to - token : left;
-        const char *values = tiles->values[token / width] + (int64_t)(token % width) * dim * item;
-        const float *weights = s->scores + (int64_t)first_row * SCORE_STRIDE + token;
-        int32_t column = 0;
-        if (VALUE_COLUMNS >= 4)
-            for (; column + 64 <= dim; column += 64)
-                FOR_ROWS(VALUE_ROWS, rows, VALUE_FOUR)
-        if (VALUE_COLUMNS >= 2)
-            for (; column + 32 <= dim; column += 32)
-                FOR_ROWS(VALUE_ROWS, rows, VALUE_TWO)
-        for (; column + 16 <= dim; column += 16)
-            FOR_ROWS(VALUE_ROWS, rows, VALUE_ONE)
-        if (column < dim)
-            FOR_ROWS(VALUE_ROWS, rows, VALUE_HALF)
-        token += count;
-    }
+    int32_t column = 0;
+    if (VALUE_COLUMNS >= 4)
+        for (; column + 64 <= dim; column += 64)
+            FOR_ROWS(VALUE_ROWS, rows, VALUE_FOUR)
+    if (VALUE_COLUMNS >= 2)
+        for (; column + 32 <= dim; column += 32)
+            FOR_ROWS(VALUE_ROWS, rows, VALUE_TWO)
+    for (; column + 16 <= dim; column += 16)
+        FOR_ROWS(VALUE_ROWS, rows, VALUE_ONE)
+    if (column < dim)
+        FOR_ROWS(VALUE_ROWS, rows, VALUE_HALF)
 }
 
-/* Turn a row's scores of keys [from, to) into weights; what it has summed is rescaled to the new maximum. */
-INLINE void weigh_row(const attention_scratch_t *s, int32_t row, int32_t from, int32_t to)
+/* Turn a row's scores of keys [from, to) into weights; what it has summed is rescaled to the new maximum. Weights of
+ * int8 values take their scales with them.
+ */
+INLINE void weigh_row(const attention_scratch_t *s, const attention_tiles *tiles, int32_t row, int32_t from, int32_t to,
+                      int32_t width, const int is_int8)
 {
     float *scores = s->scores + (int64_t)row * SCORE_STRIDE;
     int32_t first = from & ~15;
@@ -226,8 +257,13 @@ INLINE void weigh_row(const attention_scratch_t *s, int32_t row, int32_t from, i
     for (int32_t i = first; i < to; i += 16) {
         vf weight = vf_exp2(vf_sub(vf_load(scores + i), base));
         sum = vf_add(sum, weight);
+        if (is_int8 && width == 16)
+            weight = vf_mul(weight, vf_load(tiles->value_scales[i / 16]));
         vf_store(scores + i, weight);
     }
+    if (is_int8 && width < 16)
+        for (int32_t i = from; i < to; i++)
+            scores[i] *= tiles->value_scales[i / width][i % width];
     float factor[16];
     vf_store(factor, carry);
     s->best[row] = best;
@@ -242,7 +278,12 @@ INLINE void weigh_row(const attention_scratch_t *s, int32_t row, int32_t from, i
 typedef __m512i vi;
 INLINE vi vi_zero(void) { return _mm512_setzero_si512(); }
 INLINE vi vi_load(const void *p) { return _mm512_loadu_si512(p); }
-INLINE vi vi_dot(vi sum, vi keys, int32_t q) { return _mm512_dpbusd_epi32(sum, keys, _mm512_set1_epi32(q)); }
+INLINE vi vi_dot(vi sum, vi keys, int32_t q) /* gcc 12 copies and spills the sums around the intrinsic */
+{
+    __m512i x = _mm512_set1_epi32(q);
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(keys), "v"(x));
+    return sum;
+}
 INLINE vf vi_join(vi high, vi low, int32_t offset) /* 128 high + low - offset */
 {
     vi x = _mm512_add_epi32(_mm512_slli_epi32(high, 7), low);
@@ -308,9 +349,9 @@ INLINE vf vi_join(vi high, vi low, int32_t offset)
 
 /* score_block for int8 keys: integers, then the scales. `width` tokens of each tile exist. */
 INLINE void score_block_int8(const int R, const int T, const attention_scratch_t *s, int32_t row, int32_t dim,
-                             int32_t width, const char *const *keys, const float *const *scales, float *scores)
+                             const int32_t width, const char *const *keys, const float *const *scales, float *scores)
 {
-    vi high[R][T], low[R][T];
+    vi high[4][2], low[4][2];
     const int8_t *q = (const int8_t *)s->q + (int64_t)row * 2 * dim;
 #pragma GCC unroll 4
     for (int r = 0; r < R; r++)
@@ -318,9 +359,11 @@ INLINE void score_block_int8(const int R, const int T, const attention_scratch_t
         for (int t = 0; t < T; t++)
             high[r][t] = low[r][t] = vi_zero();
     for (int32_t d = 0; d < dim; d += 4) {
-        vi k[T];
+        vi k[2];
 #pragma GCC unroll 4
         for (int t = 0; t < T; t++) {
+            if (width == 16)
+                fetch_lines(keys[t + TILES_AHEAD] + (int64_t)d * 16, 64);
             const char *at = keys[t] + (int64_t)d * width;
             char bytes[64] = {0};
             if (width < 16)
@@ -341,6 +384,8 @@ INLINE void score_block_int8(const int R, const int T, const attention_scratch_t
     }
 #pragma GCC unroll 4
     for (int t = 0; t < T; t++) {
+        if (width == 16)
+            fetch_lines((const char *)scales[t + TILES_AHEAD], 64);
         vf scale = width == 16 ? vf_load(scales[t]) : vf_load_first(scales[t], width);
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
@@ -351,24 +396,26 @@ INLINE void score_block_int8(const int R, const int T, const attention_scratch_t
 }
 
 #define SCORE_INT8_TWO(n) score_block_int8(n, 2, s, row, dim, 16, keys, scales, scores)
-#define SCORE_INT8_ONE(n) score_block_int8(n, 1, s, row, dim, width, keys, scales, scores)
+#define SCORE_INT8_ONE(n) score_block_int8(n, 1, s, row, dim, 16, keys, scales, scores)
+#define SCORE_INT8_NARROW(n) score_block_int8(n, 1, s, row, dim, width, keys, scales, scores)
 
-INLINE void score_tiles_int8(const attention_scratch_t *s, const attention_tiles *tiles, int32_t from, int32_t to,
-                             int32_t rows, int32_t dim, int32_t width)
+INLINE void score_tiles_int8(const attention_scratch_t *s, const attention_tiles *tiles, int32_t rows, int32_t dim,
+                             int32_t width)
 {
-    int32_t tile = from;
-    if (KEY_TILES == 2 && width == 16)
-        for (; tile + 2 <= to; tile += 2) {
-            const char *const *keys = tiles->keys + tile;
-            const float *const *scales = tiles->key_scales + tile;
-            float *scores = s->scores + tile * 16;
-            FOR_ROWS(INT8_ROWS, rows, SCORE_INT8_TWO)
-        }
-    for (; tile < to; tile++) {
+    for (int32_t tile = tiles->from; tile < tiles->to;) {
         const char *const *keys = tiles->keys + tile;
         const float *const *scales = tiles->key_scales + tile;
         float *scores = s->scores + tile * width;
-        FOR_ROWS(INT8_ROWS, rows, SCORE_INT8_ONE)
+        if (width < 16) {
+            FOR_ROWS(1, rows, SCORE_INT8_NARROW)
+            tile++;
+        } else if (KEY_TILES == 2 && tile + 2 <= tiles->to) {
+            FOR_ROWS(INT8_ROWS, rows, SCORE_INT8_TWO)
+            tile += 2;
+        } else {
+            FOR_ROWS(INT8_ROWS, rows, SCORE_INT8_ONE)
+            tile++;
+        }
     }
 }
 
@@ -394,6 +441,39 @@ static void pack_query_int8(attention_scratch_t *s, int32_t row, const float *fr
     s->q_scale[row] = is_number ? largest / 16256.0f * factor : NAN; /* so that a broken query stays one */
 }
 
+/* Where the tiles of the chunk at `chunk` lie that hold positions [low, end), of one head. */
+INLINE void locate_tiles(attention_tiles *tiles, const llmos_kv *kv, const int32_t *pages, int32_t first_page,
+                         int32_t head, int32_t chunk, int32_t chunk_keys, int32_t low, int32_t end, const int format)
+{
+    int32_t dim = kv->head_dim, size = kv->tokens_per_page, width = size < 16 ? size : 16;
+    int32_t item = kv_item_bytes(format), is_int8 = format == LLMOS_INT8;
+    int64_t head_bytes = (int64_t)size * (dim * item + (is_int8 ? 4 : 0));
+    int32_t last = end - chunk < chunk_keys ? end - chunk : chunk_keys;
+    tiles->from = chunk < low ? (low - chunk) / width : 0;
+    tiles->to = (last + width - 1) / width;
+    int32_t num_tiles = tiles->to - tiles->from;
+    tiles->values = tiles->keys + num_tiles;
+    tiles->value_scales = tiles->key_scales + num_tiles;
+    for (int32_t i = 0; i < num_tiles + TILES_AHEAD; i++) {
+        int32_t position = chunk + (tiles->from + i) * width;
+        if (position >= end) /* nothing follows: fetch again what is there */
+            position = end - 1;
+        int32_t slot = position % size / width * width;
+        int64_t page = pages ? pages[first_page + position / size] : first_page + position / size;
+        int64_t base = page * kv->page_bytes + head * head_bytes, numbers = base + (int64_t)slot * dim * item;
+        int64_t scales = base + (int64_t)size * dim + slot * 4;
+        int32_t at = tiles->from + i + (i < num_tiles ? 0 : num_tiles); /* keys that follow stand behind the values */
+        tiles->keys[at] = (const char *)kv->keys + numbers;
+        if (is_int8)
+            tiles->key_scales[at] = (const float *)((const char *)kv->keys + scales);
+        if (i >= num_tiles)
+            continue;
+        tiles->values[at] = (const char *)kv->values + numbers;
+        if (is_int8)
+            tiles->value_scales[at] = (const float *)((const char *)kv->values + scales);
+    }
+}
+
 /* One item: tokens [first, first + n) of a span, one kv head. */
 INLINE void attend(const llmos_kv *kv, const llmos_span *span, const int32_t *page_table, const float *q, int64_t ldq,
                    float *out, int64_t ldo, int32_t first, int32_t n, int32_t head, void *scratch, const int format)
@@ -402,8 +482,7 @@ INLINE void attend(const llmos_kv *kv, const llmos_span *span, const int32_t *pa
     attention_tiles tiles;
     int32_t dim = kv->head_dim, group = attention_group(kv), rows = n * group;
     int32_t size = kv->tokens_per_page, width = size < 16 ? size : 16, chunk_keys = CHUNK_KEYS / width * width;
-    int32_t item = kv_item_bytes(format), is_int8 = format == LLMOS_INT8;
-    int64_t head_bytes = (int64_t)size * (dim * item + (is_int8 ? 4 : 0));
+    const int is_int8 = format == LLMOS_INT8;
     float factor = (float)(1.4426950408889634 / sqrt((double)dim)); /* weights are powers of two */
     int32_t p0 = span->start + first, end = p0 + n;
     int32_t low = kv->window && p0 + 1 > kv->window ? p0 + 1 - kv->window : 0;
@@ -423,36 +502,19 @@ INLINE void attend(const llmos_kv *kv, const llmos_span *span, const int32_t *pa
 
     for (int32_t chunk = low / chunk_keys * chunk_keys; chunk < end; chunk += chunk_keys) {
         int32_t last = end - chunk < chunk_keys ? end - chunk : chunk_keys;
-        int32_t tile_from = chunk < low ? (low - chunk) / width : 0, tile_to = (last + width - 1) / width;
-        for (int32_t tile = tile_from; tile < tile_to; tile++) {
-            int32_t position = chunk + tile * width, vpn = position / size, slot = position % size;
-            int64_t page = page_table ? page_table[span->pages + vpn] : span->pages + vpn;
-            int64_t base = page * kv->page_bytes + head * head_bytes;
-            tiles.keys[tile] = (const char *)kv->keys + base + (int64_t)slot * dim * item;
-            tiles.values[tile] = (const char *)kv->values + base + (int64_t)slot * dim * item;
-            if (is_int8) {
-                int64_t scales = base + (int64_t)size * dim + slot * 4;
-                tiles.key_scales[tile] = (const float *)((const char *)kv->keys + scales);
-                tiles.value_scales[tile] = (const float *)((const char *)kv->values + scales);
-            }
-        }
+        locate_tiles(&tiles, kv, page_table, span->pages, head, chunk, chunk_keys, low, end, format);
         if (is_int8)
-            score_tiles_int8(s, &tiles, tile_from, tile_to, rows, dim, width);
+            score_tiles_int8(s, &tiles, rows, dim, width);
         else
-            score_tiles(s, &tiles, tile_from, tile_to, rows, dim, width, format);
+            score_tiles(s, &tiles, rows, dim, width, format);
 
         for (int32_t token = 0; token < n; token++) {
             int32_t sees_from = kv->window ? p0 + token + 1 - kv->window - chunk : 0, sees_to = p0 + token + 1 - chunk;
             int32_t from = sees_from > 0 ? sees_from : 0, to = sees_to < last ? sees_to : last;
             if (from >= to)
                 continue;
-            for (int32_t row = token * group; row < (token + 1) * group; row++) {
-                weigh_row(s, row, from, to);
-                if (is_int8)
-                    for (int32_t key = from; key < to; key++)
-                        s->scores[(int64_t)row * SCORE_STRIDE + key] *=
-                            tiles.value_scales[key / width][key % width];
-            }
+            for (int32_t row = token * group; row < (token + 1) * group; row++)
+                weigh_row(s, &tiles, row, from, to, width, is_int8);
         }
 
         /* Keys that all rows of a register tile see are summed together, the rest row by row around them. */
@@ -469,15 +531,15 @@ INLINE void attend(const llmos_kv *kv, const llmos_span *span, const int32_t *pa
                 int32_t from = kv->window ? p0 + token + 1 - kv->window - chunk : 0, to = p0 + token + 1 - chunk;
                 from = from > 0 ? from : 0;
                 to = to < last ? to : last;
-                add_values(kv, s, &tiles, chunk, token * group, group, from, is_shared ? all_from : to, format);
+                add_values(s, &tiles, token * group, group, dim, width, from, is_shared ? all_from : to, format);
             }
             if (!is_shared)
                 continue;
-            add_values(kv, s, &tiles, chunk, row, count, all_from, all_to, format);
+            add_values(s, &tiles, row, count, dim, width, all_from, all_to, format);
             for (int32_t token = first_token; token <= last_token; token++) {
                 int32_t to = p0 + token + 1 - chunk;
                 to = to < last ? to : last;
-                add_values(kv, s, &tiles, chunk, token * group, group, all_to, to, format);
+                add_values(s, &tiles, token * group, group, dim, width, all_to, to, format);
             }
         }
     }

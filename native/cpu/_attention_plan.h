@@ -8,7 +8,8 @@ enum {
     CHUNK_KEYS = 256,            /* scores that a row holds at a time */
     SCORE_STRIDE = CHUNK_KEYS + 16, /* a tile narrower than 16 writes past its end */
     TILE_ROWS = 64, /* rows (token, head of the group) of an item, where the group is not larger */
-    SHARED_ROWS = 24 /* rows that add the keys that all of them see together */
+    SHARED_ROWS = 24, /* rows that add the keys that all of them see together */
+    TILES_AHEAD = 4   /* tiles of 16 keys between what is used and what is fetched */
 };
 
 static inline int32_t attention_group(const llmos_kv *kv)
