@@ -25,7 +25,8 @@ def silu_mul(gate_up: Floats) -> Floats:
     """silu(gate) * up: [m, 2 * size], gate first -> [m, size]."""
     rows, size = gate_up.shape[0], gate_up.shape[1] // 2
     out = np.empty((rows, size), dtype=np.float32)
-    lib.llmos_silu_mul(_floats(gate_up), _stride(gate_up), rows, size, _floats(out), _stride(out))
+    gate, up = gate_up[:, :size], gate_up[:, size:]
+    lib.llmos_silu_mul(_floats(gate), _floats(up), _stride(gate_up), rows, size, _floats(out), _stride(out))
     return out
 
 

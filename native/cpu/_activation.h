@@ -6,11 +6,10 @@ INLINE vf silu(vf x)
     return vf_div(x, vf_add(vf_set(1.0f), power));
 }
 
-static void silu_mul(const float *gate_up, int64_t ldg, int32_t m, int32_t size, float *y, int64_t ldy)
+static void silu_mul(const float *gate, const float *up, int64_t ld, int32_t m, int32_t size, float *y, int64_t ldy)
 {
     int32_t whole = size & ~15, rest = size - whole;
-    for (int32_t row = 0; row < m; row++, gate_up += ldg, y += ldy) {
-        const float *gate = gate_up, *up = gate_up + size;
+    for (int32_t row = 0; row < m; row++, gate += ld, up += ld, y += ldy) {
         for (int32_t i = 0; i < whole; i += 16)
             vf_store(y + i, vf_mul(silu(vf_load(gate + i)), vf_load(up + i)));
         if (rest)

@@ -11,7 +11,7 @@
 typedef struct {
     void (*rms_norm)(const float *x, int64_t ldx, const float *weight, float epsilon, int32_t m, int32_t k, float *y,
                      int64_t ldy);
-    void (*silu_mul)(const float *gate_up, int64_t ldg, int32_t m, int32_t size, float *y, int64_t ldy);
+    void (*silu_mul)(const float *gate, const float *up, int64_t ld, int32_t m, int32_t size, float *y, int64_t ldy);
     void (*embed)(const void *table, int32_t format, int32_t dim, const int32_t *ids, int32_t m, float *y,
                   int64_t ldy);
     void (*rope_write_kv)(const llmos_kv *kv, const llmos_rope *rope, const llmos_span *spans, int32_t num_spans,

@@ -3,9 +3,10 @@
 
 #include "_kernels.h"
 
-void llmos_silu_mul(const float *gate_up, int64_t ldg, int32_t m, int32_t size, float *y, int64_t ldy)
+void llmos_silu_mul(const float *gate, const float *up, int64_t ld, int32_t m, int32_t size, float *y,
+                    int64_t ldy)
 {
-    llmos_kernels_now()->silu_mul(gate_up, ldg, m, size, y, ldy);
+    llmos_kernels_now()->silu_mul(gate, up, ld, m, size, y, ldy);
 }
 
 void llmos_embed(const void *table, int32_t format, int32_t dim, const int32_t *ids, int32_t m, float *y,

@@ -26,6 +26,7 @@ enum {
     ITEM_BYTES = 64 << 10,   /* of weights: an item reads more, so that handing it out costs nothing */
     ITEMS_PER_THREAD = 4,    /* so that a thread which is taken off its core does not hold up the others */
     ATTENTION_ITEMS_PER_THREAD = 16,
+    STRIPE_BYTES = 256 << 10, /* of gates and ups of an item: they stay in the second-level cache */
     LONE_BYTES = 512 << 10,  /* a step whose rows read fewer bytes of weights runs on one thread */
     RECOUNT_COLUMNS = LLMOS_TILE_COLUMNS,
 };
@@ -48,10 +49,13 @@ enum {
 /* The others, counted from behind the last layer's; the very first phase looks the embeddings up. */
 enum { PREPARE_HEAD, HEAD, NUM_LAST_PHASES };
 
-/* The same in the order of llmos_step.busy: a layer's, the last ones, the first. */
+/* Parts of other phases that are timed apart. */
+enum { ACTIVATE = LLMOS_NUM_PHASES - 1 };
+
+/* The same in the order of llmos_step.busy: a layer's, the last ones, the first, parts. */
 static const char *const phase_names[LLMOS_NUM_PHASES] = {
     "prepare_qkv", "qkv",          "rotate", "attend",       "prepare_output", "output", "prepare_gate_up",
-    "gate_up",     "prepare_down", "down",   "prepare_head", "head",           "embed",
+    "gate_up",     "prepare_down", "down",   "prepare_head", "head",           "embed",  "activate",
 };
 
 const char *llmos_phase_name(int32_t phase)
@@ -71,6 +75,7 @@ typedef struct {
 typedef struct {
     int32_t prepared; /* the phase whose input is in `rows`, or -1 */
     input rows;       /* [PRIVATE_ROWS] */
+    float *stripe;    /* gates and ups of an item, [num_tokens] */
     void *kernel;
     int64_t busy[LLMOS_NUM_PHASES];
 } private_memory;
@@ -84,10 +89,11 @@ typedef struct {
     int64_t ld;      /* of inputs: the widest of any product, padded; float and int8 alike */
     int64_t qkv_ld;
     int64_t mixed_ld;
+    int64_t active_ld;
     float *x;        /* [num_tokens][hidden_size] the residual stream */
     float *qkv;      /* [num_tokens][qkv_ld] */
     float *mixed;    /* [num_tokens][mixed_ld] what attention gives */
-    float *gate_up;  /* [num_tokens][2 intermediate_size] */
+    float *active;   /* [num_tokens][active_ld] silu(gate) * up */
     input shared;    /* [num_tokens or num_samples][ld] */
     int32_t num_attention_items;
     int32_t attention_block; /* of those, in an item of ours */
@@ -164,11 +170,12 @@ static int64_t lay_out(forward *f, void *scratch, int32_t num_threads, int32_t n
     f->num_threads = num_threads;
     f->qkv_ld = padded(qkv_columns(f->kv));
     f->mixed_ld = padded(mixed_columns(f->kv));
+    f->active_ld = padded(model->intermediate_size);
     f->ld = padded(larger(larger(model->hidden_size, model->intermediate_size), mixed_columns(f->kv)));
     f->x = take(&memory, (int64_t)num_tokens * model->hidden_size * 4);
     f->qkv = take(&memory, num_tokens * f->qkv_ld * 4);
     f->mixed = take(&memory, num_tokens * f->mixed_ld * 4);
-    f->gate_up = take(&memory, (int64_t)num_tokens * 2 * model->intermediate_size * 4);
+    f->active = take(&memory, num_tokens * f->active_ld * 4);
     f->shared = take_input(&memory, rows, f->ld);
     f->num_head_items = column_items(f, &model->head, 8); /* as many as there ever are */
     int64_t parts = (int64_t)f->num_head_items * num_samples;
@@ -177,7 +184,8 @@ static int64_t lay_out(forward *f, void *scratch, int32_t num_threads, int32_t n
     f->bad = take(&memory, parts * 4);
     f->threads = take(&memory, num_threads * (int64_t)sizeof *f->threads);
     for (int32_t i = 0; i < num_threads; i++) {
-        private_memory own = {-1, take_input(&memory, PRIVATE_ROWS, f->ld), NULL, {0}};
+        private_memory own = {-1, take_input(&memory, PRIVATE_ROWS, f->ld), NULL, NULL, {0}};
+        own.stripe = take(&memory, STRIPE_BYTES + (int64_t)num_tokens * 3 * LLMOS_TILE_COLUMNS * 4);
         own.kernel = take(&memory, kernel_scratch_bytes(model, f->kv, num_tokens, num_samples));
         if (scratch != NULL)
             f->threads[i] = own;
@@ -234,7 +242,7 @@ static void prepare(const forward *f, int32_t kind, int32_t layer, int32_t t0, i
 {
     const llmos_model *model = f->model;
     const llmos_layer *at = &model->layers[layer];
-    int32_t m = t1 - t0, hidden = model->hidden_size, inner = model->intermediate_size;
+    int32_t m = t1 - t0, hidden = model->hidden_size;
     switch (kind) {
     case PREPARE_QKV:
     case PREPARE_GATE_UP:
@@ -246,8 +254,7 @@ static void prepare(const forward *f, int32_t kind, int32_t layer, int32_t t0, i
         finish(f, &at->output, f->mixed + t0 * f->mixed_ld, f->mixed_ld, m, to);
         break;
     case PREPARE_DOWN:
-        llmos_silu_mul(f->gate_up + (int64_t)t0 * 2 * inner, 2 * (int64_t)inner, m, inner, to.x, f->ld);
-        finish(f, &at->down, to.x, f->ld, m, to);
+        finish(f, &at->down, f->active + t0 * f->active_ld, f->active_ld, m, to);
         break;
     }
 }
@@ -307,6 +314,52 @@ static input prepare_own(const forward *f, int32_t kind, int32_t layer, int32_t 
     return own->rows;
 }
 
+/* Gate columns of an item of gate_up: whole tiles, and few enough for the stripe. */
+static int32_t gate_columns(const forward *f, const llmos_weight *w, int32_t m)
+{
+    int32_t num_tiles = (w->n / 2 + LLMOS_TILE_COLUMNS - 1) / LLMOS_TILE_COLUMNS;
+    int32_t most = (int32_t)(STRIPE_BYTES / ((int64_t)m * 2 * LLMOS_TILE_COLUMNS * 4));
+    int32_t tiles = item_columns(f, w, m) / (2 * LLMOS_TILE_COLUMNS);
+    tiles = tiles < most ? tiles : most;
+    tiles = tiles < num_tiles ? tiles : num_tiles;
+    return (tiles > 0 ? tiles : 1) * LLMOS_TILE_COLUMNS;
+}
+
+static int32_t gate_items(const forward *f, const llmos_weight *w, int32_t m)
+{
+    int32_t columns = gate_columns(f, w, m);
+    return (w->n / 2 + columns - 1) / columns;
+}
+
+/* Gates of some columns, the ups that belong to them, and the activation: what lies between never leaves the
+ * cache. Tiles that both halves of the weight have a share in are computed for each of them.
+ */
+static void multiply_gates(const forward *f, int32_t layer, int32_t phase, int32_t item, private_memory *own)
+{
+    enum { TILE = LLMOS_TILE_COLUMNS };
+    const llmos_weight *w = &f->model->layers[layer].gate_up;
+    int32_t m = f->step->num_tokens, inner = f->model->intermediate_size, columns = gate_columns(f, w, m);
+    int32_t g0 = item * columns, g1 = inner - g0 < columns ? inner : g0 + columns;
+    int32_t gate_end = (g1 + TILE - 1) / TILE * TILE, up_end = (inner + g1 + TILE - 1) / TILE * TILE;
+    int32_t u0 = (inner + g0) / TILE * TILE;
+    gate_end = gate_end < w->n ? gate_end : w->n;
+    up_end = up_end < w->n ? up_end : w->n;
+    int64_t ld = 2 * columns + TILE;
+    float *gate = own->stripe, *up = gate + (gate_end - g0);
+    input from = m <= PRIVATE_ROWS ? prepare_own(f, GATE_UP, layer, phase, own) : f->shared;
+    const void *x = is_quantised(w) ? (void *)from.q : from.x;
+    llmos_gemm(w, x, f->ld, from.scale, from.sum, m, gate - g0, ld, 0, g0, gate_end, own->kernel);
+    llmos_gemm(w, x, f->ld, from.scale, from.sum, m, up - u0, ld, 0, u0, up_end, own->kernel);
+    int64_t began = f->step->busy ? now() : 0;
+    llmos_silu_mul(gate, up + (inner + g0 - u0), ld, m, g1 - g0, f->active + g0, f->active_ld);
+    if (f->step->busy) {
+        int64_t taken = now() - began;
+        own->busy[ACTIVATE] += taken;
+        own->busy[GATE_UP] -= taken;
+    }
+}
+
+/* The other products of a layer. */
 static void multiply(const forward *f, int32_t kind, int32_t layer, int32_t phase, int32_t item,
                      private_memory *own)
 {
@@ -316,14 +369,13 @@ static void multiply(const forward *f, int32_t kind, int32_t layer, int32_t phas
     input from = m <= PRIVATE_ROWS ? prepare_own(f, kind, layer, phase, own) : f->shared;
     const void *x = is_quantised(w) ? (void *)from.q : from.x;
     int64_t ldx = f->ld;
-    if (kind == OUTPUT && !is_quantised(w)) {
-        x = f->mixed;
-        ldx = f->mixed_ld;
+    if (kind != QKV && !is_quantised(w)) {
+        x = kind == OUTPUT ? f->mixed : f->active;
+        ldx = kind == OUTPUT ? f->mixed_ld : f->active_ld;
     }
-    float *y = kind == QKV ? f->qkv : kind == GATE_UP ? f->gate_up : f->x;
-    int64_t ldy = kind == QKV ? f->qkv_ld : kind == GATE_UP ? 2 * (int64_t)f->model->intermediate_size
-                                                            : f->model->hidden_size;
-    llmos_gemm(w, x, ldx, from.scale, from.sum, m, y, ldy, kind == OUTPUT || kind == DOWN, n0, n1, own->kernel);
+    float *y = kind == QKV ? f->qkv : f->x;
+    int64_t ldy = kind == QKV ? f->qkv_ld : f->model->hidden_size;
+    llmos_gemm(w, x, ldx, from.scale, from.sum, m, y, ldy, kind != QKV, n0, n1, own->kernel);
 }
 
 /* Project samples onto columns of the vocabulary. */
@@ -443,13 +495,15 @@ static int32_t count_items(void *context, int32_t phase)
         return row_items(num_tokens);
     case ATTEND:
         return (f->num_attention_items + f->attention_block - 1) / f->attention_block;
+    case GATE_UP:
+        return gate_items(f, weight_of(f, kind, layer), num_tokens);
     case PREPARE_OUTPUT:
-        if (!is_quantised(&f->model->layers[layer].output))
+    case PREPARE_DOWN:
+        if (!is_quantised(weight_of(f, kind, layer)))
             return 0;
         /* fall through */
     case PREPARE_QKV:
     case PREPARE_GATE_UP:
-    case PREPARE_DOWN:
         return num_tokens <= PRIVATE_ROWS ? 0 : row_items(num_tokens);
     default:
         return column_items(f, weight_of(f, kind, layer), num_tokens);
@@ -494,9 +548,11 @@ static void run_item(void *context, int32_t phase, int32_t item, int32_t thread)
                         i0, i1, own->kernel);
         break;
     }
+    case GATE_UP:
+        multiply_gates(f, layer, phase, item, own);
+        break;
     case QKV:
     case OUTPUT:
-    case GATE_UP:
     case DOWN:
         multiply(f, kind, layer, phase, item, own);
         break;

@@ -53,7 +53,7 @@ typedef struct {
 } llmos_step;
 
 /* Kinds of phases, for measurements. */
-enum { LLMOS_NUM_PHASES = 13 };
+enum { LLMOS_NUM_PHASES = 14 };
 const char *llmos_phase_name(int32_t phase);
 
 /* Bytes of scratch that llmos_forward needs for steps of up to so many tokens and samples. */
