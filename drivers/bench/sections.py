@@ -65,7 +65,7 @@ def peak_cases(options: Options) -> Iterator[Case]:
     for num_threads in options.thread_counts:
         yield case("read memory", "GB/s", read_memory, num_threads)
         for size in (64 << 10,) if options.is_quick else CACHE_SET_BYTES:
-            yield case(f"read {size >> 10} KiB a thread", "GB/s", read_cache(size), num_threads)
+            yield case(f"read {size / 2**20:g} MiB a thread", "GB/s", read_cache(size), num_threads)
         yield case("int8 multiply-adds", "GOP/s", multiply(True), num_threads)
         yield case("fp32 multiply-adds", "GOP/s", multiply(False), num_threads)
 
