@@ -64,7 +64,7 @@ class NativeTransformer:
         self._kept: list[object] = []  # memory that C structures point to
         self._model = self._describe(weights)
         pool = ffi.new("llmos_pool **")
-        if error := lib.llmos_pool_open(num_threads, pool):
+        if error := lib.llmos_pool_open(num_threads, ffi.NULL, pool):
             raise OSError(error, f"cannot start {num_threads} threads")
         self._pool = ffi.gc(pool[0], lib.llmos_pool_close)
         self._tokens_per_page = 0

@@ -185,7 +185,26 @@ static void *work(void *argument)
     return NULL;
 }
 
-int llmos_pool_open(int32_t num_threads, llmos_pool **out)
+/* Start a thread, on one processor unless that is negative. */
+static int start(pthread_t *thread, int32_t processor, worker *self)
+{
+    pthread_attr_t attributes;
+    int error = pthread_attr_init(&attributes);
+    if (error)
+        return error;
+    if (processor >= 0) {
+        cpu_set_t set;
+        CPU_ZERO(&set);
+        CPU_SET(processor, &set); /* beyond the set's size: an empty one, which is refused */
+        error = pthread_attr_setaffinity_np(&attributes, sizeof set, &set);
+    }
+    if (!error)
+        error = pthread_create(thread, &attributes, work, self);
+    pthread_attr_destroy(&attributes);
+    return error;
+}
+
+int llmos_pool_open(int32_t num_threads, const int32_t *processors, llmos_pool **out)
 {
     llmos_pool *pool = aligned_alloc(64, sizeof *pool);
     pthread_t *threads = calloc((size_t)num_threads, sizeof *threads);
@@ -203,7 +222,7 @@ int llmos_pool_open(int32_t num_threads, llmos_pool **out)
         int error = self == NULL ? ENOMEM : 0;
         if (!error) {
             *self = (worker){pool, thread};
-            error = pthread_create(&threads[thread], NULL, work, self);
+            error = start(&threads[thread], processors ? processors[thread - 1] : -1, self);
             if (error)
                 free(self);
         }

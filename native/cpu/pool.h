@@ -6,8 +6,11 @@
 
 typedef struct llmos_pool llmos_pool;
 
-/* Start num_threads - 1 threads; the one that brings work is the first. 0 or an errno value. */
-int llmos_pool_open(int32_t num_threads, llmos_pool **pool);
+/* Start num_threads - 1 threads; the one that brings work is the first. processors is null, or [num_threads - 1]:
+ * the one that each of them stays on, negative for none. 0 or an errno value: EINVAL for a processor that there is
+ * not.
+ */
+int llmos_pool_open(int32_t num_threads, const int32_t *processors, llmos_pool **pool);
 
 /* End the threads and free the pool. No work may be under way. */
 void llmos_pool_close(llmos_pool *pool);

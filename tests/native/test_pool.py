@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 
 import numpy as np
@@ -12,7 +14,7 @@ from native._cpu import ffi, lib
 def open_pool(num_threads: int):
     """A pool; the caller closes it."""
     out = ffi.new("llmos_pool **")
-    assert lib.llmos_pool_open(num_threads, out) == 0
+    assert lib.llmos_pool_open(num_threads, ffi.NULL, out) == 0
     return out[0]
 
 
@@ -64,3 +66,32 @@ def test_pools_do_not_know_each_other():
     for thread in threads:
         thread.join()
     assert all((cells == expected).all() for cells in results)
+
+
+def test_threads_stay_on_their_processors():
+    """Each thread may run on the processor that it was given alone; the caller's own are as they were."""
+    before, usable = set(os.listdir("/proc/self/task")), os.sched_getaffinity(0)
+    processors = [max(usable), min(usable), max(usable)]
+    out = ffi.new("llmos_pool **")
+    assert lib.llmos_pool_open(4, ffi.new("int32_t[]", processors), out) == 0
+    started = set(os.listdir("/proc/self/task")) - before
+    allowed = [os.sched_getaffinity(int(thread)) for thread in started]
+    assert sorted(map(sorted, allowed)) == sorted([p] for p in processors)
+    assert os.sched_getaffinity(0) == usable
+    expected = expected_cells(20, 8)
+    cells, workers = np.zeros_like(expected), np.zeros(expected.shape, dtype=np.int32)
+    lib.llmos_pool_exercise(
+        out[0], 20, 8, ffi.from_buffer("uint32_t[]", cells), ffi.from_buffer("int32_t[]", workers)
+    )
+    assert (cells == expected).all()
+    lib.llmos_pool_close(out[0])
+
+
+@pytest.mark.parametrize("processor", [1023, 1 << 20])
+def test_a_processor_that_is_not_there(processor):
+    """Is refused, and no thread is left behind."""
+    before = set(os.listdir("/proc/self/task"))
+    out = ffi.new("llmos_pool **")
+    some = min(os.sched_getaffinity(0))
+    assert lib.llmos_pool_open(3, ffi.new("int32_t[]", [some, processor]), out) == errno.EINVAL
+    assert set(os.listdir("/proc/self/task")) == before
