@@ -21,7 +21,7 @@ from drivers.engine import Engine
 from drivers.model.packed import WEIGHT_FORMATS
 from llmos.device import Bind, Edit, Load, Loaded, Map, Release, Reserve, Row, Sampling, Step
 
-__all__ = ["DrivenModel", "ModelMeasurement", "measure_decode", "measure_prefill"]
+__all__ = ["DrivenModel", "ModelMeasurement", "measure_decode", "measure_prefill", "measure_sampling"]
 
 MAX_SPACES, MAX_MODEL_LEN = 32, 1024
 SECONDS_PER_RUN = 0.25
@@ -71,18 +71,24 @@ class DrivenModel:
         per_layer = config.hidden_size * (width + 3 * config.intermediate_size)
         self._num_layer_weights = config.num_layers * per_layer
         self._num_head_weights = config.hidden_size * config.vocab_size
+        self.sampled: tuple[int | None, ...] = ()  # by the last step
         self._lengths: list[int] = []  # of the contexts in the open spaces
 
     def close(self) -> None:
         """Give the memory back."""
         self._engine.close()
 
-    def open_spaces(self, num_spaces: int) -> None:
-        """Release what is open and reserve new spaces, each with memory for the longest context."""
+    def open_spaces(self, num_spaces: int, sampling: Sampling | None = None) -> None:
+        """Release what is open and reserve new spaces, each with memory for the longest context.
+
+        Args:
+            num_spaces: at most MAX_SPACES.
+            sampling: of all of them; None: greedy.
+        """
         edits: list[Edit] = [Release(asid) for asid in range(len(self._lengths))]
         pages_per_space = self._kv.num_pages(MAX_MODEL_LEN)
         for asid in range(num_spaces):
-            edits += [Reserve(asid), Bind(asid, Sampling(), (), 0)]
+            edits += [Reserve(asid), Bind(asid, sampling or Sampling(), (), 0)]
             for vpn in range(pages_per_space):
                 page = asid * pages_per_space + vpn
                 edits.append(Map(asid, vpn, (2 * page, 2 * page + 1)))
@@ -127,6 +133,7 @@ class DrivenModel:
         seconds = time.perf_counter() - began
         if done.faults:
             raise RuntimeError(f"a step that was to be timed failed: {done.faults[0].message}")
+        self.sampled = done.tokens
         return seconds
 
 
@@ -166,6 +173,25 @@ def measure_prefill(
 
     run()  # the first one makes the step's buffers
     return _measure(model, run, num_tokens, num_tokens, repetitions, stream)
+
+
+def measure_sampling(
+    model: DrivenModel, batch: int, sampling: Sampling, repetitions: int
+) -> tuple[float, float]:
+    """Seconds of a step of `batch` tokens that are sampled so, and of the same step when all are greedy.
+
+    Each is the median over the repetitions, in which both take turns.
+    """
+    pairs = []
+    for _ in range(repetitions):
+        times = []
+        for chosen in (sampling, None):
+            model.open_spaces(batch, chosen)
+            model.prefill(1)
+            times.append(statistics.median(model.decode() for _ in range(3)))
+        pairs.append(times)
+    sampled, greedy = map(statistics.median, zip(*pairs, strict=True))
+    return sampled, greedy
 
 
 def _measure(

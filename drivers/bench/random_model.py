@@ -15,7 +15,8 @@ from native.gemm import TILE_COLUMNS, WeightFormat, aligned_empty, pack_weight, 
 
 __all__ = ["SHAPES", "RandomDriver", "random_native_model", "random_weights"]
 
-SAMPLE_ROWS = 8 * TILE_COLUMNS  # of a matrix are drawn and packed; the rest repeats them
+SAMPLE_WEIGHTS = 1 << 23  # of a matrix are drawn and packed; the rest repeats them
+LOGIT_SCALE = 4.0  # the deviation of logits: the most likely of 128,256 tokens then has a few per cent
 
 
 def _llama(
@@ -35,6 +36,7 @@ SHAPES = {  # vocabulary, hidden, inner, layers, heads of queries, of keys, thei
     "stories260k": _llama(512, 64, 172, 5, 8, 4, 8),
     "draft": _llama(2560, 128, 384, 2, 4, 2, 32),  # the built-in models
     "base": _llama(2560, 256, 704, 4, 4, 2, 64),
+    "head": _llama(128_256, 64, 128, 1, 2, 2, 32),  # nearly all vocabulary
     "160m": _llama(32_000, 768, 3072, 12, 12, 12, 64),  # JackFram/llama-160m
     "1b": _llama(128_256, 2048, 8192, 16, 32, 8, 64),  # Llama-3.2-1B
 }
@@ -57,31 +59,41 @@ def random_weights(config: ModelConfig, weights: str) -> PackedWeights:
         "down": (hidden, inner),
     }
     ones = np.ones(hidden, dtype=np.float32)
-    arrays = _linear("head", weight_format, config.vocab_size, hidden)
+    arrays = _Matrix(weight_format, config.vocab_size, hidden).copy("head")
+    matrices = {name: _Matrix(weight_format, *shape) for name, shape in shapes.items()}
     for layer in range(config.num_layers):
         prefix = f"layers.{layer}."
         arrays |= {prefix + "input_norm": ones, prefix + "post_norm": ones}
         for name in LINEAR:
-            arrays |= _linear(prefix + name, weight_format, *shapes[name])
+            arrays |= matrices[name].copy(prefix + name)
     embedding = "fp32" if weights == "fp32" else "bf16"
-    table = np.random.default_rng(1).standard_normal((SAMPLE_ROWS, hidden), dtype=np.float32)
+    table = np.random.default_rng(1).standard_normal((512, hidden), dtype=np.float32)
     bits = table if embedding == "fp32" else (table.view(np.uint32) >> 16).astype(np.uint16)
     arrays["embedding"] = np.resize(bits, (config.vocab_size, hidden))
-    arrays["final_norm"], arrays["head_is_finite"] = ones, np.ones(1, dtype=np.uint8)
+    arrays["final_norm"] = LOGIT_SCALE * ones
+    arrays["head_is_finite"] = np.ones(1, dtype=np.uint8)
     return PackedWeights.from_arrays(config, weights, embedding, arrays)
 
 
-def _linear(name: str, weight_format: WeightFormat, n: int, k: int) -> dict[str, np.ndarray]:
-    """A random matrix [n, k], by name: packed, it is tile after tile, so the first ones can be repeated."""
-    rows = np.random.default_rng(0).standard_normal((SAMPLE_ROWS, k), dtype=np.float32) / np.sqrt(k)
-    sample = pack_weight(weight_format, rows.astype(np.float32))
-    data = aligned_empty(packed_bytes(weight_format, n, k))
-    for start in range(0, len(data), len(sample.data)):
-        part = data[start : start + len(sample.data)]
-        part[:] = sample.data[: len(part)]
-    if sample.scale is None:
-        return {name: data}
-    return {name: data, f"{name}.scale": np.resize(sample.scale, n)}
+class _Matrix:
+    """A random weight [n, k] by its first tiles: packed, it is tile after tile, so these can be repeated."""
+
+    def __init__(self, weight_format: WeightFormat, n: int, k: int) -> None:
+        num_rows = min(-(-n // TILE_COLUMNS), max(1, SAMPLE_WEIGHTS // k // TILE_COLUMNS)) * TILE_COLUMNS
+        rows = np.random.default_rng(0).standard_normal((num_rows, k), dtype=np.float32)
+        rows /= np.float32(k**0.5)
+        self._n, self._size_bytes = n, packed_bytes(weight_format, n, k)
+        self._sample = pack_weight(weight_format, rows)
+
+    def copy(self, name: str) -> dict[str, np.ndarray]:
+        """Its arrays in memory of their own, as `PackedWeights.from_arrays` takes them."""
+        sample, data = self._sample, aligned_empty(self._size_bytes)
+        for start in range(0, len(data), len(sample.data)):
+            part = data[start : start + len(sample.data)]
+            part[:] = sample.data[: len(part)]
+        if sample.scale is None:
+            return {name: data}
+        return {name: data, f"{name}.scale": np.resize(sample.scale, self._n)}
 
 
 def random_native_model(

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 
 from drivers.bench import attention, step
 from drivers.bench.gemm import INPUTS, OUTPUTS, WeightCopies, measure_gemm
-from drivers.bench.models import DrivenModel, measure_decode, measure_prefill
+from drivers.bench.models import DrivenModel, measure_decode, measure_prefill, measure_sampling
 from drivers.bench.peaks import CACHE_SET_BYTES, make_stream, measure_cache_read, measure_peaks
-from drivers.bench.random_model import random_native_model
+from drivers.bench.random_model import SHAPES, random_native_model
 from drivers.bench.rows import Case, Latest, Measured, Options, against_roof
 from drivers.bench.torch_baseline import TorchAttention, TorchProduct
+from llmos.device import Sampling
 from native.gemm import WeightFormat
 
 __all__ = ["SECTIONS"]
@@ -28,6 +29,14 @@ TORCH_ATTENTION = ("decode-8k", "prefill-512")
 STEP_FORMATS = ("bf16", "w8a8", "w4a8")
 STEP_ROWS = (1, 16)
 STEP_CONTEXT = 128
+
+SAMPLINGS = {
+    "temperature": Sampling(temperature=0.8, seed=1),
+    "top-k 50": Sampling(temperature=0.8, top_k=50, seed=1),
+    "top-p 0.95": Sampling(temperature=0.8, top_p=0.95, seed=1),
+    "penalties": Sampling(temperature=0.8, top_p=0.95, repetition_penalty=1.1, seed=1),
+}
+SAMPLING_BATCHES = (1, 16)
 
 MODEL_SHAPES = ("160m", "1b")
 MODEL_FORMATS = ("fp32", "bf16", "w8a8", "w4a8")
@@ -194,6 +203,36 @@ def beside(
     return Measured(case, "time", seconds * 1e6, "us", other, ratio, num_runs)
 
 
+def sampling_cases(options: Options) -> Iterator[Case]:
+    """Steps of a model that is nearly all vocabulary, with random tokens beside greedy ones."""
+    shape = "tiny" if options.is_quick else "head"
+    names = ("temperature",) if options.is_quick else tuple(SAMPLINGS)
+    batches = (2,) if options.is_quick else SAMPLING_BATCHES
+    model_of = Latest(lambda num_threads: DrivenModel(shape, "w8a8", num_threads), DrivenModel.close)
+
+    def case(num_threads: int, kind: str, batch: int) -> Case:
+        vocabulary = SHAPES[shape].vocab_size
+        name = f"sampling: {kind}, vocabulary {vocabulary}, batch {batch}, threads {num_threads}"
+
+        def measure() -> Iterator[Measured]:
+            seconds, greedy = measure_sampling(model_of(num_threads), batch, SAMPLINGS[kind], options.runs)
+            yield Measured(
+                name,
+                "step",
+                seconds * 1e6,
+                "us",
+                f"greedy, {greedy * 1e6:.0f} us",
+                greedy / seconds,
+                options.runs,
+            )
+
+        return Case(name, measure)
+
+    for num_threads in options.thread_counts:
+        for kind in names:
+            yield from (case(num_threads, kind, batch) for batch in batches)
+
+
 def decode_cases(options: Options) -> Iterator[Case]:
     """Whole models with random weights: decoding in batches, and a prompt, on all threads."""
     shapes, formats = (("tiny",), ("w8a8",)) if options.is_quick else (MODEL_SHAPES, MODEL_FORMATS)
@@ -229,5 +268,6 @@ SECTIONS: dict[str, Callable[[Options], Iterator[Case]]] = {
     "gemm": gemm_cases,
     "attention": attention_cases,
     "step": step_cases,
+    "sampling": sampling_cases,
     "decode": decode_cases,
 }

@@ -21,7 +21,7 @@ from llmos.config import ConfigError, num_cores
 from llmos.errors import LlmosError
 from llmos.kernel.driver_link import DRIVER_ENVIRONMENT
 
-SECTIONS = ("peaks", "gemm", "attention", "step", "decode")
+SECTIONS = ("peaks", "gemm", "attention", "step", "sampling", "decode")
 
 
 class MeasurementFailed(LlmosError):

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from attrs import evolve
 
-from drivers.bench import models
-from drivers.bench.models import DrivenModel, measure_decode, measure_prefill
+from drivers.bench import models, random_model
+from drivers.bench.models import DrivenModel, measure_decode, measure_prefill, measure_sampling
 from drivers.bench.peaks import Peaks, make_stream
 from drivers.bench.random_model import SHAPES, random_weights
 from drivers.bench.rows import Latest, against_roof
 from drivers.bench.torch_baseline import TorchAttention, TorchProduct
+from llmos.device import Sampling
 from native.gemm import WeightFormat
 
 STREAM = make_stream(1 << 20)
@@ -45,8 +46,9 @@ def test_random_weights_have_the_shape(weights: str) -> None:
     assert packed.step_bytes == pytest.approx(num_weights * bits / 8, rel=0.05)
 
 
-def test_rows_repeat_where_the_sample_ends() -> None:
-    """A matrix of more rows than are drawn is the drawn ones again, in all formats the same way."""
+def test_rows_repeat_where_the_sample_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A matrix of more rows than are drawn is the drawn ones again."""
+    monkeypatch.setattr(random_model, "SAMPLE_WEIGHTS", 512 * 128)
     wide = random_weights(evolve(TINY, vocab_size=1280), "w8a8").head.unpack()
     assert np.array_equal(wide[512:1024], wide[:512])
     assert np.array_equal(wide[1024:], wide[:256])
@@ -73,6 +75,18 @@ def test_models_are_measured_in_both_ways(tiny: DrivenModel) -> None:
         assert found.roof_fraction > 0
     one = measure_prefill(tiny, 16, 1, STREAM)
     assert one.roof_fraction == max(one.bandwidth_fraction, one.arithmetic_fraction)
+
+
+def test_sampling_is_measured_beside_greedy(tiny: DrivenModel) -> None:
+    """Both kinds of step take time, and sampled tokens are not all the greedy ones."""
+    sampling = Sampling(temperature=2.0, seed=3)
+    assert min(measure_sampling(tiny, 2, sampling, 1)) > 0
+    tokens = []
+    for chosen in (sampling, None):
+        tiny.open_spaces(8, chosen)
+        tiny.prefill(3)
+        tokens.append(tuple(tiny.sampled))
+    assert tokens[0] != tokens[1]
 
 
 def test_contexts_stay_within_the_model(tiny: DrivenModel) -> None:
