@@ -38,11 +38,12 @@ class RopeConfig:
     """Rotary position embedding: base frequency and how it is stretched to longer contexts."""
 
     theta: float
-    kind: Literal["default", "linear", "llama3"] = "default"
+    kind: Literal["default", "linear", "llama3", "factors"] = "default"
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 1.0
     original_max_positions: int = 0
+    factors: tuple[float, ...] = ()  # of "factors": one for each pair of dimensions
 
 
 @frozen

@@ -53,6 +53,7 @@ class OpenModel:
             dtype=weights,
             kv=kv,
             num_parameters=sum(torch.Size(entry.shape).numel() for entry in self.entries),
+            text_folder=str(self.source.text_folder),
         )
 
     def reader(

@@ -14,7 +14,8 @@ __all__ = ["inverse_frequencies", "rope_tables"]
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> torch.Tensor:
     """Radians per position of each pair of dimensions: [head_dim / 2], fp64.
 
-    "llama3" divides the low frequencies by `factor`, keeps the high ones, and blends in between.
+    "llama3" divides the low frequencies by `factor`, keeps the high ones, and blends in between; "factors"
+    divides each by a factor of its own.
     Source: Su et al. 2021, arXiv:2104.09864; Chen et al. 2023, arXiv:2306.15595 (linear); Llama team 2024,
     arXiv:2407.21783 (llama3).
     """
@@ -22,6 +23,8 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> torch.Tensor:
     frequencies = rope.theta**-exponents
     if rope.kind == "linear":
         return frequencies / rope.factor
+    if rope.kind == "factors":
+        return frequencies / torch.tensor(rope.factors, dtype=torch.float64)
     if rope.kind == "llama3":
         wavelengths = 2 * math.pi / frequencies
         blend = (rope.original_max_positions / wavelengths - rope.low_freq_factor) / (

@@ -11,6 +11,9 @@ import torch
 from drivers.model.checkpoint import Checkpoint, TensorEntry
 from drivers.model.config import ModelConfig, read_config
 from drivers.model.errors import ModelError
+from drivers.model.gguf.checkpoint import GgufCheckpoint
+from drivers.model.gguf.config import read_gguf_config
+from drivers.model.gguf.file import GgufFile
 
 __all__ = ["Source", "open_source"]
 
@@ -40,11 +43,15 @@ def open_source(path: Path) -> tuple[ModelConfig, Source]:
     """Open a model's files and check them, before a weight is read.
 
     Args:
-        path: a Hugging Face folder.
+        path: a Hugging Face folder, or a GGUF file, the first one when there are several.
 
     Raises:
         ModelError: naming the file and what is wrong with it.
     """
+    if path.is_file():
+        file = GgufFile.open(path)
+        config = read_gguf_config(file)
+        return config, GgufCheckpoint.open(file, config.num_heads, config.num_kv_heads)
     if not path.is_dir():
-        raise ModelError(f"{path} is not a folder")
+        raise ModelError(f"{path} is neither a folder nor a GGUF file")
     return read_config(path), Checkpoint.open(path)

@@ -33,12 +33,13 @@ class ModelDescription:
     kv: str  # of keys and values: "fp32", "fp16", "bf16", "int8"
     num_parameters: int
     kernels: str = "torch"  # what computes: results are bit-identical only between equal ones
+    text_folder: str = ""  # where tokenizer.json and its like are, if not beside the weights
 
     def model_info(self, name: str, path: str) -> ModelInfo:
-        """The same as it crosses the driver's socket."""
+        """The same as it crosses the driver's socket, of a model that was loaded from `path`."""
         return ModelInfo(
             name=name,
-            path=path,
+            path=self.text_folder or path,
             architecture=self.architecture,
             hash=self.hash,
             vocab_size=self.vocab_size,

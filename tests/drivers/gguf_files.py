@@ -98,6 +98,28 @@ def add_shape(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_rope_dimension_count(head_dim)
     writer.add_rope_freq_base(rope.get("rope_theta", config.get("rope_theta", 10000.0)))
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    if (window := config.get("sliding_window")) is not None and window < config["max_position_embeddings"]:
+        writer.add_sliding_window(window)
+    if rope.get("rope_type") == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+    if rope.get("rope_type") == "llama3":
+        writer.add_tensor("rope_freqs.weight", llama3_factors(rope, head_dim))
+
+
+def llama3_factors(rope: dict[str, Any], head_dim: int) -> np.ndarray:
+    """Llama 3's rope scaling as the converter writes it: a divisor for each pair of dimensions, fp32."""
+    factors = []
+    for frequency in 1.0 / rope["rope_theta"] ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim):
+        turns = rope["original_max_position_embeddings"] * frequency / (2 * np.pi)
+        if turns > rope["high_freq_factor"]:
+            factors.append(1.0)
+        elif turns < rope["low_freq_factor"]:
+            factors.append(rope["factor"])
+        else:
+            smooth = (turns - rope["low_freq_factor"]) / (rope["high_freq_factor"] - rope["low_freq_factor"])
+            factors.append(1 / ((1 - smooth) / rope["factor"] + smooth))
+    return np.array(factors, dtype=np.float32)
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, folder: Path) -> None:

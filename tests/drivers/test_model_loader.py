@@ -340,7 +340,7 @@ def test_bad_arguments_are_refused(saved, arguments, message):
 
 def test_unreadable_folders_are_refused(folder, tmp_path):
     """No folder, no config, and a config that is not a JSON object are told apart."""
-    with pytest.raises(ModelError, match="is not a folder"):
+    with pytest.raises(ModelError, match="is neither a folder nor a GGUF file"):
         load_model(tmp_path / "absent")
     change_config(folder, eos_token_id=131)
     with pytest.raises(ModelError, match="eos_token_id 131 is outside the vocabulary of 131"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
+from pathlib import Path
 
 import torch
 from attrs import define
@@ -12,8 +14,9 @@ from drivers.model.content_hash import HashedFile, hash_files
 from drivers.model.errors import ModelError
 from drivers.model.gguf.dequantise import dequantise
 from drivers.model.gguf.file import GgufFile
-from drivers.model.gguf.header import GgufTensor
+from drivers.model.gguf.header import GgufTensor, read_bytes
 from drivers.model.gguf.names import hugging_face_name
+from drivers.model.gguf.text_folder import write_text_folder
 
 __all__ = ["GgufCheckpoint"]
 
@@ -55,11 +58,20 @@ class GgufCheckpoint:
             name: TensorEntry(name, tensor.file, tensor.shape, tensor.storage.name, tensor.num_bytes)
             for name, tensor in stored.items()
         }
-        rotated = {}
+        rotated: dict[str, int] = {}
         if file.metadata.get("general.architecture") == "llama":
             for part, heads in (("q_proj", num_heads), ("k_proj", num_kv_heads)):
                 rotated |= {name: heads for name in stored if f".self_attn.{part}." in name}
         return cls(file, tensors, rotated, stored)
+
+    @cached_property
+    def text_folder(self) -> Path:
+        """Where tokenizer.json and its like are: in the cache, written when first asked for.
+
+        Raises:
+            ModelError: see write_text_folder.
+        """
+        return write_text_folder(self.file)
 
     def entry(self, name: str, shape: tuple[int, ...]) -> TensorEntry:
         """See Checkpoint.
@@ -86,12 +98,12 @@ class GgufCheckpoint:
         tensor = self._stored[name]
         storage = tensor.storage
         if storage.name in FLOATS:
-            values = torch.frombuffer(_read(tensor, 0, tensor.num_bytes), dtype=FLOATS[storage.name])
+            values = torch.frombuffer(read_bytes(tensor, 0, tensor.num_bytes), dtype=FLOATS[storage.name])
         else:
             values = torch.empty(math.prod(tensor.shape), dtype=torch.float32)
             step = CHUNK_VALUES // storage.block_values * storage.block_bytes
             for start in range(0, tensor.num_bytes, step):
-                blocks = _read(tensor, start, min(step, tensor.num_bytes - start))
+                blocks = read_bytes(tensor, start, min(step, tensor.num_bytes - start))
                 first = start // storage.block_bytes * storage.block_values
                 decoded = dequantise(blocks, storage)
                 values[first : first + len(decoded)] = decoded
@@ -106,19 +118,3 @@ class GgufCheckpoint:
         """Hex digest over all files, whatever they are called; see hash_files."""
         parts = enumerate(self.file.parts)
         return hash_files(b"GGUF", [HashedFile(part.path, str(at), part.num_bytes) for at, part in parts])
-
-
-def _read(tensor: GgufTensor, start: int, num_bytes: int) -> bytearray:
-    """Some of a tensor's bytes."""
-    found = bytearray(num_bytes)
-    try:
-        with tensor.file.open("rb", buffering=0) as stream, memoryview(found) as view:
-            stream.seek(tensor.offset + start)
-            done = 0
-            while done < num_bytes and (count := stream.readinto(view[done:])):
-                done += count
-    except OSError as error:
-        raise ModelError(f"{tensor.file}: tensor {tensor.name} cannot be read: {error.strerror}") from None
-    if done < num_bytes:
-        raise ModelError(f"{tensor.file}: tensor {tensor.name} ends early; the file has changed")
-    return found

@@ -13,12 +13,13 @@ import struct
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 from attrs import define, frozen
 
 from drivers.model.errors import ModelError
 from drivers.model.gguf.storage import REFUSED, STORAGE, Storage
 
-__all__ = ["GgufHeader", "GgufTensor", "read_header"]
+__all__ = ["GgufHeader", "GgufTensor", "read_bytes", "read_header"]
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -33,7 +34,7 @@ SCALARS = {
     4: struct.Struct("<I"), 5: struct.Struct("<i"), 6: struct.Struct("<f"), 7: struct.Struct("<?"),
     10: struct.Struct("<Q"), 11: struct.Struct("<q"), 12: struct.Struct("<d"),
 }  # fmt: skip
-STRING, ARRAY = 8, 9
+FLOAT32, STRING, ARRAY = 6, 8, 9
 U32, U64 = SCALARS[4], SCALARS[10]
 
 
@@ -73,6 +74,26 @@ def read_header(path: Path) -> GgufHeader:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from None
 
 
+def read_bytes(tensor: GgufTensor, start: int, num_bytes: int) -> bytearray:
+    """Some of a tensor's bytes.
+
+    Raises:
+        ModelError: the file changed or cannot be read.
+    """
+    found = bytearray(num_bytes)
+    try:
+        with tensor.file.open("rb", buffering=0) as stream, memoryview(found) as view:
+            stream.seek(tensor.offset + start)
+            done = 0
+            while done < num_bytes and (count := stream.readinto(view[done:])):
+                done += count
+    except OSError as error:
+        raise ModelError(f"{tensor.file}: tensor {tensor.name} cannot be read: {error.strerror}") from None
+    if done < num_bytes:
+        raise ModelError(f"{tensor.file}: tensor {tensor.name} ends early; the file has changed")
+    return found
+
+
 @define(eq=False)
 class _Cursor:
     """Reads forward through the header, and never past the end of the file."""
@@ -108,6 +129,9 @@ class _Cursor:
 
     def value(self, what: str) -> Any:
         kind = self.scalar(U32, what)
+        if kind == FLOAT32:
+            # the shortest decimal with this fp32 number: what the converter was given, 1e-05 say
+            return float(str(np.float32(self.scalar(SCALARS[kind], what))))
         if kind in SCALARS:
             return self.scalar(SCALARS[kind], what)
         if kind == STRING:
