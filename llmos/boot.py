@@ -23,7 +23,7 @@ from llmos.kernel.driver_link import open_driver
 from llmos.kernel.gateway_process import GatewayProcess
 from llmos.kernel.server import SyscallServer
 from llmos.kernel.system import System
-from llmos.models import resolve_model
+from llmos.models import NoSuchModel, resolve_model, served_name
 from llmos.proc.lifecycle import ProcState
 from llmos.sched.batch import BatchLimits
 from llmos.sched.core import Core
@@ -58,7 +58,7 @@ async def boot(
         open_link: for tests: makes the opener of each device's line, given its name.
 
     Raises:
-        LoadRefused, GatewayFailed, AddressInUse: boot failed; nothing is left running.
+        NoSuchModel, LoadRefused, GatewayFailed, AddressInUse: boot failed; nothing is left running.
     """
     began = trio.current_time()
     socket_path = config.socket or str(default_socket_path())
@@ -191,8 +191,7 @@ def load_message(config: Config, model_path: str) -> Load:
     """What each driver is told to load."""
     return Load(
         path=model_path,
-        name=config.name
-        or ("llmos-base" if config.model == "builtin" else model_path.rstrip("/").rsplit("/", 1)[-1]),
+        name=config.name or ("llmos-base" if config.model == "builtin" else served_name(model_path)),
         weights=config.weights,
         kv=config.kv,
         pool_bytes=config.pool_mib << 20 if config.pool_mib else None,
@@ -211,7 +210,12 @@ def num_spaces(config: Config) -> int:
 
 
 def simulated_opener(config: Config, name: str, model_path: str) -> OpenLink:
-    """A simulated device that speaks the vocabulary of a real model, so that its text can be decoded."""
+    """A simulated device that speaks the vocabulary of a real model, so that its text can be decoded.
+
+    Raises NoSuchModel: the model is no folder; only drivers make a tokenizer of a GGUF file.
+    """
+    if not Path(model_path).is_dir():
+        raise NoSuchModel(f"{model_path}: a simulated device needs a Hugging Face folder")
     shape = msgspec.json.decode((Path(model_path) / "config.json").read_bytes())
     eos = shape.get("eos_token_id")
     eos_ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),)

@@ -22,7 +22,9 @@ Positive = Annotated[int, Meta(ge=1)]
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What an operator may set. Sizes carry their units in the name."""
 
-    model: Annotated[str, Meta(description="Hugging Face folder, hub id, or 'builtin'")] = "builtin"
+    model: Annotated[str, Meta(description="Hugging Face folder, GGUF file, hub id, or 'builtin'")] = (
+        "builtin"
+    )
     name: Annotated[str | None, Meta(description="name clients use; default: the folder's")] = None
     weights: Annotated[
         Literal["auto", "fp32", "fp16", "bf16", "w8a8", "w4a8"],

@@ -176,7 +176,7 @@ Edit = Reserve | Release | Map | CopyPage | Bind
 class Load(msgspec.Struct, frozen=True, tag="load"):
     """Load a model and set up memory. The driver answers `Progress`*, then `Loaded` or `Failed`."""
 
-    path: str  # a Hugging Face folder
+    path: str  # a Hugging Face folder or a GGUF file
     name: str
     weights: str  # "fp32", "fp16", "bf16", "w8a8", "w4a8", or "auto": the fastest that is close enough
     kv: str  # of keys and values: "fp32", "fp16", "bf16", "int8", or "auto": what goes with the weights
@@ -201,7 +201,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     """A loaded model, as the kernel needs to know it."""
 
     name: str
-    path: str
+    path: str  # a folder with its tokenizer and chat template
     architecture: str
     hash: str  # hex digest over config and weights
     vocab_size: int
