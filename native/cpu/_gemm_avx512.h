@@ -7,7 +7,8 @@
 
 /* Between the files of the products with AVX-512: vectors, how results are stored, one step of integers. */
 
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
+/* PREFETCHW is older than AVX-512. */
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,prfchw")))
 #define INLINE static inline __attribute__((always_inline)) TARGET
 
 /* Sums of one row, or weights of one step: 64 columns. Members and named rows instead of arrays, because gcc keeps
@@ -73,6 +74,16 @@ INLINE void store_row(const llmos_product *p, int32_t row, columns to, floats va
     _mm512_mask_storeu_ps(y + 16, to.b, value.b);
     _mm512_mask_storeu_ps(y + 32, to.c, value.c);
     _mm512_mask_storeu_ps(y + 48, to.d, value.d);
+}
+
+/* Have the lines that results go to, before they are written: else the first of a page each would wait for memory,
+ * all others behind it.
+ */
+INLINE void fetch_results(const llmos_product *p, int32_t row, int32_t rows, int32_t n0)
+{
+    for (int32_t r = row; r < row + rows; r++)
+        for (int32_t c = 0; c < COLUMNS; c += 16)
+            __builtin_prefetch(p->y + r * p->ldy + n0 + c, 1, 3);
 }
 
 /* Two or four lines that will be read soon: the processor's own prefetching ends with each page. */
@@ -143,7 +154,7 @@ INLINE void store_integers(const llmos_product *p, int32_t row, columns to, inte
 /* --- gemm_avx512_w4.c ---------------------------------------------------------------------------------- */
 
 /* Rows for which decoding a whole panel first is no faster. */
-enum { W4_MOST_ROWS = 40 };
+enum { W4_MOST_ROWS = 24 };
 
 /* What the tiles of up to W4_MOST_ROWS rows share. */
 void llmos_w4_begin_avx512(const llmos_product *p);

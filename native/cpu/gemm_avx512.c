@@ -89,6 +89,8 @@ INLINE void float_rows(int rows, int32_t format, const llmos_product *p, panel p
     float *partial = (float *)p->scratch + (int64_t)row * COLUMNS;
     const char *data = part.data, *fetch = part.fetch;
     floats s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0}, s4 = {0}, s5 = {0};
+    if (part.k1 == p->w->k)
+        fetch_results(p, row, rows, n0);
     if (part.k0 > 0) {
 #define LOAD(r) \
     if (rows > r) \
@@ -149,6 +151,8 @@ INLINE void w8_rows(int rows, const llmos_product *p, panel part, int32_t row, i
     char *partial = p->scratch + (int64_t)row * COLUMNS * 4;
     const char *data = part.data, *fetch = part.fetch;
     INTEGER_SUMS
+    if (part.k1 >= p->w->k)
+        fetch_results(p, row, rows, n0);
     if (part.k0 > 0) {
 #define LOAD(r) \
     if (rows > r) \

@@ -125,69 +125,57 @@ typedef struct {
 
 /* Half a tile, and what belongs to it. */
 typedef struct {
-    int32_t column;           /* first one in the tile: 0 or 32 */
-    char *totals;             /* [rows][COLUMNS] int32, half of each row used */
-    const int16_t *row_sums;  /* [rows][num_groups] of x, a group each */
-    int64_t num_groups;       /* rounded up to 2, with a sum of 0 */
+    int32_t column;          /* first one in the tile: 0 or 32 */
+    char *totals;            /* [rows][COLUMNS] int32, half of each row used */
+    const int32_t *row_sums; /* [rows][num_groups] of x, a group each: 16 bits and their sign */
+    int64_t num_groups;
 } half;
 
-static int64_t even_groups(const llmos_product *p)
+static int64_t num_groups_of(const llmos_product *p)
 {
-    return (padded_k(p->w->k) + 2 * GROUP - 1) / (2 * GROUP) * 2;
+    return num_blocks(p->w->k, GROUP);
 }
 
 /* Behind the totals, where more rows have their decoded weights. */
-static int16_t *row_sums_of(const llmos_product *p)
+static int32_t *row_sums_of(const llmos_product *p)
 {
-    return (int16_t *)(p->scratch + (int64_t)p->m * COLUMNS * 4);
+    return (int32_t *)(p->scratch + (int64_t)p->m * COLUMNS * 4);
 }
 
 TARGET void llmos_w4_begin_avx512(const llmos_product *p)
 {
-    const int64_t k = padded_k(p->w->k), num_groups = even_groups(p);
-    int16_t *sums = row_sums_of(p);
+    const int64_t k = padded_k(p->w->k);
+    int32_t *sums = row_sums_of(p);
     if (p->m <= DECODED_ROWS)
         return;
     for (int32_t row = 0; row < p->m; row++) {
         const int8_t *x = (const int8_t *)p->x + row * p->ldx;
-        for (int64_t g = 0; g < num_groups; g++) {
+        for (int64_t group = 0; group < k; group += GROUP) {
             __m512i sum = _mm512_setzero_si512();
-            for (int64_t i = g * GROUP; i < (g + 1) * GROUP && i < k; i += 64) {
+            for (int64_t i = group; i < group + GROUP && i < k; i += 64) {
                 const __mmask64 mask = k - i < 64 ? ((__mmask64)1 << (k - i)) - 1 : ~(__mmask64)0;
                 sum = dot_vector(sum, _mm512_set1_epi8(1), _mm512_maskz_loadu_epi8(mask, x + i));
             }
-            *sums++ = (int16_t)_mm512_reduce_add_epi32(sum); /* no more than 128 * 127 */
+            *sums++ = _mm512_reduce_add_epi32(sum);
         }
     }
 }
 
-/* offset - 128 of one group or two as words, for VPDPWSSD with the row's sums over both. */
-INLINE __m512i offset_words(const char *offsets, int has_next)
+/* offset - 128 in the low word of each column, 0 in the high one: for VPDPWSSD with a sum of x and its sign. */
+INLINE __m512i offset_words(const char *offsets)
 {
-    const __m512i middle = _mm512_set1_epi32(128);
-    __m512i words = _mm512_maskz_mov_epi16(0x55555555, _mm512_sub_epi32(widen(offsets), middle));
-    if (has_next)
-        words = _mm512_or_si512(
-            words, _mm512_slli_epi32(_mm512_sub_epi32(widen(offsets + GROUP_BYTES), middle), 16));
-    return words;
+    return _mm512_maskz_sub_epi16(0x55555555, widen(offsets), _mm512_set1_epi32(128));
 }
 
-INLINE __m512i two_of(const int16_t *sums)
+/* Adds a group's share to the totals of a row in 16 columns. */
+INLINE void add_group(char *total, __m512i codes, __m512i scales, __m512i offsets, int32_t row_sum)
 {
-    int32_t word;
-    memcpy(&word, sums, 4);
-    return _mm512_set1_epi32(word);
-}
-
-INLINE void add_codes(char *total, __m512i before, __m512i sum, __m512i scale)
-{
-    _mm512_store_si512(total, _mm512_add_epi32(before, _mm512_mullo_epi32(sum, scale)));
+    __m512i sum = _mm512_dpwssd_epi32(_mm512_load_si512(total), offsets, _mm512_set1_epi32(row_sum));
+    _mm512_store_si512(total, _mm512_add_epi32(sum, _mm512_mullo_epi32(codes, scales)));
 }
 
 #define WITH_ROWS(rows, function, ...)           \
     switch (rows) {                              \
-    case 1: function(1, __VA_ARGS__); break;     \
-    case 2: function(2, __VA_ARGS__); break;     \
     case 3: function(3, __VA_ARGS__); break;     \
     case 4: function(4, __VA_ARGS__); break;     \
     case 5: function(5, __VA_ARGS__); break;     \
@@ -209,7 +197,7 @@ INLINE void code_rows(int rows, const llmos_product *p, half to, const char *dat
 {
     const int64_t ldx = p->ldx;
     const int8_t *x = (const int8_t *)p->x + row * ldx;
-    const int16_t *row_sums = to.row_sums + row * to.num_groups;
+    const int32_t *row_sums = to.row_sums + row * to.num_groups;
     char *totals = to.totals + (int64_t)row * COLUMNS * 4;
     for (int64_t group = k0; group < k1; group += GROUP, data += GROUP_BYTES) {
         pairs s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0}, s4 = {0}, s5 = {0}, s6 = {0}, s7 = {0}, s8 = {0}, s9 = {0},
@@ -231,33 +219,20 @@ INLINE void code_rows(int rows, const llmos_product *p, half to, const char *dat
             EACH_ROW(ADD)
             i += 4;
         }
-        const pairs scales = {widen(data + to.column), widen(data + to.column + 16)};
-        char *at = totals;
-        if (group / GROUP % 2 == 0) {
-            const char *offsets = data + COLUMNS + to.column;
-            const int has_next = group + GROUP < padded_k(p->w->k);
-            const pairs words = {offset_words(offsets, has_next), offset_words(offsets + 16, has_next)};
-#define TOTAL_AND_OFFSETS(r) \
-    if (rows > r) { \
-        const __m512i sums = two_of(row_sums + r * to.num_groups + group / GROUP); \
-        add_codes(at, _mm512_dpwssd_epi32(_mm512_load_si512(at), words.a, sums), s##r.a, scales.a); \
-        add_codes(at + 64, _mm512_dpwssd_epi32(_mm512_load_si512(at + 64), words.b, sums), s##r.b, scales.b); \
-        at += COLUMNS * 4; \
-    }
-            EACH_ROW(TOTAL_AND_OFFSETS)
-        } else {
+        const char *scale = data + to.column, *offset = scale + COLUMNS;
+        const pairs scales = {widen(scale), widen(scale + 16)};
+        const pairs offsets = {offset_words(offset), offset_words(offset + 16)};
 #define TOTAL(r) \
     if (rows > r) { \
-        add_codes(at, _mm512_load_si512(at), s##r.a, scales.a); \
-        add_codes(at + 64, _mm512_load_si512(at + 64), s##r.b, scales.b); \
-        at += COLUMNS * 4; \
+        const int32_t row_sum = row_sums[r * to.num_groups + group / GROUP]; \
+        add_group(totals + r * COLUMNS * 4, s##r.a, scales.a, offsets.a, row_sum); \
+        add_group(totals + r * COLUMNS * 4 + 64, s##r.b, scales.b, offsets.b, row_sum); \
     }
-            EACH_ROW(TOTAL)
-        }
+        EACH_ROW(TOTAL)
+        __asm__ volatile("" ::: "memory"); /* or else gcc keeps totals from group to group, on the stack */
     }
 #undef ADD
 #undef TOTAL
-#undef TOTAL_AND_OFFSETS
 }
 
 TARGET static void code_block(int32_t rows, const llmos_product *p, half to, const char *data, int64_t k0,
@@ -273,16 +248,17 @@ TARGET static void store_totals(const llmos_product *p, int32_t n0)
         store_exact(p, row, to, load_integers(p->scratch + (int64_t)row * COLUMNS * 4));
 }
 
-static void code_tile(const llmos_product *p, const char *data, int32_t n0)
+TARGET static void code_tile(const llmos_product *p, const char *data, int32_t n0)
 {
     const int64_t k = padded_k(p->w->k), depth_bytes = DEPTH / GROUP * GROUP_BYTES;
     const int32_t blocks = num_blocks(p->m, ROWS);
     const char *fetch = data + depth_bytes;
     memset(p->scratch, 0, (size_t)p->m * COLUMNS * 4);
+    fetch_results(p, 0, p->m, n0);
     for (int64_t k0 = 0; k0 < k; k0 += DEPTH, data += depth_bytes) {
         const int64_t k1 = k0 + DEPTH < k ? k0 + DEPTH : k;
         for (int32_t column = 0; column < COLUMNS; column += COLUMNS / 2) {
-            const half to = {column, p->scratch + column * 4, row_sums_of(p), even_groups(p)};
+            const half to = {column, p->scratch + column * 4, row_sums_of(p), num_groups_of(p)};
             for (int32_t i = 0; i < blocks; i++) {
                 const int32_t row = block_start(p->m, blocks, i);
                 code_block(block_start(p->m, blocks, i + 1) - row, p, to, data, k0, k1, row, fetch);

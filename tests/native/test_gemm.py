@@ -31,7 +31,7 @@ every_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIAN
 every_format = pytest.mark.parametrize("weight_format", FORMATS, ids=[f.name for f in FORMATS])
 
 # around the sizes of register tiles, of column tiles, of groups of k, and of the depth that is kept in cache
-rows = st.integers(1, 13) | st.sampled_from([22, 31, 40, 41, 64])
+rows = st.integers(1, 13) | st.sampled_from([22, 24, 25, 31, 64])
 columns = st.integers(1, 9) | st.sampled_from([15, 16, 17, 63, 64, 65, 80, 128, 200])
 depths = st.integers(1, 17) | st.sampled_from([64, 120, 127, 128, 129, 136, 256, 511, 512, 513, 700, 1100])
 seeds = st.integers(0, 2**32 - 1)
@@ -138,7 +138,7 @@ def test_longest_sum() -> None:
 @every_variant
 @every_format
 @settings(max_examples=40, deadline=None)
-@given(m=st.integers(2, 44), n=columns, k=depths, seed=seeds, data=st.data())
+@given(m=st.integers(2, 40), n=columns, k=depths, seed=seeds, data=st.data())
 def test_rows_are_independent(
     variant: int, weight_format: WeightFormat, m: int, n: int, k: int, seed: int, data: st.DataObject
 ) -> None:
