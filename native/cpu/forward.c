@@ -27,7 +27,7 @@ enum {
     ITEMS_PER_THREAD = 4,    /* so that a thread which is taken off its core does not hold up the others */
     ATTENTION_ITEMS_PER_THREAD = 16,
     STRIPE_BYTES = 256 << 10, /* of gates and ups of an item: they stay in the second-level cache */
-    LONE_BYTES = 512 << 10,  /* a step whose rows read fewer bytes of weights runs on one thread */
+    LONE_BYTES = 1 << 20,    /* a step whose rows read fewer bytes of weights runs on one thread */
     RECOUNT_COLUMNS = LLMOS_TILE_COLUMNS,
 };
 

@@ -27,7 +27,7 @@
 
 enum {
     SPINS = 1000,    /* pauses before the core is offered to others: some 20 microseconds */
-    YIELDS = 50,     /* offers before going to sleep */
+    YIELDS = 600,    /* offers before going to sleep: a step soon follows a step, and waking takes long */
     FIELD_BITS = 20, /* of the item and of the number of items; the phase has the rest */
 };
 
@@ -35,7 +35,7 @@ struct llmos_pool {
     _Alignas(64) _Atomic uint64_t ticket;   /* phase | number of items | next item */
     _Alignas(64) _Atomic uint32_t num_done; /* items of the open phase */
     _Alignas(64) _Atomic uint32_t epoch;    /* what sleepers wait on: changes when a phase opens */
-    _Atomic uint32_t num_sleeping;
+    _Atomic bool is_anyone_asleep;          /* since the last call to wake */
     _Atomic bool is_caller_asleep;
     _Atomic bool is_finished;
     _Atomic bool is_closing;
@@ -113,9 +113,15 @@ static void open_phase(llmos_pool *pool, int32_t phase)
     atomic_store(&pool->ticket, pack(pool->first_phase + (uint64_t)phase, (uint64_t)count));
     if (is_last)
         atomic_store(&pool->is_finished, true); /* from here on the next job may begin */
+    /* A single item is ours, and at the end only the caller needs to know. Those who are called are not called
+     * again while they wait for a core. Asked before the epoch changes: who says later that he sleeps is either
+     * still counted for the next phase or has seen the new epoch.
+     */
+    bool must_wake = is_last     ? atomic_load(&pool->is_caller_asleep)
+                     : count > 1 ? atomic_exchange(&pool->is_anyone_asleep, false)
+                                 : false;
     atomic_fetch_add(&pool->epoch, 1);
-    /* a single item is ours, and at the end only the caller needs to know */
-    if (is_last ? atomic_load(&pool->is_caller_asleep) : count > 1 && atomic_load(&pool->num_sleeping))
+    if (must_wake)
         syscall(SYS_futex, &pool->epoch, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }
 
@@ -156,14 +162,13 @@ static void idle(llmos_pool *pool, int32_t thread, int32_t *num_idle)
         sched_yield();
     } else {
         uint32_t epoch = atomic_load(&pool->epoch);
-        atomic_fetch_add(&pool->num_sleeping, 1);
+        atomic_store(&pool->is_anyone_asleep, true);
         if (thread == 0)
             atomic_store(&pool->is_caller_asleep, true);
         if (must_wait(pool, thread))
             syscall(SYS_futex, &pool->epoch, FUTEX_WAIT_PRIVATE, epoch, NULL, NULL, 0);
         if (thread == 0)
             atomic_store(&pool->is_caller_asleep, false);
-        atomic_fetch_sub(&pool->num_sleeping, 1);
         *num_idle = 0;
         return;
     }

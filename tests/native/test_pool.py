@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -44,6 +45,19 @@ def test_phases_follow_each_other(num_threads, num_items):
         assert (cells == expected).all()
         done = workers[np.arange(60) % 5 != 4]
         assert ((done >= 0) & (done < num_threads)).all()
+    lib.llmos_pool_close(pool)
+
+
+def test_a_pool_that_slept_goes_on():
+    """Long after a job, when all threads sleep, the next one comes to its end."""
+    pool, expected = open_pool(4), expected_cells(40, 16)
+    for _ in range(20):
+        time.sleep(0.01)
+        cells, workers = np.zeros_like(expected), np.zeros(expected.shape, dtype=np.int32)
+        lib.llmos_pool_exercise(
+            pool, 40, 16, ffi.from_buffer("uint32_t[]", cells), ffi.from_buffer("int32_t[]", workers)
+        )
+        assert (cells == expected).all()
     lib.llmos_pool_close(pool)
 
 
