@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import heapq
-import itertools
+import sys
 from array import array
 from collections.abc import Iterator, Sequence
 
@@ -11,10 +12,11 @@ from attrs import define, field, frozen
 
 from llmos.device import Pfn
 from llmos.errors import KernelPanic
+from llmos.mm.eviction import CostAware, Eviction
 from llmos.mm.frame import FramePool
 from llmos.mm.page_table import PageFrames
 
-_TOKEN = "I"  # array code: 32 bits a token
+_TOKEN_BYTES = 4
 
 
 @frozen
@@ -24,53 +26,89 @@ class PrefixStatistics:
     num_pages: int
     num_idle_pages: int  # of those, with no other user: may be evicted
     num_queries: int
-    num_hits: int  # queries that found at least one page
+    num_hits: int  # queries that found something
     num_query_tokens: int  # that the queries asked for
     num_hit_tokens: int
     num_inserted_pages: int
     num_evicted_pages: int
 
 
+@frozen
+class Match:
+    """What a prompt was found to start with. The caller owns one reference to each frame in it."""
+
+    pages: list[PageFrames]  # pages 0, 1, …: to be mapped
+    tail: PageFrames | None = (
+        None  # the next page agrees in its first tokens only: to be copied, then released
+    )
+    num_tail_tokens: int = 0
+
+
 @define(eq=False)
 class _Node:
-    """One full page after the pages of its ancestors. A root holds no page and has no parent."""
+    """One page after the pages of its ancestors. A root holds no page and has no parent."""
 
     parent: _Node | None
-    key: bytes  # the page's own token ids; of a root: nothing
+    key: bytes  # the page's own token ids; fewer than fit: then it has no children; of a root: none
     salt: str
     frames: PageFrames
+    position: int  # of its first token
     children: dict[bytes, _Node] = field(factory=dict)
-    last_used: int = 0
+    keys: list[bytes] = field(factory=list)  # of the children, sorted: the most similar ones are neighbours
+    num_uses: int = 1
+    rank: tuple[float, int] = (0.0, 0)  # what it is worth, and when that was settled: the least goes first
     is_idle: bool = False  # only the index refers to its frames
     is_indexed: bool = True
+
+    def adopt(self, child: _Node) -> None:
+        """Enter a child."""
+        self.children[child.key] = child
+        bisect.insort(self.keys, child.key)
+
+    def disown(self, child: _Node) -> None:
+        """Take a child out."""
+        del self.children[child.key]
+        del self.keys[bisect.bisect_left(self.keys, child.key)]
+
+    def most_similar(self, key: bytes) -> tuple[_Node | None, int]:
+        """Find the child that shares most first tokens with a key, and how many those are."""
+        best, most = None, 0
+        place = bisect.bisect_left(self.keys, key)
+        for neighbour in self.keys[max(0, place - 1) : place + 1]:
+            if (common := _num_common_tokens(neighbour, key)) > most:
+                best, most = self.children[neighbour], common
+        return best, most
 
 
 @define(eq=False)
 class PrefixIndex:
-    """A trie over full pages of token ids, one root for each salt; every page in it holds its frames.
+    """A radix tree over token ids, one root for each salt, whose nodes are pages; each holds its frames.
 
     A page's keys and values depend on every token before it, so a page is found by its whole prefix, and
-    equality of the token ids decides, not equality of a hash. Evicts the least recently used leaf first, so
-    that what is left can always be reached. A call costs O(pages of its prompt), an eviction O(log pages).
+    equality of the token ids decides, not equality of a hash. Where a prompt leaves the tree inside a page,
+    the tokens that agree are still worth a copy of that page. The last page of a process is kept though it is
+    not full. Evicts the leaf of least value first, so that what is left can always be reached. A call costs
+    O(pages of its prompt · log children), an eviction O(log pages).
 
     Args:
         pool: of the frames; the index keeps one reference to each frame of its pages.
-        tokens_per_page: the unit of sharing.
+        tokens_per_page: the unit of sharing; of copying, it is a token.
         frames_per_page: frames behind one page.
+        eviction: what pages are worth.
 
-    Source: Zheng et al. 2024, SGLang (RadixAttention), at the granularity of pages.
+    Source: Zheng et al. 2024, SGLang (RadixAttention), with pages of many tokens and copies for the rest.
     """
 
     _pool: FramePool
     _tokens_per_page: int
     _frames_per_page: int
+    eviction: Eviction = field(factory=CostAware)
     _roots: dict[str, _Node] = field(init=False, factory=dict)
     _nodes: dict[Pfn, _Node] = field(init=False, factory=dict)  # by the first frame of the page
-    # (last_used, tie-breaker, node): leaves that were idle when pushed. Entries go stale instead of being
-    # searched for: one counts only if its node is still an idle leaf with that last_used.
-    _candidates: list[tuple[int, int, _Node]] = field(init=False, factory=list)
-    _clock: int = field(init=False, default=0)  # counts uses
-    _tickets: Iterator[int] = field(init=False, factory=itertools.count)
+    # (rank, node): leaves that were idle when pushed. Entries go stale instead of being searched for: one
+    # counts only if its node is still an idle leaf of that rank. Ranks are unique while nodes are indexed.
+    _candidates: list[tuple[tuple[float, int], int, _Node]] = field(init=False, factory=list)
+    _clock: int = field(init=False, default=0)  # counts rankings
     _num_idle: int = field(init=False, default=0)
     _num_queries: int = field(init=False, default=0)
     _num_hits: int = field(init=False, default=0)
@@ -84,8 +122,13 @@ class PrefixIndex:
         """Frames that `evict` can free."""
         return self._num_idle * self._frames_per_page
 
-    def match(self, salt: str, tokens: Sequence[int], limit: int | None = None) -> list[PageFrames]:
-        """Find the longest run of pages that a prompt starts with, and acquire their frames for the caller.
+    @property
+    def min_tail_tokens(self) -> int:
+        """Fewer tokens than these are not worth a copy of their page."""
+        return max(1, self._tokens_per_page // 8)
+
+    def match(self, salt: str, tokens: Sequence[int], limit: int | None = None) -> Match:
+        """Find the longest run of tokens that a prompt starts with, and acquire its frames for the caller.
 
         Args:
             salt: pages are found under the salt that they were inserted with.
@@ -93,77 +136,76 @@ class PrefixIndex:
             limit: cover at most so many tokens; None: all of them.
 
         Returns:
-            The frames of pages 0, 1, …; each frame has one more reference, which is now the caller's.
+            The pages; each frame has one more reference, which is now the caller's.
         """
         self._num_queries += 1
         num_tokens = len(tokens) if limit is None else max(0, min(limit, len(tokens)))
         self._num_query_tokens += num_tokens
-        found: list[PageFrames] = []
+        pages: list[PageFrames] = []
         node = self._roots.get(salt)
-        if node is not None:
-            for key in self._keys(tokens, num_tokens // self._tokens_per_page):
-                node = node.children.get(key)
-                if node is None:
-                    break
-                for pfn in node.frames:
-                    self._pool.acquire(pfn)
-                if node.is_idle:
-                    node.is_idle = False
-                    self._num_idle -= 1
-                found.append(node.frames)
-        self._num_hits += bool(found)
-        self._num_hit_tokens += len(found) * self._tokens_per_page
-        return found
+        if node is None:
+            return Match(pages)
+        packed = _pack(tokens[:num_tokens])
+        size = self._tokens_per_page * _TOKEN_BYTES
+        start = 0
+        while start + size <= len(packed) and (child := node.children.get(packed[start : start + size])):
+            self._use(child)
+            pages.append(child.frames)
+            node = child
+            start += size
+        similar, num_tail_tokens = node.most_similar(packed[start : start + size])
+        tail = None
+        if similar is not None and num_tail_tokens >= self.min_tail_tokens:
+            self._use(similar)
+            tail = similar.frames
+        else:
+            num_tail_tokens = 0
+        num_found = len(pages) * self._tokens_per_page + num_tail_tokens
+        self._num_hits += bool(num_found)
+        self._num_hit_tokens += num_found
+        return Match(pages, tail, num_tail_tokens)
 
     def insert(self, salt: str, tokens: Sequence[int], pages: Sequence[PageFrames]) -> int:
         """Keep computed pages. The caller's references stay the caller's.
 
-        A page whose tokens are there already is not taken: the first copy stays.
+        A page whose tokens are there already is not taken: the first copy stays. One that holds more than an
+        idle page did takes its place.
 
         Args:
             salt: as for `match`.
-            tokens: ids of positions 0, 1, …; a part of a page at the end is ignored.
-            pages: frames of the pages that hold them.
+            tokens: ids of positions 0, 1, …
+            pages: frames of the pages that hold them; more are ignored, and so are tokens without a page.
 
         Returns:
             How many pages were new.
         """
-        self._clock += 1
-        num_pages = min(len(pages), len(tokens) // self._tokens_per_page)
-        if not num_pages:
+        packed = _pack(tokens[: len(pages) * self._tokens_per_page])
+        if not packed:
             return 0
-        root = node = self._roots.get(salt) or _Node(None, b"", salt, ())
-        num_new = 0
-        for key, frames in zip(self._keys(tokens, num_pages), pages, strict=False):
-            child = node.children.get(key)
+        size = self._tokens_per_page * _TOKEN_BYTES
+        root = node = self._roots.get(salt) or _Node(None, b"", salt, (), 0)
+        num_before = self._num_inserted
+        for number, start in enumerate(range(0, len(packed), size)):
+            key = packed[start : start + size]
+            if len(key) < self.min_tail_tokens * _TOKEN_BYTES:
+                break
+            child = node.children.get(key) or self._enter(node, key, pages[number], number)
             if child is None:
-                elsewhere = self._nodes.get(frames[0])
-                if elsewhere is not None:
-                    if elsewhere.salt == salt:
-                        raise KernelPanic(f"frame {frames[0]} holds the pages of two prefixes")
-                    break  # shared with a space of another salt, by fork: it stays where it is
-                child = _Node(node, key, salt, frames)
-                node.children[key] = child
-                self._nodes[frames[0]] = child
-                for pfn in frames:
-                    self._pool.acquire(pfn)
-                num_new += 1
-            child.last_used = self._clock
+                break
+            self._rank(child)
             node = child
         if root.children:
             self._roots[salt] = root
         if node.is_idle:
             self._push(node)  # its old entry is stale now
-        self._num_inserted += num_new
-        return num_new
+        return self._num_inserted - num_before
 
     def note_release(self, frames: PageFrames) -> None:
         """Hear that a user let go of a page; to be called after the release when references are left."""
         node = self._nodes.get(frames[0])
         if node is not None and not node.is_idle and self._pool.refcounts[frames[0]] == 1:
-            self._clock += 1  # later than its parent's, so that a chain is given up from its end
+            self._rank(node)
             node.is_idle = True
-            node.last_used = self._clock
             self._num_idle += 1
             if not node.children:
                 self._push(node)
@@ -180,9 +222,10 @@ class PrefixIndex:
             if node is None:
                 # Every idle page has one below it that a process maps (one that had computed its own copies
                 # of the first pages). That process keeps its memory; the index forgets that part.
-                node = min((each for each in self._nodes.values() if each.is_idle), key=lambda n: n.last_used)
+                node = min((each for each in self._nodes.values() if each.is_idle), key=lambda n: n.rank)
                 for below in reversed(list(self._walk_below(node))):
                     freed += self._drop(below)
+            self.eviction.note_evicted(node.rank[0])
             freed += self._drop(node)
         return freed
 
@@ -215,9 +258,10 @@ class PrefixIndex:
 
     def check_integrity(self) -> None:
         """Raise KernelPanic where trie, map of frames, idle count and candidates disagree. O(pages)."""
+        size = self._tokens_per_page * _TOKEN_BYTES
         reached = 0
         num_idle = 0
-        candidates = {(last_used, id(node)) for last_used, _, node in self._candidates}
+        candidates = {(rank, id(node)) for rank, _, node in self._candidates}
         stack = list(self._roots.values())
         for root in stack:
             if not root.children:
@@ -228,6 +272,10 @@ class PrefixIndex:
             for key, child in node.children.items():
                 if child.parent is not node or child.key != key or child.salt != node.salt:
                     raise KernelPanic(f"page at frame {child.frames[0]} is linked wrongly")
+            if node.keys != sorted(node.children):
+                raise KernelPanic(f"the children of the page at frame {node.frames[:1]} are out of order")
+            if node.parent is not None and len(node.key) < size and node.children:
+                raise KernelPanic(f"the page at frame {node.frames[0]} is not full, and others follow it")
             if node.parent is None:
                 continue
             reached += 1
@@ -237,17 +285,56 @@ class PrefixIndex:
                 raise KernelPanic(f"page at frame {node.frames[0]} is in the trie only")
             if len(references) != 1 or (references == {1}) != node.is_idle:
                 raise KernelPanic(f"page at frame {node.frames[0]}: {references}, idle: {node.is_idle}")
-            if node.is_idle and not node.children and (node.last_used, id(node)) not in candidates:
+            if node.is_idle and not node.children and (node.rank, id(node)) not in candidates:
                 raise KernelPanic(f"page at frame {node.frames[0]} can never be evicted")
         if (reached, num_idle) != (len(self._nodes), self._num_idle):
             raise KernelPanic(f"{reached} pages in the trie, {num_idle} idle; {self.statistics()}")
 
     # --- inside ------------------------------------------------------------------------------------------
 
-    def _keys(self, tokens: Sequence[int], num_pages: int) -> Iterator[bytes]:
-        size = self._tokens_per_page * 4
-        packed = array(_TOKEN, tokens[: num_pages * self._tokens_per_page]).tobytes()
-        return (packed[start : start + size] for start in range(0, len(packed), size))
+    def _use(self, node: _Node) -> None:
+        """Give one user a reference to a page."""
+        for pfn in node.frames:
+            self._pool.acquire(pfn)
+        node.num_uses += 1
+        if node.is_idle:
+            node.is_idle = False
+            self._num_idle -= 1
+
+    def _enter(self, parent: _Node, key: bytes, frames: PageFrames, number: int) -> _Node | None:
+        """Take a page that is new; None where it is not, or where it must stay out."""
+        elsewhere = self._nodes.get(frames[0])
+        if elsewhere is not None:
+            if elsewhere.salt != parent.salt:
+                return None  # shared with a space of another salt, by fork: it stays where it is
+            same_tokens = key.startswith(elsewhere.key) or elsewhere.key.startswith(key)
+            if elsewhere.parent is not parent or not same_tokens:
+                raise KernelPanic(f"frame {frames[0]} holds the pages of two prefixes")
+        is_full = len(key) == self._tokens_per_page * _TOKEN_BYTES
+        similar, num_common = parent.most_similar(key)
+        if not is_full and num_common * _TOKEN_BYTES == len(key):
+            return None  # some page holds all of it and more
+        if elsewhere is not None:  # forked while a step was filling it: now it is known to hold more
+            parent.disown(elsewhere)
+            elsewhere.key = key
+            parent.adopt(elsewhere)
+            return elsewhere
+        while similar is not None and similar.is_idle and key.startswith(similar.key):
+            self._drop(similar)
+            similar, _ = parent.most_similar(key)
+        child = _Node(parent, key, parent.salt, frames, number * self._tokens_per_page)
+        parent.adopt(child)
+        self._nodes[frames[0]] = child
+        for pfn in frames:
+            self._pool.acquire(pfn)
+        self._num_inserted += 1
+        return child
+
+    def _rank(self, node: _Node) -> None:
+        """Settle what a page is worth from now on; of equals, the one that was settled last goes last."""
+        self._clock += 1
+        num_tokens = len(node.key) // _TOKEN_BYTES
+        node.rank = (self.eviction.value(node.position, num_tokens, node.num_uses), self._clock)
 
     @staticmethod
     def _walk_below(node: _Node) -> Iterator[_Node]:
@@ -262,12 +349,12 @@ class PrefixIndex:
         if len(self._candidates) > 2 * len(self._nodes) + 64:
             self._candidates = [entry for entry in self._candidates if self._is_current(entry)]
             heapq.heapify(self._candidates)
-        heapq.heappush(self._candidates, (node.last_used, next(self._tickets), node))
+        heapq.heappush(self._candidates, (node.rank, id(node), node))
 
     @staticmethod
-    def _is_current(entry: tuple[int, int, _Node]) -> bool:
-        last_used, _, node = entry
-        return node.is_indexed and node.is_idle and not node.children and node.last_used == last_used
+    def _is_current(entry: tuple[tuple[float, int], int, _Node]) -> bool:
+        rank, _, node = entry
+        return node.is_indexed and node.is_idle and not node.children and node.rank == rank
 
     def _pop_leaf(self) -> _Node | None:
         while self._candidates:
@@ -280,7 +367,7 @@ class PrefixIndex:
         """Take a leaf out; returns how many frames that freed."""
         parent = node.parent
         assert parent is not None
-        del parent.children[node.key]
+        parent.disown(node)
         del self._nodes[node.frames[0]]
         node.is_indexed = False
         if node.is_idle:
@@ -294,3 +381,26 @@ class PrefixIndex:
             elif parent.is_idle:
                 self._push(parent)
         return len(node.frames) if node.is_idle else 0
+
+
+def _pack(tokens: Sequence[int]) -> bytes:
+    """Token ids, big-endian: the order of the bytes is the order of the ids."""
+    packed = array("I", tokens)
+    if sys.byteorder == "little":
+        packed.byteswap()
+    return packed.tobytes()
+
+
+def _num_common_tokens(one: bytes, other: bytes) -> int:
+    """Count equal first tokens."""
+    size = min(len(one), len(other))
+    if one[:size] == other[:size]:
+        return size // _TOKEN_BYTES
+    low, high = 0, size // _TOKEN_BYTES  # the first `low` are equal, the first `high` are not
+    while high - low > 1:
+        middle = (low + high) // 2
+        if one[: middle * _TOKEN_BYTES] == other[: middle * _TOKEN_BYTES]:
+            low = middle
+        else:
+            high = middle
+    return low

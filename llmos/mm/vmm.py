@@ -15,6 +15,7 @@ from attrs import frozen
 from llmos.device import Asid, CopyPage, Edit, KVFormat, Map, Release, Reserve, Vpn
 from llmos.errors import KernelPanic, OutOfFrames, OutOfSpaces
 from llmos.mm.address_space import AddressSpace
+from llmos.mm.eviction import CostAware, Eviction
 from llmos.mm.frame import FramePool
 from llmos.mm.page_table import PageFrames, PageTable
 from llmos.mm.prefix import PrefixIndex, PrefixStatistics
@@ -29,6 +30,7 @@ class VmmStatistics:
     num_cached: int  # only the prefix index refers to them: given up when frames are short
     num_spaces: int
     num_copies: int  # pages copied on write
+    num_tail_copies: int  # pages copied for the tokens that they begin with
     prefix: PrefixStatistics
 
 
@@ -41,10 +43,17 @@ class VMM:
         max_spaces: how many spaces may be open at once; asids are below it.
         max_model_len: positions of the longest space.
         prefix_cache: keep the pages of closed spaces for others.
+        eviction: which of them go first when frames are short; None: by what they cost to compute again.
     """
 
     def __init__(
-        self, kv: KVFormat, num_frames: int, max_spaces: int, max_model_len: int, prefix_cache: bool = True
+        self,
+        kv: KVFormat,
+        num_frames: int,
+        max_spaces: int,
+        max_model_len: int,
+        prefix_cache: bool = True,
+        eviction: Eviction | None = None,
     ) -> None:
         if max_spaces < 1:
             raise ValueError(f"a device has at least 1 address space, not {max_spaces}")
@@ -53,13 +62,13 @@ class VMM:
         self.max_model_len = max_model_len
         self.prefix_cache = prefix_cache
         self._pool = FramePool(num_frames)
-        self._index = PrefixIndex(self._pool, kv.tokens_per_page, kv.frames_per_page)
+        self._index = PrefixIndex(self._pool, kv.tokens_per_page, kv.frames_per_page, eviction or CostAware())
         self._tokens_per_page = kv.tokens_per_page
         self._refcounts = self._pool.refcounts
         self._spaces: dict[Asid, AddressSpace] = {}
         self._free_asids = [Asid(asid) for asid in range(max_spaces)]  # a heap
         self._edits: list[Edit] = []
-        self._num_copies = 0
+        self._num_copies = self._num_tail_copies = 0
 
     # --- spaces come and go ------------------------------------------------------------------------------
 
@@ -113,7 +122,7 @@ class VMM:
         Args:
             space: open.
             tokens: ids at positions 0, 1, … that the device has computed, or will have before the next step
-                is carried out. Their full pages go to the prefix index; empty: nothing is kept.
+                is carried out. Their pages go to the prefix index; empty: nothing is kept.
         """
         self._check_open(space)
         pages = space.page_table.truncate(0)
@@ -139,7 +148,9 @@ class VMM:
     # --- pages come and go -------------------------------------------------------------------------------
 
     def attach_prefix(self, space: AddressSpace, tokens: Sequence[int], limit: int) -> int:
-        """Map pages that others have computed for the same first tokens into an empty space.
+        """Map what others have computed for the same first tokens into an empty space.
+
+        Whole pages are shared; where the tokens part inside a page, its first ones are copied.
 
         Args:
             space: open, with nothing mapped.
@@ -154,9 +165,10 @@ class VMM:
             raise KernelPanic(f"a prefix for space {space.asid}, which has {space.num_pages} pages")
         if not self.prefix_cache:
             return 0
-        pages = self._index.match(space.salt, tokens, limit)
-        self._map_shared(space, pages)
-        return len(pages) * self._tokens_per_page
+        found = self._index.match(space.salt, tokens, limit)
+        self._map_shared(space, found.pages)
+        covered = len(found.pages) * self._tokens_per_page
+        return covered + (self._copy_tail(space, found.tail, found.num_tail_tokens) if found.tail else 0)
 
     def grow(self, space: AddressSpace, start: int, end: int) -> None:
         """Make positions [start, end) writable: mapped, and shared with nobody. All or nothing.
@@ -261,6 +273,7 @@ class VMM:
             num_cached=self._index.num_idle_frames,
             num_spaces=len(self._spaces),
             num_copies=self._num_copies,
+            num_tail_copies=self._num_tail_copies,
             prefix=self._index.statistics(),
         )
 
@@ -314,6 +327,20 @@ class VMM:
         for vpn, frames in enumerate(pages):
             space.page_table.map(Vpn(vpn), frames)
             self._edits.append(Map(space.asid, vpn, frames))
+
+    def _copy_tail(self, space: AddressSpace, tail: PageFrames, num_tokens: int) -> int:
+        """Copy a page that begins as the space needs it; returns how many tokens that covers."""
+        try:
+            own = self._allocate(self.kv.frames_per_page)
+        except OutOfFrames:
+            num_tokens = 0  # it computes them instead
+        else:
+            vpn = Vpn(space.num_pages)
+            space.page_table.map(vpn, own)
+            self._edits += (CopyPage(tail, own), Map(space.asid, vpn, own))
+            self._num_tail_copies += 1
+        self._release_pages((tail,))
+        return num_tokens
 
     def _release_pages(self, pages: Sequence[PageFrames]) -> None:
         for frames in pages:

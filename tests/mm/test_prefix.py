@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import takewhile
+
 import pytest
 from attrs import define
 from hypothesis import settings
@@ -9,17 +12,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from llmos.errors import KernelPanic
+from llmos.mm.eviction import CostAware, LeastRecentlyUsed
 from llmos.mm.frame import FramePool
 from llmos.mm.page_table import PageFrames
-from llmos.mm.prefix import PrefixIndex
+from llmos.mm.prefix import Match, PrefixIndex
 
-TOKENS_PER_PAGE = 2
+TOKENS_PER_PAGE = 3
 FRAMES_PER_PAGE = 2
-NUM_FRAMES = 200
+NUM_FRAMES = 400
 
-Prefix = tuple[str, tuple[int, ...]]  # salt, and the tokens of full pages from position 0 on
+Prefix = tuple[str, tuple[int, ...]]  # salt, and the tokens up to the end of a page, or of what fills it
 salts = st.sampled_from(["alice", "bob"])
-prompts = st.lists(st.integers(0, 1), max_size=9)
+prompts = st.lists(st.integers(0, 2), max_size=10)
 
 
 @define
@@ -27,33 +31,59 @@ class Entry:
     """What the model knows of one page."""
 
     frames: PageFrames
-    last_used: int
+    num_uses: int = 1
+    rank: tuple[float, int] = (0.0, 0)
+
+
+def start_of(prefix: Prefix) -> int:
+    """The first position of the page that a prefix ends with."""
+    return (len(prefix[1]) - 1) // TOKENS_PER_PAGE * TOKENS_PER_PAGE
+
+
+def num_common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Count equal first tokens."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 class PrefixMachine(RuleBasedStateMachine):
     """The index agrees with a dictionary from whole prefixes to pages, searched the slow way."""
 
+    eviction_policy: type[CostAware] | type[LeastRecentlyUsed]
+
     def __init__(self) -> None:
         super().__init__()
         self.pool = FramePool(NUM_FRAMES)
-        self.index = PrefixIndex(self.pool, TOKENS_PER_PAGE, FRAMES_PER_PAGE)
+        self.index = PrefixIndex(self.pool, TOKENS_PER_PAGE, FRAMES_PER_PAGE, self.eviction_policy())
+        self.worth = self.eviction_policy()  # the model's own
         self.model: dict[Prefix, Entry] = {}
         self.held: list[PageFrames] = []  # references of users
         self.clock = 0
         self.num_evicted = 0
 
-    def tick(self) -> int:
+    def rank(self, prefix: Prefix) -> None:
+        """What the page is worth now."""
         self.clock += 1
-        return self.clock
+        start, entry = start_of(prefix), self.model[prefix]
+        entry.rank = (self.worth.value(start, len(prefix[1]) - start, entry.num_uses), self.clock)
+
+    def drop(self, prefix: Prefix) -> int:
+        """Forget a page; returns how many frames that frees."""
+        self.num_evicted += 1
+        return FRAMES_PER_PAGE * (self.model.pop(prefix).frames not in self.held)
 
     def longest(self, salt: str, tokens: list[int]) -> list[Prefix]:
-        """Prefixes of a prompt that are known, shortest first."""
+        """Full pages of a prompt that are known, first to last."""
         found = []
         for end in range(TOKENS_PER_PAGE, len(tokens) + 1, TOKENS_PER_PAGE):
             if (salt, tuple(tokens[:end])) not in self.model:
                 break
             found.append((salt, tuple(tokens[:end])))
         return found
+
+    def siblings(self, salt: str, before: tuple[int, ...]) -> list[Prefix]:
+        """Pages that come right after the given tokens."""
+        size = len(before)
+        return [p for p in self.model if p[0] == salt and start_of(p) == size and p[1][:size] == before]
 
     def let_go(self, frames: PageFrames) -> None:
         """A user gives a page back, as the VMM does."""
@@ -62,43 +92,73 @@ class PrefixMachine(RuleBasedStateMachine):
             self.pool.release(pfn)
         if self.pool.refcount(frames[0]):
             self.index.note_release(frames)
-        for entry in self.model.values():
+        for prefix, entry in self.model.items():
             if entry.frames == frames and frames not in self.held:
-                entry.last_used = self.tick()
+                self.rank(prefix)
 
     def descendants(self, prefix: Prefix) -> list[Prefix]:
+        """Pages that follow a full one, at any distance."""
         salt, tokens = prefix
         size = len(tokens)
-        return [p for p in self.model if p[0] == salt and len(p[1]) > size and p[1][:size] == tokens]
+        if size % TOKENS_PER_PAGE:
+            return []
+        return [p for p in self.model if p[0] == salt and start_of(p) >= size and p[1][:size] == tokens]
 
     @rule(salt=salts, tokens=prompts, keep=st.booleans())
     def insert(self, salt: str, tokens: list[int], keep: bool) -> None:
-        """Pages that are new are taken, pages that are known are not."""
-        num_pages = len(tokens) // TOKENS_PER_PAGE
+        """Pages that are new are taken, the last one though it is not full; known ones are not."""
+        num_pages = -(-len(tokens) // TOKENS_PER_PAGE)
         pages = [tuple(self.pool.allocate(FRAMES_PER_PAGE)) for _ in range(num_pages)]
         self.held += pages
-        known = len(self.longest(salt, tokens))
-        assert self.index.insert(salt, tokens, pages) == num_pages - known
-        now = self.tick()
+        num_new = 0
+        returned = self.index.insert(salt, tokens, pages)
         for number, frames in enumerate(pages):
-            prefix = (salt, tuple(tokens[: (number + 1) * TOKENS_PER_PAGE]))
-            self.model.setdefault(prefix, Entry(frames, now)).last_used = now
+            start = number * TOKENS_PER_PAGE
+            prefix = (salt, tuple(tokens[: start + TOKENS_PER_PAGE]))
+            if prefix not in self.model:
+                siblings = self.siblings(salt, tuple(tokens[:start]))
+                size = len(prefix[1])
+                if size % TOKENS_PER_PAGE and any(p[1][:size] == prefix[1] for p in siblings):
+                    break
+                for sibling in siblings:
+                    idle = self.model[sibling].frames not in self.held
+                    if idle and prefix[1][: len(sibling[1])] == sibling[1]:
+                        self.drop(sibling)
+                self.model[prefix] = Entry(frames)
+                num_new += 1
+            self.rank(prefix)
+        assert returned == num_new
         if not keep:
             for frames in pages:
                 self.let_go(frames)
 
     @rule(salt=salts, tokens=prompts, cut=st.integers(-1, 9), data=st.data())
     def match(self, salt: str, tokens: list[int], cut: int, data: st.DataObject) -> None:
-        """The longest run of known pages within the limit is found, and held for the caller."""
+        """The longest run of known tokens within the limit is found, and held for the caller."""
         limit = len(tokens) - 1 if cut < 0 else cut
-        expected = self.longest(salt, tokens[: max(0, limit)])
+        wanted = tokens[: max(0, limit)]
+        pages = self.longest(salt, wanted)
         found = self.index.match(salt, tokens, limit)
-        assert found == [self.model[prefix].frames for prefix in expected]
-        assert len(found) * TOKENS_PER_PAGE <= max(0, limit)
-        self.held += found
+        assert found.pages == [self.model[prefix].frames for prefix in pages]
+        start = len(pages) * TOKENS_PER_PAGE
+        common = {
+            prefix: num_common(prefix[1], wanted) - start
+            for prefix in self.siblings(salt, tuple(wanted[:start]))
+        }
+        assert found.num_tail_tokens == max(common.values(), default=0)
+        used = [*pages]
+        if found.num_tail_tokens:
+            (tail,) = (p for p in common if self.model[p].frames == found.tail)
+            assert common[tail] == found.num_tail_tokens
+            used.append(tail)
+        else:
+            assert found.tail is None
+        for prefix in used:
+            self.model[prefix].num_uses += 1
+            self.held.append(self.model[prefix].frames)
         if data.draw(st.booleans()):
-            for frames in found:
-                self.let_go(frames)
+            for prefix in used:
+                self.let_go(self.model[prefix].frames)
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
@@ -108,17 +168,17 @@ class PrefixMachine(RuleBasedStateMachine):
 
     @rule(num_frames=st.integers(0, 9))
     def evict(self, num_frames: int) -> None:
-        """The least recently used leaves that nobody maps go first; all that is idle can go."""
+        """The leaves of least worth that nobody maps go first; all that is idle can go."""
         freed = 0
         while freed < num_frames:
             idle = [prefix for prefix, entry in self.model.items() if entry.frames not in self.held]
             if not idle:
                 break
             leaves = [prefix for prefix in idle if not self.descendants(prefix)]
-            victim = min(leaves or idle, key=lambda prefix: self.model[prefix].last_used)
+            victim = min(leaves or idle, key=lambda prefix: self.model[prefix].rank)
+            self.worth.note_evicted(self.model[victim].rank[0])
             for prefix in [victim, *self.descendants(victim)]:
-                freed += FRAMES_PER_PAGE * (self.model.pop(prefix).frames not in self.held)
-                self.num_evicted += 1
+                freed += self.drop(prefix)
         free_before = self.pool.num_free
         assert self.index.evict(num_frames) == freed
         assert self.pool.num_free - free_before == freed
@@ -139,8 +199,22 @@ class PrefixMachine(RuleBasedStateMachine):
         assert self.pool.num_free == NUM_FRAMES - len(pages | set(self.held)) * FRAMES_PER_PAGE
 
 
-TestPrefixIndex = PrefixMachine.TestCase
-TestPrefixIndex.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+class CostAwareMachine(PrefixMachine):
+    """By what pages cost."""
+
+    eviction_policy = CostAware
+
+
+class LeastRecentlyUsedMachine(PrefixMachine):
+    """By age."""
+
+    eviction_policy = LeastRecentlyUsed
+
+
+TestCostAware = CostAwareMachine.TestCase
+TestCostAware.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestLeastRecentlyUsed = LeastRecentlyUsedMachine.TestCase
+TestLeastRecentlyUsed.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 
 
 def test_candidates_stay_few_while_nothing_is_evicted() -> None:
@@ -148,12 +222,12 @@ def test_candidates_stay_few_while_nothing_is_evicted() -> None:
     pool = FramePool(2)
     index = PrefixIndex(pool, TOKENS_PER_PAGE, FRAMES_PER_PAGE)
     page = tuple(pool.allocate(2))
-    index.insert("alice", [1, 2], [page])
+    index.insert("alice", [1, 2, 0], [page])
     for _ in range(1000):
         for pfn in page:
             pool.release(pfn)
         index.note_release(page)
-        assert index.match("alice", [1, 2]) == [page]
+        assert index.match("alice", [1, 2, 0]).pages == [page]
     assert len(index._candidates) < 100
     assert index.statistics().num_hits == 1000
 
@@ -163,9 +237,9 @@ def test_pages_of_a_fork_under_another_salt_stay_where_they_are() -> None:
     pool = FramePool(2)
     index = PrefixIndex(pool, TOKENS_PER_PAGE, FRAMES_PER_PAGE)
     page = tuple(pool.allocate(2))
-    assert index.insert("alice", [1, 2], [page]) == 1
-    assert index.insert("bob", [1, 2], [page]) == 0
-    assert index.match("bob", [1, 2]) == []
+    assert index.insert("alice", [1, 2, 0], [page]) == 1
+    assert index.insert("bob", [1, 2, 0], [page]) == 0
+    assert index.match("bob", [1, 2, 0]) == Match([])
     index.check_integrity()
 
 
@@ -174,6 +248,19 @@ def test_one_page_cannot_hold_two_prefixes() -> None:
     pool = FramePool(2)
     index = PrefixIndex(pool, TOKENS_PER_PAGE, FRAMES_PER_PAGE)
     page = tuple(pool.allocate(2))
-    index.insert("alice", [1, 2], [page])
+    index.insert("alice", [1, 2, 0], [page])
     with pytest.raises(KernelPanic, match="two prefixes"):
-        index.insert("alice", [3, 4], [page])
+        index.insert("alice", [3, 4, 0], [page])
+
+
+def test_a_page_forked_while_a_step_filled_it_is_known_by_its_longer_tokens() -> None:
+    """The child ends first, with the tokens of the fork; then the parent, with those in flight then."""
+    pool = FramePool(2)
+    index = PrefixIndex(pool, TOKENS_PER_PAGE, FRAMES_PER_PAGE)
+    page = tuple(pool.allocate(2))
+    assert index.insert("alice", [1], [page]) == 1
+    assert index.insert("alice", [1, 2], [page]) == 0
+    assert index.match("alice", [1, 2, 5]) == Match([], page, 2)
+    assert index.insert("alice", [1], [page]) == 0  # a sibling of the child
+    assert index.match("alice", [1, 2, 5]) == Match([], page, 2)
+    index.check_integrity()

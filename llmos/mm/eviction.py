@@ -1,0 +1,76 @@
+"""Eviction policies of the prefix index: how much a page is worth keeping. Pure arithmetic."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from attrs import define
+
+# At this position attention over the context costs as much as the rest of a token: the order of magnitude for
+# models of 0.1 to 8 billion parameters, used until a device has said what its own is.
+DEFAULT_KNEE_TOKENS = 8192
+
+
+class Eviction(Protocol):
+    """Values pages: of those that nothing depends on, the least goes first, of equals the oldest."""
+
+    name: str
+
+    def value(self, position: int, num_tokens: int, num_uses: int) -> float:
+        """What a page is worth from now on.
+
+        Args:
+            position: of its first token.
+            num_tokens: that it holds.
+            num_uses: processes that it has served, the first one included.
+        """
+
+    def note_evicted(self, value: float) -> None:
+        """Hear what the page that was given up had been worth."""
+
+
+class LeastRecentlyUsed:
+    """Every page is worth the same: age decides."""
+
+    name = "lru"
+
+    def value(self, position: int, num_tokens: int, num_uses: int) -> float:
+        """See Eviction."""
+        return 0.0
+
+    def note_evicted(self, value: float) -> None:
+        """See Eviction."""
+
+
+@define
+class CostAware:
+    """What it would cost to compute a page again, for each process that it has served, above what went last.
+
+    Computing a token costs a constant, and attention over all tokens before it: pages far down a long prompt
+    are dear, a system prompt that everybody uses is dear, and a few tokens in a page of their own are cheap.
+    The value of the page that went last is the floor for those that are used from then on, so what nobody
+    asks for any more is overtaken, however dear it was.
+
+    Args:
+        knee_tokens: the position at which attention over the context costs as much as the rest of a token.
+
+    Source: Cherkasova 1998, Greedy-Dual-Size-Frequency, with a page's tokens for cost and pages for size.
+    """
+
+    knee_tokens: float = DEFAULT_KNEE_TOKENS
+    name = "cost"
+    _floor: float = 0.0
+
+    def value(self, position: int, num_tokens: int, num_uses: int) -> float:
+        """See Eviction."""
+        return self._floor + num_uses * num_tokens * (1 + position / self.knee_tokens)
+
+    def note_evicted(self, value: float) -> None:
+        """See Eviction."""
+        self._floor = max(self._floor, value)
+
+
+EVICTION_POLICIES: dict[str, type[LeastRecentlyUsed] | type[CostAware]] = {
+    "cost": CostAware,
+    "lru": LeastRecentlyUsed,
+}
