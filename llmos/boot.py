@@ -184,6 +184,7 @@ def make_core(config: Config, name: str, system: System) -> Core:
         num_spaces(config),
         system.on_exit,
         config.prefix_cache,
+        config.cache_policy,
     )
 
 

@@ -67,6 +67,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_waiting: Annotated[int, Meta(ge=1, description="processes that may wait, per device")] = 4096
     policy: Annotated[Literal["fcfs"], Meta(description="who is resident")] = "fcfs"
     prefix_cache: Annotated[bool, Meta(description="keep ended processes' pages for sharing")] = True
+    cache_policy: Annotated[
+        Literal["cost", "lru"],
+        Meta(description="which of those pages go first: cheap ones or old ones"),
+    ] = "cost"
     step_timeout_seconds: Annotated[
         float, Meta(gt=0, description="a driver whose step takes longer is restarted")
     ] = 120.0

@@ -22,6 +22,22 @@ class FormatQuality(msgspec.Struct, frozen=True):
     text: str
 
 
+class CacheInfo(msgspec.Struct, frozen=True):
+    """A device's prefix cache: what ended processes computed, kept for others. Counters count from boot."""
+
+    policy: str  # which pages go first: "cost", "lru"
+    page_bytes: int
+    tokens_per_page: int
+    num_pages: int
+    num_idle_pages: int  # of those, used by nobody at the moment
+    num_queries: int
+    num_hits: int  # queries that found something
+    num_query_tokens: int
+    num_hit_tokens: int  # of those, found: they were not computed again
+    num_copied_pages: int  # for tokens at which a prompt left a page
+    num_evicted_pages: int
+
+
 class DeviceInfo(msgspec.Struct, frozen=True):
     """One device and what its kernel half knows of it."""
 
@@ -46,6 +62,7 @@ class DeviceInfo(msgspec.Struct, frozen=True):
     kv_dtype: str = ""  # of keys and values
     kernels: str = ""  # what computes: "native-avx512", "torch", "sim"
     quality: FormatQuality | None = None  # of a quantised format
+    cache: CacheInfo | None = None
 
 
 class DeviceList(msgspec.Struct, frozen=True, tag="device_list"):

@@ -41,6 +41,7 @@ from syscalls.process import (
 )
 from syscalls.sampling import TokenLogprobs
 from syscalls.system import (
+    CacheInfo,
     DeviceInfo,
     DeviceList,
     Devices,
@@ -468,6 +469,7 @@ def make_device(name: str = "sim:0") -> DeviceInfo:
         num_steps=7,
         num_restarts=0,
         driver_pid=4242,
+        cache=CacheInfo("cost", 2 << 20, 64, 20, 10, 8, 6, 1000, 250, 3, 7),
     )
 
 

@@ -81,3 +81,14 @@ class _Snapshot(Collector):
             frames.add_metric((device.name, "cached"), device.num_cached_frames)
             frames.add_metric((device.name, "free"), device.num_free_frames)
         yield frames
+        for name, what, field in (
+            ("llmos_cache_query_tokens", "Prompt tokens looked up in the prefix cache.", "num_query_tokens"),
+            ("llmos_cache_hit_tokens", "Of those, found.", "num_hit_tokens"),
+            ("llmos_cache_copied_pages", "Pages copied for the tokens they begin with.", "num_copied_pages"),
+            ("llmos_cache_evicted_pages", "Pages given up.", "num_evicted_pages"),
+        ):
+            counter = CounterMetricFamily(name, what, labels=("device",))
+            for device in self._devices:
+                if device.cache is not None:
+                    counter.add_metric((device.name,), getattr(device.cache, field))
+            yield counter

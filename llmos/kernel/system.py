@@ -10,10 +10,11 @@ import attrs
 import structlog
 import trio
 
-from llmos.device import Loaded
+from llmos.device import KVFormat, Loaded
 from llmos.kernel.driver_host import DriverHost, HostState
 from llmos.kernel.events import EventLog
 from llmos.kernel.metrics import Metrics
+from llmos.mm.vmm import VmmStatistics
 from llmos.params import VERSION, ZOMBIE_SECONDS
 from llmos.place.placer import DeviceLoad, least_loaded
 from llmos.proc.pcb import Process
@@ -21,7 +22,7 @@ from llmos.proc.table import ProcessTable
 from llmos.sched.core import Core
 from syscalls.errno import Errno, SyscallError
 from syscalls.process import ProcessInfo
-from syscalls.system import DeviceInfo, FormatQuality, Model, StatisticsInfo
+from syscalls.system import CacheInfo, DeviceInfo, FormatQuality, Model, StatisticsInfo
 
 process_log = structlog.get_logger("process")
 
@@ -100,6 +101,7 @@ class System:
             kv_dtype=loaded.kv.name if loaded else "",
             kernels=loaded.model.kernels if loaded else "",
             quality=_format_quality(loaded),
+            cache=_cache_info(memory, loaded.kv, core.cache_policy) if memory and loaded else None,
             num_threads=hello.num_threads if hello else 0,
             frame_bytes=loaded.kv.frame_bytes if loaded else 0,
             num_frames=memory.num_frames if memory else 0,
@@ -258,3 +260,20 @@ def _format_quality(loaded: Loaded | None) -> FormatQuality | None:
     if loaded is None or (found := loaded.quality) is None:
         return None
     return FormatQuality(found.kl_divergence, found.top1_agreement, found.num_tokens, found.text)
+
+
+def _cache_info(memory: VmmStatistics, kv: KVFormat, policy: str) -> CacheInfo:
+    prefix = memory.prefix
+    return CacheInfo(
+        policy=policy,
+        page_bytes=kv.frame_bytes * kv.frames_per_page,
+        tokens_per_page=kv.tokens_per_page,
+        num_pages=prefix.num_pages,
+        num_idle_pages=prefix.num_idle_pages,
+        num_queries=prefix.num_queries,
+        num_hits=prefix.num_hits,
+        num_query_tokens=prefix.num_query_tokens,
+        num_hit_tokens=prefix.num_hit_tokens,
+        num_copied_pages=memory.num_tail_copies,
+        num_evicted_pages=prefix.num_evicted_pages,
+    )

@@ -19,6 +19,7 @@ from llmos.device import DriverLink, DriverLost, KVFormat, Loaded, Row, Step, St
 from llmos.errors import OutOfFrames
 from llmos.ipc.actor import Actor, ActorStatistics
 from llmos.ipc.mailbox import Mailbox
+from llmos.mm.eviction import EVICTION_POLICIES, CostAware
 from llmos.mm.vmm import VMM, VmmStatistics
 from llmos.params import STEPS_IN_FLIGHT
 from llmos.proc.lifecycle import ProcState
@@ -70,6 +71,7 @@ class Core(Actor[Message]):
         max_spaces: address spaces of the device, for those who run and those who only hold memory.
         on_exit: called with each process as it becomes a zombie.
         prefix_cache: keep the pages of ended processes for others to share.
+        cache_policy: which of them go first, one of EVICTION_POLICIES.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Core(Actor[Message]):
         max_spaces: int,
         on_exit: Callable[[Process], None],
         prefix_cache: bool = True,
+        cache_policy: str = CostAware.name,
     ) -> None:
         # Unbounded: senders are syscalls and one driver, bounded by the process table and steps in flight.
         super().__init__(name, Mailbox(math.inf))
@@ -89,6 +92,7 @@ class Core(Actor[Message]):
         self.limits = limits
         self.max_spaces = max_spaces
         self.prefix_cache = prefix_cache
+        self.cache_policy = cache_policy
         self._link: DriverLink | None = None
         self._in_flight: deque[InFlight] = deque()
         self._step_id = 0
@@ -251,6 +255,7 @@ class Core(Actor[Message]):
             max_spaces=self.max_spaces,
             max_model_len=loaded.model.max_model_len,
             prefix_cache=self.prefix_cache,
+            eviction=EVICTION_POLICIES[self.cache_policy](),
         )
 
     def _detach(self, reason: str, is_final: bool) -> None:

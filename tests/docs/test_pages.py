@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -147,6 +148,19 @@ def test_every_option_is_in_the_operators_page() -> None:
         value = getattr(default, name)
         spelled = "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
         assert shown == spelled, name
+
+
+def test_the_eviction_experiment_still_runs(tmp_path: Path) -> None:
+    """On a trace of three prompts, two of which begin alike: a third of their blocks is found."""
+    prompts = [[1, 2, 3], [4, 5, 6], [1, 2, 3]]
+    (tmp_path / "trace.jsonl").write_text("\n".join(json.dumps({"hash_ids": ids}) for ids in prompts))
+    result = subprocess.run(
+        [sys.executable, str(DOCS / "experiments/eviction.py"), str(tmp_path / "trace.jsonl")],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("3 prompts, 6 distinct blocks")
+    assert result.stdout.count("33.3%") == 24
 
 
 @pytest.mark.parametrize("name", ["ask_or_call", "row_invariance"])

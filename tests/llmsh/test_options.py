@@ -85,8 +85,8 @@ def test_every_command_has_a_page() -> None:
 def test_the_table_has_the_commands_of_the_contract() -> None:
     """None of the listed commands is missing."""
     names = (
-        "run chat ps top kill stop cont nice fork wait fg bg jobs free dmesg lsdev models stat cat tail "
-        "shutdown help exit"
+        "run chat ps top kill stop cont nice fork wait fg bg jobs free cache dmesg lsdev models stat cat "
+        "tail shutdown help exit"
     )
     assert {command.name for command in TABLE} == set(names.split())
 

@@ -34,6 +34,18 @@ async def test_free_adds_up(tmp_path: Path) -> None:
             assert row["used"] + row["cached"] + row["free"] == row["total"]
 
 
+async def test_cache_shows_what_was_found(tmp_path: Path) -> None:
+    """A row for each device that has loaded a model; tokens found against tokens asked for."""
+    async with open_scripted_kernel(tmp_path) as kernel, open_shell(tmp_path) as shell:
+        kernel.devices.append(msgspec.structs.replace(make_device("sim:1"), cache=None))
+        (row,) = read_table((await shell.run("cache"))[1])
+        assert list(row.values()) == [
+            "sim:0", "cost", "20", "10", "40.0 MiB", "8", "6", "1000", "250", "25.0%", "3", "7",
+        ]  # fmt: skip
+        (cache,) = json.loads((await shell.run("cache --json"))[1])
+        assert (cache["device"], cache["num_hit_tokens"], cache["tokens_per_page"]) == ("sim:0", 250, 64)
+
+
 async def test_lsdev_and_models(tmp_path: Path) -> None:
     """Both list what the kernel has; a device's trouble stands beside its description."""
     async with open_scripted_kernel(tmp_path) as kernel, open_shell(tmp_path) as shell:

@@ -1,4 +1,4 @@
-"""The kernel and its devices: free, lsdev, models, dmesg, shutdown, help."""
+"""The kernel and its devices: free, cache, lsdev, models, dmesg, shutdown, help."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
+import msgspec
 from rich.table import Table
 
 from shell.llmsh.commands.generation import read_count
@@ -51,6 +52,43 @@ def _describe_memory(device: DeviceInfo) -> dict[str, Any]:
 
 def _pick_frames(memory: dict[str, Any]) -> tuple[int, ...]:
     return tuple(memory[name] for name in ("total", "used", "cached", "free"))
+
+
+async def show_cache(shell: Shell, arguments: Arguments) -> int:
+    """`cache`: what the prefix cache of each device holds, and what it was good for."""
+    client = await shell.client()
+    caches = [(device.name, device.cache) for device in await client.devices() if device.cache]
+    if shell.is_json(arguments):
+        shell.screen.json([{"device": name, **msgspec.structs.asdict(cache)} for name, cache in caches])
+        return 0
+    columns = (
+        Column("DEVICE"),
+        Column("POLICY"),
+        *(
+            Column(name, True)
+            for name in ("PAGES", "IDLE", "SIZE", "QUERIES", "HITS", "TOKENS", "FOUND", "RATE")
+        ),
+        *(Column(name, True) for name in ("COPIED", "EVICTED")),
+    )
+    rows = [
+        (
+            name,
+            cache.policy,
+            cache.num_pages,
+            cache.num_idle_pages,
+            format_bytes(cache.num_pages * cache.page_bytes),
+            cache.num_queries,
+            cache.num_hits,
+            cache.num_query_tokens,
+            cache.num_hit_tokens,
+            f"{cache.num_hit_tokens / max(1, cache.num_query_tokens):.1%}",
+            cache.num_copied_pages,
+            cache.num_evicted_pages,
+        )
+        for name, cache in caches
+    ]
+    shell.screen.show(make_table(columns, rows))
+    return 0
 
 
 async def list_devices(shell: Shell, arguments: Arguments) -> int:
@@ -200,6 +238,14 @@ COMMANDS = (
         "Show the page frames of each device. Cached frames hold the beginnings of earlier prompts, and are "
         "given up when memory is short.",
         show_memory,
+        (JSON,),
+    ),
+    Command(
+        "cache",
+        "",
+        "Show the prefix cache of each device: pages that it holds, tokens of prompts that were looked up "
+        "and found there, pages copied where a prompt left one, and pages given up when memory was short.",
+        show_cache,
         (JSON,),
     ),
     Command(
