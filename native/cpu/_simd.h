@@ -247,17 +247,41 @@ INLINE void vf_store_fp16(uint16_t *p, vf a)
 
 #endif
 
+/* Halves to even; a NaN stays one. */
+#if defined(SIMD_AVX512)
 INLINE void vf_store_bf16(uint16_t *p, vf a)
 {
-    float x[16];
-    vf_store(x, a);
+    __m512i bits = _mm512_castps_si512(a), top = _mm512_srli_epi32(bits, 16);
+    __m512i odd = _mm512_and_si512(top, _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+    rounded = _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), top, _mm512_set1_epi32(0x40));
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(rounded));
+}
+#elif defined(SIMD_AVX2)
+INLINE __m256i round_bf16(__m256 a)
+{
+    __m256i bits = _mm256_castps_si256(a), top = _mm256_srli_epi32(bits, 16);
+    __m256i odd = _mm256_and_si256(top, _mm256_set1_epi32(1));
+    __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+    __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+    return _mm256_blendv_epi8(rounded, _mm256_or_si256(top, _mm256_set1_epi32(0x40)), is_nan);
+}
+INLINE void vf_store_bf16(uint16_t *p, vf a)
+{
+    __m256i packed = _mm256_packus_epi32(round_bf16(a.l), round_bf16(a.h)); /* quarters 0 2 1 3 */
+    _mm256_storeu_si256((__m256i *)p, _mm256_permute4x64_epi64(packed, 0xd8));
+}
+#else
+INLINE void vf_store_bf16(uint16_t *p, vf a)
+{
     for (int i = 0; i < 16; i++) {
         uint32_t bits;
-        memcpy(&bits, &x[i], sizeof bits);
+        memcpy(&bits, &a.x[i], sizeof bits);
         int is_nan = (bits & 0x7fffffff) > 0x7f800000u;
         p[i] = (uint16_t)(is_nan ? bits >> 16 | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
     }
 }
+#endif
 
 /* The first n of sixteen numbers, 0 behind them; memory behind them is not touched. */
 INLINE vf vf_load_first(const float *p, int32_t n)
