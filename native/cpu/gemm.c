@@ -27,8 +27,9 @@ static int64_t argmax_bytes(int32_t m)
 
 int64_t llmos_gemm_scratch_bytes(const llmos_weight *w, int32_t m)
 {
-    /* a tile's partial sums for every row, and its weights as bytes; the variants share them out */
-    return argmax_bytes(m) + (int64_t)m * COLUMNS * 4 + (int64_t)padded_k(w->k) * COLUMNS + ALIGNMENT;
+    /* a tile's partial sums for every row, its weights as bytes, sums of x; the variants share them out */
+    int64_t row_bytes = COLUMNS * 4 + (w->format == LLMOS_W4A8 ? (int64_t)num_blocks(w->k, GROUP) * 4 : 0);
+    return argmax_bytes(m) + m * row_bytes + (int64_t)padded_k(w->k) * COLUMNS + ALIGNMENT;
 }
 
 static void begin(const llmos_gemm_kernels *kernels, const llmos_product *p)

@@ -136,6 +136,20 @@ def test_longest_sum() -> None:
 
 
 @every_variant
+def test_largest_codes(variant: int) -> None:
+    """Sums of the largest codes, scales and activations pass through narrower numbers without loss."""
+    n, k = 70, 1160
+    groups = -(-k // GROUP)
+    codes, scales = np.full((n, k), 15, dtype=np.uint8), np.full((n, groups), 17, dtype=np.uint8)
+    weight = pack_int4(codes, scales, np.zeros_like(scales), np.ones(n, dtype=np.float32))
+    for m in (1, 2, 3, 11, 30):
+        values = np.full((m, k), 127, dtype=np.int8)
+        values[::2] = -127
+        x = QuantisedRows(values, k, np.ones(m, dtype=np.float32), values.sum(1, dtype=np.int32))
+        assert np.array_equal(multiply(weight, x, variant=variant), integer_reference(weight, x))
+
+
+@every_variant
 @every_format
 @settings(max_examples=40, deadline=None)
 @given(m=st.integers(2, 40), n=columns, k=depths, seed=seeds, data=st.data())
