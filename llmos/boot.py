@@ -14,7 +14,7 @@ import trio.lowlevel
 from drivers.builtin import base_path
 from drivers.sim import SimDriver
 from drivers.sim_model import SimModel
-from llmos.config import Config, processors_of, threads_per_device
+from llmos.config import Config, parse_weights, processors_of, threads_per_device
 from llmos.device import CostModel, DriverLink, Load, Progress
 from llmos.ipc.credentials import listen_unix
 from llmos.ipc.supervisor import ChildSpec, open_supervisor
@@ -25,10 +25,12 @@ from llmos.kernel.server import SyscallServer
 from llmos.kernel.system import System
 from llmos.models import NoSuchModel, resolve_model, served_name
 from llmos.proc.lifecycle import ProcState
+from llmos.sched.accounts import Accounts
 from llmos.sched.batch import BatchLimits
 from llmos.sched.core import Core
+from llmos.sched.fair import TokenFair
 from llmos.sched.messages import Kill
-from llmos.sched.policy import POLICIES
+from llmos.sched.policy import FirstComeFirstServed, ResidencyPolicy
 from syscalls.paths import default_socket_path, prepare_socket_directory
 
 
@@ -63,7 +65,8 @@ async def boot(
     began = trio.current_time()
     socket_path = config.socket or str(default_socket_path())
     model_path = await trio.to_thread.run_sync(resolve_model, config.model, str(base_path()))
-    system = System(max_waiting=config.max_waiting)
+    accounts = Accounts(parse_weights(config.tenant_weights))
+    system = System(accounts=accounts, max_waiting=config.max_waiting)
     shutdown = ShutdownRequest()
     system.request_shutdown = shutdown.request
     gateway = None
@@ -169,6 +172,11 @@ def device_names(config: Config, kind: str) -> list[str]:
     return [f"{kind}:{i}" for i in range(config.devices)]
 
 
+def make_policy(name: str, accounts: Accounts) -> ResidencyPolicy:
+    """A policy by its name in the configuration."""
+    return TokenFair(accounts) if name == TokenFair.name else FirstComeFirstServed()
+
+
 def make_core(config: Config, name: str, system: System) -> Core:
     """A device's run queue, limits and policy, from the configuration."""
     limits = BatchLimits(
@@ -178,7 +186,8 @@ def make_core(config: Config, name: str, system: System) -> Core:
     )
     return Core(
         name,
-        POLICIES[config.policy](),
+        make_policy(config.policy, system.accounts),
+        system.accounts,
         limits,
         config.max_running,
         num_spaces(config),

@@ -65,7 +65,13 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         Positive | None, Meta(description="most tokens of one process in a step; default: the budget")
     ] = None
     max_waiting: Annotated[int, Meta(ge=1, description="processes that may wait, per device")] = 4096
-    policy: Annotated[Literal["fcfs"], Meta(description="who is resident")] = "fcfs"
+    policy: Annotated[
+        Literal["fair", "fcfs"],
+        Meta(description="who is resident: by tokens served, or who came first"),
+    ] = "fair"
+    tenant_weights: Annotated[
+        str, Meta(description="shares under policy = fair, TENANT=WEIGHT,…; others have 1")
+    ] = ""
     prefix_cache: Annotated[bool, Meta(description="keep ended processes' pages for sharing")] = True
     cache_policy: Annotated[
         Literal["cost", "lru"],
@@ -122,6 +128,7 @@ def load_config(path: str | None, overrides: dict[str, Any]) -> Config:
         raise ConfigError(f"frame_kib is {config.frame_kib}; it must be a multiple of 4")
     if config.listen:
         parse_listen(config.listen)
+    parse_weights(config.tenant_weights)
     if config.pin:
         processors_of(config, config.devices - 1)
     return config
@@ -165,6 +172,20 @@ def parse_listen(listen: str) -> tuple[str, int]:
     if not host or not port.isdigit() or int(port) > 65_535:
         raise ConfigError(f"listen is {listen!r}; it must be HOST:PORT, like 127.0.0.1:8000")
     return host.strip("[]"), int(port)
+
+
+def parse_weights(text: str) -> dict[str, float]:
+    """Read TENANT=WEIGHT,… Raises ConfigError."""
+    weights: dict[str, float] = {}
+    for part in filter(None, text.split(",")):
+        tenant, _, number = part.strip().rpartition("=")
+        try:
+            weights[tenant] = float(number)
+        except ValueError:
+            tenant = ""
+        if not tenant or not 1e-3 <= weights[tenant] <= 1e3:
+            raise ConfigError(f"tenant_weights has {part.strip()!r}; it must be TENANT=WEIGHT, 0.001 to 1000")
+    return weights
 
 
 def num_cores() -> int:

@@ -10,10 +10,11 @@ import trio
 from drivers.sim import SimDriver
 from llmos.device import CostModel, FromDriver, Load, Loaded, StepDone, ToDriver
 from llmos.proc.pcb import Pid, Process
+from llmos.sched.accounts import Accounts
 from llmos.sched.batch import BatchLimits
 from llmos.sched.core import Core
+from llmos.sched.fair import TokenFair
 from llmos.sched.messages import DriverUp, Enqueue, StepFinished
-from llmos.sched.policy import FirstComeFirstServed
 from syscalls.sampling import Sampling
 
 PROMPT_TOKENS = 32
@@ -70,7 +71,9 @@ async def measure_steps(num_processes: int, num_steps: int) -> float:
     link = TimedLink(sim)
     ended: list[Process] = []
     limits = BatchLimits(max_step_tokens=8192, max_rows=num_processes, max_chunk_tokens=8192)
-    core = Core("sim:0", FirstComeFirstServed(), limits, num_processes, 2 * num_processes, ended.append)
+    accounts = Accounts()
+    policy = TokenFair(accounts)
+    core = Core("sim:0", policy, accounts, limits, num_processes, 2 * num_processes, ended.append)
     async with trio.open_nursery() as nursery:
         await sim.receive()  # Hello
         await sim.send(Load("", "sim", "auto", "auto", None, None, 2 * num_processes, None, 8192))

@@ -108,6 +108,7 @@ def make_processes(system: System, core: Core, session: Session, body: Spawn) ->
             turn_start=len(body.prompt),
             max_tokens=max_tokens,
             num_prompt_tokens=len(body.prompt),
+            num_uncharged=len(body.prompt),
         )
         system.enter(process)
         processes.append(process)

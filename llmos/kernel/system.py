@@ -19,6 +19,7 @@ from llmos.params import VERSION, ZOMBIE_SECONDS
 from llmos.place.placer import DeviceLoad, least_loaded
 from llmos.proc.pcb import Process
 from llmos.proc.table import ProcessTable
+from llmos.sched.accounts import Accounts
 from llmos.sched.core import Core
 from syscalls.errno import Errno, SyscallError
 from syscalls.process import ProcessInfo
@@ -33,6 +34,7 @@ class System:
 
     events: EventLog = attrs.field(factory=EventLog)
     table: ProcessTable = attrs.field(factory=ProcessTable)
+    accounts: Accounts = attrs.field(factory=Accounts)
     metrics: Metrics = attrs.field(factory=Metrics)
     cores: dict[str, Core] = attrs.field(factory=dict)
     hosts: dict[str, DriverHost] = attrs.field(factory=dict)

@@ -79,8 +79,10 @@ class Process:
 
     # Accounting, written by the Core.
     num_prompt_tokens: int = 0  # every token written to it
+    num_uncharged: int = 0  # of those, the last ones, that its tenant has not been charged for yet
     num_cached_tokens: int = 0
     num_preemptions: int = 0
+    resident_since: float | None = None  # when holding memory was last charged for; None: it holds none
     turn_started_at: float = 0.0
     first_step_at: float | None = None
     first_token_at: float | None = None

@@ -99,6 +99,7 @@ def write_input(
         )
     process.tokens.extend(tokens)
     process.num_prompt_tokens += len(tokens)
+    process.num_uncharged += len(tokens)
     process.turn_start = len(process.tokens)
     process.max_tokens = max_tokens or context - length
     process.turn_started_at = trio.current_time()
@@ -119,6 +120,7 @@ def fork(residents: Residents, parent: Process, children: Sequence[Process]) -> 
         child.turn_start = parent.turn_start
         child.max_tokens = parent.max_tokens
         child.num_prompt_tokens = parent.num_prompt_tokens
+        child.num_uncharged = parent.num_uncharged  # what the parent was charged for is there
         child.status = parent.status
         child.nice = parent.nice
         if parent.space is not None and residents.switch is not None:

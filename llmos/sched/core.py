@@ -25,6 +25,7 @@ from llmos.params import STEPS_IN_FLIGHT
 from llmos.proc.lifecycle import ProcState
 from llmos.proc.pcb import Pid, Process
 from llmos.sched import commands
+from llmos.sched.accounts import Accounts
 from llmos.sched.batch import BatchLimits, compose
 from llmos.sched.messages import DriverDown, DriverUp, Enqueue, Message, StepFinished
 from llmos.sched.policy import ResidencyPolicy
@@ -33,6 +34,8 @@ from llmos.sched.switch import ContextSwitch
 from syscalls.process import ExitStatus
 
 log = structlog.get_logger("core")
+
+STEPS_PER_RESIDENCY_CHARGE = 64  # between charges for holding memory
 
 
 @attrs.frozen
@@ -66,6 +69,7 @@ class Core(Actor[Message]):
     Args:
         name: of the device.
         policy: who is resident.
+        accounts: of the tenants of all devices.
         limits: what one step may hold.
         max_running: most processes that run at once.
         max_spaces: address spaces of the device, for those who run and those who only hold memory.
@@ -78,6 +82,7 @@ class Core(Actor[Message]):
         self,
         name: str,
         policy: ResidencyPolicy,
+        accounts: Accounts,
         limits: BatchLimits,
         max_running: int,
         max_spaces: int,
@@ -88,7 +93,9 @@ class Core(Actor[Message]):
         # Unbounded: senders are syscalls and one driver, bounded by the process table and steps in flight.
         super().__init__(name, Mailbox(math.inf))
         self.loaded: Loaded | None = None
-        self.residents = Residents(device=name, policy=policy, max_running=max_running, on_exit=on_exit)
+        self.residents = Residents(
+            device=name, policy=policy, accounts=accounts, max_running=max_running, on_exit=on_exit
+        )
         self.limits = limits
         self.max_spaces = max_spaces
         self.prefix_cache = prefix_cache
@@ -199,6 +206,7 @@ class Core(Actor[Message]):
         now = trio.current_time()
         faults = {fault.row: fault.message for fault in result.faults}
         woken: list[Process] = []
+        served: dict[str, int] = {}
         for i, (process, epoch, end, sample) in enumerate(step.entries):
             if process.epoch != epoch:
                 continue
@@ -222,13 +230,18 @@ class Core(Actor[Message]):
                     process.logprobs.append(logprobs)
             if process.first_token_at is None:
                 process.first_token_at = now
-            self.num_output_tokens += 1
+            served[process.tenant] = served.get(process.tenant, 0) + 1
             if token in process.stop_tokens:
                 self.residents.end_turn(process, ExitStatus("stop", stop_token=token))
             elif process.num_turn_output >= process.max_tokens:
                 self.residents.end_turn(process, ExitStatus("length"))
             elif process.readers:
                 woken.append(process)
+        for tenant, num_tokens in served.items():
+            self.num_output_tokens += num_tokens
+            self.residents.accounts.of(tenant).charge_output(num_tokens)
+        if self.num_steps % STEPS_PER_RESIDENCY_CHARGE == 0:
+            self.residents.charge_all_residency()
         for process in woken:
             process.wake_readers()
 

@@ -1,11 +1,13 @@
-"""Residency policies: which processes hold memory and run. Pure functions, from a view to a decision."""
+"""Residency policies: which processes hold memory and run. From a view to a decision, without waiting."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 import attrs
+
+Order = tuple[float, int]  # less goes first
 
 
 @attrs.frozen
@@ -13,17 +15,19 @@ class Candidate:
     """What a policy may know of one process."""
 
     pid: int
-    nice: int
-    arrival: int  # order among spawns
+    tenant: str
+    order: Order  # the policy's own, see ResidencyPolicy.order
     is_running: bool  # holds memory and takes part in steps
     frames_needed: int  # to run what it has now, beyond what it holds
+    new_tokens: int  # of its prompt, that its tenant has not been charged for
 
 
 @attrs.frozen
 class View:
     """A device's processes and its memory at one moment."""
 
-    waiting: Iterable[Candidate]  # READY, by nice level and arrival; made lazily, to be walked once
+    waiting: Iterable[Candidate]  # READY, in the policy's order; made lazily, to be walked once
+    queues: Mapping[str, Iterable[Candidate]]  # the same by tenant; lazy as well
     holding: Iterable[Candidate]  # those with memory, whether they run or not; lazy as well, in no order
     num_free_frames: int  # free, or cached and given up on demand
     num_running: int
@@ -34,6 +38,15 @@ class ResidencyPolicy(Protocol):
     """Decides who is resident. Never awaits, never sees a device."""
 
     name: str
+
+    def order(self, nice: int, arrival: int, asked_at: float) -> Order:
+        """Where a process stands among others of its tenant. It must not change while the process waits.
+
+        Args:
+            nice: −20 to 19, less goes first.
+            arrival: order among spawns.
+            asked_at: when this turn was asked for, in seconds on the kernel's clock.
+        """
 
     def admit(self, view: View) -> list[int]:
         """Return the pids of waiting candidates to admit now, in order. They fit in what is free."""
@@ -54,9 +67,9 @@ class FirstComeFirstServed:
 
     name = "fcfs"
 
-    @staticmethod
-    def _order(candidate: Candidate) -> tuple[int, int]:
-        return (candidate.nice, candidate.arrival)
+    def order(self, nice: int, arrival: int, asked_at: float) -> Order:
+        """See ResidencyPolicy."""
+        return (nice, arrival)
 
     def admit(self, view: View) -> list[int]:
         """See ResidencyPolicy."""
@@ -72,15 +85,17 @@ class FirstComeFirstServed:
 
     def victim(self, view: View, for_pid: int) -> int | None:
         """See ResidencyPolicy."""
-        holding = list(view.holding)
-        idle = [c for c in holding if not c.is_running and c.pid != for_pid]
-        if idle:
-            return max(idle, key=self._order).pid
-        running = [c for c in holding if c.is_running]
-        if not running:
-            return None
-        last = max(running, key=self._order).pid
-        return None if last == for_pid else last
+        return last_in_order(view, for_pid, lambda candidate: candidate.order)
 
 
-POLICIES: dict[str, type[ResidencyPolicy]] = {FirstComeFirstServed.name: FirstComeFirstServed}
+def last_in_order(view: View, for_pid: int, key: Callable[[Candidate], tuple[float, ...]]) -> int | None:
+    """The last that does not run, else the last that runs; None when that is the one it is for."""
+    holding = list(view.holding)
+    idle = [c for c in holding if not c.is_running and c.pid != for_pid]
+    if idle:
+        return max(idle, key=key).pid
+    running = [c for c in holding if c.is_running]
+    if not running:
+        return None
+    last = max(running, key=key).pid
+    return None if last == for_pid else last

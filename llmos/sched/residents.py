@@ -14,6 +14,7 @@ import trio
 from llmos.errors import OutOfFrames, OutOfSpaces
 from llmos.proc.lifecycle import BlockReason, Input, Prefill, ProcState, move
 from llmos.proc.pcb import Pid, Process
+from llmos.sched.accounts import Accounts
 from llmos.sched.policy import ResidencyPolicy
 from llmos.sched.runqueue import RunQueue
 from llmos.sched.switch import ContextSwitch
@@ -29,12 +30,14 @@ class Residents:
     Args:
         device: its name.
         policy: who is resident.
+        accounts: charged for what tenants are served.
         max_running: most processes that run at once.
         on_exit: called with each process as it becomes a zombie.
     """
 
     device: str
     policy: ResidencyPolicy
+    accounts: Accounts
     max_running: int
     on_exit: Callable[[Process], None]
     switch: ContextSwitch | None = None  # None until a driver has loaded a model
@@ -44,7 +47,7 @@ class Residents:
     num_cached_tokens: int = 0
 
     def __attrs_post_init__(self) -> None:
-        self.queue = RunQueue(self._frames_needed)
+        self.queue = RunQueue(self.policy, self.accounts, self._frames_needed)
 
     # --- in and out of memory -----------------------------------------------------------------------------
 
@@ -66,6 +69,7 @@ class Residents:
                     break
                 if first_time:
                     self.num_cached_tokens += process.num_cached_tokens
+                self._charge_prompt(process)
                 self.set_state(process, ProcState.RUNNING)
             if len(self.queue.running) >= self.max_running:
                 return
@@ -80,6 +84,27 @@ class Residents:
             if victim is None or self.queue.members[Pid(victim)].state is ProcState.RUNNING:
                 return
             self.preempt(self.queue.members[Pid(victim)])
+
+    def _charge_prompt(self, process: Process) -> None:
+        """Charge for input that is computed for the first time: not for what others had computed."""
+        missing = len(process.tokens) - process.num_scheduled
+        self.accounts.of(process.tenant).charge_prompt(min(process.num_uncharged, missing))
+        process.num_uncharged = 0
+        if process.resident_since is None:
+            process.resident_since = trio.current_time()
+
+    def charge_residency(self, process: Process, now: float) -> None:
+        """Charge for the memory that a process has held since this was last called."""
+        if process.resident_since is not None:
+            seconds = now - process.resident_since
+            self.accounts.of(process.tenant).charge_residency(seconds * len(process.tokens))
+            process.resident_since = now if process.space is not None else None
+
+    def charge_all_residency(self) -> None:
+        """Charge everybody who holds memory; to be called now and then."""
+        now = trio.current_time()
+        for process in self.queue.members.values():
+            self.charge_residency(process, now)
 
     def make_room(self, process: Process, start: int, end: int, placed: set[Pid]) -> bool:
         """Preempt by policy until the process can grow; False when it gave its own memory up."""
@@ -102,6 +127,7 @@ class Residents:
         """Take a process's memory; if it ran, it waits to run again."""
         assert self.switch is not None
         self.switch.switch_out(process)
+        self.charge_residency(process, trio.current_time())
         process.num_preemptions += 1
         self.num_preemptions += 1
         if process.state is ProcState.RUNNING:
@@ -156,6 +182,7 @@ class Residents:
             if process.heirs:
                 self.release_heirs(process)
             self.switch.switch_out(process, is_clean=is_clean)
+            self.charge_residency(process, trio.current_time())
         self.queue.forget(process)
         move(process, ProcState.ZOMBIE)
         process.status = status
@@ -171,6 +198,7 @@ class Residents:
         """The device's memory is gone, no process is: they recompute when a driver is back."""
         for process in list(self.queue.members.values()):
             process.space = None
+            process.resident_since = None  # nobody pays for a driver that died
             process.epoch += 1
             process.num_pending = process.num_scheduled = process.num_computed = 0
             process.bound = False

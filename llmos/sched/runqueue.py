@@ -3,50 +3,64 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import attrs
 
 from llmos.proc.lifecycle import ProcState
 from llmos.proc.pcb import Pid, Process
-from llmos.sched.policy import Candidate, View
-
-
-def queue_key(process: Process) -> tuple[int, int]:
-    """Order of the queues: nice level, then arrival."""
-    return (process.nice, process.arrival)
+from llmos.sched.accounts import Accounts
+from llmos.sched.policy import Candidate, Order, ResidencyPolicy, View
 
 
 @attrs.define(eq=False)
 class RunQueue:
-    """The processes of one device, in queue order. State changes go through `add`, `take` and `re_sort`."""
+    """The processes of one device, in the policy's order. State changes go through `add`, `take`, `renice`.
 
+    Args:
+        policy: whose order it is.
+        accounts: told who waits.
+        frames_needed: frames that a process needs to run, beyond what it holds.
+    """
+
+    policy: ResidencyPolicy
+    accounts: Accounts
     frames_needed: Callable[[Process], int]
     members: dict[Pid, Process] = attrs.field(factory=dict)  # everyone who has not exited
     waiting: list[Process] = attrs.field(factory=list)  # READY
     running: list[Process] = attrs.field(factory=list)  # RUNNING
+    _queues: dict[str, list[Process]] = attrs.field(init=False, factory=dict)  # those that wait, by tenant
 
-    def _list_of(self, process: Process) -> list[Process] | None:
-        if process.state is ProcState.READY:
-            return self.waiting
-        if process.state is ProcState.RUNNING:
-            return self.running
-        return None
+    def order(self, process: Process) -> Order:
+        """Where a process stands."""
+        return self.policy.order(process.nice, process.arrival, process.turn_started_at)
 
     def add(self, process: Process) -> None:
-        """Enter a process in the list of its state; call after the state was set. Mutates the queue."""
+        """Enter a process in the lists of its state; call after the state was set. Mutates the queue."""
         self.members[process.pid] = process
-        queue = self._list_of(process)
-        if queue is not None:
-            bisect.insort(queue, process, key=queue_key)
+        if process.state is ProcState.RUNNING:
+            bisect.insort(self.running, process, key=self.order)
+        elif process.state is ProcState.READY:
+            bisect.insort(self.waiting, process, key=self.order)
+            bisect.insort(self._queues.setdefault(process.tenant, []), process, key=self.order)
+            self.accounts.start_waiting(process.tenant)
 
     def take(self, process: Process) -> None:
-        """Take a process out of the list of its state; call before the state changes. Mutates the queue."""
-        queue = self._list_of(process)
-        if queue is not None:
-            place = bisect.bisect_left(queue, queue_key(process), key=queue_key)
-            assert queue[place] is process
-            del queue[place]
+        """Take a process out of the lists of its state; call before the state changes. Mutates the queue."""
+        if process.state is ProcState.RUNNING:
+            self._remove(self.running, process)
+        elif process.state is ProcState.READY:
+            self._remove(self.waiting, process)
+            queue = self._queues[process.tenant]
+            self._remove(queue, process)
+            if not queue:
+                del self._queues[process.tenant]
+            self.accounts.stop_waiting(process.tenant)
+
+    def _remove(self, queue: list[Process], process: Process) -> None:
+        place = bisect.bisect_left(queue, self.order(process), key=self.order)
+        assert queue[place] is process
+        del queue[place]
 
     def forget(self, process: Process) -> None:
         """Take a process out for good. Mutates the queue."""
@@ -59,33 +73,53 @@ class RunQueue:
         process.nice = nice
         self.add(process)
 
-    def _candidate(self, process: Process) -> Candidate:
-        return Candidate(
-            pid=process.pid,
-            nice=process.nice,
-            arrival=process.arrival,
-            is_running=process.state is ProcState.RUNNING,
-            frames_needed=self.frames_needed(process),
-        )
-
-    def waiting_candidates(self) -> Iterator[Candidate]:
-        """The waiting ones in queue order, made as they are asked for: a policy that stops early is cheap."""
-        return (self._candidate(process) for process in self.waiting)
-
-    def holding_candidates(self, excluding: set[Pid]) -> Iterator[Candidate]:
-        """Those that hold memory, in no order, without the given ones; lazy too."""
+    def _candidates(self, processes: Iterable[Process]) -> Iterator[Candidate]:
+        """Made as they are asked for: a policy that stops early is cheap."""
         return (
-            self._candidate(process)
-            for process in self.members.values()
-            if process.space is not None and process.pid not in excluding
+            Candidate(
+                pid=process.pid,
+                tenant=process.tenant,
+                order=self.order(process),
+                is_running=process.state is ProcState.RUNNING,
+                frames_needed=self.frames_needed(process),
+                new_tokens=process.num_uncharged,
+            )
+            for process in processes
         )
 
     def view(self, num_free_frames: int, max_running: int, excluding: set[Pid] | None = None) -> View:
-        """Make the policy's view of this moment."""
+        """Make the policy's view of this moment, without those excluded among the ones that hold memory."""
+        holding = (
+            process
+            for process in self.members.values()
+            if process.space is not None and (excluding is None or process.pid not in excluding)
+        )
         return View(
-            waiting=self.waiting_candidates(),
-            holding=self.holding_candidates(excluding or set()),
+            waiting=self._candidates(self.waiting),
+            queues=_Queues(self._queues, self._candidates),
+            holding=self._candidates(holding),
             num_free_frames=num_free_frames,
             num_running=len(self.running),
             max_running=max_running,
         )
+
+
+class _Queues(Mapping[str, Iterable[Candidate]]):
+    """Waiting candidates by tenant, made when one is looked at."""
+
+    def __init__(
+        self,
+        queues: dict[str, list[Process]],
+        make: Callable[[Iterable[Process]], Iterator[Candidate]],
+    ) -> None:
+        self._lists = queues
+        self._make = make
+
+    def __getitem__(self, tenant: str) -> Iterable[Candidate]:
+        return self._make(self._lists[tenant])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._lists)
+
+    def __len__(self) -> int:
+        return len(self._lists)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmos.config import Config, ConfigError, load_config, processors_of
+from llmos.config import Config, ConfigError, load_config, parse_weights, processors_of
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,8 @@ from llmos.config import Config, ConfigError, load_config, processors_of
         ({"max_divergence": -1.0}, "max_divergence is -1.0: expected `float` >= 0.0"),
         ({"colour": "blue"}, "unknown key `colour`"),
         ({"frame_kib": 6}, "frame_kib is 6; it must be a multiple of 4"),
+        ({"tenant_weights": "a=2,b"}, "tenant_weights has 'b'; it must be TENANT=WEIGHT, 0.001 to 1000"),
+        ({"tenant_weights": "a=0"}, "tenant_weights has 'a=0'"),
         ({"listen": "8000"}, "listen is '8000'; it must be HOST:PORT"),
     ],
 )
@@ -67,3 +69,9 @@ def test_pinned_devices_share_no_processor(num_usable: int, devices: int, thread
 def test_nothing_is_pinned_unless_told() -> None:
     """The default leaves it to the operating system."""
     assert processors_of(Config(devices=2, threads=64), 1) == ()
+
+
+def test_weights_are_read() -> None:
+    """Tenants may hold an equals sign; spaces do not matter."""
+    assert parse_weights("uid:1000=2, key=x=0.5") == {"uid:1000": 2.0, "key=x": 0.5}
+    assert parse_weights("") == {}

@@ -1,0 +1,85 @@
+"""Virtual token counters: how much service each tenant has had, weighted; whoever had least is next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+
+PROMPT_WEIGHT = 1.0  # of a prompt token that is computed
+OUTPUT_WEIGHT = 2.0  # of a token that is sampled: the weights are read for it
+RESIDENCY_WEIGHT = 1e-3  # of holding one token's keys and values for a second
+
+
+@attrs.define(eq=False)
+class Account:
+    """What one tenant has been served. Each token counts once, however often it was computed."""
+
+    tenant: str
+    weight: float = 1.0  # twice the weight is twice the share
+    counter: float = 0.0  # weighted service, lifts included; never falls
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0
+    token_seconds: float = 0.0  # memory held: tokens times seconds
+    num_waiting: int = 0  # processes that wait for a device
+
+    def charge_prompt(self, num_tokens: int) -> None:
+        """Account for prompt tokens that are to be computed for the first time."""
+        self.num_prompt_tokens += num_tokens
+        self.counter += PROMPT_WEIGHT * num_tokens / self.weight
+
+    def charge_output(self, num_tokens: int) -> None:
+        """Account for tokens that were sampled."""
+        self.num_output_tokens += num_tokens
+        self.counter += OUTPUT_WEIGHT * num_tokens / self.weight
+
+    def charge_residency(self, token_seconds: float) -> None:
+        """Account for memory that was held."""
+        self.token_seconds += token_seconds
+        self.counter += RESIDENCY_WEIGHT * token_seconds / self.weight
+
+
+@attrs.define(eq=False)
+class Accounts:
+    """The accounts of all tenants, shared by all devices.
+
+    A tenant that comes back from idleness is lifted to the least counter among those that wait: having asked
+    for nothing earns no credit. When waiting processes are admitted by the least counter, without skipping,
+    service of two tenants that both wait all the time differs by at most 2 U, where U is the larger of
+    PROMPT_WEIGHT · longest prompt and OUTPUT_WEIGHT · tokens that those who run at once may sample.
+
+    Counters are floats: exact for integers up to 2⁵³, so they need no rebasing.
+
+    Args:
+        weights: of tenants; those that are not in it weigh 1.
+
+    Source: Sheng et al. 2024, Fairness in Serving Large Language Models (VTC), Algorithm 2.
+    """
+
+    weights: Mapping[str, float] = attrs.field(factory=dict)
+    _accounts: dict[str, Account] = attrs.field(init=False, factory=dict)
+    _waiting: dict[str, Account] = attrs.field(init=False, factory=dict)
+    _last_level: float = attrs.field(init=False, default=0.0)  # of the tenant that stopped waiting last
+
+    def of(self, tenant: str) -> Account:
+        """A tenant's account; opened when there is none."""
+        if (account := self._accounts.get(tenant)) is None:
+            account = self._accounts[tenant] = Account(tenant, self.weights.get(tenant, 1.0))
+        return account
+
+    def start_waiting(self, tenant: str) -> None:
+        """A process waits for a device. A tenant's first one lifts its counter."""
+        account = self.of(tenant)
+        if not account.num_waiting:
+            level = min((other.counter for other in self._waiting.values()), default=self._last_level)
+            account.counter = max(account.counter, level)
+            self._waiting[tenant] = account
+        account.num_waiting += 1
+
+    def stop_waiting(self, tenant: str) -> None:
+        """A process waits no longer: it runs, or is gone."""
+        account = self._waiting[tenant]
+        account.num_waiting -= 1
+        if not account.num_waiting:
+            del self._waiting[tenant]
+            self._last_level = account.counter

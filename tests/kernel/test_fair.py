@@ -1,0 +1,250 @@
+"""Token-fair residency: the counters' bound, weights, lifts, and what a flood does to others."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+
+import attrs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmos.ipc.credentials import PeerCredentials
+from llmos.kernel import server
+from llmos.sched.accounts import OUTPUT_WEIGHT, PROMPT_WEIGHT, Accounts
+from llmos.sched.fair import SECONDS_PER_LEVEL, TokenFair
+from llmos.sched.policy import Candidate, FirstComeFirstServed, ResidencyPolicy, View
+from syscalls.client import open_client
+from tests.kernel.harness import running_kernel
+
+
+@attrs.define(eq=False)
+class Job:
+    """One request of the model."""
+
+    pid: int
+    tenant: str
+    prompt: int
+    output: int
+    done: int = 0
+
+
+class Device:
+    """A serving engine in few lines: frames are tokens, a job holds what it may need, a step samples."""
+
+    def __init__(self, policy: ResidencyPolicy, accounts: Accounts, num_frames: int) -> None:
+        self.policy, self.accounts, self.num_frames = policy, accounts, num_frames
+        self.waiting: list[Job] = []
+        self.running: list[Job] = []
+
+    def submit(self, job: Job) -> None:
+        self.waiting.append(job)
+        self.accounts.start_waiting(job.tenant)
+
+    def candidates(self, jobs: list[Job]) -> Iterator[Candidate]:
+        for job in jobs:
+            order = self.policy.order(0, job.pid, 0.0)
+            yield Candidate(job.pid, job.tenant, order, False, job.prompt + job.output, job.prompt)
+
+    def step(self) -> None:
+        free = self.num_frames - sum(job.prompt + job.output for job in self.running)
+        tenants = dict.fromkeys(job.tenant for job in self.waiting)
+        queues = {
+            name: list(self.candidates([j for j in self.waiting if j.tenant == name])) for name in tenants
+        }
+        view = View(self.candidates(self.waiting), queues, (), free, len(self.running), 10**6)
+        by_pid = {job.pid: job for job in self.waiting}
+        admitted = [by_pid[pid] for pid in self.policy.admit(view)]
+        assert sum(job.prompt + job.output for job in admitted) <= free
+        for job in admitted:
+            self.waiting.remove(job)
+            self.accounts.of(job.tenant).charge_prompt(job.prompt)
+            self.accounts.stop_waiting(job.tenant)
+            self.running.append(job)
+        for job in self.running:
+            job.done += 1
+            self.accounts.of(job.tenant).charge_output(1)
+        self.running = [job for job in self.running if job.done < job.output]
+
+    def served(self, tenant: str) -> float:
+        account = self.accounts.of(tenant)
+        return PROMPT_WEIGHT * account.num_prompt_tokens + OUTPUT_WEIGHT * account.num_output_tokens
+
+
+lengths = st.tuples(st.integers(4, 30), st.integers(4, 30))
+tenants = st.sampled_from(["a", "b", "c"])
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    weights=st.dictionaries(tenants, st.sampled_from([0.5, 1.0, 2.0, 4.0])),
+    jobs=st.dictionaries(tenants, st.lists(lengths, min_size=1, max_size=8), min_size=2),
+    num_frames=st.integers(60, 120),
+)
+def test_service_of_two_who_wait_differs_by_at_most_2_u(
+    weights: dict[str, float], jobs: dict[str, list[tuple[int, int]]], num_frames: int
+) -> None:
+    """Over every interval in which both always have somebody waiting, in service divided by weight."""
+    accounts = Accounts(weights)
+    device = Device(TokenFair(accounts), accounts, num_frames)
+    pids = itertools.count()
+    supply = {tenant: itertools.cycle(lengths) for tenant, lengths in jobs.items()}
+
+    def refill() -> None:
+        for tenant, shapes in supply.items():
+            while sum(job.tenant == tenant for job in device.waiting) < 16:  # more than fit at once
+                device.submit(Job(next(pids), tenant, *next(shapes)))
+
+    bounds = {
+        tenant: max(
+            PROMPT_WEIGHT * max(prompt for prompt, _ in shapes), OUTPUT_WEIGHT * num_frames
+        ) / weights.get(tenant, 1.0)
+        for tenant, shapes in jobs.items()
+    }  # fmt: skip
+    history: list[dict[str, float]] = []
+    for _ in range(120):
+        refill()
+        history.append({tenant: device.served(tenant) / weights.get(tenant, 1.0) for tenant in jobs})
+        device.step()
+    for one, other in itertools.combinations(jobs, 2):
+        gaps = [now[one] - now[other] for now in history]
+        assert max(gaps) - min(gaps) <= 2 * max(bounds[one], bounds[other])
+
+
+@settings(max_examples=100, deadline=None)
+@given(shapes=st.lists(lengths, min_size=1, max_size=20), num_frames=st.integers(60, 120))
+def test_one_tenant_is_served_in_order_of_arrival(shapes: list[tuple[int, int]], num_frames: int) -> None:
+    """Alone, fair and first come first served decide the same, step by step."""
+    accounts = Accounts()
+    devices = [
+        Device(policy, accounts, num_frames) for policy in (TokenFair(accounts), FirstComeFirstServed())
+    ]
+    for device in devices:
+        for pid, shape in enumerate(shapes):
+            device.submit(Job(pid, "a", *shape))
+    for _ in range(60):
+        for device in devices:
+            device.step()
+        assert [job.pid for job in devices[0].running] == [job.pid for job in devices[1].running]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    events=st.lists(st.tuples(st.sampled_from(["start", "stop", "prompt", "output"]), tenants), max_size=60),
+    factor=st.sampled_from([0.25, 4.0]),
+)
+def test_counters_never_fall_and_a_lift_goes_no_further_than_the_waiting(
+    events: list[tuple[str, str]], factor: float
+) -> None:
+    """A lift raises to the least of those that wait, and scaling all weights scales all counters."""
+    accounts = Accounts(dict.fromkeys("abc", 1.0))
+    scaled = Accounts(dict.fromkeys("abc", factor))
+    for event, tenant in events:
+        before = {name: accounts.of(name).counter for name in "abc"}
+        waiting = [accounts.of(name) for name in "abc" if accounts.of(name).num_waiting]
+        for book in (accounts, scaled):
+            account = book.of(tenant)
+            if event == "start":
+                book.start_waiting(tenant)
+            elif event == "stop" and account.num_waiting:
+                book.stop_waiting(tenant)
+            elif event == "prompt":
+                account.charge_prompt(5)
+            elif event == "output":
+                account.charge_output(1)
+            assert book.of(tenant).counter >= 0
+        after = {name: accounts.of(name).counter for name in "abc"}
+        assert all(after[name] >= before[name] for name in "abc")
+        if event == "start" and after[tenant] > before[tenant] and waiting:
+            assert after[tenant] == min(account.counter for account in waiting)
+        assert {name: scaled.of(name).counter * factor for name in "abc"} == pytest.approx(after)
+
+
+def test_a_newcomer_does_not_wait_for_a_flood() -> None:
+    """A tenant with a hundred jobs in the queue, and one whose only job comes last: it is admitted first."""
+    accounts = Accounts()
+    device = Device(TokenFair(accounts), accounts, 100)
+    for pid in range(100):
+        device.submit(Job(pid, "flood", 10, 10))
+    for _ in range(5):
+        device.step()
+    device.submit(Job(1000, "light", 10, 10))
+    for _ in range(8):
+        device.step()
+    assert any(job.tenant == "light" for job in device.running)
+
+
+def test_idleness_earns_no_credit() -> None:
+    """One that comes back after a long time shares with the other from then on, instead of taking all."""
+    accounts = Accounts()
+    device = Device(TokenFair(accounts), accounts, 40)
+    pids = itertools.count()
+    for _ in range(300):
+        while len(device.waiting) < 4:
+            device.submit(Job(next(pids), "busy", 10, 10))
+        device.step()
+    before = {tenant: device.served(tenant) for tenant in ("busy", "back")}
+    for _ in range(300):
+        for tenant in ("busy", "back"):
+            while sum(job.tenant == tenant for job in device.waiting) < 4:
+                device.submit(Job(next(pids), tenant, 10, 10))
+        device.step()
+    gained = {tenant: device.served(tenant) - before[tenant] for tenant in before}
+    assert abs(gained["busy"] - gained["back"]) <= 2 * OUTPUT_WEIGHT * 40
+
+
+@given(
+    first=st.tuples(st.integers(-20, 19), st.floats(0, 1e5)),
+    second=st.tuples(st.integers(-20, 19), st.floats(0, 1e5)),
+)
+def test_waiting_makes_up_for_nice(first: tuple[int, float], second: tuple[int, float]) -> None:
+    """Whoever has waited longer by two seconds a level goes first, so nobody starves."""
+    policy = TokenFair(Accounts())
+    goes_first = policy.order(first[0], 1, first[1]) < policy.order(second[0], 2, second[1])
+    advantage = (second[1] - first[1]) / SECONDS_PER_LEVEL + second[0] - first[0]
+    if abs(advantage) > 1e-6:
+        assert goes_first == (advantage > 0)
+
+
+# --- on a whole kernel -----------------------------------------------------------------------------------
+
+
+async def test_a_light_tenant_is_served_beside_a_flood(autojump_clock, tmp_path, monkeypatch) -> None:
+    """Two users; one spawns sixty processes, then the other one: it runs next."""
+    uids = iter([1000, 2000, 3000])
+    monkeypatch.setattr(server, "peer_credentials", lambda sock: PeerCredentials(1, next(uids), 1))
+    async with running_kernel(tmp_path, max_running=4, policy="fair") as kernel:
+        async with open_client(kernel.socket_path) as flood, open_client(kernel.socket_path) as light:
+            floods = [(await flood.spawn(range(1, 30), max_tokens=40)).pids[0] for _ in range(60)]
+            await flood.read(floods[0])
+            (pid,) = (await light.spawn(range(100, 140), max_tokens=40)).pids
+            await light.wait(pid)
+            running = [(await flood.stat(each)).state for each in floods]
+            assert running.count("READY") > 40
+            for each in floods:
+                await flood.wait(each)
+        accounts = kernel.system.accounts
+        assert accounts.of("uid:3000").num_prompt_tokens == 40
+        assert accounts.of("uid:3000").num_output_tokens == 40
+        assert accounts.of("uid:2000").num_output_tokens == 60 * 40
+
+
+async def test_service_is_charged_once(autojump_clock, tmp_path) -> None:
+    """What is computed again, found in the prefix cache or shared by fork costs nothing more."""
+    async with running_kernel(tmp_path, max_running=8, pool_mib=1, frame_kib=4) as kernel:
+        account = kernel.system.accounts.of(f"uid:{os.getuid()}")
+        prompts = [tuple((i * j) % 97 for j in range(1, 120)) for i in range(1, 30)]
+        pids = [(await kernel.client.spawn(prompt, max_tokens=60)).pids[0] for prompt in prompts]
+        for pid in pids:
+            await kernel.client.wait(pid)
+        assert account.num_output_tokens == 29 * 60
+        num_first = account.num_prompt_tokens
+        assert num_first <= sum(map(len, prompts))
+        siblings = (await kernel.client.spawn(range(200, 300), max_tokens=5, num_samples=8)).pids
+        for pid in siblings:
+            await kernel.client.wait(pid)
+        assert account.num_prompt_tokens - num_first <= 100 + 7
+        assert account.num_output_tokens == 29 * 60 + 8 * 5
+        assert account.token_seconds > 0
