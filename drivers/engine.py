@@ -238,14 +238,13 @@ class Engine:
             _poison_tails(session, batch)
         sampling = [index for index, row in good.items() if row.sample]
         wanted = [(rows[index].asid, rows[index].start + rows[index].num_tokens) for index in sampling]
-        needs_logits = session.sampler.needs_logits(wanted)
-        scores = session.model.score(
-            batch, session.arena.page_index, session.k_pages, session.v_pages, needs_logits
-        )
         for row in batch:
             session.sampler.observe(row.asid, row.start, row.tokens)
+        choices = session.model.choose(
+            batch, session.arena.page_index, session.k_pages, session.v_pages, session.sampler.draws(wanted)
+        )
         for index, (asid, position), sampled in zip(
-            sampling, wanted, session.sampler.choose(scores, wanted), strict=True
+            sampling, wanted, session.sampler.record(choices, wanted), strict=True
         ):
             if sampled.token is None:
                 faults[index] = sampled.fault or "no token was sampled"

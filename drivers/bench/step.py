@@ -80,7 +80,7 @@ class StepCase:
             )
             for asid in range(num_rows)
         ]
-        self._greedy = [False] * num_rows
+        self._greedy = [None] * num_rows
         self.score()  # binds the pages and reserves scratch
         spans = [(context, tokens_per_row, i * tokens_per_row, i * pages_per_space) for i in range(num_rows)]
         self._spans = ffi.new("llmos_span[]", spans)
@@ -102,7 +102,8 @@ class StepCase:
 
     def score(self) -> None:
         """A step as a driver runs it."""
-        self.model.score(self.rows, self._index, *self._pages, self._greedy)
+        keys, values = self._pages
+        self.model.choose(self.rows, self._index, keys, values, self._greedy)
 
     def forward(self) -> None:
         """The same without Python's part."""

@@ -19,10 +19,10 @@ from drivers.model.config import ModelConfig
 from drivers.model.kv_layout import kv_segments, native_kv_views
 from drivers.model.packed import PackedWeights
 from drivers.model.rope import rope_tables
-from drivers.model.scores import Scores
 from drivers.model.transformer import ModelDescription, explain_bad_row
 from llmos.device import KVFormat
 from native.gemm import aligned_empty
+from native.sampling import Choice, Draw, read_choice, write_draw
 
 __all__ = ["KV_FORMATS", "NativeTransformer", "explain_unfit"]
 
@@ -119,20 +119,31 @@ class NativeTransformer:
     ) -> torch.Tensor:
         """See Model."""
         num_samples = sum(row.sample for row in rows)
-        scores = self.score(rows, page_index, k_pages, v_pages, [True] * num_samples)
-        if not num_samples:
-            return torch.empty((0, self.config.vocab_size))
-        return torch.from_numpy(np.stack([row for row in scores.logits if row is not None]))
+        _, logits = self._forward(rows, page_index, k_pages, v_pages, [Draw()] * num_samples)
+        return torch.from_numpy(logits.copy()) if num_samples else torch.empty((0, self.config.vocab_size))
 
-    def score(
+    def choose(
         self,
         rows: Sequence[ResolvedRow],
         page_index: PageIndex,
         k_pages: Sequence[torch.Tensor],
         v_pages: Sequence[torch.Tensor],
-        needs_logits: Sequence[bool],
-    ) -> Scores:
-        """See Model. The logits are views that the next call overwrites."""
+        draws: Sequence[Draw | None],
+    ) -> list[Choice]:
+        """See Model."""
+        if not self._weights.head_is_finite:
+            draws = [draw or Draw() for draw in draws]
+        return self._forward(rows, page_index, k_pages, v_pages, draws)[0]
+
+    def _forward(
+        self,
+        rows: Sequence[ResolvedRow],
+        page_index: PageIndex,
+        k_pages: Sequence[torch.Tensor],
+        v_pages: Sequence[torch.Tensor],
+        draws: Sequence[Draw | None],
+    ) -> tuple[list[Choice], np.ndarray]:
+        """Choices, and the logits of rows with a draw, in order: a view that the next call overwrites."""
         if k_pages is not self._bound_to:
             self._bind(k_pages, v_pages)
         tokens: list[int] = []
@@ -153,28 +164,29 @@ class NativeTransformer:
             tokens += row.tokens
             if row.sample:
                 samples.append(len(tokens) - 1)
-        if not self._weights.head_is_finite:
-            needs_logits = [True] * len(samples)
-        order = sorted(range(len(samples)), key=needs_logits.__getitem__)  # greedy ones first
-        num_greedy = len(samples) - sum(needs_logits)
+        order = sorted(range(len(samples)), key=lambda index: draws[index] is not None)  # greedy ones first
+        drawn = [draw for draw in draws if draw is not None]
+        num_greedy = len(samples) - len(drawn)
         buffers = self._reserve(len(tokens), len(samples))
         step = buffers.step
         buffers.tokens[0 : len(tokens)] = tokens
         buffers.samples[0 : len(samples)] = [samples[i] for i in order]
-        logits = buffers.logits(len(samples) - num_greedy, self.config.vocab_size)
+        logits = buffers.logits(len(drawn), self.config.vocab_size)
         step.num_tokens, step.num_spans = len(tokens), len(rows)
         step.num_greedy, step.num_samples = num_greedy, len(samples)
         span_memory = ffi.new("int32_t[]", spans)
         table_memory = ffi.NULL if is_contiguous else ffi.new("int32_t[]", table)
         step.spans, step.page_table = ffi.cast("llmos_span *", span_memory), table_memory
+        requests = ffi.new("llmos_draw[]", len(drawn))
+        kept = [write_draw(requests[i], draw, self.config.vocab_size) for i, draw in enumerate(drawn)]
+        step.draws = requests
         lib.llmos_forward(self._pool, self._model, self._kv, step, buffers.scratch)
-        best, num_bad = [0] * len(samples), [0] * len(samples)
-        full: list[np.ndarray | None] = [None] * len(samples)
+        choices = [Choice(-1)] * len(samples)
         for place, index in enumerate(order):
-            best[index], num_bad[index] = buffers.best[place], buffers.num_bad[place]
-            if place >= num_greedy:
-                full[index] = logits[place - num_greedy]
-        return Scores(best, num_bad, full)
+            request = requests[place - num_greedy] if place >= num_greedy else None
+            choices[index] = read_choice(buffers.choices[place], request)
+        del kept  # not before C is done with it
+        return choices, logits[: len(drawn)]
 
     def _bind(self, k_pages: Sequence[torch.Tensor], v_pages: Sequence[torch.Tensor]) -> None:
         config = self.config
@@ -214,11 +226,10 @@ class _StepBuffers:
         self.num_tokens, self.num_samples = num_tokens, num_samples
         self.tokens = ffi.new("int32_t[]", num_tokens)
         self.samples = ffi.new("int32_t[]", num_samples)
-        self.best = ffi.new("int32_t[]", num_samples)
-        self.num_bad = ffi.new("int32_t[]", num_samples)
+        self.choices = ffi.new("llmos_choice[]", num_samples)
         self.step = ffi.new("llmos_step *")
         self.step.token_ids, self.step.samples = self.tokens, self.samples
-        self.step.best, self.step.num_bad = self.best, self.num_bad
+        self.step.choices = self.choices
         self._logits = np.empty((0, 0), dtype=np.float32)
 
     def open_scratch(self, size_bytes: int) -> None:

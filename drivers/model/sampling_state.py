@@ -6,22 +6,29 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from drivers.model.randomness import uniform
 from llmos.device import Bind
+from native.sampling import Draw
 
 __all__ = ["SamplingState"]
+
+NO_IDS = np.empty(0, dtype=np.int64)
 
 
 class TokenCounts:
     """Sparse counts over a vocabulary: which tokens occurred at all, and how often in the output."""
 
-    def __init__(self) -> None:
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
         self._slots: dict[int, int] = {}
         self._ids = np.empty(64, dtype=np.int64)
         self._num_output = np.zeros(64, dtype=np.int64)
 
     def add(self, tokens: Iterable[int], *, output: bool) -> None:
-        """Count tokens of the prompt or of the output."""
+        """Count tokens of the prompt or of the output; ids outside the vocabulary have no logit."""
         for token in tokens:
+            if not 0 <= token < self._vocab_size:
+                continue
             slot = self._slots.setdefault(token, len(self._slots))
             if slot == len(self._ids):
                 self._ids = np.resize(self._ids, 2 * slot)
@@ -43,17 +50,17 @@ class SamplingState:
     """
 
     def __init__(self, bind: Bind, vocab_size: int) -> None:
-        self.sampling = bind.sampling
+        self.sampling = sampling = bind.sampling
         self.num_prompt_tokens = bind.num_prompt_tokens
         self.min_tokens = bind.min_tokens
         self.last_token = bind.tokens[-1] if bind.tokens else None
         self.stop_ids = np.array(
             [token for token in bind.stop_token_ids if 0 <= token < vocab_size], dtype=np.int64
         )
-        bias = {token: value for token, value in bind.sampling.logit_bias.items() if 0 <= token < vocab_size}
+        bias = {token: value for token, value in sampling.logit_bias.items() if 0 <= token < vocab_size}
         self.bias_ids = np.fromiter(bias.keys(), dtype=np.int64, count=len(bias))
         self.bias_values = np.fromiter(bias.values(), dtype=np.float64, count=len(bias))
-        self.counts = TokenCounts() if bind.sampling.has_penalties else None
+        self.counts = TokenCounts(vocab_size) if sampling.has_penalties else None
         self._num_known = 0
         self.note(0, bind.tokens)
 
@@ -72,11 +79,29 @@ class SamplingState:
         """True while the token at `position` is one of the first `min_tokens` of the output."""
         return position - self.num_prompt_tokens < self.min_tokens and len(self.stop_ids) > 0
 
-    def is_plain_greedy(self, position: int) -> bool:
-        """True when the token is simply the largest logit, so that rows can be decided together."""
-        return (
-            self.sampling.temperature == 0.0
-            and self.counts is None
-            and not len(self.bias_ids)
-            and not self.must_not_stop(position)
+    def draw(self, position: int) -> Draw | None:
+        """How the token at `position` is drawn; None when it is simply the lowest id of a largest logit.
+
+        Arrays are views: they hold until the next `note`.
+        """
+        sampling, is_banned = self.sampling, self.must_not_stop(position)
+        is_adjusted = self.counts is not None or len(self.bias_ids) > 0 or is_banned
+        if sampling.temperature == 0.0 and not is_adjusted and sampling.logprobs is None:
+            return None
+        seen_ids, num_output = (NO_IDS, NO_IDS) if self.counts is None else self.counts.arrays()
+        return Draw(
+            sampling.temperature,
+            uniform(sampling.seed or 0, position),
+            sampling.top_k,
+            sampling.top_p,
+            sampling.min_p,
+            sampling.repetition_penalty,
+            sampling.frequency_penalty,
+            sampling.presence_penalty,
+            seen_ids,
+            num_output,
+            self.bias_ids,
+            self.bias_values,
+            self.stop_ids if is_banned else NO_IDS,
+            sampling.logprobs,
         )

@@ -11,11 +11,12 @@ from attrs import frozen
 from drivers.model.batch import Batch, PageIndex, ResolvedRow, build_batch
 from drivers.model.config import ModelConfig
 from drivers.model.kv_layout import kv_views
+from drivers.model.reference_sampler import choose_tokens
 from drivers.model.rope import rope_tables
-from drivers.model.scores import Scores, score_logits
 from drivers.model.weights import LayerWeights, Weights
 from drivers.ops.interface import AttentionPlan, AttentionShape, Ops
 from llmos.device import KVFormat, ModelInfo, Segment
+from native.sampling import Choice, Draw
 
 __all__ = ["Model", "ModelDescription", "Transformer", "explain_bad_row"]
 
@@ -76,15 +77,15 @@ class Model(Protocol):
     ) -> torch.Tensor:
         """See Transformer."""
 
-    def score(
+    def choose(
         self,
         rows: Sequence[ResolvedRow],
         page_index: PageIndex,
         k_pages: Sequence[torch.Tensor],
         v_pages: Sequence[torch.Tensor],
-        needs_logits: Sequence[bool],
-    ) -> Scores:
-        """`run`, and what the sampler needs of the logits: for each sampling row, whether all of them."""
+        draws: Sequence[Draw | None],
+    ) -> list[Choice]:
+        """`run`, then choose the next token of each sampling row; draws as in `choose_tokens`."""
 
 
 def explain_bad_row(row: ResolvedRow, config: ModelConfig, max_model_len: int) -> str | None:
@@ -160,17 +161,17 @@ class Transformer:
         """
         return self.forward(build_batch(rows, page_index, k_pages[0].shape[1], self.device), k_pages, v_pages)
 
-    def score(
+    def choose(
         self,
         rows: Sequence[ResolvedRow],
         page_index: PageIndex,
         k_pages: Sequence[torch.Tensor],
         v_pages: Sequence[torch.Tensor],
-        needs_logits: Sequence[bool],
-    ) -> Scores:
+        draws: Sequence[Draw | None],
+    ) -> list[Choice]:
         """See Model."""
         logits = self.run(rows, page_index, k_pages, v_pages)
-        return score_logits(logits, self._ops, needs_logits)
+        return choose_tokens(logits, draws, self._ops)
 
     @torch.inference_mode()
     def forward(

@@ -1,12 +1,13 @@
 #ifndef LLMOS_KERNELS_H
 #define LLMOS_KERNELS_H
+#include "_scores.h"
 #include "activation.h"
 #include "attention.h"
 #include "kernels.h"
 #include "norm.h"
 
-/* What every variant implements: the bodies of _attention.h, _kv.h, _norm.h and _activation.h, compiled once
- * for each by kernels_<variant>.c.
+/* What every variant implements: the bodies of _attention.h, _kv.h, _norm.h, _activation.h and _sample.h, compiled
+ * once for each by kernels_<variant>.c.
  */
 typedef struct {
     void (*rms_norm)(const float *x, int64_t ldx, const float *weight, float epsilon, int32_t m, int32_t k, float *y,
@@ -18,6 +19,11 @@ typedef struct {
                           const int32_t *page_table, float *qkv, int64_t ld, int32_t t0, int32_t t1);
     void (*attention)(const llmos_kv *kv, const llmos_span *spans, int32_t num_spans, const int32_t *page_table,
                       const float *q, int64_t ldq, float *out, int64_t ldo, int32_t i0, int32_t i1, void *scratch);
+    void (*segment_maxima)(const llmos_scores *from, double *maxima);
+    void (*segment_sums)(const llmos_scores *from, llmos_weighting by, double *sums);
+    void (*weigh_segment)(const llmos_scores *from, int32_t segment, llmos_weighting by, double *scores,
+                          double *weights);
+    int32_t (*count_not_finite)(const float *x, int32_t n);
 } llmos_kernels;
 
 /* Only gcc compiles one file for several targets the way these do. */

@@ -47,7 +47,7 @@ enum {
 };
 
 /* The others, counted from behind the last layer's; the very first phase looks the embeddings up. */
-enum { PREPARE_HEAD, HEAD, NUM_LAST_PHASES };
+enum { PREPARE_HEAD, HEAD, SAMPLE, NUM_LAST_PHASES };
 
 /* Parts of other phases that are timed apart. */
 enum { ACTIVATE = LLMOS_NUM_PHASES - 1 };
@@ -55,7 +55,8 @@ enum { ACTIVATE = LLMOS_NUM_PHASES - 1 };
 /* The same in the order of llmos_step.busy: a layer's, the last ones, the first, parts. */
 static const char *const phase_names[LLMOS_NUM_PHASES] = {
     "prepare_qkv", "qkv",          "rotate", "attend",       "prepare_output", "output", "prepare_gate_up",
-    "gate_up",     "prepare_down", "down",   "prepare_head", "head",           "embed",  "activate",
+    "gate_up",     "prepare_down", "down",   "prepare_head", "head",           "sample", "embed",
+    "activate",
 };
 
 const char *llmos_phase_name(int32_t phase)
@@ -98,9 +99,8 @@ typedef struct {
     int32_t num_attention_items;
     int32_t attention_block; /* of those, in an item of ours */
     int32_t num_head_items;
-    float *values;   /* [num_head_items][num_samples] the largest logit of the item's columns, */
-    int32_t *ids;    /* its column, */
-    int32_t *bad;    /* and how many are not finite */
+    float *values;   /* [num_head_items][num_greedy] the largest logit of the item's columns, */
+    int32_t *ids;    /* and its column */
     private_memory *threads;
 } forward;
 
@@ -157,6 +157,8 @@ static int64_t kernel_scratch_bytes(const llmos_model *model, const llmos_kv *kv
         size = larger(size, llmos_gemm_scratch_bytes(&layer->gate_up, num_tokens));
         size = larger(size, llmos_gemm_scratch_bytes(&layer->down, num_tokens));
     }
+    if (num_samples > 0)
+        size = larger(size, llmos_sample_scratch_bytes(model->vocab_size));
     return larger(size, llmos_gemm_scratch_bytes(&model->head, num_samples));
 }
 
@@ -181,7 +183,6 @@ static int64_t lay_out(forward *f, void *scratch, int32_t num_threads, int32_t n
     int64_t parts = (int64_t)f->num_head_items * num_samples;
     f->values = take(&memory, parts * 4);
     f->ids = take(&memory, parts * 4);
-    f->bad = take(&memory, parts * 4);
     f->threads = take(&memory, num_threads * (int64_t)sizeof *f->threads);
     for (int32_t i = 0; i < num_threads; i++) {
         private_memory own = {-1, take_input(&memory, PRIVATE_ROWS, f->ld), NULL, NULL, {0}};
@@ -385,32 +386,16 @@ static void project(const forward *f, int32_t item, private_memory *own)
     const llmos_weight *w = &f->model->head;
     int32_t columns = item_columns(f, w, step->num_samples), greedy = step->num_greedy;
     int32_t n0 = item * columns, n1 = w->n - n0 < columns ? w->n : n0 + columns;
-    int64_t part = (int64_t)item * step->num_samples;
+    int64_t part = (int64_t)item * greedy;
     input from = f->shared;
     if (greedy > 0)
         llmos_gemm_argmax(w, is_quantised(w) ? (void *)from.q : from.x, f->ld, from.scale, from.sum, greedy, n0, n1,
                           f->values + part, f->ids + part, own->kernel);
-    memset(f->bad + part, 0, (size_t)greedy * sizeof *f->bad);
     if (greedy == step->num_samples)
         return;
     from = input_row(f, from, greedy);
     llmos_gemm(w, is_quantised(w) ? (void *)from.q : from.x, f->ld, from.scale, from.sum, step->num_samples - greedy,
                step->logits, w->n, 0, n0, n1, own->kernel);
-    for (int32_t i = greedy; i < step->num_samples; i++) {
-        const float *logits = step->logits + (int64_t)(i - greedy) * w->n;
-        float value = -INFINITY;
-        int32_t id = n0, num_bad = 0;
-        for (int32_t j = n0; j < n1; j++) {
-            num_bad += !isfinite(logits[j]);
-            if (logits[j] > value) {
-                value = logits[j];
-                id = j;
-            }
-        }
-        f->values[part + i] = value;
-        f->ids[part + i] = id;
-        f->bad[part + i] = num_bad;
-    }
 }
 
 static bool is_finite(const forward *f, int32_t sample)
@@ -441,25 +426,32 @@ static int32_t count_bad(const forward *f, int32_t sample)
     return num_bad;
 }
 
+/* The choices of greedy samples, from what the items found. */
 static void choose(const forward *f)
 {
     const llmos_step *step = f->step;
-    for (int32_t i = 0; i < step->num_samples; i++) {
+    for (int32_t i = 0; i < step->num_greedy; i++) {
         float value = -INFINITY;
-        int32_t id = 0, num_bad = 0;
+        llmos_choice choice = {0, 0, 0.0};
         for (int32_t item = 0; item < f->num_head_items; item++) {
-            int64_t part = (int64_t)item * step->num_samples + i;
-            num_bad += f->bad[part];
+            int64_t part = (int64_t)item * step->num_greedy + i;
             if (f->values[part] > value) { /* items ascend, so of equals the lowest id stays */
                 value = f->values[part];
-                id = f->ids[part];
+                choice.token = f->ids[part];
             }
         }
-        if (i < step->num_greedy && !(isfinite(value) && is_finite(f, i)))
-            num_bad = count_bad(f, i);
-        step->best[i] = id;
-        step->num_bad[i] = num_bad;
+        if (!(isfinite(value) && is_finite(f, i)))
+            choice.num_bad = count_bad(f, i);
+        step->choices[i] = choice;
     }
+}
+
+static void draw(const forward *f, int32_t item, private_memory *own)
+{
+    const llmos_step *step = f->step;
+    int32_t n = f->model->head.n;
+    llmos_sample(step->logits + (int64_t)item * n, n, step->draws + item, step->choices + step->num_greedy + item,
+                 own->kernel);
 }
 
 /* --- the job --------------------------------------------------------------------------------------------- */
@@ -487,6 +479,8 @@ static int32_t count_items(void *context, int32_t phase)
     if (last >= 0) {
         if (step->num_samples == 0)
             return 0;
+        if (last == SAMPLE)
+            return step->num_samples - step->num_greedy;
         return last == PREPARE_HEAD ? row_items(step->num_samples) : f->num_head_items;
     }
     int32_t layer = (phase - 1) / NUM_LAYER_PHASES, kind = (phase - 1) % NUM_LAYER_PHASES;
@@ -530,6 +524,10 @@ static void run_item(void *context, int32_t phase, int32_t item, int32_t thread)
     }
     if (last == HEAD) {
         project(f, item, own);
+        return;
+    }
+    if (last == SAMPLE) {
+        draw(f, item, own);
         return;
     }
     int32_t layer = (phase - 1) / NUM_LAYER_PHASES, kind = (phase - 1) % NUM_LAYER_PHASES;

@@ -2,6 +2,7 @@
 #define LLMOS_FORWARD_H
 #include "attention.h"
 #include "pool.h"
+#include "sample.h"
 #include "types.h"
 
 /* --- forward.c: a whole step of a Llama-like decoder in one call ---------------------------------------- */
@@ -43,24 +44,24 @@ typedef struct {
     const llmos_span *spans;     /* [num_spans], one behind the other without gaps */
     const int32_t *page_table;   /* see llmos_span */
     int32_t num_greedy;          /* samples of which only the best token is wanted */
-    int32_t num_samples;         /* those, and behind them the samples whose logits are wanted */
+    int32_t num_samples;         /* those, and behind them the ones that are drawn */
     const int32_t *samples;      /* [num_samples] tokens that the vocabulary is projected for */
+    const llmos_draw *draws;     /* [num_samples - num_greedy] */
     float *logits;               /* [num_samples - num_greedy][vocab_size] */
-    int32_t *best;               /* [num_samples] lowest id of a largest logit */
-    int32_t *num_bad;            /* [num_samples] logits that are not finite; then best means nothing */
+    llmos_choice *choices;       /* [num_samples]; of greedy ones, the token is the lowest id of a largest logit */
     int64_t *busy;               /* null, or [LLMOS_NUM_PHASES]: nanoseconds that threads spent in each kind of
                                   * phase, one thread after the other, are added */
 } llmos_step;
 
 /* Kinds of phases, for measurements. */
-enum { LLMOS_NUM_PHASES = 14 };
+enum { LLMOS_NUM_PHASES = 15 };
 const char *llmos_phase_name(int32_t phase);
 
 /* Bytes of scratch that llmos_forward needs for steps of up to so many tokens and samples. */
 int64_t llmos_forward_scratch_bytes(const llmos_pool *pool, const llmos_model *model, const llmos_kv *kv,
                                     int32_t num_tokens, int32_t num_samples);
 
-/* Run a step: writes keys and values of all its tokens, and best, num_bad and logits. The bits of a token's
+/* Run a step: writes keys and values of all its tokens, choices and logits. The bits of a token's
  * results depend on itself and the tokens it sees, not on what else is in the step nor on the threads. For
  * num_bad of a greedy sample to be right, the head's weights must be finite.
  *

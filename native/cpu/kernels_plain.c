@@ -9,10 +9,16 @@
 
 #include "_attention.h"
 
+#include "_sample.h"
+
 const llmos_kernels llmos_kernels_plain = {
     .rms_norm = rms_norm,
     .silu_mul = silu_mul,
     .embed = embed,
     .rope_write_kv = rope_write_kv,
     .attention = attention,
+    .segment_maxima = segment_maxima,
+    .segment_sums = segment_sums,
+    .weigh_segment = weigh_segment,
+    .count_not_finite = count_not_finite,
 };

@@ -1,8 +1,7 @@
-"""What only the native forward pass does: greedy choices without logits, any page table."""
+"""What only the native forward pass does: choices within it, any page table."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from attrs import evolve
@@ -11,28 +10,28 @@ from model_zoo import Memory, make_native, random_model
 from drivers.model.batch import ContiguousPages
 from drivers.model.native_transformer import explain_unfit
 from llmos.device import Row
+from native.sampling import Choice, Draw, sample
 
 ROWS = [Row(asid, 0, tuple(range(asid, asid + 3 + 5 * asid)), True) for asid in range(6)]
 
 
-def test_greedy_choices_are_those_of_the_logits():
-    """Whichever rows ask for logits, every row's best token is the lowest id of its largest logit."""
-    model = random_model(native_threads=2)
-    logits = Memory(model, 6).run(*ROWS).numpy()
-    for asking in (0, 63, 0b101010, 0b000111):
-        needs = [bool(asking >> i & 1) for i in range(6)]
-        memory = Memory(model, 6)
-        scores = model.score(ROWS, memory.page_index, memory.k_pages, memory.v_pages, needs)
-        assert list(scores.best) == logits.argmax(axis=1).tolist()
-        assert not any(scores.num_bad)
-        for need, given, expected in zip(needs, scores.logits, logits, strict=True):
-            assert (given is not None) == need
-            assert given is None or np.array_equal(given, expected)
+def test_choices_are_those_of_the_logits():
+    """Greedy and drawn rows, mixed anyhow: each gets what its logits give alone, on any threads."""
+    draws = [Draw(temperature=0.9, uniform=0.1 + 0.15 * i, top_k=20 * (i % 2), num_top=i) for i in range(6)]
+    logits = Memory(random_model(native_threads=1), 6).run(*ROWS).numpy()
+    for num_threads in (1, 2, 3):
+        model = random_model(native_threads=num_threads)
+        for asking in (0, 63, 0b101010, 0b000111):
+            asked = [draw if asking >> i & 1 else None for i, draw in enumerate(draws)]
+            memory = Memory(model, 6)
+            choices = model.choose(ROWS, memory.page_index, memory.k_pages, memory.v_pages, asked)
+            for choice, draw, row in zip(choices, asked, logits, strict=True):
+                assert choice == (sample(row, draw) if draw else Choice(int(row.argmax())))
 
 
-@pytest.mark.parametrize("needs_logits", [False, True])
-def test_logits_that_are_not_finite_are_counted(needs_logits):
-    """A row whose hidden state is NaN has none that are finite; the rows beside it keep their bits."""
+@pytest.mark.parametrize("draw", [None, Draw(), Draw(temperature=1.0, uniform=0.5)])
+def test_logits_that_are_not_finite_are_counted(draw):
+    """A row whose hidden state is NaN has none that are finite; the rows beside it keep their choices."""
     model = random_model(native_threads=1)
     later = [Row(row.asid, len(row.tokens), (7,), True) for row in ROWS]
     results = []
@@ -41,15 +40,11 @@ def test_logits_that_are_not_finite_are_counted(needs_logits):
         memory.run(*ROWS)
         if is_poisoned:
             memory.k_pages[0][memory.page_index(2, 0)] = torch.nan
-        scores = model.score(later, memory.page_index, memory.k_pages, memory.v_pages, [needs_logits] * 6)
-        kept = [None if row is None else row.copy() for row in scores.logits]
-        results.append((scores.best, scores.num_bad, kept))
-    (good_best, good_bad, good_logits), (best, num_bad, logits) = results
-    assert not any(good_bad)
-    assert list(num_bad) == [0, 0, 101, 0, 0, 0]
-    for i in (0, 1, 3, 4, 5):
-        assert best[i] == good_best[i]
-        assert not needs_logits or np.array_equal(logits[i], good_logits[i])
+        results.append(model.choose(later, memory.page_index, memory.k_pages, memory.v_pages, [draw] * 6))
+    good, poisoned = results
+    assert not any(choice.num_bad for choice in good)
+    assert [choice.num_bad for choice in poisoned] == [0, 0, 101, 0, 0, 0]
+    assert [*poisoned[:2], *poisoned[3:]] == [*good[:2], *good[3:]]
 
 
 def test_a_bad_weight_of_the_vocabulary_shows():
@@ -60,8 +55,8 @@ def test_a_bad_weight_of_the_vocabulary_shows():
     head[13, 5] = torch.nan
     model = make_native(reference.config, evolve(weights, head=head), reference.info, 1)
     memory = Memory(model, 6)
-    scores = model.score(ROWS, memory.page_index, memory.k_pages, memory.v_pages, [False] * 6)
-    assert list(scores.num_bad) == [1] * 6
+    choices = model.choose(ROWS, memory.page_index, memory.k_pages, memory.v_pages, [None] * 6)
+    assert [choice.num_bad for choice in choices] == [1] * 6
 
 
 def test_pages_by_formula_are_pages_by_table():

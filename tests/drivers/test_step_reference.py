@@ -189,9 +189,9 @@ def native_model(weights: str, kv: str, num_threads: int, **shape: Any) -> Nativ
 def run_native(model: NativeTransformer, memory: Memory, rows: Sequence[Row]) -> Floats:
     """Logits of every row; the best token of each is the first largest."""
     pages = ContiguousPages(memory.pages_per_space)
-    scores = model.score(rows, pages, memory.k_pages, memory.v_pages, [True] * len(rows))
-    logits = np.stack([row for row in scores.logits if row is not None])
-    assert list(scores.best) == logits.argmax(axis=1).tolist()
+    choices = model.choose(rows, pages, memory.k_pages, memory.v_pages, [None] * len(rows))
+    logits = model.run(rows, pages, memory.k_pages, memory.v_pages).numpy()
+    assert [choice.token for choice in choices] == logits.argmax(axis=1).tolist()
     return logits
 
 

@@ -1,0 +1,142 @@
+"""The readable sampler: from logits to tokens in NumPy, fp64, row by row.
+
+It serves devices whose logits come as tensors, and native/cpu/sample.c is tested against it. Rows are decided
+one by one, each on its own [vocab_size] array, so nothing can depend on the batch; only plain greedy rows,
+where there is nothing to round, are decided together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from drivers.ops.interface import Ops
+from native.sampling import Choice, Draw
+
+__all__ = [
+    "adjust_logits",
+    "choose_token",
+    "choose_tokens",
+    "draw_token",
+    "kept_probabilities",
+    "raw_logprobs",
+]
+
+
+def choose_tokens(logits: torch.Tensor, draws: Sequence[Draw | None], ops: Ops) -> list[Choice]:
+    """Choose the next token of each row.
+
+    Args:
+        logits: [num_rows, vocab_size], fp32, raw from the model.
+        draws: for each row; None: the lowest id of a largest logit.
+        ops: what the logits were made with.
+    """
+    if not len(logits):
+        return []
+    best, finite = ops.argmax(logits)
+    choices = []
+    for row, draw, token, is_finite in zip(logits, draws, best, finite, strict=True):
+        if not is_finite:
+            choices.append(Choice(-1, int((~torch.isfinite(row)).sum())))
+        elif draw is None:
+            choices.append(Choice(token))
+        else:
+            choices.append(choose_token(row.detach().cpu().numpy(), draw))
+    return choices
+
+
+def choose_token(logits: np.ndarray, draw: Draw) -> Choice:
+    """Choose a token by raw logits [vocab_size], fp32, all finite."""
+    raw = logits.astype(np.float64)
+    scores = adjust_logits(raw, draw)
+    if not scores.max() > -np.inf:
+        return Choice(-1)
+    token = draw_token(scores, draw)
+    return (
+        Choice(token) if draw.num_top is None else Choice(token, 0, *raw_logprobs(raw, token, draw.num_top))
+    )
+
+
+def adjust_logits(raw: np.ndarray, draw: Draw) -> np.ndarray:
+    """Apply penalties, bias and bans to raw logits [vocab_size], fp64; returns a copy.
+
+    Source: Keskar et al. 2019, "CTRL", arXiv:1909.05858 (repetition penalty).
+    """
+    scores = raw.copy()
+    seen = scores[draw.seen_ids]
+    seen = np.where(seen > 0, seen / draw.repetition_penalty, seen * draw.repetition_penalty)
+    seen -= draw.frequency_penalty * draw.num_output
+    seen -= draw.presence_penalty * (draw.num_output > 0)
+    scores[draw.seen_ids] = seen
+    scores[draw.bias_ids] += draw.bias_values
+    scores[draw.banned_ids] = -np.inf
+    return scores
+
+
+def draw_token(scores: np.ndarray, draw: Draw) -> int:
+    """Choose a token by adjusted logits [vocab_size]: the lowest id of the largest, or by chance.
+
+    Chance is an inverse: the first token, in the order of ids, at which the running sum of the kept
+    probabilities exceeds the draw's random number.
+    """
+    if draw.temperature == 0.0:
+        return int(np.argmax(scores))  # numpy's argmax is the first of equals
+    cumulative = np.cumsum(kept_probabilities(scores, draw))
+    # below the total even when the product rounds up to it, so a token of probability 0 is never reached
+    target = min(draw.uniform * cumulative[-1], np.nextafter(cumulative[-1], 0.0))
+    return int(np.searchsorted(cumulative, target, side="right"))
+
+
+def kept_probabilities(scores: np.ndarray, draw: Draw) -> np.ndarray:
+    """Unnormalised probabilities [vocab_size] after temperature, top-k, top-p and min-p; 0 where cut.
+
+    Ties at a cut go to the lowest ids. The most likely token is always kept.
+
+    Source: Fan et al. 2018, arXiv:1805.04833 (top-k); Holtzman et al. 2019, arXiv:1904.09751 (top-p);
+    Nguyen et al. 2024, arXiv:2407.01082 (min-p).
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        # the largest is exactly 1
+        weights: np.ndarray = np.exp((scores - scores.max()) / draw.temperature)
+    if 0 < draw.top_k < len(weights):
+        _keep_only(weights, _largest(scores, draw.top_k))
+    if draw.top_p < 1.0:
+        total = weights.sum()
+        # tokens below this together weigh less than half of what may be cut: the others hold the nucleus
+        floor = 0.5 * (1.0 - draw.top_p) * total / len(weights)
+        candidates = np.flatnonzero(weights >= floor)
+        candidates = candidates[np.argsort(-scores[candidates], kind="stable")]
+        reached = np.cumsum(weights[candidates])
+        size = int(np.searchsorted(reached, draw.top_p * total, side="left")) + 1
+        _keep_only(weights, candidates[:size])
+    if draw.min_p > 0.0:
+        weights[weights < draw.min_p] = 0.0
+    return weights
+
+
+def raw_logprobs(
+    raw: np.ndarray, token: int, num_top: int
+) -> tuple[float, tuple[int, ...], tuple[float, ...]]:
+    """Of raw logits [vocab_size]: a token's log-probability, the `num_top` most likely ids, and theirs."""
+    shifted = raw - raw.max()
+    with np.errstate(under="ignore"):
+        logprobs = shifted - np.log(np.exp(shifted).sum())
+    top = _largest(raw, min(num_top, len(raw)))
+    return float(logprobs[token]), tuple(top.tolist()), tuple(logprobs[top].tolist())
+
+
+def _largest(scores: np.ndarray, count: int) -> np.ndarray:
+    """Ids of the `count` largest scores, largest first, lowest id first among equals."""
+    if count == 0:
+        return np.empty(0, dtype=np.int64)
+    threshold = np.partition(scores, len(scores) - count)[len(scores) - count]
+    candidates = np.flatnonzero(scores >= threshold)
+    return candidates[np.argsort(-scores[candidates], kind="stable")][:count]
+
+
+def _keep_only(weights: np.ndarray, ids: np.ndarray) -> None:
+    kept = weights[ids]
+    weights[:] = 0.0
+    weights[ids] = kept

@@ -1,0 +1,114 @@
+"""From logits to a token on the CPU: native/cpu/sample.h for NumPy arrays."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from attrs import field, frozen
+
+from native._cpu import ffi, lib
+from native.gemm import aligned_empty
+
+__all__ = ["Choice", "Draw", "read_choice", "sample", "write_draw"]
+
+Ids = npt.NDArray[np.int64]
+
+
+def _no_ids() -> Ids:
+    return np.empty(0, dtype=np.int64)
+
+
+@frozen(eq=False)
+class Draw:
+    """Everything besides its logits that a row's token depends on; arrays are contiguous.
+
+    Order of application: penalties, bias and bans on the raw logits, then temperature, top-k, top-p, min-p.
+    """
+
+    temperature: float = 0.0  # 0: the lowest id of the largest
+    uniform: float = 0.0  # the random number, in [0, 1)
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    seen_ids: Ids = field(factory=_no_ids)  # tokens that the penalties are about, each once
+    num_output: Ids = field(factory=_no_ids)  # how often each of those is in the output
+    bias_ids: Ids = field(factory=_no_ids)  # each once
+    bias_values: npt.NDArray[np.float64] = field(factory=lambda: np.empty(0))
+    banned_ids: Ids = field(factory=_no_ids)
+    num_top: int | None = None  # log-probabilities besides the token's own; None: none at all
+
+    @property
+    def is_adjusted(self) -> bool:
+        """True when the token is drawn from other scores than the raw logits."""
+        return len(self.seen_ids) + len(self.bias_ids) + len(self.banned_ids) > 0
+
+
+class Choice(NamedTuple):
+    """What a row's logits came to."""
+
+    token: int  # -1: no token is allowed
+    num_bad: int = 0  # logits that are not finite; unless 0, the rest means nothing
+    logprob: float = 0.0  # of the token, where log-probabilities were wanted
+    top_ids: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+
+
+def write_draw(to: Any, draw: Draw, vocab_size: int) -> list[object]:
+    """Fill an `llmos_draw` in; returns what has to stay alive as long as it is used."""
+    to.temperature, to.uniform = draw.temperature, draw.uniform
+    to.top_k, to.top_p, to.min_p = min(draw.top_k, vocab_size), draw.top_p, draw.min_p
+    to.num_seen, to.num_bias = len(draw.seen_ids), len(draw.bias_ids)
+    to.num_banned = len(draw.banned_ids)
+    if draw.is_adjusted:
+        to.repetition_penalty = draw.repetition_penalty
+        to.frequency_penalty, to.presence_penalty = draw.frequency_penalty, draw.presence_penalty
+        to.seen_ids = ffi.cast("int64_t *", draw.seen_ids.ctypes.data)
+        to.num_output = ffi.cast("int64_t *", draw.num_output.ctypes.data)
+        to.bias_ids = ffi.cast("int64_t *", draw.bias_ids.ctypes.data)
+        to.bias_values = ffi.cast("double *", draw.bias_values.ctypes.data)
+        to.banned_ids = ffi.cast("int64_t *", draw.banned_ids.ctypes.data)
+    if draw.num_top is None:
+        to.num_top = -1
+        return [draw]
+    to.num_top = min(draw.num_top, vocab_size)
+    top_ids, top_logprobs = ffi.new("int32_t[]", to.num_top), ffi.new("double[]", to.num_top)
+    to.top_ids, to.top_logprobs = top_ids, top_logprobs
+    return [draw, top_ids, top_logprobs]
+
+
+def read_choice(choice: Any, draw: Any | None) -> Choice:
+    """What an `llmos_choice` says, drawn as the `llmos_draw` asked, or without one."""
+    if draw is None or draw.num_top < 0 or choice.num_bad or choice.token < 0:
+        return Choice(choice.token, choice.num_bad)
+    top_ids, top_logprobs = draw.top_ids[0 : draw.num_top], draw.top_logprobs[0 : draw.num_top]
+    return Choice(choice.token, 0, choice.logprob, tuple(top_ids), tuple(top_logprobs))
+
+
+def sample(logits: npt.NDArray[np.float32], draw: Draw) -> Choice:
+    """Draw a token from logits [vocab_size].
+
+    The bits of the result are the same in every variant of the kernels.
+
+    Raises:
+        ValueError: logits are not contiguous fp32 of at least one token, or an id is outside of them.
+    """
+    if logits.dtype != np.float32 or logits.ndim != 1 or not len(logits) or not logits.flags.c_contiguous:
+        raise ValueError(f"{logits.dtype} of shape {logits.shape} is not a row of fp32")
+    for name, ids in (
+        ("seen_ids", draw.seen_ids), ("bias_ids", draw.bias_ids), ("banned_ids", draw.banned_ids),
+    ):  # fmt: skip
+        if len(ids) and not 0 <= ids.min() <= ids.max() < len(logits):
+            raise ValueError(f"{name} from {ids.min()} to {ids.max()} in a vocabulary of {len(logits)}")
+    request, choice = ffi.new("llmos_draw *"), ffi.new("llmos_choice *")
+    kept = write_draw(request, draw, len(logits))
+    scratch = aligned_empty(lib.llmos_sample_scratch_bytes(len(logits)))
+    memory = ffi.cast("void *", scratch.ctypes.data)
+    lib.llmos_sample(ffi.cast("float *", logits.ctypes.data), len(logits), request, choice, memory)
+    result = read_choice(choice, request)
+    del kept  # not before C is done with it
+    return result
