@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from native._cpu import ffi, lib
+from native.gemm import QuantisedRows
 
-__all__ = ["embed", "rms_norm", "silu_mul"]
+__all__ = ["embed", "rms_norm", "rms_norm_int8", "silu_mul"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -19,6 +20,18 @@ def rms_norm(x: Floats, weight: Floats, epsilon: float, out: Floats | None = Non
     out = np.empty(x.shape, dtype=np.float32) if out is None else out
     lib.llmos_rms_norm(_floats(x), _stride(x), _floats(weight), epsilon, *x.shape, _floats(out), _stride(out))
     return out
+
+
+def rms_norm_int8(x: Floats, weight: Floats, epsilon: float) -> QuantisedRows:
+    """`rms_norm`, with its rows rounded as `quantise_rows` rounds them."""
+    m, k = x.shape
+    values = np.empty((m, (k + 7) // 8 * 8), dtype=np.int8)
+    scale, sums = np.empty(m, dtype=np.float32), np.empty(m, dtype=np.int32)
+    lib.llmos_rms_norm_int8(
+        _floats(x), _stride(x), _floats(weight), epsilon, m, k, ffi.cast("int8_t *", values.ctypes.data),
+        values.shape[1], _floats(scale), ffi.cast("int32_t *", sums.ctypes.data),
+    )  # fmt: skip
+    return QuantisedRows(values, k, scale, sums)
 
 
 def silu_mul(gate_up: Floats) -> Floats:

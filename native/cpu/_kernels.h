@@ -12,6 +12,8 @@
 typedef struct {
     void (*rms_norm)(const float *x, int64_t ldx, const float *weight, float epsilon, int32_t m, int32_t k, float *y,
                      int64_t ldy);
+    void (*rms_norm_int8)(const float *x, int64_t ldx, const float *weight, float epsilon, int32_t m, int32_t k,
+                          int8_t *q, int64_t ldq, float *scale, int32_t *sum);
     void (*silu_mul)(const float *gate, const float *up, int64_t ld, int32_t m, int32_t size, float *y, int64_t ldy);
     void (*embed)(const void *table, int32_t format, int32_t dim, const int32_t *ids, int32_t m, float *y,
                   int64_t ldy);

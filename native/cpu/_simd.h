@@ -283,6 +283,40 @@ INLINE void vf_store_bf16(uint16_t *p, vf a)
 }
 #endif
 
+/* Whole numbers from -128 to 127. */
+#if defined(SIMD_AVX512)
+INLINE void vf_store_int8(int8_t *p, vf a)
+{
+    _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a)));
+}
+INLINE vf vf_abs(vf a) { return _mm512_abs_ps(a); }
+#elif defined(SIMD_AVX2)
+INLINE void vf_store_int8(int8_t *p, vf a)
+{
+    __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(a.l), _mm256_cvtps_epi32(a.h)); /* quarters 0 2 1 3 */
+    words = _mm256_permute4x64_epi64(words, 0xd8);
+    _mm_storeu_si128((__m128i *)p,
+                     _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+}
+INLINE vf vf_abs(vf a)
+{
+    __m256 sign = _mm256_set1_ps(-0.0f);
+    return (vf){_mm256_andnot_ps(sign, a.l), _mm256_andnot_ps(sign, a.h)};
+}
+#else
+INLINE void vf_store_int8(int8_t *p, vf a)
+{
+    for (int i = 0; i < 16; i++)
+        p[i] = (int8_t)a.x[i];
+}
+INLINE vf vf_abs(vf a)
+{
+    for (int i = 0; i < 16; i++)
+        a.x[i] = fabsf(a.x[i]);
+    return a;
+}
+#endif
+
 /* The first n of sixteen numbers, 0 behind them; memory behind them is not touched. */
 INLINE vf vf_load_first(const float *p, int32_t n)
 {

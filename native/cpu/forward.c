@@ -227,10 +227,21 @@ static const llmos_weight *weight_of(const forward *f, int32_t kind, int32_t lay
 }
 
 /* Quantise rows where the weight wants that. */
-static void finish(const forward *f, const llmos_weight *w, const float *x, int64_t ldx, int32_t m, input to)
+static void quantise(const forward *f, const llmos_weight *w, const float *x, int64_t ldx, int32_t m, input to)
 {
     if (is_quantised(w))
         llmos_quantise_rows(x, ldx, m, w->k, to.q, f->ld, to.scale, to.sum);
+}
+
+/* Normalise rows, to what the weight wants. */
+static void normalise(const forward *f, const llmos_weight *w, const float *x, const float *norm, int32_t m, input to)
+{
+    const llmos_model *model = f->model;
+    int32_t hidden = model->hidden_size;
+    if (is_quantised(w))
+        llmos_rms_norm_int8(x, hidden, norm, model->epsilon, m, hidden, to.q, f->ld, to.scale, to.sum);
+    else
+        llmos_rms_norm(x, hidden, norm, model->epsilon, m, hidden, to.x, f->ld);
 }
 
 static input input_row(const forward *f, input from, int32_t row)
@@ -241,21 +252,21 @@ static input input_row(const forward *f, input from, int32_t row)
 /* Prepare tokens [t0, t1) for a product of a layer, at the first rows of `to`. */
 static void prepare(const forward *f, int32_t kind, int32_t layer, int32_t t0, int32_t t1, input to)
 {
-    const llmos_model *model = f->model;
-    const llmos_layer *at = &model->layers[layer];
-    int32_t m = t1 - t0, hidden = model->hidden_size;
+    const llmos_layer *at = &f->model->layers[layer];
+    const float *x = f->x + (int64_t)t0 * f->model->hidden_size;
+    int32_t m = t1 - t0;
     switch (kind) {
     case PREPARE_QKV:
+        normalise(f, &at->qkv, x, at->input_norm, m, to);
+        break;
     case PREPARE_GATE_UP:
-        llmos_rms_norm(f->x + (int64_t)t0 * hidden, hidden, kind == PREPARE_QKV ? at->input_norm : at->post_norm,
-                       model->epsilon, m, hidden, to.x, f->ld);
-        finish(f, weight_of(f, kind, layer), to.x, f->ld, m, to);
+        normalise(f, &at->gate_up, x, at->post_norm, m, to);
         break;
     case PREPARE_OUTPUT:
-        finish(f, &at->output, f->mixed + t0 * f->mixed_ld, f->mixed_ld, m, to);
+        quantise(f, &at->output, f->mixed + t0 * f->mixed_ld, f->mixed_ld, m, to);
         break;
     case PREPARE_DOWN:
-        finish(f, &at->down, f->active + t0 * f->active_ld, f->active_ld, m, to);
+        quantise(f, &at->down, f->active + t0 * f->active_ld, f->active_ld, m, to);
         break;
     }
 }
@@ -264,10 +275,8 @@ static void prepare_samples(const forward *f, int32_t first, int32_t last)
 {
     const llmos_model *model = f->model;
     for (int32_t i = first; i < last; i++) {
-        input to = input_row(f, f->shared, i);
-        llmos_rms_norm(f->x + (int64_t)f->step->samples[i] * model->hidden_size, model->hidden_size,
-                       model->final_norm, model->epsilon, 1, model->hidden_size, to.x, f->ld);
-        finish(f, &model->head, to.x, f->ld, 1, to);
+        const float *x = f->x + (int64_t)f->step->samples[i] * model->hidden_size;
+        normalise(f, &model->head, x, model->final_norm, 1, input_row(f, f->shared, i));
     }
 }
 

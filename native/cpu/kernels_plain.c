@@ -13,6 +13,7 @@
 
 const llmos_kernels llmos_kernels_plain = {
     .rms_norm = rms_norm,
+    .rms_norm_int8 = rms_norm_int8,
     .silu_mul = silu_mul,
     .embed = embed,
     .rope_write_kv = rope_write_kv,

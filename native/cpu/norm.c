@@ -8,3 +8,9 @@ void llmos_rms_norm(const float *x, int64_t ldx, const float *weight, float epsi
 {
     llmos_kernels_now()->rms_norm(x, ldx, weight, epsilon, m, k, y, ldy);
 }
+
+void llmos_rms_norm_int8(const float *x, int64_t ldx, const float *weight, float epsilon, int32_t m, int32_t k,
+                         int8_t *q, int64_t ldq, float *scale, int32_t *sum)
+{
+    llmos_kernels_now()->rms_norm_int8(x, ldx, weight, epsilon, m, k, q, ldq, scale, sum);
+}

@@ -9,7 +9,8 @@ import pytest
 from native._cpu import lib
 
 from native.attention import use_variant
-from native.elementwise import embed, rms_norm, silu_mul
+from native.elementwise import embed, rms_norm, rms_norm_int8, silu_mul
+from native.gemm import quantise_rows
 
 VARIANTS = [variant for variant in range(lib.LLMOS_NUM_VARIANTS) if variant <= lib.llmos_best_variant()]
 LENGTHS = [*range(1, 50), 64, 100, 768, 2048, 4097]
@@ -38,6 +39,38 @@ def test_rms_norm(variant: int, length: int) -> None:
     rms_norm(x, weight, 1e-5, out=x)
     assert np.array_equal(x, out)
     assert np.array_equal(wide[:, length:], behind)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_rms_norm_int8(variant: int, length: int) -> None:
+    """Bits are those of the norm followed by rounding, for small, huge, equal and zero rows; padding is 0."""
+    rng = np.random.default_rng(length)
+    x = rng.standard_normal((6, length + 3)).astype(np.float32)[:, :length]
+    x[1:4] *= np.array([[1e-20], [1e15], [0]], dtype=np.float32)
+    x[4] = 3.0
+    weight = rng.standard_normal(length).astype(np.float32)
+    got, expected = rms_norm_int8(x, weight, 1e-5), quantise_rows(rms_norm(x, weight, 1e-5))
+    np.testing.assert_array_equal(got.values[:, :length], expected.values[:, :length])
+    assert not got.values[:, length:].any()
+    np.testing.assert_array_equal(got.scale, expected.scale)
+    np.testing.assert_array_equal(got.sum, expected.sum)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("length", [7, 16, 40, 100])
+def test_rms_norm_int8_of_what_is_not_finite(variant: int, length: int, bad: float) -> None:
+    """Wherever it lies, in the row or in the weight, the scale says so; the row beside it is as it was."""
+    rng = np.random.default_rng(length)
+    good, weight = rng.standard_normal((2, length)).astype(np.float32), np.ones(length, dtype=np.float32)
+    expected = rms_norm_int8(good, weight, 1e-5)
+    for at in range(length):
+        x, spoilt = good.copy(), weight.copy()
+        x[0, at] = spoilt[at] = bad
+        got = rms_norm_int8(x, weight, 1e-5)
+        assert np.isnan(got.scale[0])
+        assert got.scale[1] == expected.scale[1]
+        assert np.array_equal(got.values[1], expected.values[1])
+        assert np.isnan(rms_norm_int8(good, spoilt, 1e-5).scale).all()
 
 
 @pytest.mark.parametrize("length", LENGTHS)
