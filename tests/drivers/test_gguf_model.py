@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import gguf
 import numpy as np
 import pytest
@@ -29,6 +33,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+ROOT = Path(__file__).parents[2]
 PROMPT = (1, 300, 512, 77, 2000, 431, 999)
 
 
@@ -118,6 +123,18 @@ def test_a_model_in_parts_is_the_same_model(tmp_path):
     first = write_gguf(base_path(), tmp_path / "p-00001-of-00006.gguf", "Q8_0", tokenizer=True, parts=7)
     assert len(list(tmp_path.glob("p-*.gguf"))) == 6
     assert torch.equal(logits(load_native(first)), logits(load_native(whole)))
+
+
+def test_the_experiment_with_formats_runs(tmp_path):
+    """The experiment that compares sources prints a row for the folder and for a file of its weights."""
+    path = write_gguf(base_path(), tmp_path / "m.gguf", "Q8_0", tokenizer=True)
+    script = ROOT / "docs" / "experiments" / "gguf_formats.py"
+    command = [sys.executable, str(script), str(base_path()), str(path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert result.returncode == 0, result.stderr
+    folder, file = (line.split() for line in result.stdout.splitlines()[1:])
+    assert (folder[0], folder[3]) == ("base", "0.00000")  # as it was published
+    assert 0 < float(file[3]) < float(file[5])
 
 
 # --- refusals -----------------------------------------------------------------------------------------------
