@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from attrs import field, frozen
 from native._cpu import ffi, lib
 from native.gemm import aligned_empty
 
-__all__ = ["Choice", "Draw", "read_choice", "sample", "write_draw"]
+__all__ = ["Choice", "Draw", "bind_sample", "read_choice", "sample", "write_draw"]
 
 Ids = npt.NDArray[np.int64]
 
@@ -97,6 +98,11 @@ def sample(logits: npt.NDArray[np.float32], draw: Draw) -> Choice:
     Raises:
         ValueError: logits are not contiguous fp32 of at least one token, or an id is outside of them.
     """
+    return bind_sample(logits, draw)()
+
+
+def bind_sample(logits: npt.NDArray[np.float32], draw: Draw) -> Callable[[], Choice]:
+    """`sample` with its arguments checked and its memory there, to be called any number of times."""
     if logits.dtype != np.float32 or logits.ndim != 1 or not len(logits) or not logits.flags.c_contiguous:
         raise ValueError(f"{logits.dtype} of shape {logits.shape} is not a row of fp32")
     for name, ids in (
@@ -105,10 +111,12 @@ def sample(logits: npt.NDArray[np.float32], draw: Draw) -> Choice:
         if len(ids) and not 0 <= ids.min() <= ids.max() < len(logits):
             raise ValueError(f"{name} from {ids.min()} to {ids.max()} in a vocabulary of {len(logits)}")
     request, choice = ffi.new("llmos_draw *"), ffi.new("llmos_choice *")
-    kept = write_draw(request, draw, len(logits))
     scratch = aligned_empty(lib.llmos_sample_scratch_bytes(len(logits)))
-    memory = ffi.cast("void *", scratch.ctypes.data)
-    lib.llmos_sample(ffi.cast("float *", logits.ctypes.data), len(logits), request, choice, memory)
-    result = read_choice(choice, request)
-    del kept  # not before C is done with it
-    return result
+    kept = (logits, scratch, write_draw(request, draw, len(logits)))
+    pointer, memory = ffi.cast("float *", logits.ctypes.data), ffi.cast("void *", scratch.ctypes.data)
+
+    def run(_kept: object = kept) -> Choice:
+        lib.llmos_sample(pointer, len(logits), request, choice, memory)
+        return read_choice(choice, request)
+
+    return run
