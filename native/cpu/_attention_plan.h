@@ -7,9 +7,11 @@
 enum {
     CHUNK_KEYS = 256,            /* scores that a row holds at a time */
     SCORE_STRIDE = CHUNK_KEYS + 16, /* a tile narrower than 16 writes past its end */
+    QUERY_STRIDE = 256 + 16,
     TILE_ROWS = 64, /* rows (token, head of the group) of an item, where the group is not larger */
     SHARED_ROWS = 24, /* rows that add the keys that all of them see together */
-    TILES_AHEAD = 4   /* tiles of 16 keys between what is used and what is fetched */
+    TILES_AHEAD = 12, /* at most, of tiles_ahead */
+    INT8_WEIGH_ROWS = 4 /* rows from which on int8 spends enough time on weights to fetch meanwhile */
 };
 
 static inline int32_t attention_group(const llmos_kv *kv)

@@ -70,7 +70,11 @@ static void write_token(const llmos_kv *kv, int64_t page, int32_t slot, const fl
             for (int32_t i = 0; i < dim; i++)
                 to[i / 4 * 4 * width + i % 4] = (uint8_t)(q[i] + 128);
             scales = (float *)(values + (int64_t)size * dim);
-            scales[slot] = quantise_head(v, dim, (int8_t *)values + (int64_t)slot * dim);
+            scales[slot] = quantise_head(v, dim, q);
+            int32_t group = slot % width / 4 * 4, together = width - group < 4 ? width - group : 4;
+            int8_t *at = (int8_t *)values + (int64_t)(tile * width + group) * dim + slot % width % 4;
+            for (int32_t i = 0; i < dim; i++)
+                at[i * together] = q[i];
             continue;
         }
         keys += ((int64_t)tile * dim * width + lane) * item;

@@ -14,7 +14,7 @@ int32_t llmos_attention_items(const llmos_kv *kv, const llmos_span *spans, int32
 
 int64_t llmos_attention_scratch_bytes(const llmos_kv *kv)
 {
-    int64_t floats = 2 * attention_sum_stride(kv) + SCORE_STRIDE + 4; /* of a row: see attention_scratch */
+    int64_t floats = QUERY_STRIDE + SCORE_STRIDE + attention_sum_stride(kv) + 5; /* of a row: see attention_scratch */
     return attention_scratch_rows(kv) * floats * (int64_t)sizeof(float);
 }
 

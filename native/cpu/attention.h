@@ -12,9 +12,15 @@
  *     page * page_bytes, + head * (P * D + 4 P) + slot / W * D * W + d / 4 * 4 * W + slot % W * 4 + d % 4  (int8)
  *
  * past the layer's first key: tiles of W tokens, transposed, so that one load brings the same d of W tokens. A
- * value lies at head * P * D + slot * D + d, for int8 head * (P * D + 4 P) + slot * D + d. P is a multiple of
- * 16 or less than that; D is a multiple of 8, at most 256. An int8 head's numbers are followed by P fp32 scales;
- * int8 keys are stored with 128 added.
+ * value lies at
+ *
+ *     page * page_bytes, + head * P * D + slot * D + d                                 (fp32, fp16, bf16)
+ *     page * page_bytes, + head * (P * D + 4 P) + (slot - g) * D + d * G + g           (int8)
+ *
+ * past the first value, where g is slot % W % 4, and G is 4 or, for the last tokens of a tile whose W is not a
+ * multiple of 4, how many they are: four tokens' d lie together. P is a multiple of 16 or less than that; D is a
+ * multiple of 8, at most 256. An int8 head's numbers are followed by P fp32 scales; int8 keys are stored with 128
+ * added.
  */
 typedef struct {
     int32_t format;          /* LLMOS_FP32, LLMOS_FP16, LLMOS_BF16 or LLMOS_INT8 */
@@ -70,8 +76,10 @@ int32_t llmos_attention_items(const llmos_kv *kv, const llmos_span *spans, int32
 /* Scratch of one thread. */
 int64_t llmos_attention_scratch_bytes(const llmos_kv *kv);
 
-/* Causal attention for items [i0, i1): softmax(q k / sqrt(head_dim)) v, in fp32 (int8 keys: exact integer
- * products of queries of 15 bits, one scale for each query and head). The step's own keys are already written.
+/* Causal attention for items [i0, i1): softmax(q k / sqrt(head_dim)) v, in fp32. int8: exact integer products of
+ * queries of 15 bits, one scale for each query and head, and of weights times their values' scales of 16 bits, one
+ * scale for each query, head and chunk: such a weight is off by 2^-17 of the chunk's largest at most. The step's own
+ * keys are already written.
  * q: the flat tokens' rotated queries, [tokens][ldq] (the rows of qkv will do); out: [tokens][ldo], query heads
  * in order. scratch is 64-byte aligned.
  *
