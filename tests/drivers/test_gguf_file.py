@@ -142,6 +142,20 @@ def test_names_are_translated():
     assert hugging_face_name("output.weight.extra") == "output.weight.extra"
 
 
+def test_heads_are_put_in_order(tmp_path):
+    """Rows of queries and keys come as halves of each head, not pairwise; a part of a head is refused."""
+    rows = np.arange(8, dtype=np.float32).reshape(8, 1).repeat(32, axis=1)
+    names = ("blk.0.attn_q.weight", "blk.0.attn_k.weight", "blk.0.attn_v.weight")
+    path = write(tmp_path / "m.gguf", {name: (rows, "F32") for name in names})
+    checkpoint = GgufCheckpoint.open(GgufFile.open(path), 2, 1)
+    order = [
+        checkpoint.read(f"model.layers.0.self_attn.{part}_proj.weight")[:, 0].int().tolist() for part in "qkv"
+    ]
+    assert order == [[0, 2, 1, 3, 4, 6, 5, 7], [0, 2, 4, 6, 1, 3, 5, 7], [0, 1, 2, 3, 4, 5, 6, 7]]
+    with pytest.raises(ModelError, match=r"attn_q\.weight \[8, 32\] is not 3 heads"):
+        GgufCheckpoint.open(GgufFile.open(path), 3, 1).read("model.layers.0.self_attn.q_proj.weight")
+
+
 def test_the_hash_follows_the_contents(tmp_path):
     """A file's hash does not depend on its name, and changes with a single bit of a weight."""
     path = write(tmp_path / "a.gguf", {"output.weight": (normal(4, 32), "F32")})

@@ -93,7 +93,7 @@ class GgufCheckpoint:
         """Read one tensor: floating point as stored, other formats as fp32.
 
         Raises:
-            ModelError: the file changed or cannot be read.
+            ModelError: the file changed, cannot be read, or has queries or keys that are not of whole heads.
         """
         tensor = self._stored[name]
         storage = tensor.storage
@@ -109,6 +109,10 @@ class GgufCheckpoint:
                 values[first : first + len(decoded)] = decoded
         values = values.view(tensor.shape)
         if (num_heads := self.rotated_heads.get(name)) is not None:
+            if tensor.shape[0] % (2 * num_heads):
+                raise ModelError(
+                    f"{tensor.file}: tensor {tensor.name} {list(tensor.shape)} is not {num_heads} heads"
+                )
             # dimension i of a head's first half and of its second were rows 2 i and 2 i + 1
             pairs = values.reshape(num_heads, -1, 2, *tensor.shape[1:])
             values = pairs.transpose(1, 2).reshape(tensor.shape)
