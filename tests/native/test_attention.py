@@ -197,7 +197,7 @@ def test_ragged_chunks_equal_reference_and_decode(
     window: int | None,
     variant_index: int,
 ) -> None:
-    """Ragged rows of several spaces, cut anywhere, give a lone token's bits, and fp64's to 2e-5 (int8: 5e-4)."""
+    """Ragged rows of several spaces, cut anywhere, give a lone token's bits, and about those of fp64."""
     use_variant(variant_index)
     try:
         layout = KVLayout(format, group * kv_heads, kv_heads, dim, page, window=window)
