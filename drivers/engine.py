@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable
 
 import attrs
+import msgspec
 import torch
 
 from drivers.arena import Arena
@@ -23,6 +24,7 @@ from drivers.model.kv_layout import poison_tail
 from drivers.model.sampler import Sampler
 from drivers.model.transformer import Model
 from drivers.page_table import ArenaError
+from drivers.profile import profile_model
 from llmos.device import (
     Bind,
     CopyPage,
@@ -32,7 +34,6 @@ from llmos.device import (
     Load,
     Loaded,
     Map,
-    Quality,
     Release,
     Reserve,
     Row,
@@ -75,7 +76,7 @@ class Engine:
         self.close()
         started = time.perf_counter()
         try:
-            session, kv, num_frames, quality = self._open(load, report)
+            session, loaded = self._open(load, report)
         except (ModelError, ArenaError, DeviceUnavailable, OSError) as error:
             return Failed(str(error))
         except Exception as error:
@@ -85,13 +86,13 @@ class Engine:
         # what lives now lives on: collections in the step loop need not look at it
         gc.collect()
         gc.freeze()
-        info = session.model.info.model_info(load.name, load.path)
-        return Loaded(info, kv, num_frames, time.perf_counter() - started, quality)
+        return msgspec.structs.replace(loaded, seconds=time.perf_counter() - started)
 
-    def _open(self, load: Load, report: ReportProgress) -> tuple[_Session, KVFormat, int, Quality | None]:
+    def _open(self, load: Load, report: ReportProgress) -> tuple[_Session, Loaded]:
         backend = self.backend
         model, quality = backend.load_model(load, report)
         kv, num_frames = self._plan_memory(load, model.info.kv, model.segments, model.info.max_model_len)
+        profile = profile_model(model, backend, kv, load)
         pages_per_space = kv.num_pages(model.info.max_model_len)
         arena = backend.open_arena(kv, num_frames, load.max_spaces, pages_per_space)
         try:
@@ -101,8 +102,9 @@ class Engine:
         except BaseException:
             arena.close()
             raise
-        sampler = Sampler(model.info.vocab_size)
-        return _Session(model, sampler, arena, k_pages, v_pages), kv, num_frames, quality
+        session = _Session(model, Sampler(model.info.vocab_size), arena, k_pages, v_pages)
+        info = model.info.model_info(load.name, load.path)
+        return session, Loaded(info, kv, num_frames, 0.0, quality, profile)
 
     def _plan_memory(
         self, load: Load, kv_name: str, segments: tuple[Segment, ...], max_model_len: int

@@ -30,6 +30,7 @@ from llmos.device import (
     Loaded,
     Map,
     ModelInfo,
+    Profile,
     Release,
     Reserve,
     Row,
@@ -37,6 +38,7 @@ from llmos.device import (
     Segment,
     Step,
     StepDone,
+    StepWork,
     StopDriver,
     ToDriver,
     TokenLogprobs,
@@ -48,7 +50,7 @@ BYTES_PER_TOKEN = 16  # in each segment: what a slot would take
 DEFAULT_KV = KVFormat(
     "sim", (Segment("K", BYTES_PER_TOKEN), Segment("V", BYTES_PER_TOKEN)), 16 * BYTES_PER_TOKEN, 16
 )
-DEFAULT_COST = CostModel(base=0.01, per_token=1e-4)
+DEFAULT_COST = CostModel(weights_seconds=0.01, per_token=1e-4)
 
 
 @attrs.frozen
@@ -97,7 +99,8 @@ class SimDriver:
 
     Args:
         name: device name, "sim:0".
-        cost: seconds that each step takes; its context is the keys its rows can see.
+        cost: seconds that each step takes; it is also what the driver says of itself.
+        slowness: how many times longer than that steps really take; may be set at any time.
         num_frames: physical frames of the device.
         kv: segments, and tokens per page.
         model: vocabulary and end tokens.
@@ -109,6 +112,7 @@ class SimDriver:
 
     name: str = "sim:0"
     cost: CostModel = DEFAULT_COST
+    slowness: float = 1.0
     num_frames: int = 1024
     kv: KVFormat = DEFAULT_KV
     model: SimModel = attrs.field(factory=SimModel)
@@ -224,7 +228,8 @@ class SimDriver:
             num_parameters=0,
             kernels="sim",
         )
-        return Loaded(info, self.kv, self.num_frames, self.load_seconds)
+        profile = Profile(self.cost, error=0.0, num_steps=0, seconds=0.0)
+        return Loaded(info, self.kv, self.num_frames, self.load_seconds, profile=profile)
 
     def _take_step(self, step: Step) -> None:
         if self._load is None:
@@ -247,8 +252,10 @@ class SimDriver:
             raise ProtocolViolation(
                 f"step {step.id} has {num_tokens} tokens; the limit is {self._load.max_step_tokens}"
             )
-        num_context_tokens = sum(row.start + row.num_tokens for row in step.rows)
-        seconds = self.cost.step_seconds(num_tokens, len(step.rows), num_context_tokens)
+        work = StepWork()
+        for row in step.rows:
+            work = work.with_row(row.start, row.num_tokens)
+        seconds = self.slowness * self.cost.step_seconds(work)
         self._num_rows += len(step.rows)
         self._num_tokens += num_tokens
 

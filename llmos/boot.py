@@ -183,6 +183,7 @@ def make_core(config: Config, name: str, system: System) -> Core:
         max_step_tokens=config.max_step_tokens,
         max_rows=config.max_running,
         max_chunk_tokens=config.max_chunk_tokens or config.max_step_tokens,
+        target_seconds=config.step_target_ms / 1e3,
     )
     return Core(
         name,
@@ -237,7 +238,7 @@ def simulated_opener(config: Config, name: str, model_path: str) -> OpenLink:
             name=name,
             model=model,
             max_model_len=shape["max_position_embeddings"],
-            cost=CostModel(base=config.sim_step_ms / 1e3),
+            cost=CostModel(weights_seconds=config.sim_step_ms / 1e3),
             num_frames=32_768,
         )
 

@@ -60,9 +60,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         Positive | None, Meta(description="context limit in tokens; default: the checkpoint's")
     ] = None
     max_running: Annotated[int, Meta(ge=1, le=4096, description="processes in a step, per device")] = 256
-    max_step_tokens: Annotated[int, Meta(ge=1, le=65_536, description="token budget of a step")] = 512
+    max_step_tokens: Annotated[int, Meta(ge=1, le=65_536, description="most tokens of a step")] = 512
+    step_target_ms: Annotated[
+        float, Meta(gt=0, description="prompts stretch a step in which others decode to this length, no more")
+    ] = 100.0
     max_chunk_tokens: Annotated[
-        Positive | None, Meta(description="most tokens of one process in a step; default: the budget")
+        Positive | None, Meta(description="most tokens of one process in a step; default: max_step_tokens")
     ] = None
     max_waiting: Annotated[int, Meta(ge=1, description="processes that may wait, per device")] = 4096
     policy: Annotated[

@@ -14,7 +14,7 @@ each segment of the KV format.
 from __future__ import annotations
 
 import struct
-from typing import NewType, Protocol
+from typing import NamedTuple, NewType, Protocol
 
 import msgspec
 
@@ -40,6 +40,7 @@ __all__ = [
     "Map",
     "ModelInfo",
     "Pfn",
+    "Profile",
     "Progress",
     "Quality",
     "Release",
@@ -50,11 +51,13 @@ __all__ = [
     "Segment",
     "Step",
     "StepDone",
+    "StepWork",
     "StopDriver",
     "ToDriver",
     "TokenLogprobs",
     "Vpn",
     "choose_kv_format",
+    "count_pairs",
     "encode_message",
     "from_driver_decoder",
     "to_driver_decoder",
@@ -170,6 +173,70 @@ class Bind(msgspec.Struct, frozen=True, tag="bind", array_like=True):
 Edit = Reserve | Release | Map | CopyPage | Bind
 
 
+# --- what a step takes -----------------------------------------------------------------------------------
+
+
+class StepWork(NamedTuple):
+    """What a step holds, as far as its time depends on it."""
+
+    num_tokens: int = 0  # computed
+    num_rows: int = 0
+    num_context_tokens: int = 0  # keys read, summed over rows
+    num_pairs: int = 0  # of a token computed and a key that it sees
+
+    def with_row(self, start: int, num_tokens: int) -> StepWork:
+        """The same and one more row, whose first token is at position `start`."""
+        return StepWork(
+            self.num_tokens + num_tokens,
+            self.num_rows + 1,
+            self.num_context_tokens + start + num_tokens,
+            self.num_pairs + count_pairs(start, num_tokens),
+        )
+
+
+def count_pairs(start: int, num_tokens: int) -> int:
+    """Keys that the tokens at `start` and behind it see, each those up to itself."""
+    return num_tokens * start + num_tokens * (num_tokens + 1) // 2
+
+
+class CostModel(msgspec.Struct, frozen=True):
+    """Seconds that one step takes.
+
+    max(weights_seconds, per_token * tokens) + per_row * rows + per_context_token * keys + per_pair * pairs
+
+    A step reads all weights, however few tokens it computes; with more tokens, arithmetic takes longer than
+    that. No coefficient is negative: a step that holds more never takes less.
+    """
+
+    weights_seconds: float = 0.0
+    per_token: float = 0.0
+    per_row: float = 0.0
+    per_context_token: float = 0.0
+    per_pair: float = 0.0
+
+    def step_seconds(self, work: StepWork) -> float:
+        """Predicted time of a step."""
+        return (
+            max(self.weights_seconds, self.per_token * work.num_tokens)
+            + self.per_row * work.num_rows
+            + self.per_context_token * work.num_context_tokens
+            + self.per_pair * work.num_pairs
+        )
+
+    def scaled(self, factor: float) -> CostModel:
+        """The model of a device that takes so many times longer."""
+        return CostModel(*(factor * coefficient for coefficient in msgspec.structs.astuple(self)))
+
+
+class Profile(msgspec.Struct, frozen=True):
+    """What a driver has measured of its loaded model."""
+
+    cost: CostModel
+    error: float  # the largest there was between a measured step and the fit, as a share of the step
+    num_steps: int  # measured
+    seconds: float  # that this took
+
+
 # --- the dialogue ----------------------------------------------------------------------------------------
 
 
@@ -231,6 +298,7 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     num_frames: int
     seconds: float
     quality: Quality | None = None  # of a quantised format
+    profile: Profile | None = None  # None: how long steps take is not known
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
@@ -331,21 +399,3 @@ class DriverLink(Protocol):
 
     async def aclose(self) -> None:
         """Stop the driver: politely, then after a grace period by force. Idempotent."""
-
-
-class CostModel(msgspec.Struct, frozen=True):
-    """Seconds that one step takes: a linear fit over what a step holds."""
-
-    base: float = 0.0
-    per_token: float = 0.0  # tokens computed
-    per_row: float = 0.0
-    per_context_token: float = 0.0  # keys read, summed over rows
-
-    def step_seconds(self, num_tokens: int, num_rows: int, num_context_tokens: int) -> float:
-        """Predicted time of a step."""
-        return (
-            self.base
-            + self.per_token * num_tokens
-            + self.per_row * num_rows
-            + self.per_context_token * num_context_tokens
-        )

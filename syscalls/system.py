@@ -38,6 +38,22 @@ class CacheInfo(msgspec.Struct, frozen=True):
     num_evicted_pages: int
 
 
+class StepCost(msgspec.Struct, frozen=True):
+    """What a device's steps take, in seconds, by the tokens, rows, keys, and pairs of token and key in them.
+
+    correction * (max(weights_seconds, per_token * tokens) + per_row * rows + per_context_token * keys
+    + per_pair * pairs)
+    """
+
+    weights_seconds: float  # reading them
+    per_token: float
+    per_row: float
+    per_context_token: float
+    per_pair: float
+    error: float  # the largest between a step that was measured at load and the fit, as a share of the step
+    correction: float  # what steps have taken since, against the fit
+
+
 class DeviceInfo(msgspec.Struct, frozen=True):
     """One device and what its kernel half knows of it."""
 
@@ -63,6 +79,7 @@ class DeviceInfo(msgspec.Struct, frozen=True):
     kernels: str = ""  # what computes: "native-avx512", "torch", "sim"
     quality: FormatQuality | None = None  # of a quantised format
     cache: CacheInfo | None = None
+    step_cost: StepCost | None = None  # None: not known
 
 
 class DeviceList(msgspec.Struct, frozen=True, tag="device_list"):

@@ -18,8 +18,10 @@ from llmos.device import (
     Hello,
     Load,
     Loaded,
+    Profile,
     Progress,
     StepDone,
+    StepWork,
 )  # fmt: skip
 from llmos.errors import LlmosError
 from llmos.ipc.mailbox import MailboxClosed
@@ -152,6 +154,8 @@ class DriverHost:
                             f"token over {quality.num_tokens} of {quality.text}; "
                             f"the likeliest token is the same in {quality.top1_agreement:.1%}",
                         )
+                    if (profile := answer.profile) is not None and profile.num_steps:
+                        self._events.record("driver", f"{self.name}: {_describe_profile(profile)}")
                     return answer
                 case Failed(message):
                     raise LoadRefused(message)
@@ -207,3 +211,17 @@ class DriverHost:
     def _tell(self, message: DriverUp | DriverDown | StepFinished) -> None:
         with contextlib.suppress(MailboxClosed):  # the kernel is stopping
             self.core.mailbox.send_nowait(message)
+
+
+def _describe_profile(profile: Profile) -> str:
+    """One line: the time of three steps, and how it is known."""
+    cost, nothing = profile.cost, StepWork()
+    decodes = nothing
+    for _ in range(32):
+        decodes = decodes.with_row(0, 1)
+    times = [1e3 * cost.step_seconds(w) for w in (nothing.with_row(0, 1), decodes, nothing.with_row(0, 256))]
+    return (
+        f"a step takes {times[0]:.1f} ms for a token, {times[1]:.1f} ms for 32 processes that decode, "
+        f"{times[2]:.1f} ms for 256 tokens of a prompt; {profile.num_steps} steps measured in "
+        f"{profile.seconds:.2f} s, each within {profile.error:.0%} of it"
+    )

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import attrs
+import msgspec
 import structlog
 import trio
 
@@ -23,7 +24,7 @@ from llmos.sched.accounts import Accounts
 from llmos.sched.core import Core
 from syscalls.errno import Errno, SyscallError
 from syscalls.process import ProcessInfo
-from syscalls.system import CacheInfo, DeviceInfo, FormatQuality, Model, StatisticsInfo
+from syscalls.system import CacheInfo, DeviceInfo, FormatQuality, Model, StatisticsInfo, StepCost
 
 process_log = structlog.get_logger("process")
 
@@ -104,6 +105,7 @@ class System:
             kernels=loaded.model.kernels if loaded else "",
             quality=_format_quality(loaded),
             cache=_cache_info(memory, loaded.kv, core.cache_policy) if memory and loaded else None,
+            step_cost=_step_cost(core),
             num_threads=hello.num_threads if hello else 0,
             frame_bytes=loaded.kv.frame_bytes if loaded else 0,
             num_frames=memory.num_frames if memory else 0,
@@ -279,3 +281,10 @@ def _cache_info(memory: VmmStatistics, kv: KVFormat, policy: str) -> CacheInfo:
         num_copied_pages=memory.num_tail_copies,
         num_evicted_pages=prefix.num_evicted_pages,
     )
+
+
+def _step_cost(core: Core) -> StepCost | None:
+    if core.loaded is None or (profile := core.loaded.profile) is None or core.forecast is None:
+        return None
+    cost = msgspec.structs.asdict(profile.cost)
+    return StepCost(**cost, error=profile.error, correction=core.forecast.correction)

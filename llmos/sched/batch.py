@@ -3,17 +3,25 @@
 Decode, chunked prefill and whatever else computes tokens are one thing with different counts: a process has
 tokens that are not computed yet, and gets some of the budget (Sarathi-Serve, Agrawal et al. 2024, for the
 chunking; the single counter is the field's "no prefill phase").
+
+Whoever decodes waits for the whole step, so prompt tokens beside decodes are limited by the time that the
+step will take. In a step where nobody decodes they are not: a prompt waits only for itself and for those who
+came before it, and a long step is the efficient one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import attrs
 
-from llmos.params import STEPS_IN_FLIGHT
+from llmos.device import StepWork
+from llmos.params import MIN_PROMPT_TOKENS, STEPS_IN_FLIGHT
 from llmos.proc.pcb import Process
+
+Predict = Callable[[StepWork], float]  # seconds that a step will take; more for more work, or as many
 
 
 @attrs.frozen
@@ -23,6 +31,7 @@ class BatchLimits:
     max_step_tokens: int
     max_rows: int
     max_chunk_tokens: int  # most tokens of one process in one step
+    target_seconds: float = math.inf  # that a step with decodes may take, when its length can be predicted
 
 
 class Share(NamedTuple):  # a tuple: one is made for every row of every step
@@ -32,19 +41,24 @@ class Share(NamedTuple):  # a tuple: one is made for every row of every step
     num_tokens: int
 
 
-def compose(running: Iterable[Process], limits: BatchLimits) -> list[Share]:
+def compose(running: Iterable[Process], limits: BatchLimits, predict: Predict | None = None) -> list[Share]:
     """Divide the budget: one token to each process that decodes, then prompt chunks, in the order given.
+
+    Beside decodes, prompts get what fits into the target, and MIN_PROMPT_TOKENS in any case, so that they
+    progress when decodes alone take longer. The first prompt that time cuts short is the last of the step:
+    those behind it wait for it, even where one of their tokens would be cheaper.
 
     Neither mutates nor looks at memory: whether the shares can be mapped is the caller's business.
 
     Args:
         running: processes in the policy's order.
         limits: the budget.
+        predict: how long steps take; None: not known, and the target is not minded.
 
     Returns:
         Shares with num_tokens >= 1, decodes first, at most one for a process.
     """
-    decodes: list[Share] = []
+    shares: list[Share] = []
     prompts: list[Process] = []
     budget = limits.max_step_tokens
     for process in running:
@@ -55,14 +69,58 @@ def compose(running: Iterable[Process], limits: BatchLimits) -> list[Share]:
             process.num_pending < STEPS_IN_FLIGHT
             and len(process.tokens) - process.turn_start + process.num_pending < process.max_tokens
             and budget > 0
-            and len(decodes) < limits.max_rows
+            and len(shares) < limits.max_rows
         ):
-            decodes.append(Share(process, 1))
+            shares.append(Share(process, 1))
             budget -= 1
+    if prompts and shares and predict is not None:
+        _add_prompts_in_time(shares, prompts, budget, limits, predict)
+    else:
+        _add_prompts(shares, prompts, budget, limits)
+    return shares
+
+
+def _add_prompts(shares: list[Share], prompts: list[Process], budget: int, limits: BatchLimits) -> None:
     for process in prompts:
-        if budget <= 0 or len(decodes) >= limits.max_rows:
+        if budget <= 0 or len(shares) >= limits.max_rows:
             break
         count = min(process.num_uncomputed, budget, limits.max_chunk_tokens)
-        decodes.append(Share(process, count))
+        shares.append(Share(process, count))
         budget -= count
-    return decodes
+
+
+def _add_prompts_in_time(
+    shares: list[Share], prompts: list[Process], budget: int, limits: BatchLimits, predict: Predict
+) -> None:
+    work = StepWork()
+    for process, _ in shares:
+        work = work.with_row(process.num_scheduled, 1)
+    guaranteed = MIN_PROMPT_TOKENS
+    for process in prompts:
+        if budget <= 0 or len(shares) >= limits.max_rows:
+            break
+        start = process.num_scheduled
+        wanted = min(process.num_uncomputed, budget, limits.max_chunk_tokens)
+        count = _fit(work, start, wanted, predict, limits.target_seconds)
+        count = min(wanted, max(count, guaranteed))
+        if count:
+            shares.append(Share(process, count))
+        if count < wanted:
+            break
+        work = work.with_row(start, count)
+        budget -= count
+        guaranteed = max(0, guaranteed - count)
+
+
+def _fit(work: StepWork, start: int, wanted: int, predict: Predict, target_seconds: float) -> int:
+    """The most tokens of one more row, up to `wanted`, with which the step takes no more than the target."""
+    if predict(work.with_row(start, wanted)) <= target_seconds:
+        return wanted
+    fits, too_many = 0, wanted
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        if predict(work.with_row(start, middle)) <= target_seconds:
+            fits = middle
+        else:
+            too_many = middle
+    return fits

@@ -15,7 +15,17 @@ import attrs
 import structlog
 import trio
 
-from llmos.device import DriverLink, DriverLost, KVFormat, Loaded, Row, Step, StepDone
+from llmos.device import (
+    DriverLink,
+    DriverLost,
+    KVFormat,
+    Loaded,
+    Row,
+    Step,
+    StepDone,
+    StepWork,
+    count_pairs,
+)  # fmt: skip
 from llmos.errors import OutOfFrames
 from llmos.ipc.actor import Actor, ActorStatistics
 from llmos.ipc.mailbox import Mailbox
@@ -27,6 +37,7 @@ from llmos.proc.pcb import Pid, Process
 from llmos.sched import commands
 from llmos.sched.accounts import Accounts
 from llmos.sched.batch import BatchLimits, compose
+from llmos.sched.forecast import Forecast
 from llmos.sched.messages import DriverDown, DriverUp, Enqueue, Message, StepFinished
 from llmos.sched.policy import ResidencyPolicy
 from llmos.sched.residents import Residents
@@ -61,6 +72,7 @@ class InFlight:
     id: int
     issued_at: float
     entries: list[tuple[Process, int, int, bool]]  # process, its epoch, end position, whether it samples
+    work: StepWork
 
 
 class Core(Actor[Message]):
@@ -93,6 +105,7 @@ class Core(Actor[Message]):
         # Unbounded: senders are syscalls and one driver, bounded by the process table and steps in flight.
         super().__init__(name, Mailbox(math.inf))
         self.loaded: Loaded | None = None
+        self.forecast: Forecast | None = None  # None: how long steps take is not known
         self.residents = Residents(
             device=name, policy=policy, accounts=accounts, max_running=max_running, on_exit=on_exit
         )
@@ -153,7 +166,9 @@ class Core(Actor[Message]):
         entries: list[tuple[Process, int, int, bool]] = []
         placed: set[Pid] = set()
         elders: list[Process] = []
-        for share in compose(residents.queue.running, self.limits):
+        num_tokens = num_context_tokens = num_pairs = 0
+        predict = self.forecast.step_seconds if self.forecast else None
+        for share in compose(residents.queue.running, self.limits, predict):
             process = share.process
             if process.state is not ProcState.RUNNING:
                 continue  # gave its memory up for one before it in this very step
@@ -174,6 +189,9 @@ class Core(Actor[Message]):
             rows.append(Row(space.asid, start, tokens, sample))
             entries.append((process, process.epoch, end, sample))
             placed.add(process.pid)
+            num_tokens += share.num_tokens
+            num_context_tokens += end
+            num_pairs += end if share.num_tokens == 1 else count_pairs(start, share.num_tokens)
             process.num_scheduled = end
             if sample:
                 process.num_pending += 1
@@ -184,7 +202,8 @@ class Core(Actor[Message]):
         if not rows:
             return None
         self._step_id += 1
-        self._in_flight.append(InFlight(self._step_id, trio.current_time(), entries))
+        work = StepWork(num_tokens, len(rows), num_context_tokens, num_pairs)
+        self._in_flight.append(InFlight(self._step_id, trio.current_time(), entries, work))
         step = Step(self._step_id, switch.take_edits(), tuple(rows))
         # Only now: the heirs' mappings must ride on the next step, since this one still writes those pages.
         for elder in elders:
@@ -203,6 +222,8 @@ class Core(Actor[Message]):
         step = self._in_flight.popleft()
         self.num_steps += 1
         self.device_seconds += result.seconds
+        if self.forecast is not None:
+            self.forecast.learn(step.work, result.seconds)
         now = trio.current_time()
         faults = {fault.row: fault.message for fault in result.faults}
         woken: list[Process] = []
@@ -258,6 +279,9 @@ class Core(Actor[Message]):
         if self.loaded is None or self.loaded.kv != loaded.kv or self.loaded.num_frames != loaded.num_frames:
             self.residents.switch = ContextSwitch(self._new_vmm(loaded.kv, loaded))
         self.loaded = loaded
+        self.forecast = (
+            Forecast(loaded.profile.cost, self.limits.target_seconds) if loaded.profile is not None else None
+        )
         self._link = link
         self.residents.admission_is_due = True
 

@@ -119,6 +119,7 @@ OPTIONS = st.fixed_dictionaries(
         "max_running": st.sampled_from([2, 5, 16]),
         "max_chunk_tokens": st.sampled_from([None, 1, 7]),
         "max_step_tokens": st.sampled_from([8, 64, 512]),
+        "step_target_ms": st.sampled_from([12.0, 100.0]),
         "prefix_cache": st.booleans(),
     }
 )
