@@ -97,7 +97,8 @@ class VirtualArena:
         self.page_index = ContiguousPages(pages_per_space)
         self.table = PageTable(kv, num_frames, max_spaces, pages_per_space)
         self._debug = debug
-        self._max_mapped = max_virtual_frames(max_spaces, len(kv.segments))
+        # the process may have mapped more since its frames were counted: half of what was spared is for that
+        self._max_mapped = max_virtual_frames(max_spaces, len(kv.segments)) + SPARE_MAPPINGS // 2
         # More than all slots of all spaces cannot be mapped, however many frames there are.
         if min(num_frames, len(kv.segments) * max_spaces * pages_per_space) > self._max_mapped:
             raise ArenaError(

@@ -201,9 +201,22 @@ def test_debug_mode_unmaps_at_once() -> None:
         arena.close()
 
 
+def test_mappings_made_since_frames_were_counted_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver counts what it may have, measures its model, and opens the arena with a few mappings more."""
+    monkeypatch.setattr(arena_module, "SPARE_MAPPINGS", 40)
+    limit = count_mappings() + 40 + 2 * NUM_SPACES + 6
+    monkeypatch.setattr(arena_module, "mapping_limit", lambda: limit)
+    num_frames = max_virtual_frames(NUM_SPACES, 2)
+    others = [VirtualArena(KV, 2, 1, 1) for _ in range(2)]
+    VirtualArena(KV, num_frames, NUM_SPACES, NUM_PAGES).close()
+    for other in others:
+        other.close()
+
+
 def test_the_limit_on_mappings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Too many frames are refused with the way out; stale mappings make room; live ones are an error."""
-    monkeypatch.setattr(arena_module, "mapping_limit", lambda: count_mappings() + 4096 + 2 * NUM_SPACES + 7)
+    monkeypatch.setattr(arena_module, "SPARE_MAPPINGS", 0)
+    monkeypatch.setattr(arena_module, "mapping_limit", lambda: count_mappings() + 2 * NUM_SPACES + 7)
     assert max_virtual_frames(NUM_SPACES, 2) == 7
     with pytest.raises(ArenaError, match=r"vm\.max_map_count .*larger frames"):
         VirtualArena(KV, NUM_FRAMES, NUM_SPACES, NUM_PAGES)
