@@ -29,12 +29,13 @@ LARGE_CHUNK = 256  # tokens of a prompt
 LONG_CONTEXT = 1024  # most tokens that each of SOME_ROWS reads
 CONTEXT_SHARE = 0.25  # bytes of keys and values for each parameter: enough to show beside weights
 MIN_CONTEXT_BYTES, MAX_CONTEXT_BYTES = 16 << 20, 256 << 20
-MAX_REPETITIONS = 6  # of a step, unless two or more have taken ENOUGH_SECONDS together
-ENOUGH_SECONDS = 0.03
-LONG_STEP_SECONDS = 0.2  # what takes longer is run once
-MIN_PAIRS_PER_KEY = 4
+MAX_REPETITIONS = 6  # of a step, unless two or more have taken ENOUGH_SECONDS
+ENOUGH_SECONDS = 0.02
+LONG_STEP_SECONDS = 0.4  # what takes longer is run once
+MIN_PAIRS_PER_KEY = 4  # in some step, for the two to be told apart
+MAX_FREE_TOKENS = 1024  # that a device computes while it reads its weights
 MAX_SECONDS = 1.5  # of everything: what would take longer is left out
-MIN_KINDS = 3  # that are measured in any case
+MIN_KINDS = 2  # that are measured in any case
 
 
 @frozen
@@ -90,16 +91,16 @@ def profile_model(model: Model, backend: Backend, kv: KVFormat, load: Load) -> P
 
 
 def _measure(bench: _Bench, max_step_tokens: int, deadline: float) -> dict[_Kind, list[float]]:
-    """Run steps of some kinds, the long ones last, and leave those out that would miss the deadline."""
+    """Run steps of some kinds, the telling ones first, and leave those out that would miss the deadline."""
     some = bench.num_long
     long = bench.capacity(some)
     chunk = min(64, long)
     kinds = (
         _Kind(1, 1, 0),
+        _Kind(1, 64, 0),
         _Kind(some, 1, 0),
         _Kind(1, 16, 0),
         _Kind(MANY_ROWS, 1, 0),
-        _Kind(1, 64, 0),
         _Kind(some, 1, long - 1),
         _Kind(1, chunk, long - chunk),
         _Kind(1, LARGE_CHUNK, 0),
@@ -160,7 +161,8 @@ class _Bench:
     def time(self, kind: _Kind) -> list[float]:
         """Run a step of a kind some times; seconds.
 
-        Every row samples, so that a step is done when it returns, on every device.
+        Every row samples, so that a step is done when it returns, on every device. The first run allocates,
+        and counts only where there is no second.
         """
         rows = [Row(asid, kind.start, (0,) * kind.num_tokens, True) for asid in range(kind.num_rows)]
         if kind.start and kind.num_rows > 1:
@@ -170,7 +172,7 @@ class _Bench:
         while len(seconds) < MAX_REPETITIONS and sum(seconds) < enough:
             seconds.append(self._run(rows))
             enough = ENOUGH_SECONDS if len(seconds) > 1 else LONG_STEP_SECONDS
-        return seconds
+        return seconds[1:] or seconds
 
     def _run(self, rows: Sequence[Row]) -> float:
         began = time.perf_counter()
@@ -185,40 +187,26 @@ class _Bench:
 def fit_cost(steps: Sequence[MeasuredStep]) -> CostModel:
     """Fit a cost model to measured steps, by least squares of relative errors; no coefficient is negative.
 
-    The maximum in it is tried with every set of smallest steps on its left side, and of the coefficients
-    every set; the best fit is taken, the one with fewest coefficients among equals.
-
-    Pairs are left out where no step has many more of them than of keys: nothing then tells one from the
-    other. And what was not measured is taken to be dear: if even the largest step was no longer than reading
-    the weights, larger ones are expected to be.
+    Every set of coefficients is tried, and the best fit without a negative one taken. Pairs are left out
+    where no step has many more of them than of keys: nothing then tells one from the other. However short
+    the largest steps were, tokens are not free: they take as long as all else with MAX_FREE_TOKENS of them.
 
     Args:
         steps: at least one, of more than no time.
     """
-    seconds = np.array([step.seconds for step in steps])
-    tokens = np.array([step.work.num_tokens for step in steps], dtype=np.float64)
-    others = np.array([step.work[1:] for step in steps], dtype=np.float64)
-    if others[:, 2].max() < MIN_PAIRS_PER_KEY * others[:, 1].max():
-        others[:, 2] = 0
-    best, least = CostModel(), np.inf
-    for turn in np.unique(tokens):
-        few = tokens <= turn
-        columns = np.column_stack((few, np.where(few, 0, tokens), others)) / seconds[:, None]
-        for size in range(1, columns.shape[1] + 1):
-            for chosen in combinations(range(columns.shape[1]), size):
-                solution = np.linalg.lstsq(columns[:, chosen], np.ones(len(steps)), rcond=None)[0]
-                if (solution < 0).any():
-                    continue
-                coefficients = np.zeros(columns.shape[1])
-                coefficients[list(chosen)] = solution
-                cost = _cost_model(coefficients, tokens.max())
-                error = sum((cost.step_seconds(step.work) / step.seconds - 1) ** 2 for step in steps)
-                if error < least * (1 - 1e-6):
-                    best, least = cost, error
-    return best
-
-
-def _cost_model(coefficients: np.ndarray, max_tokens: float) -> CostModel:
-    weights, per_token, per_row, per_context_token, per_pair = (float(c) for c in coefficients)
-    per_token = max(per_token, weights / max_tokens)
-    return CostModel(weights, per_token, per_row, per_context_token, per_pair)
+    held = np.array([(1, *step.work) for step in steps], dtype=np.float64)
+    usable = list(range(held.shape[1]))
+    if held[:, 4].max() < MIN_PAIRS_PER_KEY * held[:, 3].max():
+        usable.remove(4)
+    columns = held / [[step.seconds] for step in steps]
+    best, least = np.zeros(held.shape[1]), np.inf
+    for size in range(1, len(usable) + 1):
+        for chosen in combinations(usable, size):
+            solution = np.linalg.lstsq(columns[:, chosen], np.ones(len(steps)), rcond=None)[0]
+            error = float(((columns[:, chosen] @ solution - 1) ** 2).sum())
+            if (solution >= 0).all() and error < least * (1 - 1e-6):
+                best, least = np.zeros(held.shape[1]), error
+                best[list(chosen)] = solution
+    base, per_token, per_row, per_context_token, per_pair = (float(coefficient) for coefficient in best)
+    per_token = max(per_token, base / MAX_FREE_TOKENS)
+    return CostModel(base, per_token, per_row, per_context_token, per_pair)

@@ -50,7 +50,7 @@ BYTES_PER_TOKEN = 16  # in each segment: what a slot would take
 DEFAULT_KV = KVFormat(
     "sim", (Segment("K", BYTES_PER_TOKEN), Segment("V", BYTES_PER_TOKEN)), 16 * BYTES_PER_TOKEN, 16
 )
-DEFAULT_COST = CostModel(weights_seconds=0.01, per_token=1e-4)
+DEFAULT_COST = CostModel(base=0.01, per_token=1e-4)
 
 
 @attrs.frozen

@@ -238,7 +238,7 @@ def simulated_opener(config: Config, name: str, model_path: str) -> OpenLink:
             name=name,
             model=model,
             max_model_len=shape["max_position_embeddings"],
-            cost=CostModel(weights_seconds=config.sim_step_ms / 1e3),
+            cost=CostModel(base=config.sim_step_ms / 1e3),
             num_frames=32_768,
         )
 

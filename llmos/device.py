@@ -200,15 +200,12 @@ def count_pairs(start: int, num_tokens: int) -> int:
 
 
 class CostModel(msgspec.Struct, frozen=True):
-    """Seconds that one step takes.
+    """Seconds that one step takes: a linear fit over what a step holds.
 
-    max(weights_seconds, per_token * tokens) + per_row * rows + per_context_token * keys + per_pair * pairs
-
-    A step reads all weights, however few tokens it computes; with more tokens, arithmetic takes longer than
-    that. No coefficient is negative: a step that holds more never takes less.
+    No coefficient is negative: a step that holds more never takes less.
     """
 
-    weights_seconds: float = 0.0
+    base: float = 0.0  # above all, reading the weights
     per_token: float = 0.0
     per_row: float = 0.0
     per_context_token: float = 0.0
@@ -217,7 +214,8 @@ class CostModel(msgspec.Struct, frozen=True):
     def step_seconds(self, work: StepWork) -> float:
         """Predicted time of a step."""
         return (
-            max(self.weights_seconds, self.per_token * work.num_tokens)
+            self.base
+            + self.per_token * work.num_tokens
             + self.per_row * work.num_rows
             + self.per_context_token * work.num_context_tokens
             + self.per_pair * work.num_pairs

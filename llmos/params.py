@@ -14,6 +14,7 @@ FAREWELL_SECONDS: Final = 2.0  # from a session's end to the end of sending its 
 HANDSHAKE_SECONDS: Final = 10.0  # a session that has not said Hello by then is closed
 
 STEPS_IN_FLIGHT: Final = 2  # the kernel plans step N+1 while the device computes step N
+MAX_STRETCH: Final = 2.0  # of a step by prompts, if its decodes take more than half of the target
 MIN_PROMPT_TOKENS: Final = 16  # that a step carries if prompts wait, however long its decodes take
 EVENT_RING_SIZE: Final = 8_192  # lines of dmesg kept
 

@@ -39,17 +39,13 @@ class CacheInfo(msgspec.Struct, frozen=True):
 
 
 class StepCost(msgspec.Struct, frozen=True):
-    """What a device's steps take, in seconds, by the tokens, rows, keys, and pairs of token and key in them.
+    """What a device's steps take, in seconds: correction * (base + the sum over what a step holds)."""
 
-    correction * (max(weights_seconds, per_token * tokens) + per_row * rows + per_context_token * keys
-    + per_pair * pairs)
-    """
-
-    weights_seconds: float  # reading them
-    per_token: float
+    base: float  # above all, reading the weights
+    per_token: float  # computed
     per_row: float
-    per_context_token: float
-    per_pair: float
+    per_context_token: float  # keys read, summed over rows
+    per_pair: float  # of a token computed and a key that it sees
     error: float  # the largest between a step that was measured at load and the fit, as a share of the step
     correction: float  # what steps have taken since, against the fit
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import attrs
 
 from llmos.device import StepWork
-from llmos.params import MIN_PROMPT_TOKENS, STEPS_IN_FLIGHT
+from llmos.params import MAX_STRETCH, MIN_PROMPT_TOKENS, STEPS_IN_FLIGHT
 from llmos.proc.pcb import Process
 
 Predict = Callable[[StepWork], float]  # seconds that a step will take; more for more work, or as many
@@ -44,9 +44,11 @@ class Share(NamedTuple):  # a tuple: one is made for every row of every step
 def compose(running: Iterable[Process], limits: BatchLimits, predict: Predict | None = None) -> list[Share]:
     """Divide the budget: one token to each process that decodes, then prompt chunks, in the order given.
 
-    Beside decodes, prompts get what fits into the target, and MIN_PROMPT_TOKENS in any case, so that they
-    progress when decodes alone take longer. The first prompt that time cuts short is the last of the step:
-    those behind it wait for it, even where one of their tokens would be cheaper.
+    Beside decodes, prompts get what fits into the target. Where decodes alone take more than half of it, the
+    step may take twice as long as they do: with less than half of the time, prompts would hold everybody up
+    in the end, since who waits for a prompt does not decode. And MIN_PROMPT_TOKENS they get in any case. The
+    first prompt that time cuts short is the last of the step: those behind it wait for it, even where one of
+    their tokens would be cheaper.
 
     Neither mutates nor looks at memory: whether the shares can be mapped is the caller's business.
 
@@ -95,13 +97,14 @@ def _add_prompts_in_time(
     work = StepWork()
     for process, _ in shares:
         work = work.with_row(process.num_scheduled, 1)
+    most_seconds = max(limits.target_seconds, MAX_STRETCH * predict(work))
     guaranteed = MIN_PROMPT_TOKENS
     for process in prompts:
         if budget <= 0 or len(shares) >= limits.max_rows:
             break
         start = process.num_scheduled
         wanted = min(process.num_uncomputed, budget, limits.max_chunk_tokens)
-        count = _fit(work, start, wanted, predict, limits.target_seconds)
+        count = _fit(work, start, wanted, predict, most_seconds)
         count = min(wanted, max(count, guaranteed))
         if count:
             shares.append(Share(process, count))
@@ -112,14 +115,14 @@ def _add_prompts_in_time(
         guaranteed = max(0, guaranteed - count)
 
 
-def _fit(work: StepWork, start: int, wanted: int, predict: Predict, target_seconds: float) -> int:
-    """The most tokens of one more row, up to `wanted`, with which the step takes no more than the target."""
-    if predict(work.with_row(start, wanted)) <= target_seconds:
+def _fit(work: StepWork, start: int, wanted: int, predict: Predict, most_seconds: float) -> int:
+    """The most tokens of one more row, up to `wanted`, with which the step does not take longer than that."""
+    if predict(work.with_row(start, wanted)) <= most_seconds:
         return wanted
     fits, too_many = 0, wanted
     while too_many - fits > 1:
         middle = (fits + too_many) // 2
-        if predict(work.with_row(start, middle)) <= target_seconds:
+        if predict(work.with_row(start, middle)) <= most_seconds:
             fits = middle
         else:
             too_many = middle

@@ -129,9 +129,7 @@ def test_end_tokens_come_when_asked_for_and_not_before_min_tokens() -> None:
 
 async def test_steps_take_their_cost_and_queue(autojump_clock: MockClock) -> None:
     """Two queued steps finish one after the other, each after its modelled time, in order."""
-    cost = CostModel(
-        weights_seconds=1.0, per_token=0.5, per_row=0.25, per_context_token=0.125, per_pair=0.0625
-    )
+    cost = CostModel(base=1.0, per_token=0.5, per_row=0.25, per_context_token=0.125, per_pair=0.0625)
     driver = await loaded(cost=cost)
     await driver.send(Step(1, opened(), (Row(0, 0, PROMPT, True),)))
     await driver.send(Step(2, (), (Row(0, 4, (), True),)))
@@ -139,14 +137,14 @@ async def test_steps_take_their_cost_and_queue(autojump_clock: MockClock) -> Non
     assert isinstance(first, StepDone)
     assert isinstance(second, StepDone)
     assert (first.id, second.id) == (1, 2)
-    assert first.seconds == 4 * 0.5 + 0.25 + 4 * 0.125 + (1 + 2 + 3 + 4) * 0.0625
-    assert second.seconds == 1.0 + 0.25 + 5 * 0.125 + 5 * 0.0625
+    assert first.seconds == 1.0 + 4 * 0.5 + 0.25 + 4 * 0.125 + (1 + 2 + 3 + 4) * 0.0625
+    assert second.seconds == 1.0 + 0.5 + 0.25 + 5 * 0.125 + 5 * 0.0625
     assert trio.current_time() == pytest.approx(first.seconds + second.seconds)
 
 
 async def test_a_cancelled_receive_loses_nothing(autojump_clock: MockClock) -> None:
     """An answer that was waited for in vain is there for the next receive."""
-    driver = await loaded(cost=CostModel(weights_seconds=1.0))
+    driver = await loaded(cost=CostModel(base=1.0))
     await driver.send(Step(1, opened(), (Row(0, 0, PROMPT, True),)))
     with trio.move_on_after(0.5) as scope:
         await driver.receive()
@@ -266,7 +264,7 @@ async def test_killing_wakes_a_receiver(
     end: Callable[[SimDriver], object], autojump_clock: MockClock
 ) -> None:
     """Whoever waits for a step learns of the loss at once, and the unfinished step is not delivered."""
-    driver = await loaded(cost=CostModel(weights_seconds=100.0))
+    driver = await loaded(cost=CostModel(base=100.0))
     await driver.send(Step(1, opened(), (Row(0, 0, PROMPT, True),)))
     async with trio.open_nursery() as nursery:
 

@@ -11,7 +11,7 @@ from drivers.sim import SimDriver
 from llmos.device import CostModel, Step, StepWork
 from tests.kernel.harness import MODEL, RunningKernel, running_kernel
 
-COST = CostModel(weights_seconds=0.005, per_token=0.5e-3, per_row=0.1e-3)
+COST = CostModel(base=0.002, per_token=0.5e-3, per_row=0.1e-3)
 TARGET_SECONDS = 0.05
 PROMPT_TOKENS = 450
 LISTENERS = [tuple(range(i, i + 20)) for i in range(1, 9)]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from llmos.device import CostModel, StepWork
 from llmos.sched.forecast import MAX_CORRECTION, Forecast
 
-COST = CostModel(weights_seconds=0.02, per_token=1e-3, per_row=1e-4)
+COST = CostModel(base=0.02, per_token=1e-3, per_row=1e-4)
 WORK = StepWork().with_row(0, 100)
 
 
