@@ -195,7 +195,8 @@ def measure_all(
 ) -> dict[str, Numbers]:
     """Some of WORKLOADS, round by round so that the machine's drift falls on all alike; medians."""
     found: dict[str, list[Numbers]] = {workload: [] for workload in workloads}
-    trio.run(measure_decode, target, 1, -1)  # warm
+    trio.run(measure_decode, target, 8, -1)  # warm: memory is touched, connections are made
+    trio.run(measure_prefill, target, -1)
     for run in range(num_runs):
         for workload, rows in found.items():
             rows.append(trio.run(measure, target, workload, run))

@@ -23,6 +23,7 @@ enum {
     ALIGNMENT = 64,
     PRIVATE_ROWS = 8,        /* up to so many rows, each thread prepares them for itself */
     ROW_BLOCK = 8,           /* rows of an item, where rows are what is split */
+    ROTATE_BLOCK = 32,       /* the same where a prompt's keys are written */
     ITEM_BYTES = 64 << 10,   /* of weights: an item reads more, so that handing it out costs nothing */
     ITEMS_PER_THREAD = 4,    /* so that a thread which is taken off its core does not hold up the others */
     ATTENTION_ITEMS_PER_THREAD = 16,
@@ -470,6 +471,12 @@ static int32_t row_items(int32_t num_rows)
     return (num_rows + ROW_BLOCK - 1) / ROW_BLOCK;
 }
 
+/* Tokens of a prompt lie in tiles of 16, a number of each in one cache line: two threads must not share a tile. */
+static int32_t rotate_block(int32_t num_tokens)
+{
+    return num_tokens < 4 * ROTATE_BLOCK ? ROW_BLOCK : ROTATE_BLOCK;
+}
+
 static llmos_kv kv_of_layer(const forward *f, int32_t layer)
 {
     llmos_kv kv = *f->kv;
@@ -495,7 +502,7 @@ static int32_t count_items(void *context, int32_t phase)
     int32_t layer = (phase - 1) / NUM_LAYER_PHASES, kind = (phase - 1) % NUM_LAYER_PHASES;
     switch (kind) {
     case ROTATE:
-        return row_items(num_tokens);
+        return (num_tokens + rotate_block(num_tokens) - 1) / rotate_block(num_tokens);
     case ATTEND:
         return (f->num_attention_items + f->attention_block - 1) / f->attention_block;
     case GATE_UP:
@@ -543,6 +550,8 @@ static void run_item(void *context, int32_t phase, int32_t item, int32_t thread)
     llmos_kv kv = kv_of_layer(f, layer);
     switch (kind) {
     case ROTATE: {
+        first = item * rotate_block(num_rows);
+        end = num_rows - first < rotate_block(num_rows) ? num_rows : first + rotate_block(num_rows);
         llmos_rope rope = {model->cosines, model->sines, model->layers[layer].q_norm, model->layers[layer].k_norm,
                            model->epsilon};
         llmos_rope_write_kv(&kv, &rope, step->spans, step->num_spans, step->page_table, f->qkv, f->qkv_ld, first, end);
