@@ -26,7 +26,8 @@ class CpuDriver:
 
     Args:
         num_threads: that share a step; 0: as many as processors that it may run on.
-        cpus: processors to pin this process to; empty: none in particular.
+        cpus: processors to pin this process to, one for each thread where there are as many; empty: none in
+            particular.
         native: run models on native/cpu where it can; else on the torch reference.
 
     Raises:
@@ -41,6 +42,7 @@ class CpuDriver:
         self.num_threads = num_threads or len(os.sched_getaffinity(0))
         self.memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         torch.set_num_threads(self.num_threads)
+        self._processors = cpus if len(cpus) >= self.num_threads else ()
         self._native = native
         self._debug = os.environ.get("LLMOS_DEBUG") == "1"
 
@@ -52,7 +54,7 @@ class CpuDriver:
         """See Backend."""
         opened = open_model(load.path, load.max_model_len)
         if self._native and explain_unfit(opened.config) is None:
-            return load_native(opened, load, self.num_threads, report)
+            return load_native(opened, load, self.num_threads, report, self._processors)
         return load_reference(opened, load, torch.device("cpu"), report), None
 
     def choose_pool_bytes(self) -> int:

@@ -21,6 +21,7 @@ import msgspec
 from syscalls.sampling import Sampling, TokenLogprobs
 
 __all__ = [
+    "DEFAULT_PAGE_TOKENS",
     "DRIVER_ABI",
     "LENGTH",
     "MAX_MESSAGE_BYTES",
@@ -104,16 +105,22 @@ class KVFormat(msgspec.Struct, frozen=True):
         return len(self.segments)
 
 
+# A kernel reads a page head by head: 128 tokens make the pieces long enough for two threads to read most of what
+# memory gives (docs/log.md), and half a page of a process is not much memory.
+DEFAULT_PAGE_TOKENS = 128
+
+
 def choose_kv_format(name: str, segments: tuple[Segment, ...], frame_bytes: int | None) -> KVFormat:
     """Fit tokens to frames.
 
-    Without `frame_bytes`, takes the smallest power of two between 64 KiB and 2 MiB that holds 64 tokens of
-    the widest segment. Raises ValueError when a frame cannot hold one token, naming both sizes.
+    Without `frame_bytes`, takes the smallest power of two between 64 KiB and 2 MiB that holds
+    DEFAULT_PAGE_TOKENS of the widest segment. Raises ValueError when a frame cannot hold one token, naming
+    both sizes.
     """
     widest = max(segment.bytes_per_token for segment in segments)
     if frame_bytes is None:
         frame_bytes = 64 << 10
-        while frame_bytes < 64 * widest and frame_bytes < 2 << 20:
+        while frame_bytes < DEFAULT_PAGE_TOKENS * widest and frame_bytes < 2 << 20:
             frame_bytes *= 2
     tokens = frame_bytes // widest
     if tokens < 1:

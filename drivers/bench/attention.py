@@ -28,13 +28,14 @@ from attrs import frozen
 from native._cpu import ffi
 
 from drivers.bench.peaks import STREAM_BYTES, make_stream, measure_peaks, seconds_together
+from llmos.device import DEFAULT_PAGE_TOKENS
 from native.attention import KVLayout, bind_attend, make_spans, num_items, rope_write_kv
 
 __all__ = ["CASES", "SHAPES", "AttentionMeasurement", "CacheLayers", "Case", "measure_attention"]
 
 Format = Literal["fp32", "fp16", "bf16", "int8"]
 
-TOKENS_PER_PAGE = 32
+TOKENS_PER_PAGE = DEFAULT_PAGE_TOKENS
 MAX_OPERATIONS = 20_000_000_000  # of one timing and thread, to keep long prompts short
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -27,7 +28,11 @@ MEASUREMENT = 1  # of quality: another number when it is measured in another way
 
 
 def load_native(
-    opened: OpenModel, load: Load, num_threads: int, progress: ProgressCallback
+    opened: OpenModel,
+    load: Load,
+    num_threads: int,
+    progress: ProgressCallback,
+    processors: Sequence[int] = (),
 ) -> tuple[NativeTransformer, Quality | None]:
     """Load a model that `explain_unfit` has nothing against.
 
@@ -36,6 +41,7 @@ def load_native(
         load: says in which formats.
         num_threads: that pack, and share a step.
         progress: told how far reading is.
+        processors: see NativeTransformer.
 
     Returns:
         The model, and what its format costs, if it is a quantised one.
@@ -49,7 +55,7 @@ def load_native(
         )
     if load.kv not in ("auto", *KV_FORMATS):
         raise ModelError(f"kv {load.kv!r} is not supported; supported: auto, {', '.join(KV_FORMATS)}")
-    loader = _Loader(opened, load, num_threads, progress, opened.source.content_hash())
+    loader = _Loader(opened, load, num_threads, progress, opened.source.content_hash(), processors)
     published = opened.config.dtype
     if load.weights == "auto":
         for weights in QUANTISED:
@@ -68,6 +74,7 @@ class _Loader:
     num_threads: int
     progress: ProgressCallback
     model_hash: str
+    processors: Sequence[int] = ()
 
     def model(self, weights: str, kv: str | None = None) -> NativeTransformer:
         """The model in one format."""
@@ -78,7 +85,7 @@ class _Loader:
         info = evolve(
             self.opened.describe(weights, kv), hash=self.model_hash, kernels=f"native-{best_variant()}"
         )
-        return NativeTransformer(self.opened.config, packed, info, self.num_threads)
+        return NativeTransformer(self.opened.config, packed, info, self.num_threads, self.processors)
 
     def _kv_beside(self, weights: str) -> str:
         if self.load.kv != "auto":

@@ -7,6 +7,7 @@ their own, in the order that `native_kv_views` describes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,13 +51,19 @@ class NativeTransformer:
         weights: packed.
         info: what the kernel wants to know; `info.kv` is one of KV_FORMATS.
         num_threads: that share a step.
+        processors: one for each of them to stay on, the calling thread included; empty: none.
 
     Raises:
-        OSError: no threads can be started.
+        OSError: no threads can be started, or there is no such processor.
     """
 
     def __init__(
-        self, config: ModelConfig, weights: PackedWeights, info: ModelDescription, num_threads: int
+        self,
+        config: ModelConfig,
+        weights: PackedWeights,
+        info: ModelDescription,
+        num_threads: int,
+        processors: Sequence[int] = (),
     ) -> None:
         self.config, self.info, self.segments = config, info, kv_segments(config, info.kv)
         self.num_threads = num_threads
@@ -64,8 +71,11 @@ class NativeTransformer:
         self._kept: list[object] = []  # memory that C structures point to
         self._model = self._describe(weights)
         pool = ffi.new("llmos_pool **")
-        if error := lib.llmos_pool_open(num_threads, ffi.NULL, pool):
-            raise OSError(error, f"cannot start {num_threads} threads")
+        others = ffi.new("int32_t[]", list(processors[1:num_threads])) if processors else ffi.NULL
+        if error := lib.llmos_pool_open(num_threads, others, pool):
+            raise OSError(error, f"cannot start {num_threads} threads on processors {list(processors)}")
+        if processors:
+            os.sched_setaffinity(0, processors[:1])
         self._pool = ffi.gc(pool[0], lib.llmos_pool_close)
         self._tokens_per_page = 0
         self._bound_to: Sequence[torch.Tensor] | None = None

@@ -1,7 +1,7 @@
 """Servers side by side: `python -m llmos.bench.compare LINES.jsonl OUT.jsonl`.
 
 LINES.jsonl holds what `llmos bench workload --jsonl` prints, for llmos and in the same form for others,
-measured in turn on one machine: `peer`, `model`, `prec`, `workload`, `batch` and numbers. Each number of llmos
+measured in turn on one machine: `peer`, `model`, `prec`, `workload`, `batch` and numbers. Each number of ours
 stands against the best of the others at the same width of weights.
 """
 

@@ -9,6 +9,7 @@ import pytest
 from native._cpu import ffi
 
 from drivers.bench import attention
+from llmos.device import DEFAULT_PAGE_TOKENS
 from native.attention import attend, make_spans, num_items
 
 SHAPE = (4, 2, 16)
@@ -33,13 +34,14 @@ def test_measurement(kv_format: attention.Format, num_threads: int) -> None:
 
 def test_layers_fill_memory_with_numbers() -> None:
     """Layers have keys of their own, as many as were asked for, and attention over any of them is finite."""
-    cache = attention.CacheLayers("fp16", SHAPE, 64, 100_000)
-    assert len(cache.layers) == 100_000 // (2 * 64 * 2 * 16 * 2)
+    num_tokens = DEFAULT_PAGE_TOKENS
+    cache = attention.CacheLayers("fp16", SHAPE, num_tokens, 200_000)
+    assert len(cache.layers) == 200_000 // (2 * num_tokens * 2 * 16 * 2)
     assert len({int(ffi.cast("uintptr_t", kv.keys)) for kv in cache.layers}) == len(cache.layers)
     q, results = np.ones((1, 64), dtype=np.float32), []
     for kv in cache.layers:
         out = np.empty((1, 64), dtype=np.float32)
-        attend(kv, make_spans([(63, 1, 0, 0)]), cache.pages, q, out)
+        attend(kv, make_spans([(num_tokens - 1, 1, 0, 0)]), cache.pages, q, out)
         assert np.isfinite(out).all()
         results.append(out.tobytes())
     assert len(set(results)) == len(results)

@@ -108,4 +108,4 @@ def test_a_processor_that_is_not_there(processor):
     out = ffi.new("llmos_pool **")
     some = min(os.sched_getaffinity(0))
     assert lib.llmos_pool_open(3, ffi.new("int32_t[]", [some, processor]), out) == errno.EINVAL
-    assert set(os.listdir("/proc/self/task")) == before
+    assert set(os.listdir("/proc/self/task")) <= before  # threads of others may have ended
