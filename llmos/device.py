@@ -105,8 +105,8 @@ class KVFormat(msgspec.Struct, frozen=True):
         return len(self.segments)
 
 
-# A kernel reads a page head by head: 128 tokens make the pieces long enough for two threads to read most of what
-# memory gives (docs/log.md), and half a page of a process is not much memory.
+# A kernel reads a page head by head: 128 tokens make pieces that are long enough for two threads to read most
+# of what memory gives (docs/log.md), and half a page of a process is not much memory.
 DEFAULT_PAGE_TOKENS = 128
 
 
