@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import bisect
 import heapq
-import sys
-from array import array
 from collections.abc import Iterator, Sequence
 
 from attrs import define, field, frozen
@@ -15,8 +12,7 @@ from llmos.errors import KernelPanic
 from llmos.mm.eviction import CostAware, Eviction
 from llmos.mm.frame import FramePool
 from llmos.mm.page_table import PageFrames
-
-_TOKEN_BYTES = 4
+from llmos.mm.prefix_node import TOKEN_BYTES, PageNode, pack_tokens
 
 
 @frozen
@@ -45,42 +41,6 @@ class Match:
 
 
 @define(eq=False)
-class _Node:
-    """One page after the pages of its ancestors. A root holds no page and has no parent."""
-
-    parent: _Node | None
-    key: bytes  # the page's own token ids; fewer than fit: then it has no children; of a root: none
-    salt: str
-    frames: PageFrames
-    position: int  # of its first token
-    children: dict[bytes, _Node] = field(factory=dict)
-    keys: list[bytes] = field(factory=list)  # of the children, sorted: the most similar ones are neighbours
-    num_uses: int = 1
-    rank: tuple[float, int] = (0.0, 0)  # what it is worth, and when that was settled: the least goes first
-    is_idle: bool = False  # only the index refers to its frames
-    is_indexed: bool = True
-
-    def adopt(self, child: _Node) -> None:
-        """Enter a child."""
-        self.children[child.key] = child
-        bisect.insort(self.keys, child.key)
-
-    def disown(self, child: _Node) -> None:
-        """Take a child out."""
-        del self.children[child.key]
-        del self.keys[bisect.bisect_left(self.keys, child.key)]
-
-    def most_similar(self, key: bytes) -> tuple[_Node | None, int]:
-        """Find the child that shares most first tokens with a key, and how many those are."""
-        best, most = None, 0
-        place = bisect.bisect_left(self.keys, key)
-        for neighbour in self.keys[max(0, place - 1) : place + 1]:
-            if (common := _num_common_tokens(neighbour, key)) > most:
-                best, most = self.children[neighbour], common
-        return best, most
-
-
-@define(eq=False)
 class PrefixIndex:
     """A radix tree over token ids, one root for each salt, whose nodes are pages; each holds its frames.
 
@@ -103,11 +63,11 @@ class PrefixIndex:
     _tokens_per_page: int
     _frames_per_page: int
     eviction: Eviction = field(factory=CostAware)
-    _roots: dict[str, _Node] = field(init=False, factory=dict)
-    _nodes: dict[Pfn, _Node] = field(init=False, factory=dict)  # by the first frame of the page
+    _roots: dict[str, PageNode] = field(init=False, factory=dict)
+    _nodes: dict[Pfn, PageNode] = field(init=False, factory=dict)  # by the first frame of the page
     # (rank, node): leaves that were idle when pushed. Entries go stale instead of being searched for: one
     # counts only if its node is still an idle leaf of that rank. Ranks are unique while nodes are indexed.
-    _candidates: list[tuple[tuple[float, int], int, _Node]] = field(init=False, factory=list)
+    _candidates: list[tuple[tuple[float, int], int, PageNode]] = field(init=False, factory=list)
     _clock: int = field(init=False, default=0)  # counts rankings
     _num_idle: int = field(init=False, default=0)
     _num_queries: int = field(init=False, default=0)
@@ -145,8 +105,8 @@ class PrefixIndex:
         node = self._roots.get(salt)
         if node is None:
             return Match(pages)
-        packed = _pack(tokens[:num_tokens])
-        size = self._tokens_per_page * _TOKEN_BYTES
+        packed = pack_tokens(tokens[:num_tokens])
+        size = self._tokens_per_page * TOKEN_BYTES
         start = 0
         while start + size <= len(packed) and (child := node.children.get(packed[start : start + size])):
             self._use(child)
@@ -179,15 +139,15 @@ class PrefixIndex:
         Returns:
             How many pages were new.
         """
-        packed = _pack(tokens[: len(pages) * self._tokens_per_page])
+        packed = pack_tokens(tokens[: len(pages) * self._tokens_per_page])
         if not packed:
             return 0
-        size = self._tokens_per_page * _TOKEN_BYTES
-        root = node = self._roots.get(salt) or _Node(None, b"", salt, (), 0)
+        size = self._tokens_per_page * TOKEN_BYTES
+        root = node = self._roots.get(salt) or PageNode(None, b"", salt, (), 0)
         num_before = self._num_inserted
         for number, start in enumerate(range(0, len(packed), size)):
             key = packed[start : start + size]
-            if len(key) < self.min_tail_tokens * _TOKEN_BYTES:
+            if len(key) < self.min_tail_tokens * TOKEN_BYTES:
                 break
             child = node.children.get(key) or self._enter(node, key, pages[number], number)
             if child is None:
@@ -258,7 +218,7 @@ class PrefixIndex:
 
     def check_integrity(self) -> None:
         """Raise KernelPanic where trie, map of frames, idle count and candidates disagree. O(pages)."""
-        size = self._tokens_per_page * _TOKEN_BYTES
+        size = self._tokens_per_page * TOKEN_BYTES
         reached = 0
         num_idle = 0
         candidates = {(rank, id(node)) for rank, _, node in self._candidates}
@@ -292,7 +252,7 @@ class PrefixIndex:
 
     # --- inside ------------------------------------------------------------------------------------------
 
-    def _use(self, node: _Node) -> None:
+    def _use(self, node: PageNode) -> None:
         """Give one user a reference to a page."""
         for pfn in node.frames:
             self._pool.acquire(pfn)
@@ -301,7 +261,7 @@ class PrefixIndex:
             node.is_idle = False
             self._num_idle -= 1
 
-    def _enter(self, parent: _Node, key: bytes, frames: PageFrames, number: int) -> _Node | None:
+    def _enter(self, parent: PageNode, key: bytes, frames: PageFrames, number: int) -> PageNode | None:
         """Take a page that is new; None where it is not, or where it must stay out."""
         elsewhere = self._nodes.get(frames[0])
         if elsewhere is not None:
@@ -310,9 +270,9 @@ class PrefixIndex:
             same_tokens = key.startswith(elsewhere.key) or elsewhere.key.startswith(key)
             if elsewhere.parent is not parent or not same_tokens:
                 raise KernelPanic(f"frame {frames[0]} holds the pages of two prefixes")
-        is_full = len(key) == self._tokens_per_page * _TOKEN_BYTES
+        is_full = len(key) == self._tokens_per_page * TOKEN_BYTES
         similar, num_common = parent.most_similar(key)
-        if not is_full and num_common * _TOKEN_BYTES == len(key):
+        if not is_full and num_common * TOKEN_BYTES == len(key):
             return None  # some page holds all of it and more
         if elsewhere is not None:  # forked while a step was filling it: now it is known to hold more
             parent.disown(elsewhere)
@@ -322,7 +282,7 @@ class PrefixIndex:
         while similar is not None and similar.is_idle and key.startswith(similar.key):
             self._drop(similar)
             similar, _ = parent.most_similar(key)
-        child = _Node(parent, key, parent.salt, frames, number * self._tokens_per_page)
+        child = PageNode(parent, key, parent.salt, frames, number * self._tokens_per_page)
         parent.adopt(child)
         self._nodes[frames[0]] = child
         for pfn in frames:
@@ -330,14 +290,14 @@ class PrefixIndex:
         self._num_inserted += 1
         return child
 
-    def _rank(self, node: _Node) -> None:
+    def _rank(self, node: PageNode) -> None:
         """Settle what a page is worth from now on; of equals, the one that was settled last goes last."""
         self._clock += 1
-        num_tokens = len(node.key) // _TOKEN_BYTES
+        num_tokens = len(node.key) // TOKEN_BYTES
         node.rank = (self.eviction.value(node.position, num_tokens, node.num_uses), self._clock)
 
     @staticmethod
-    def _walk_below(node: _Node) -> Iterator[_Node]:
+    def _walk_below(node: PageNode) -> Iterator[PageNode]:
         """Descendants, each after its parent."""
         stack = list(node.children.values())
         while stack:
@@ -345,25 +305,25 @@ class PrefixIndex:
             yield below
             stack.extend(below.children.values())
 
-    def _push(self, node: _Node) -> None:
+    def _push(self, node: PageNode) -> None:
         if len(self._candidates) > 2 * len(self._nodes) + 64:
             self._candidates = [entry for entry in self._candidates if self._is_current(entry)]
             heapq.heapify(self._candidates)
         heapq.heappush(self._candidates, (node.rank, id(node), node))
 
     @staticmethod
-    def _is_current(entry: tuple[tuple[float, int], int, _Node]) -> bool:
+    def _is_current(entry: tuple[tuple[float, int], int, PageNode]) -> bool:
         rank, _, node = entry
         return node.is_indexed and node.is_idle and not node.children and node.rank == rank
 
-    def _pop_leaf(self) -> _Node | None:
+    def _pop_leaf(self) -> PageNode | None:
         while self._candidates:
             entry = heapq.heappop(self._candidates)
             if self._is_current(entry):
                 return entry[2]
         return None
 
-    def _drop(self, node: _Node) -> int:
+    def _drop(self, node: PageNode) -> int:
         """Take a leaf out; returns how many frames that freed."""
         parent = node.parent
         assert parent is not None
@@ -381,26 +341,3 @@ class PrefixIndex:
             elif parent.is_idle:
                 self._push(parent)
         return len(node.frames) if node.is_idle else 0
-
-
-def _pack(tokens: Sequence[int]) -> bytes:
-    """Token ids, big-endian: the order of the bytes is the order of the ids."""
-    packed = array("I", tokens)
-    if sys.byteorder == "little":
-        packed.byteswap()
-    return packed.tobytes()
-
-
-def _num_common_tokens(one: bytes, other: bytes) -> int:
-    """Count equal first tokens."""
-    size = min(len(one), len(other))
-    if one[:size] == other[:size]:
-        return size // _TOKEN_BYTES
-    low, high = 0, size // _TOKEN_BYTES  # the first `low` are equal, the first `high` are not
-    while high - low > 1:
-        middle = (low + high) // 2
-        if one[: middle * _TOKEN_BYTES] == other[: middle * _TOKEN_BYTES]:
-            low = middle
-        else:
-            high = middle
-    return low
