@@ -366,3 +366,20 @@ def test_integrity_check_finds_a_leaked_reference() -> None:
     vmm._pool.acquire(space.page_table.entries[0][0])
     with pytest.raises(KernelPanic, match=r"frames \[0\]"):
         vmm.check_integrity()
+
+
+def test_sixty_four_children_cost_nothing_until_they_diverge() -> None:
+    """Of a parent of 1,500 tokens; then a page each, but for the last one, who writes in place."""
+    kv = KVFormat("test", (Segment("K", 4), Segment("V", 4)), frame_bytes=512, tokens_per_page=128)
+    vmm = VMM(kv, 400, 65, 2048)
+    parent = vmm.open_space("alice")
+    vmm.grow(parent, 0, 1500)
+    before = vmm.statistics().num_free
+    children = [vmm.fork_space(parent, 1500, "alice") for _ in range(64)]
+    assert vmm.statistics().num_free == before
+    for number, child in enumerate(children, 1):
+        vmm.grow(child, 1500, 1501)
+        assert before - vmm.statistics().num_free == number * kv.frames_per_page
+    vmm.grow(parent, 1500, 1501)
+    assert before - vmm.statistics().num_free == 64 * kv.frames_per_page
+    vmm.check_integrity()
