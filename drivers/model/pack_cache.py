@@ -63,7 +63,7 @@ def load_packed(
         reader = opened.reader(embedding, progress=report)
         return pack_arrays(weights, *reader.ends(), reader.layers(), num_threads=num_threads)
 
-    def mapped() -> PackedWeights | None:
+    def mapped(*, explain: bool) -> PackedWeights | None:
         try:
             file = open_arrays(path, num_threads)
             if file.about != about:
@@ -72,23 +72,24 @@ def load_packed(
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            print(f"packed weights are made anew: {error}", file=sys.stderr, flush=True)
+            if explain:
+                print(f"packed weights are made anew: {error}", file=sys.stderr, flush=True)
             return None
         if progress is not None:
             progress(path.stat().st_size, path.stat().st_size, path.name)
         return found
 
-    if (found := mapped()) is not None:
+    if (found := mapped(explain=False)) is not None:
         return found
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(path):
-            if (found := mapped()) is not None:
+            if (found := mapped(explain=True)) is not None:
                 return found
             for leftover in folder.glob(f".{path.name}.*"):  # of one that was killed while it wrote
                 leftover.unlink(missing_ok=True)
             write_arrays(path, about, pack())
-            if (found := mapped()) is not None:
+            if (found := mapped(explain=True)) is not None:
                 return found
     except OSError as error:
         print(f"packed weights are not kept: {error}", file=sys.stderr, flush=True)

@@ -5,6 +5,7 @@ The sched/core actor owns one of these and changes it between steps; nothing her
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import attrs
@@ -76,7 +77,8 @@ class Residents:
             if pids:
                 continue
             # Nobody fits. Memory of those that do not run (stopped, waiting for input) is given up first.
-            head = self.queue.waiting[0]
+            (pid,) = self.policy.admit(self.queue.view(sys.maxsize, len(self.queue.running) + 1))
+            head = self.queue.members[Pid(pid)]  # whom the policy waits for
             idle = [p for p in self.queue.members.values() if p.space and p.state is not ProcState.RUNNING]
             if not any(p is not head for p in idle):
                 return

@@ -5,19 +5,24 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator
+from functools import partial
 
 import attrs
 import pytest
+import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from drivers.sim import SimDriver
 from llmos.ipc.credentials import PeerCredentials
 from llmos.kernel import server
+from llmos.proc.lifecycle import ProcState
+from llmos.sched import commands
 from llmos.sched.accounts import OUTPUT_WEIGHT, PROMPT_WEIGHT, Accounts
 from llmos.sched.fair import SECONDS_PER_LEVEL, TokenFair
 from llmos.sched.policy import Candidate, FirstComeFirstServed, ResidencyPolicy, View
 from syscalls.client import open_client
-from tests.kernel.harness import running_kernel
+from tests.kernel.harness import running_kernel, wait_until
 
 
 @attrs.define(eq=False)
@@ -248,3 +253,24 @@ async def test_service_is_charged_once(autojump_clock, tmp_path) -> None:
         assert account.num_prompt_tokens - num_first <= 100 + 7
         assert account.num_output_tokens == 29 * 60 + 8 * 5
         assert account.token_seconds > 0
+
+
+async def test_nobody_keeps_memory_that_the_next_one_waits_for(autojump_clock, tmp_path, monkeypatch) -> None:
+    """A chat that holds memory has input, and a tenant that is next asks for more than is free: both end."""
+    uids = iter([1000, 3000, 2000])  # of equals, 2000 is next
+    monkeypatch.setattr(server, "peer_credentials", lambda sock: PeerCredentials(1, next(uids), 1))
+    async with running_kernel(
+        tmp_path, make_sim=partial(SimDriver, num_frames=8), prefix_cache=False, frame_kib=4, max_running=4
+    ) as kernel:
+        (core,) = kernel.system.cores.values()
+        half = core.loaded.kv.tokens_per_page * 2
+        async with open_client(kernel.socket_path) as rich, open_client(kernel.socket_path) as poor:
+            (chat,) = (await rich.spawn(range(1, half), max_tokens=9, interactive=True)).pids
+            await wait_until(lambda: kernel.system.table.get(chat).state is ProcState.BLOCKED)
+            process = kernel.system.table.get(chat)
+            commands.write_input(core.residents, process, (5,), 9, 10**6)  # READY, and holds its pages
+            with trio.fail_after(60):
+                (pid,) = (await poor.spawn(range(1, half + 1), max_tokens=half - 2)).pids
+                await poor.wait(pid)
+            await rich.kill(chat)
+            await rich.wait(chat)
