@@ -14,7 +14,7 @@ each segment of the KV format.
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple, NewType, Protocol
+from typing import Literal, NamedTuple, NewType, Protocol
 
 import msgspec
 
@@ -27,6 +27,10 @@ __all__ = [
     "MAX_MESSAGE_BYTES",
     "Asid",
     "Bind",
+    "Copy",
+    "CopyCost",
+    "CopyDone",
+    "CopyFault",
     "CopyPage",
     "CostModel",
     "DriverLink",
@@ -41,6 +45,7 @@ __all__ = [
     "Map",
     "ModelInfo",
     "Pfn",
+    "Place",
     "Profile",
     "Progress",
     "Quality",
@@ -54,6 +59,7 @@ __all__ = [
     "StepDone",
     "StepWork",
     "StopDriver",
+    "Tier",
     "ToDriver",
     "TokenLogprobs",
     "Vpn",
@@ -64,7 +70,7 @@ __all__ = [
     "to_driver_decoder",
 ]
 
-DRIVER_ABI = 2
+DRIVER_ABI = 3
 MAX_MESSAGE_BYTES = 64 << 20
 LENGTH = struct.Struct("<I")
 
@@ -233,13 +239,26 @@ class CostModel(msgspec.Struct, frozen=True):
         return CostModel(*(factor * coefficient for coefficient in msgspec.structs.astuple(self)))
 
 
+class CopyCost(msgspec.Struct, frozen=True):
+    """Seconds that a copy between two tiers takes, in one direction, while steps run."""
+
+    base: float  # of each copy, however small
+    bytes_per_second: float
+
+    def seconds(self, num_bytes: int) -> float:
+        """Predicted time of one copy."""
+        return self.base + num_bytes / self.bytes_per_second
+
+
 class Profile(msgspec.Struct, frozen=True):
-    """What a driver has measured of its loaded model."""
+    """What a driver has measured of its loaded model, and of its tiers of memory."""
 
     cost: CostModel
     error: float  # the largest there was between a measured step and the fit, as a share of the step
     num_steps: int  # measured
     seconds: float  # that this took
+    host: CopyCost | None = None  # between the device and the host area; None: there is no such area
+    disk: CopyCost | None = None  # between the device and the swap file
 
 
 # --- the dialogue ----------------------------------------------------------------------------------------
@@ -259,6 +278,10 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     max_step_tokens: int  # most tokens that one step will carry
     max_divergence: float = 0.0  # what "auto" takes for close enough: nats of KL divergence per token
     quality_text: str | None = None  # a UTF-8 file to measure that on; None: the driver's own
+    host_bytes: int = 0  # of the host area, the tier below the device; 0: there is none
+    disk_bytes: int = 0  # most bytes of the swap file, the tier below that; 0: there is none
+    disk_folder: str | None = None  # where the swap file lies; None: the system's folder for temporary files
+    copy_piece_bytes: int | None = None  # copy in pieces of so many bytes, for comparison; None: whole runs
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress"):
@@ -304,6 +327,8 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     seconds: float
     quality: Quality | None = None  # of a quantised format
     profile: Profile | None = None  # None: how long steps take is not known
+    num_host_slots: int = 0  # of frame_bytes each
+    num_disk_slots: int = 0
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
@@ -372,12 +397,62 @@ class StepDone(msgspec.Struct, frozen=True, tag="step_done"):
     faults: tuple[RowFault, ...] = ()
 
 
+# --- copies between tiers ----------------------------------------------------------------------------------
+
+Tier = Literal["device", "host", "disk", "file"]
+
+
+class Place(msgspec.Struct, frozen=True, array_like=True):
+    """Slots of one frame each, on one tier.
+
+    On the device a slot is a frame; slot n of a file begins at byte n * frame_bytes of `path`, which is made
+    if it does not exist.
+    """
+
+    tier: Tier
+    slots: tuple[int, ...]
+    path: str = ""  # of a "file"
+
+
+class Copy(msgspec.Struct, frozen=True, tag="copy"):
+    """Copy slots: source.slots[i] to target.slots[i], as they are when everything sent before was done.
+
+    It runs beside the steps that follow, and the driver answers `CopyDone` when it has ended; other answers
+    may come before it, and copies may overtake each other. Until then the kernel gives no source slot to
+    anybody who writes, and no target slot to anybody at all.
+
+    Args:
+        checksums: CRC-32C of each slot as it should be; a slot that differs is a fault. Empty: not checked.
+    """
+
+    id: int
+    source: Place
+    target: Place
+    checksums: tuple[int, ...] = ()
+
+
+class CopyFault(msgspec.Struct, frozen=True, array_like=True):
+    """One slot was not copied; the target's bytes mean nothing."""
+
+    index: int  # into the slots of the copy
+    message: str  # names the tier, the slot and what is wrong
+
+
+class CopyDone(msgspec.Struct, frozen=True, tag="copy_done"):
+    """A copy has ended. Slots that are not in `faults` are whole."""
+
+    id: int
+    seconds: float  # from its start to its end
+    checksums: tuple[int, ...] = ()  # CRC-32C of each slot, when the target is on disk or a file
+    faults: tuple[CopyFault, ...] = ()
+
+
 class StopDriver(msgspec.Struct, frozen=True, tag="stop"):
     """Finish what was sent before, then exit."""
 
 
-ToDriver = Load | Step | StopDriver
-FromDriver = Hello | Progress | Loaded | Failed | StepDone
+ToDriver = Load | Step | Copy | StopDriver
+FromDriver = Hello | Progress | Loaded | Failed | StepDone | CopyDone
 
 to_driver_decoder = msgspec.msgpack.Decoder(ToDriver)
 from_driver_decoder = msgspec.msgpack.Decoder(FromDriver)
