@@ -19,6 +19,7 @@ import attrs
 
 from llmos.mm.address_space import AddressSpace
 from llmos.proc.lifecycle import BlockReason, ProcState
+from llmos.proc.timeline import Timeline
 from syscalls.process import ExitStatus, Usage
 from syscalls.sampling import Sampling, TokenLogprobs
 
@@ -87,6 +88,9 @@ class Process:
     first_step_at: float | None = None
     first_token_at: float | None = None
     ended_at: float | None = None
+    timeline: Timeline = attrs.field(
+        default=attrs.Factory(lambda self: Timeline(self.spawned_at, self.parent), takes_self=True)
+    )
 
     @property
     def num_turn_output(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import attrs
 
@@ -22,6 +22,7 @@ class Account:
     num_output_tokens: int = 0
     token_seconds: float = 0.0  # memory held: tokens times seconds
     num_waiting: int = 0  # processes that wait for a device
+    num_running: int = 0  # processes that take part in steps
 
     def charge_prompt(self, num_tokens: int) -> None:
         """Account for prompt tokens that are to be computed for the first time."""
@@ -59,6 +60,7 @@ class Accounts:
     weights: Mapping[str, float] = attrs.field(factory=dict)
     _accounts: dict[str, Account] = attrs.field(init=False, factory=dict)
     _waiting: dict[str, Account] = attrs.field(init=False, factory=dict)
+    _running: dict[str, Account] = attrs.field(init=False, factory=dict)
     _last_level: float = attrs.field(init=False, default=0.0)  # of the tenant that stopped waiting last
 
     def of(self, tenant: str) -> Account:
@@ -83,3 +85,26 @@ class Accounts:
         if not account.num_waiting:
             del self._waiting[tenant]
             self._last_level = account.counter
+
+    def start_running(self, tenant: str) -> None:
+        """A process takes part in steps from now on."""
+        account = self.of(tenant)
+        account.num_running += 1
+        self._running[tenant] = account
+
+    def stop_running(self, tenant: str) -> None:
+        """A process takes part in steps no longer."""
+        account = self._running[tenant]
+        account.num_running -= 1
+        if not account.num_running:
+            del self._running[tenant]
+
+    def busiest(self) -> tuple[str, int] | None:
+        """The tenant with most running processes, and how many; None when nobody runs."""
+        if not self._running:
+            return None
+        account = max(self._running.values(), key=lambda account: account.num_running)
+        return account.tenant, account.num_running
+
+    def __iter__(self) -> Iterator[Account]:
+        return iter(self._accounts.values())

@@ -52,9 +52,11 @@ def enqueue(residents: Residents, processes: Sequence[Process]) -> None:
     move(elder, ProcState.READY)
     elder.heirs = heirs
     residents.queue.add(elder)
+    residents.recorder.note_state(elder, len(residents.queue.waiting))
     for heir in heirs:
         move(heir, ProcState.BLOCKED, Prefill(elder.pid))
         residents.queue.add(heir)
+        residents.recorder.note_state(heir)
     residents.admission_is_due = True
 
 
@@ -103,6 +105,7 @@ def write_input(
     process.turn_start = len(process.tokens)
     process.max_tokens = max_tokens or context - length
     process.turn_started_at = trio.current_time()
+    process.timeline.given(process.turn_started_at, len(tokens))
     process.status = None
     process.bound = False
     if process.state is ProcState.BLOCKED:
@@ -131,4 +134,5 @@ def fork(residents: Residents, parent: Process, children: Sequence[Process]) -> 
         else:
             move(child, ProcState.READY)
         residents.queue.add(child)
+        residents.recorder.note_state(child, len(residents.queue.waiting))
     residents.admission_is_due = True

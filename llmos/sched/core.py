@@ -195,8 +195,12 @@ class Core(Actor[Message]):
             process.num_scheduled = end
             if sample:
                 process.num_pending += 1
-            if process.first_step_at is None:
-                process.first_step_at = trio.current_time()
+            if tokens and not process.timeline.is_decoding:
+                now = trio.current_time()
+                if process.first_step_at is None:
+                    process.first_step_at = now
+                if start < process.turn_start or share.num_tokens > 1:
+                    process.timeline.computes(now, share.num_tokens)
             if process.heirs and end >= process.turn_start - 1:
                 elders.append(process)
         if not rows:
@@ -249,8 +253,10 @@ class Core(Actor[Message]):
                 logprobs = result.logprobs[i]
                 if logprobs is not None:
                     process.logprobs.append(logprobs)
-            if process.first_token_at is None:
-                process.first_token_at = now
+            if not process.timeline.is_decoding:
+                process.timeline.decodes(now, len(process.output), process.num_turn_output == 1)
+                if process.first_token_at is None:
+                    process.first_token_at = now
             served[process.tenant] = served.get(process.tenant, 0) + 1
             if token in process.stop_tokens:
                 self.residents.end_turn(process, ExitStatus("stop", stop_token=token))

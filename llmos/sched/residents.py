@@ -16,7 +16,9 @@ from llmos.errors import OutOfFrames, OutOfSpaces
 from llmos.proc.lifecycle import BlockReason, Input, Prefill, ProcState, move
 from llmos.proc.pcb import Pid, Process
 from llmos.sched.accounts import Accounts
+from llmos.sched.fair import TokenFair
 from llmos.sched.policy import ResidencyPolicy
+from llmos.sched.recorder import Recorder
 from llmos.sched.runqueue import RunQueue
 from llmos.sched.switch import ContextSwitch
 from syscalls.process import ExitStatus
@@ -43,12 +45,14 @@ class Residents:
     on_exit: Callable[[Process], None]
     switch: ContextSwitch | None = None  # None until a driver has loaded a model
     queue: RunQueue = attrs.field(init=False)
+    recorder: Recorder = attrs.field(init=False)
     admission_is_due: bool = False  # something changed: the policy is to be asked
     num_preemptions: int = 0
     num_cached_tokens: int = 0
 
     def __attrs_post_init__(self) -> None:
         self.queue = RunQueue(self.policy, self.accounts, self._frames_needed)
+        self.recorder = Recorder(self.accounts, self.policy.name == TokenFair.name)
 
     # --- in and out of memory -----------------------------------------------------------------------------
 
@@ -56,6 +60,7 @@ class Residents:
         """Let waiting processes run as the policy says."""
         assert self.switch is not None
         self.admission_is_due = False
+        self.recorder.note_shortage(False)
         while self.queue.waiting:
             statistics = self.switch.vmm.statistics()
             view = self.queue.view(statistics.num_free + statistics.num_cached, self.max_running)
@@ -76,6 +81,7 @@ class Residents:
                 return
             if pids:
                 continue
+            self.recorder.note_shortage(True)
             # Nobody fits. Memory of those that do not run (stopped, waiting for input) is given up first.
             (pid,) = self.policy.admit(self.queue.view(sys.maxsize, len(self.queue.running) + 1))
             head = self.queue.members[Pid(pid)]  # whom the policy waits for
@@ -85,7 +91,7 @@ class Residents:
             victim = self.policy.victim(self.queue.view(0, self.max_running), head.pid)
             if victim is None or self.queue.members[Pid(victim)].state is ProcState.RUNNING:
                 return
-            self.preempt(self.queue.members[Pid(victim)])
+            self.preempt(self.queue.members[Pid(victim)], head)
 
     def _charge_prompt(self, process: Process) -> None:
         """Charge for input that is computed for the first time: not for what others had computed."""
@@ -118,16 +124,17 @@ class Residents:
             if victim is None:
                 self.preempt(process)
                 return False
-            self.preempt(self.queue.members[Pid(victim)])
+            self.preempt(self.queue.members[Pid(victim)], process)
             try:
                 self.switch.vmm.grow(process.space, start, end)
             except OutOfFrames:
                 continue
             return True
 
-    def preempt(self, process: Process) -> None:
-        """Take a process's memory; if it ran, it waits to run again."""
+    def preempt(self, process: Process, by: Process | None = None) -> None:
+        """Take a process's memory for another one, or for nobody in particular; if it ran, it waits."""
         assert self.switch is not None
+        self.recorder.note_preemption(process, by, "recompute")
         self.switch.switch_out(process)
         self.charge_residency(process, trio.current_time())
         process.num_preemptions += 1
@@ -189,6 +196,7 @@ class Residents:
         move(process, ProcState.ZOMBIE)
         process.status = status
         process.ended_at = trio.current_time()
+        self.recorder.note_state(process)
         self.admission_is_due = True
         self.on_exit(process)
         process.wake_readers()
@@ -199,6 +207,8 @@ class Residents:
     def lose_memory(self) -> None:
         """The device's memory is gone, no process is: they recompute when a driver is back."""
         for process in list(self.queue.members.values()):
+            if process.space is not None:
+                process.timeline.device_lost(trio.current_time(), process.num_computed)
             process.space = None
             process.resident_since = None  # nobody pays for a driver that died
             process.epoch += 1
@@ -216,6 +226,7 @@ class Residents:
         self.queue.take(process)
         move(process, state, block_reason(process) if state is ProcState.BLOCKED else None)
         self.queue.add(process)
+        self.recorder.note_state(process, len(self.queue.waiting))
 
     def _frames_needed(self, process: Process) -> int:
         assert self.switch is not None

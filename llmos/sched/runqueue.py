@@ -19,7 +19,7 @@ class RunQueue:
 
     Args:
         policy: whose order it is.
-        accounts: told who waits.
+        accounts: told who waits and who runs.
         frames_needed: frames that a process needs to run, beyond what it holds.
     """
 
@@ -40,6 +40,7 @@ class RunQueue:
         self.members[process.pid] = process
         if process.state is ProcState.RUNNING:
             bisect.insort(self.running, process, key=self.order)
+            self.accounts.start_running(process.tenant)
         elif process.state is ProcState.READY:
             bisect.insort(self.waiting, process, key=self.order)
             bisect.insort(self._queues.setdefault(process.tenant, []), process, key=self.order)
@@ -49,6 +50,7 @@ class RunQueue:
         """Take a process out of the lists of its state; call before the state changes. Mutates the queue."""
         if process.state is ProcState.RUNNING:
             self._remove(self.running, process)
+            self.accounts.stop_running(process.tenant)
         elif process.state is ProcState.READY:
             self._remove(self.waiting, process)
             queue = self._queues[process.tenant]

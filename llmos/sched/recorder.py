@@ -1,0 +1,75 @@
+"""Writes the timelines of one device's processes as the scheduler moves them."""
+
+from __future__ import annotations
+
+import attrs
+import trio
+
+from llmos.proc.lifecycle import ProcState
+from llmos.proc.pcb import Process
+from llmos.sched.accounts import Accounts
+
+
+@attrs.define(eq=False)
+class Recorder:
+    """Knows what a timeline must be told, so that those who move processes say it in one line.
+
+    Args:
+        accounts: who runs at the moment.
+        is_fair: memory is taken from the tenant that was served most.
+    """
+
+    accounts: Accounts
+    is_fair: bool
+    _short_seconds: float = attrs.field(init=False, default=0.0)
+    _short_since: float | None = attrs.field(init=False, default=None)
+
+    # --- want of memory: whoever waits looks at the sum twice, and takes the difference ---
+
+    def note_shortage(self, is_short: bool) -> None:
+        """From now on somebody waits because memory is short, or nobody does."""
+        now = trio.current_time()
+        self._short_seconds = self.short_seconds(now)
+        self._short_since = now if is_short else None
+
+    def short_seconds(self, now: float) -> float:
+        """Seconds in which memory was what the head of the queue waited for."""
+        return self._short_seconds + (now - self._short_since if self._short_since is not None else 0.0)
+
+    # --- what happens to a process -----------------------------------------------------------------------
+
+    def note_state(self, process: Process, num_waiting: int = 0) -> None:
+        """A process has moved to another state. `num_waiting`: in the queue, with this one."""
+        now = trio.current_time()
+        timeline = process.timeline
+        timeline.settle(len(process.output))
+        match process.state:
+            case ProcState.READY:
+                others = max(0, num_waiting - 1)
+                timeline.queued(now, others, self.accounts.busiest(), self.short_seconds(now))
+            case ProcState.RUNNING:
+                timeline.admitted(now, process.num_computed, self.short_seconds(now))
+            case ProcState.BLOCKED:
+                timeline.blocked(now, str(process.blocked_on))
+            case ProcState.STOPPED:
+                timeline.stopped(now)
+            case ProcState.ZOMBIE:
+                assert process.status is not None
+                timeline.ended(now, process.status.reason)
+
+    def note_preemption(self, process: Process, by: Process | None, how: str) -> None:
+        """A process is about to lose its memory.
+
+        Args:
+            process: whose memory it is, and still there.
+            by: for whom; None: nobody else had any to take.
+            how: "recompute" or "swap".
+        """
+        is_fair_share = (
+            self.is_fair
+            and by is not None
+            and by.tenant != process.tenant
+            and process.state is ProcState.RUNNING  # memory of those that do not run goes first, whose ever
+        )
+        num_tokens = process.num_computed if how == "recompute" else 0
+        process.timeline.preempted(trio.current_time(), by, how, num_tokens, is_fair_share=is_fair_share)
