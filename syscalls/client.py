@@ -58,6 +58,7 @@ from syscalls.system import (
     Statistics,
     StatisticsInfo,
 )
+from syscalls.tenant import ShareList, Shares, TenantShare
 
 __all__ = ["Client", "ConnectionLost", "EventStream", "OutputStream", "attach_client", "open_client"]
 
@@ -230,6 +231,12 @@ class Client:
     def stream(self, pid: int, offset: int = 0) -> OutputStream:
         """Iterate over a process's output from `offset` to the end of its turn."""
         return OutputStream(self, pid, offset)
+
+    # --- tenants -------------------------------------------------------------------------------------------
+
+    async def shares(self) -> tuple[TenantShare, ...]:
+        """Read what tenants were served and have now. See `Shares`."""
+        return (await self._ask(Shares(), ShareList)).shares
 
     # --- devices and the system ----------------------------------------------------------------------------
 

@@ -44,6 +44,7 @@ from syscalls.system import (
     Statistics,
     StatisticsInfo,
 )  # fmt: skip
+from syscalls.tenant import ShareList, Shares
 
 ABI_VERSION = 1
 MAX_FRAME_BYTES = 16 << 20
@@ -51,6 +52,7 @@ LENGTH = struct.Struct("<I")
 
 Request = (
     Spawn | Fork | Wait | Read | Write | Kill | Stop | Cont | Nice | Ps | Stat
+    | Shares
     | Devices | Models | Events | Statistics | Shutdown | Ping
 )  # fmt: skip
 
@@ -64,6 +66,7 @@ class ErrorReply(msgspec.Struct, frozen=True, tag="error"):
 
 Answer = (
     Spawned | Waited | Output | Done | ProcessList | ProcessInfo
+    | ShareList
     | DeviceList | ModelList | EventList | StatisticsInfo | ErrorReply
 )  # fmt: skip
 

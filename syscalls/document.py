@@ -17,13 +17,17 @@ from types import ModuleType
 import attrs
 import msgspec
 
-from syscalls import codec, errno, process, sampling, system
+from syscalls import codec, errno, process, sampling, system, tenant
 from syscalls.codec import ABI_VERSION, MAX_FRAME_BYTES, Call, Hello, Reply, Request, Welcome, encode_frame
 from syscalls.errno import Errno
 from syscalls.session import REPLY_TYPES
 from syscalls.system import Ping
 
-FAMILIES: tuple[tuple[str, ModuleType], ...] = (("Process", process), ("Device and system", system))
+FAMILIES: tuple[tuple[str, ModuleType], ...] = (
+    ("Process", process),
+    ("Tenant", tenant),
+    ("Device and system", system),
+)
 
 Kind = type[msgspec.Struct]
 
@@ -111,7 +115,7 @@ def _write_structs() -> Iterator[str]:
     yield "## Replies and the structs inside calls and replies"
     yield ""
     calls = set(typing.get_args(Request))
-    for module in (process, sampling, system):
+    for module in (process, sampling, tenant, system):
         for kind in _structs_of(module):
             if kind not in calls:
                 yield from _write_struct(kind)

@@ -54,6 +54,7 @@ from syscalls.system import (
     Statistics,
     StatisticsInfo,
 )
+from syscalls.tenant import ShareList, Shares
 
 REPLY_TYPES: dict[type[Request], type[Answer]] = {
     Spawn: Spawned,
@@ -67,6 +68,7 @@ REPLY_TYPES: dict[type[Request], type[Answer]] = {
     Nice: Done,
     Ps: ProcessList,
     Stat: ProcessInfo,
+    Shares: ShareList,
     Devices: DeviceList,
     Models: ModelList,
     Events: EventList,

@@ -51,6 +51,7 @@ from syscalls.system import (
     Statistics,
     StatisticsInfo,
 )
+from syscalls.tenant import ShareList, Shares, TenantShare
 
 __all__ = ["ConnectionLost", "SyncClient", "SyncEventStream", "SyncOutputStream"]
 
@@ -213,6 +214,12 @@ class SyncClient:
     def stream(self, pid: int, offset: int = 0) -> SyncOutputStream:
         """Iterate over a process's output from `offset` to the end of its turn."""
         return SyncOutputStream(self, pid, offset)
+
+    # --- tenants -------------------------------------------------------------------------------------------
+
+    def shares(self) -> tuple[TenantShare, ...]:
+        """Read what tenants were served and have now. See `Shares`."""
+        return self._ask(Shares(), ShareList).shares
 
     # --- devices and the system ----------------------------------------------------------------------------
 

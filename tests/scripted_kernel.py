@@ -57,6 +57,7 @@ from syscalls.system import (
     Statistics,
     StatisticsInfo,
 )
+from syscalls.tenant import ShareList, Shares, TenantShare
 from tests.syscalls.fake_kernel import FakeKernel, FakeSession, open_fake_kernel
 
 END, USER, ASSISTANT, SYSTEM = 256, 257, 258, 259
@@ -255,6 +256,8 @@ class ScriptedKernel:
                 )
             case Stat(pid):
                 return self._describe(self._find(pid))
+            case Shares():
+                return ShareList(self._list_shares())
             case Devices():
                 return DeviceList(tuple(self.devices))
             case Models():
@@ -404,6 +407,17 @@ class ScriptedKernel:
             usage=self._usage(process),
             status=process.end,
         )
+
+    def _list_shares(self) -> tuple[TenantShare, ...]:
+        num_prompt = sum(process.num_prompt_tokens for process in self.spawned)
+        num_output = sum(len(process.output) for process in self.spawned)
+        num_running = sum(process.state == "RUNNING" for process in self.processes.values())
+        return (
+            TenantShare(
+                "tester", 2.0, num_prompt + 2.0 * num_output, num_prompt, num_output, 0.0,
+                num_running, 0, 3 << 20,
+            ),
+        )  # fmt: skip
 
     def _count(self, exposition: str) -> StatisticsInfo:
         frames = [(d.num_frames, d.num_free_frames, d.num_cached_frames) for d in self.devices]

@@ -8,11 +8,12 @@ from typing import Any
 import structlog
 import trio
 
-from llmos.kernel import calls_process, calls_system
+from llmos.kernel import calls_process, calls_system, calls_tenant
 from llmos.kernel.session import Session
 from llmos.kernel.system import System
 from syscalls import process as p
 from syscalls import system as s
+from syscalls import tenant as t
 from syscalls.codec import Answer, Call, ErrorReply, Request
 from syscalls.errno import Errno, SyscallError
 
@@ -34,6 +35,7 @@ TABLE: dict[type[Request], Handler] = {
     p.Nice: calls_process.nice,
     p.Ps: calls_process.ps,
     p.Stat: calls_process.stat,
+    t.Shares: calls_tenant.shares,
     s.Devices: calls_system.devices,
     s.Models: calls_system.models,
     s.Events: calls_system.events,

@@ -203,6 +203,10 @@ class PrefixIndex:
         """All pages in the index."""
         return (node.frames for node in self._nodes.values())
 
+    def pages(self) -> Iterator[tuple[str, PageFrames]]:
+        """All pages in the index, each with the salt that it is found under."""
+        return ((node.salt, node.frames) for node in self._nodes.values())
+
     def statistics(self) -> PrefixStatistics:
         """Count. O(1)."""
         return PrefixStatistics(

@@ -8,7 +8,7 @@ at once: whoever writes it next does so after every step that could still read i
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from attrs import frozen
 
@@ -264,6 +264,15 @@ class VMM:
         page_bytes = self.kv.frames_per_page * self.kv.frame_bytes
         num_shared = sum(self._refcounts[frames[0]] > 1 for frames in entries)
         return len(entries) * page_bytes, num_shared * page_bytes
+
+    @property
+    def refcounts(self) -> Sequence[int]:
+        """References to each frame; to be read, never written."""
+        return self._refcounts
+
+    def cached_pages(self) -> Iterator[tuple[str, PageFrames]]:
+        """Pages of the prefix index, in use or not, each with the salt that it is found under."""
+        return self._index.pages()
 
     def statistics(self) -> VmmStatistics:
         """Count. O(1)."""

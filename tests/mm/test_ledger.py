@@ -1,0 +1,117 @@
+"""The ledger against a model that asks of each frame, one by one, whose it is."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmos.device import KVFormat, Segment
+from llmos.errors import OutOfFrames, OutOfSpaces
+from llmos.mm.ledger import Holder, Usage, take_ledger
+from llmos.mm.vmm import VMM
+
+KV = KVFormat("test", (Segment("K", 4), Segment("V", 4)), frame_bytes=16, tokens_per_page=4)
+NUM_FRAMES = 40
+MAX_MODEL_LEN = 32
+
+TENANTS = st.sampled_from(["alice", "bob"])
+OPERATIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("open"), TENANTS, st.integers(1, 20)),
+        st.tuples(st.just("grow"), st.integers(0, 9), st.integers(1, 12)),
+        st.tuples(st.just("fork"), st.integers(0, 9), st.floats(0, 1)),
+        st.tuples(st.just("close"), st.integers(0, 9), st.booleans()),
+        st.tuples(st.just("forget"), st.integers(0, 9), st.integers(1, 8)),
+    ),
+    max_size=40,
+)
+
+
+def carry_out(vmm: VMM, operations: list[tuple]) -> list[Holder]:
+    """Live a little; what does not fit is left out. Returns who holds memory at the end."""
+    holders: list[Holder] = []
+    for pid, (name, *arguments) in enumerate(operations):
+        try:
+            if name == "open":
+                tenant, length = arguments
+                space = vmm.open_space(tenant)
+                holders.append(Holder(pid, tenant, "model", space, length))
+                start = vmm.attach_prefix(space, [7] * length, length - 1)
+                vmm.grow(space, start, length)
+            elif holders:
+                index = arguments[0] % len(holders)
+                holder = holders[index]
+                if name == "grow":
+                    start = min(holder.num_positions, holder.space.num_pages * KV.tokens_per_page)
+                    end = min(start + arguments[1], MAX_MODEL_LEN)
+                    vmm.grow(holder.space, start, end)
+                    holders[index] = Holder(holder.pid, holder.tenant, holder.model, holder.space, end)
+                elif name == "fork":
+                    most = min(holder.num_positions, holder.space.num_pages * KV.tokens_per_page)
+                    child = vmm.fork_space(holder.space, round(arguments[1] * most), holder.tenant)
+                    holders.append(Holder(pid, holder.tenant, holder.model, child, most))
+                elif name == "close":
+                    is_known = arguments[1] and holder.num_positions <= MAX_MODEL_LEN
+                    known = min(holder.num_positions, holder.space.num_pages * KV.tokens_per_page)
+                    vmm.close_space(holder.space, [7] * known if is_known else [])
+                    del holders[index]
+                else:  # it turns out to need less than is mapped
+                    fewer = min(holder.num_positions, arguments[1])
+                    holders[index] = Holder(holder.pid, holder.tenant, holder.model, holder.space, fewer)
+        except (OutOfFrames, OutOfSpaces):
+            continue
+    return holders
+
+
+@settings(max_examples=300, deadline=None)
+@given(operations=OPERATIONS)
+def test_every_frame_is_in_one_column_and_on_one_account(operations: list[tuple]) -> None:
+    """Columns add up to the pool, tenants to the columns; each frame is where the model puts it."""
+    vmm = VMM(KV, NUM_FRAMES, 8, MAX_MODEL_LEN)
+    holders = carry_out(vmm, operations)
+    ledger = take_ledger(vmm, holders)
+    vmm.check_integrity()
+
+    total, tenants = Usage(), {}
+    free = 0
+    for pfn in range(NUM_FRAMES):
+        mapped = [
+            (holder, vpn)
+            for holder in holders
+            for vpn, frames in enumerate(holder.space.page_table.entries)
+            if pfn in frames
+        ]
+        salts = [salt for salt, frames in vmm.cached_pages() if pfn in frames]
+        if not mapped and not salts:
+            free += KV.frame_bytes
+            continue
+        tenant = mapped[0][0].tenant if mapped else salts[0]
+        for usage in (total, tenants.setdefault(tenant, Usage())):
+            if not mapped:
+                usage.cached_bytes += KV.frame_bytes
+            elif len(mapped) + len(salts) > 1:
+                usage.shared_bytes += KV.frame_bytes
+            elif mapped[0][1] * KV.tokens_per_page >= mapped[0][0].num_positions:
+                usage.ahead_bytes += KV.frame_bytes
+            else:
+                usage.private_bytes += KV.frame_bytes
+    assert (ledger.free_bytes, ledger.moving_bytes) == (free, 0)
+    assert ledger.total == total
+    in_use = {tenant: usage for tenant, usage in ledger.tenants.items() if usage != Usage()}
+    assert in_use == tenants
+    assert ledger.pool_bytes == NUM_FRAMES * KV.frame_bytes
+    assert ledger.free_bytes + total.resident_bytes + total.cached_bytes == ledger.pool_bytes
+    assert sum(usage.resident_bytes for usage in ledger.models.values()) == total.resident_bytes
+    for process, holder in zip(ledger.processes, holders, strict=True):
+        mapped_bytes = process.private_bytes + process.shared_bytes + process.ahead_bytes
+        assert mapped_bytes == vmm.resident_bytes(holder.space)[0]
+
+
+def test_what_nobody_maps_is_moving() -> None:
+    """Frames that a copy still reads belong to no space; they are not free either."""
+    vmm = VMM(KV, NUM_FRAMES, 8, MAX_MODEL_LEN)
+    space = vmm.open_space("alice")
+    vmm.grow(space, 0, 8)
+    ledger = take_ledger(vmm, ())
+    assert ledger.moving_bytes == 4 * KV.frame_bytes
+    assert ledger.moving_bytes + ledger.free_bytes == ledger.pool_bytes
