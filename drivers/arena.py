@@ -10,7 +10,8 @@ An arena turns page-table edits into something that kernels index with `page_ind
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 
@@ -38,6 +39,10 @@ class Arena(Protocol):
     @property
     def page_index(self) -> PageIndex:
         """Where a mapped page (asid, vpn) lies in each of `segments`, in frames."""
+
+    @property
+    def memory(self) -> Any:
+        """A writable buffer over all frames, by number, for copies; None: there is `TableArena.stage`."""
 
     def num_mapped_pages(self, asid: int) -> int:
         """How many pages of an open space are mapped without a gap from page 0 on."""
@@ -123,6 +128,11 @@ class VirtualArena:
         return self._segments
 
     @property
+    def memory(self) -> Any:
+        """See Arena: the direct map of the pool."""
+        return self._pool.buffer()
+
+    @property
     def num_mappings(self) -> int:
         """Page slots that hold a mapping, or may: those of released spaces count until they are unmapped."""
         return self._num_mapped
@@ -191,6 +201,9 @@ class TableArena:
     one index for all segments. A slot is taken when frames are first seen together, and is free again when
     one of them is seen in other company: then the kernel has given that page up.
 
+    A frame that is copied in from another tier arrives before anybody says in which company it will be seen.
+    Until then it waits beside the slots.
+
     Args:
         kv: format.
         num_frames: physical frames.
@@ -216,6 +229,8 @@ class TableArena:
         self._free = list(range(num_slots))[::-1]
         self._slot_of: dict[tuple[int, ...], int] = {}
         self._company: dict[int, tuple[int, ...]] = {}  # the frames that each frame was last seen with
+        self._arrived: dict[int, torch.Tensor] = {}  # frames that were copied in, and not seen since
+        self.memory = None
 
     @property
     def segments(self) -> tuple[torch.Tensor, ...]:
@@ -250,11 +265,44 @@ class TableArena:
         source, target = self._slot(edit.sources), self._slot(edit.targets)
         self._slots[:, target].copy_(self._slots[:, source])
 
+    def stage(self, num_frames: int) -> memoryview:
+        """Main memory for frames on their way, that the device can reach directly."""
+        is_pinned = self._slots.device.type == "cuda"
+        staged = torch.empty(num_frames * self.kv.frame_bytes, dtype=torch.uint8, pin_memory=is_pinned)
+        return memoryview(staged.numpy())
+
+    def read_frames(self, pfns: Sequence[int], staged: memoryview) -> None:
+        """Copy frames out, one behind the other. Blocks."""
+        for pfn, to in zip(pfns, self._staged_frames(staged), strict=True):
+            if (arrived := self._arrived.get(pfn)) is not None:
+                to.copy_(arrived)
+            elif (company := self._company.get(pfn)) is not None:
+                to.copy_(self._slots[company.index(pfn), self._slot_of[company]])
+            else:
+                to.zero_()  # nobody has written to it
+
+    def write_frames(self, pfns: Sequence[int], staged: memoryview) -> None:
+        """Copy frames in. Blocks."""
+        for pfn, data in zip(pfns, self._staged_frames(staged), strict=True):
+            self._arrived[pfn] = data.to(self._slots.device, copy=True)
+
     def close(self) -> None:
         """See Arena."""
         self._slots = torch.empty((0, 0, 0), dtype=torch.uint8)
+        self._arrived.clear()
+
+    def _staged_frames(self, staged: memoryview) -> tuple[torch.Tensor, ...]:
+        return torch.frombuffer(staged, dtype=torch.uint8).split(self.kv.frame_bytes)
 
     def _slot(self, pfns: tuple[int, ...]) -> int:
+        """Where the frames of a page lie side by side."""
+        slot = self._find_slot(pfns)
+        for segment, pfn in enumerate(pfns):
+            if (arrived := self._arrived.pop(pfn, None)) is not None:
+                self._slots[segment, slot] = arrived
+        return slot
+
+    def _find_slot(self, pfns: tuple[int, ...]) -> int:
         if (slot := self._slot_of.get(pfns)) is not None:
             return slot
         for pfn in pfns:

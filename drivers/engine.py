@@ -25,8 +25,12 @@ from drivers.model.sampler import Sampler
 from drivers.model.transformer import Model
 from drivers.page_table import ArenaError
 from drivers.profile import profile_model
+from drivers.tiers import Tiers
 from llmos.device import (
     Bind,
+    Copy,
+    CopyDone,
+    CopyFault,
     CopyPage,
     Edit,
     Failed,
@@ -57,6 +61,7 @@ class _Session:
     model: Model
     sampler: Sampler
     arena: Arena
+    tiers: Tiers
     k_pages: list[torch.Tensor]
     v_pages: list[torch.Tensor]
 
@@ -99,12 +104,24 @@ class Engine:
             k_pages, v_pages = (
                 model.kv_views(frames, kv, segment) for segment, frames in enumerate(arena.segments)
             )
+            tiers = Tiers(
+                arena, load.host_bytes, load.disk_bytes, load.disk_folder, load.copy_piece_bytes or 0
+            )
         except BaseException:
             arena.close()
             raise
-        session = _Session(model, Sampler(model.info.vocab_size), arena, k_pages, v_pages)
-        info = model.info.model_info(load.name, load.path)
-        return session, Loaded(info, kv, num_frames, 0.0, quality, profile)
+        session = _Session(model, Sampler(model.info.vocab_size), arena, tiers, k_pages, v_pages)
+        loaded = Loaded(
+            model=model.info.model_info(load.name, load.path),
+            kv=kv,
+            num_frames=num_frames,
+            seconds=0.0,
+            quality=quality,
+            profile=profile,
+            num_host_slots=tiers.num_host_slots,
+            num_disk_slots=tiers.num_disk_slots,
+        )
+        return session, loaded
 
     def _plan_memory(
         self, load: Load, kv_name: str, segments: tuple[Segment, ...], max_model_len: int
@@ -254,11 +271,39 @@ class Engine:
                 tokens[index], logprobs[index] = sampled.token, sampled.logprobs
                 self._sampled[asid] = (position, sampled.token)
 
+    @property
+    def num_copies(self) -> int:
+        """Copies that were begun and not collected."""
+        return self._session.tiers.num_running if self._session else 0
+
+    def copies_fileno(self) -> int:
+        """A descriptor that polls as readable when a copy has ended; there are copies."""
+        assert self._session is not None
+        return self._session.tiers.fileno()
+
+    def begin_copy(self, copy: Copy) -> CopyDone | None:
+        """Begin a copy; None: it is under way. It finds what steps before it wrote: they have ended."""
+        if self._session is None:
+            message = "there is no model, and so no memory"
+            return CopyDone(
+                copy.id, 0.0, (), tuple(CopyFault(i, message) for i in range(len(copy.source.slots)))
+            )
+        return self._session.tiers.begin(copy)
+
+    def collect_copies(self, *, wait: bool = False) -> list[CopyDone]:
+        """The copies that have ended since the last call; with `wait`, all that were begun."""
+        if not self.num_copies or self._session is None:
+            return []
+        if wait:
+            self._session.tiers.wait()
+        return self._session.tiers.collect()
+
     def close(self) -> None:
-        """Unload the model and give its memory back. Idempotent."""
+        """Unload the model, drop what the tiers hold, and give all memory back. Idempotent."""
         if self._session is not None:
-            arena, self._session = self._session.arena, None
-            arena.close()
+            session, self._session = self._session, None
+            session.tiers.close()
+            session.arena.close()
             gc.unfreeze()
         self._sampled.clear()
         self._broken.clear()

@@ -1,7 +1,8 @@
 """A driver's process: `python -m drivers.host --fd N --kind cpu --name cpu:0 --threads 1`.
 
 Reads messages from an inherited socket and answers them, one after the other, until it is told to stop or
-the kernel is gone. Exit codes: 0 stopped or kernel gone, 2 the kernel sent garbage; anything else is a crash.
+the kernel is gone. Copies run beside that, and are answered when they have ended. Exit codes: 0 stopped or
+kernel gone, 2 the kernel sent garbage; anything else is a crash.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import time
 from typing import TYPE_CHECKING
 
 from drivers.link import KernelLink, LinkError
-from llmos.device import DRIVER_ABI, Hello, Load, Progress, Step, StopDriver
+from llmos.device import DRIVER_ABI, Copy, CopyDone, Hello, Load, Progress, Step, StopDriver
 
 if TYPE_CHECKING:
     from drivers.backend import Backend
@@ -59,17 +60,31 @@ def serve(link: KernelLink, backend: Backend, name: str) -> None:
             os.getpid(),
         )
     )
-    while True:
+    while _send_all(link, engine.collect_copies()):
+        if engine.num_copies and not link.wait_message(engine.copies_fileno()):
+            continue
         match link.receive():
             case Step() as step:
                 is_read = link.send(engine.run_step(step))
-            case Load() as load:
-                is_read = link.send(engine.load(load, ProgressReporter(link)))
-            case StopDriver() | None:
+            case Copy() as copy:
+                done = engine.begin_copy(copy)
+                is_read = done is None or link.send(done)
+            case Load() as load:  # what it takes the memory of must have ended
+                is_read = _send_all(link, engine.collect_copies(wait=True))
+                is_read = is_read and link.send(engine.load(load, ProgressReporter(link)))
+            case StopDriver():
+                _send_all(link, engine.collect_copies(wait=True))
+                break
+            case None:
                 break
         if not is_read:
             break
     engine.close()
+
+
+def _send_all(link: KernelLink, answers: list[CopyDone]) -> bool:
+    """Send some messages. False when the kernel is gone."""
+    return all(link.send(answer) for answer in answers)
 
 
 def open_backend(kind: str, name: str, num_threads: int, cpus: tuple[int, ...]) -> Backend:

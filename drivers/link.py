@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 
 import msgspec
@@ -45,6 +46,18 @@ class KernelLink:
             raise LinkError(f"undecodable message of {size} bytes: {error}") from None
         del self._buffer[:end]
         return message
+
+    def wait_message(self, fd: int) -> bool:
+        """Wait until a message or its beginning is here, or until `fd` is readable. True for the message.
+
+        The end of the stream counts as a message, as it does for `receive`.
+        """
+        if len(self._buffer) >= LENGTH.size:
+            return True
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        poll.register(fd, select.POLLIN)
+        return any(ready == self._sock.fileno() for ready, _ in poll.poll())
 
     def send(self, message: FromDriver) -> bool:
         """Send a message. False when the kernel is gone."""

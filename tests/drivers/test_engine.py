@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from model_zoo import Memory, load_model, save_checkpoint
@@ -17,6 +18,7 @@ from drivers.model.transformer import Model
 from drivers.ops.reference import ReferenceOps
 from llmos.device import (
     Bind,
+    Copy,
     CopyPage,
     Edit,
     Failed,
@@ -24,6 +26,7 @@ from llmos.device import (
     Load,
     Loaded,
     Map,
+    Place,
     Release,
     Reserve,
     Row,
@@ -198,3 +201,68 @@ def test_a_gpu_serves(checkpoint: Path) -> None:
     assert None not in tokens[0]
     assert tokens[0] == tokens[1]
     engine.close()
+
+
+@pytest.mark.parametrize("backend", [CpuDriver, TableCpuDriver])
+def test_a_process_that_was_swapped_out_and_in_goes_on(backend: type[CpuDriver], checkpoint: Path) -> None:
+    """Its pages leave while others run, come back to other frames, and its tokens are the model's."""
+    engine = Engine(backend(1), debug=True)
+    load = Load(
+        str(checkpoint), "tiny", "fp32", "auto", 1 << 19, 1 << 13, 4, 128, 64, host_bytes=1 << 17,
+        disk_bytes=1 << 16,
+    )  # fmt: skip
+    loaded = engine.load(load, lambda *progress: None)
+    assert isinstance(loaded, Loaded)
+    assert (loaded.num_host_slots, loaded.num_disk_slots) == (16, 8)
+    expected = Memory(load_model(checkpoint, max_model_len=128)).generate(PROMPT, 9)[0]
+
+    def begin(asid: int, first: int, *tokens: int) -> tuple[Edit, ...]:
+        maps = tuple(Map(asid, vpn, (first + vpn, first + 20 + vpn)) for vpn in range(4))
+        return (Reserve(asid), *maps, Bind(asid, GREEDY, (*PROMPT, *tokens), len(PROMPT)))
+
+    tokens = list(step(engine, begin(0, 0), Row(0, 0, PROMPT, True)).tokens)
+    tokens += [step(engine, (), Row(0, 45 + i, (), True)).tokens[0] for i in range(3)]
+    frames = (0, 1, 2, 3, 20, 21, 22, 23)
+    assert engine.begin_copy(Copy(1, Place("device", frames), Place("host", tuple(range(8, 16))))) is None
+    other = step(engine, (Release(0), *begin(1, 4)), Row(1, 0, PROMPT, True))  # while they leave
+    assert other.tokens == (expected[0],)
+    assert [(done.id, done.faults) for done in engine.collect_copies(wait=True)] == [(1, ())]
+    step(engine, (*begin(2, 0), Release(1)), Row(2, 0, (1, 2, 3) * 20, True))  # others write to its frames
+    assert (
+        engine.begin_copy(Copy(2, Place("host", tuple(range(8, 16))), Place("disk", tuple(range(8))))) is None
+    )
+    (out,) = engine.collect_copies(wait=True)
+    assert not out.faults
+    back = (40, 41, 42, 43, 60, 61, 62, 63)
+    engine.begin_copy(Copy(3, Place("disk", tuple(range(8))), Place("device", back), out.checksums))
+    step(engine, (), Row(2, 60, (4,), True))
+    assert [(done.id, done.faults) for done in engine.collect_copies(wait=True)] == [(3, ())]
+    assert engine.num_copies == 0
+    again = step(engine, begin(3, 40, *expected[:4]), Row(3, 48, (expected[3],), True))
+    tokens += again.tokens
+    tokens += [step(engine, (), Row(3, 49 + i, (), True)).tokens[0] for i in range(4)]
+    assert tokens == expected
+    engine.close()
+
+
+def test_copies_without_a_model_and_across_loads(checkpoint: Path) -> None:
+    """Without a model every slot is at fault; a load drops what the tiers held; a bad folder refuses it."""
+    engine = Engine(CpuDriver(1), debug=True)
+    copy = Copy(5, Place("host", (0, 1)), Place("device", (0, 1)))
+    done = engine.begin_copy(copy)
+    assert done is not None
+    assert [(fault.index, fault.message) for fault in done.faults] == [
+        (0, "there is no model, and so no memory"), (1, "there is no model, and so no memory")
+    ]  # fmt: skip
+    assert engine.collect_copies() == engine.collect_copies(wait=True) == []
+    load = Load(str(checkpoint), "tiny", "fp32", "auto", 1 << 19, 1 << 13, 4, 128, 64, host_bytes=1 << 14)
+    assert isinstance(engine.load(load, lambda *progress: None), Loaded)
+    assert engine.begin_copy(copy) is None
+    loaded = engine.load(msgspec.structs.replace(load, host_bytes=0), lambda *progress: None)
+    assert isinstance(loaded, Loaded)
+    assert loaded.num_host_slots == 0
+    assert engine.num_copies == 0
+    assert engine.begin_copy(copy) is not None
+    refused = engine.load(msgspec.structs.replace(load, disk_bytes=1 << 20, disk_folder="/nowhere"), print)
+    assert isinstance(refused, Failed)
+    assert "/nowhere" in refused.message

@@ -19,6 +19,8 @@ from llmos.device import (
     DRIVER_ABI,
     LENGTH,
     Bind,
+    Copy,
+    CopyDone,
     Edit,
     Failed,
     FromDriver,
@@ -27,6 +29,7 @@ from llmos.device import (
     Load,
     Loaded,
     Map,
+    Place,
     Progress,
     Release,
     Reserve,
@@ -220,6 +223,64 @@ def test_failures_stay_where_they_are(shared_driver: Driver, checkpoint: Path) -
     assert copied.faults == ()
 
 
+def test_copies_run_beside_steps(shared_driver: Driver, checkpoint: Path) -> None:
+    """Answers to copies come when they have ended, between those to steps, and disturb no token."""
+    loaded = shared_driver.load(checkpoint, host_bytes=1 << 20, disk_bytes=1 << 20)
+    assert isinstance(loaded, Loaded)
+    assert (loaded.num_host_slots, loaded.num_disk_slots) == (64, 64)
+    expected = expected_tokens(checkpoint, 8)
+    edits = (*pages(0, 60, loaded.kv), Bind(0, Sampling(), PROMPT, 45))
+    shared_driver.send(Step(1, edits, (Row(0, 0, PROMPT, True),)))
+    count = 2 * loaded.kv.num_pages(60)
+    frames, slots = tuple(range(count)), tuple(range(count))
+    shared_driver.send(Copy(100, Place("device", frames), Place("host", slots)))
+    for i in range(7):
+        shared_driver.send(Step(2 + i, (), (Row(0, 45 + i, (), True),)))
+    answers = [shared_driver.receive() for _ in range(9)]
+    done = [answer for answer in answers if isinstance(answer, StepDone)]
+    assert tuple(answer.tokens[0] for answer in done) == expected
+    (copied,) = (answer for answer in answers if isinstance(answer, CopyDone))
+    assert (copied.id, copied.faults) == (100, ())
+
+    # what left behind the prompt is what the prompt left: a space of other frames goes on from there
+    shared_driver.send(Copy(101, Place("host", slots), Place("disk", slots)))
+    out = shared_driver.receive()
+    assert isinstance(out, CopyDone)
+    assert len(out.checksums) == count
+    shared_driver.send(
+        Copy(102, Place("disk", slots), Place("device", tuple(f + 20 for f in frames)), out.checksums)
+    )
+    back = shared_driver.receive()
+    assert isinstance(back, CopyDone)
+    assert back.faults == ()
+    edits = (*pages(1, 60, loaded.kv, 20), Bind(1, Sampling(), (*PROMPT, expected[0]), 45))
+    assert shared_driver.step(edits, (Row(1, 45, expected[:1], True),)).tokens == expected[1:2]
+    shared_driver.send(Copy(103, Place("host", (0, 64)), Place("device", (0, 1))))
+    wrong = shared_driver.receive()
+    assert isinstance(wrong, CopyDone)
+    assert [(fault.index, fault.message) for fault in wrong.faults] == [
+        (1, "host slot 64 is outside the 64 there are")
+    ]
+
+
+@pytest.mark.parametrize("ending", ["stop", "load"])
+def test_copies_end_before_what_takes_their_memory(driver: Driver, checkpoint: Path, ending: str) -> None:
+    """A stop and a load wait for the copies sent before, and these are answered."""
+    assert isinstance(driver.load(checkpoint, host_bytes=1 << 20, copy_piece_bytes=16), Loaded)
+    for i in range(20):
+        driver.send(Copy(i, Place("device", (i, i + 20)), Place("host", (i, i + 20))))
+    if ending == "stop":
+        driver.send(StopDriver())
+        answers = [driver.receive() for _ in range(20)]
+        assert driver.wait() == 0
+    else:
+        driver.send(Load(str(checkpoint / "nowhere"), "tiny", "fp32", "auto", 1 << 20, 1 << 14, 4, 128, 64))
+        answers = [driver.receive() for _ in range(21)]
+        assert isinstance(answers.pop(), Failed)
+    assert sorted(answer.id for answer in answers if isinstance(answer, CopyDone)) == list(range(20))
+    assert not any(answer.faults for answer in answers if isinstance(answer, CopyDone))
+
+
 def test_a_refused_load_names_the_folder_and_leaves_a_driver_that_works(
     shared_driver: Driver, checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -232,6 +293,7 @@ def test_a_refused_load_names_the_folder_and_leaves_a_driver_that_works(
         (checkpoint, {"frame_bytes": 64}, "cannot hold one token"),
         (checkpoint, {"frame_bytes": 5000}, "not a multiple"),
         (checkpoint, {"pool_bytes": 20_000}, "too small"),
+        (checkpoint, {"disk_bytes": 1 << 20, "disk_folder": str(tmp_path / "nowhere")}, "nowhere"),
     ):
         answer = shared_driver.load(path, **changes)
         assert isinstance(answer, Failed), changes
