@@ -7,17 +7,22 @@ the kernel does with its memory: a mistake that would make a real device read wr
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections import deque
 
 import attrs
 import trio
 
 from drivers.sim_memory import ProtocolViolation, SimMemory
 from drivers.sim_model import SimModel, mix, penalty_term
+from drivers.sim_tiers import SimTiers
 from llmos.device import (
     DRIVER_ABI,
     Bind,
+    Copy,
+    CopyCost,
+    CopyDone,
+    CopyFault,
     CopyPage,
     CostModel,
     DriverLost,
@@ -40,6 +45,7 @@ from llmos.device import (
     StepDone,
     StepWork,
     StopDriver,
+    Tier,
     ToDriver,
     TokenLogprobs,
 )  # fmt: skip
@@ -51,6 +57,8 @@ DEFAULT_KV = KVFormat(
     "sim", (Segment("K", BYTES_PER_TOKEN), Segment("V", BYTES_PER_TOKEN)), 16 * BYTES_PER_TOKEN, 16
 )
 DEFAULT_COST = CostModel(base=0.01, per_token=1e-4)
+DEFAULT_HOST_COST = CopyCost(base=1e-5, bytes_per_second=1e6)  # a page of 512 bytes in half a millisecond
+DEFAULT_DISK_COST = CopyCost(base=1e-4, bytes_per_second=1e5)
 
 
 @attrs.frozen
@@ -61,6 +69,7 @@ class SimFaults:
     die_after_step: int | None = None  # answer so many steps, then be lost
     hang_after_step: int | None = None  # answer so many steps, then answer nothing any more
     faulty_token: int | None = None  # a row that carries this token is answered by a RowFault
+    faulty_copies: frozenset[int] = frozenset()  # the first slot of these copies, by id, fails
 
 
 @attrs.frozen
@@ -74,6 +83,8 @@ class SimStatistics:
     num_copied_pages: int
     num_spaces: int
     num_mapped_frames: int
+    num_copies: int  # between tiers
+    num_copied_bytes: int
 
 
 @attrs.define(eq=False)
@@ -102,6 +113,9 @@ class SimDriver:
         cost: seconds that each step takes; it is also what the driver says of itself.
         slowness: how many times longer than that steps really take; may be set at any time.
         num_frames: physical frames of the device.
+        max_slots: most slots of each lower tier: what tests call too little.
+        host_cost: of copies to and from the host area.
+        disk_cost: of copies to and from the swap file, and to and from images.
         kv: segments, and tokens per page.
         model: vocabulary and end tokens.
         max_model_len: longest context in tokens.
@@ -114,6 +128,9 @@ class SimDriver:
     cost: CostModel = DEFAULT_COST
     slowness: float = 1.0
     num_frames: int = 1024
+    max_slots: int = 1 << 30  # of each tier below, whatever the load asks for
+    host_cost: CopyCost = DEFAULT_HOST_COST
+    disk_cost: CopyCost = DEFAULT_DISK_COST
     kv: KVFormat = DEFAULT_KV
     model: SimModel = attrs.field(factory=SimModel)
     max_model_len: int = 4096
@@ -124,10 +141,13 @@ class SimDriver:
     steps: list[Step] = attrs.field(factory=list, init=False)
     violations: list[str] = attrs.field(factory=list, init=False)  # also raised, one by one
     memory: SimMemory = attrs.field(init=False)
+    tiers: SimTiers = attrs.field(init=False)
     _samplers: dict[int, _Sampler] = attrs.field(factory=dict, init=False)
     _load: Load | None = attrs.field(default=None, init=False)
-    _outbox: deque[tuple[float, FromDriver]] = attrs.field(factory=deque, init=False)
+    _outbox: list[tuple[float, int, FromDriver]] = attrs.field(factory=list, init=False)  # a heap, by time
+    _num_answers: int = attrs.field(default=0, init=False)
     _busy_until: float = attrs.field(default=-math.inf, init=False)
+    _copier_busy_until: dict[str, float] = attrs.field(factory=dict, init=False)
     _dead_at: float = attrs.field(default=math.inf, init=False)
     _why_dead: str = attrs.field(default="", init=False)
     _changed: trio.Event = attrs.field(factory=trio.Event, init=False)
@@ -136,12 +156,15 @@ class SimDriver:
     _num_tokens: int = attrs.field(default=0, init=False)
     _num_maps: int = attrs.field(default=0, init=False)
     _num_copied_pages: int = attrs.field(default=0, init=False)
+    _num_copies: int = attrs.field(default=0, init=False)
+    _num_copied_bytes: int = attrs.field(default=0, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.memory = SimMemory(self.kv, self.num_frames)
         memory_bytes = self.num_frames * self.kv.frame_bytes
         hello = Hello(DRIVER_ABI, "sim", self.name, "simulated device", memory_bytes, 1, None)
-        self._outbox.append((-math.inf, hello))
+        self.tiers = SimTiers(self.memory, {})
+        self._outbox.append((-math.inf, 0, hello))
 
     # --- the link ----------------------------------------------------------------------------------------
 
@@ -156,6 +179,8 @@ class SimDriver:
                     self._answer(self.load_seconds, self._load_model(message))
                 case Step():
                     self._take_step(message)
+                case Copy():
+                    self._take_copy(message)
                 case StopDriver():
                     self._die(max(trio.current_time(), self._busy_until), "stopped")
         except ProtocolViolation as violation:
@@ -168,7 +193,8 @@ class SimDriver:
         while True:
             due = self._outbox[0][0] if self._outbox else math.inf
             if due <= trio.current_time() and due <= self._dead_at:
-                return self._outbox.popleft()[1]
+                answer = heapq.heappop(self._outbox)[-1]
+                return self.tiers.end(answer) if isinstance(answer, CopyDone) else answer
             if trio.current_time() >= self._dead_at:
                 raise DriverLost(f"{self.name}: {self._why_dead}")
             self._changed = trio.Event()
@@ -194,11 +220,17 @@ class SimDriver:
             num_copied_pages=self._num_copied_pages,
             num_spaces=len(self.memory.spaces),
             num_mapped_frames=self.memory.num_mapped_frames,
+            num_copies=self._num_copies,
+            num_copied_bytes=self._num_copied_bytes,
         )
 
     def _answer(self, seconds: float, message: FromDriver) -> None:
         self._busy_until = max(trio.current_time(), self._busy_until) + seconds
-        self._outbox.append((self._busy_until, message))
+        self._post(self._busy_until, message)
+
+    def _post(self, due: float, message: FromDriver) -> None:
+        self._num_answers += 1
+        heapq.heappush(self._outbox, (due, self._num_answers, message))
         self._changed.set()
 
     def _die(self, when: float, why: str) -> None:
@@ -228,8 +260,47 @@ class SimDriver:
             num_parameters=0,
             kernels="sim",
         )
-        profile = Profile(self.cost, error=0.0, num_steps=0, seconds=0.0)
-        return Loaded(info, self.kv, self.num_frames, self.load_seconds, profile=profile)
+        num_slots: dict[Tier, int] = {
+            "host": min(self.max_slots, load.host_bytes // self.kv.frame_bytes),
+            "disk": min(self.max_slots, load.disk_bytes // self.kv.frame_bytes),
+        }
+        self.tiers.num_slots = num_slots
+        profile = Profile(
+            self.cost,
+            error=0.0,
+            num_steps=0,
+            seconds=0.0,
+            host=self.host_cost if num_slots["host"] else None,
+            disk=self.disk_cost if num_slots["disk"] else None,
+        )
+        return Loaded(
+            info,
+            self.kv,
+            self.num_frames,
+            self.load_seconds,
+            profile=profile,
+            num_host_slots=num_slots["host"],
+            num_disk_slots=num_slots["disk"],
+        )
+
+    def _take_copy(self, copy: Copy) -> None:
+        """Start a copy beside the steps; each tier copies one after the other, in each direction."""
+        if self._load is None:
+            raise ProtocolViolation(f"copy {copy.id} before a model was loaded")
+        self.tiers.begin(copy)
+        self._num_copies += 1
+        self._num_copied_bytes += len(copy.source.slots) * self.kv.frame_bytes
+        places = {copy.source.tier, copy.target.tier}
+        cost = self.host_cost if places == {"device", "host"} else self.disk_cost
+        seconds = self.tiers.seconds(copy, self._load, cost.base, cost.bytes_per_second)
+        line = f"{copy.source.tier} to {copy.target.tier}"
+        # What was sent before is done first.
+        start = max(trio.current_time(), self._busy_until, self._copier_busy_until.get(line, -math.inf))
+        self._copier_busy_until[line] = start + seconds
+        faults: tuple[CopyFault, ...] = ()
+        if copy.id in self.faults.faulty_copies:
+            faults = (CopyFault(0, f"{copy.target.tier} slot {copy.target.slots[0]} cannot be written"),)
+        self._post(start + seconds, CopyDone(copy.id, seconds, (), faults))
 
     def _take_step(self, step: Step) -> None:
         if self._load is None:

@@ -43,6 +43,8 @@ class SimMemory:
     kv: KVFormat
     num_frames: int
     spaces: dict[int, SimSpace] = attrs.field(factory=dict, init=False)
+    being_read: set[int] = attrs.field(factory=set, init=False)  # frames, by copies to lower tiers
+    being_filled: set[int] = attrs.field(factory=set, init=False)
     _frames: dict[int, list[Slot]] = attrs.field(factory=dict, init=False)
     _users: dict[int, set[tuple[int, int, int]]] = attrs.field(
         factory=dict, init=False
@@ -92,11 +94,14 @@ class SimMemory:
         for target in edit.targets:
             if target in edit.sources:
                 raise ProtocolViolation(f"frame {target} is copied onto a source of the same copy")
+            self._check_writable(target)
             if len(self._users.get(target, ())) > 1:
                 raise ProtocolViolation(
                     f"frame {target} is overwritten while shared by {self._name_users(target)}"
                 )
         for source, target in zip(edit.sources, edit.targets, strict=True):
+            if source in self.being_filled:
+                raise ProtocolViolation(f"frame {source} is copied while a copy fills it")
             self._frames[target] = list(self._frames.get(source, ()))
             for asid, vpn, _ in self._users.get(target, ()):
                 space = self.spaces[asid]
@@ -136,6 +141,7 @@ class SimMemory:
                         f"space {asid} writes page {vpn} to frame {pfn}, shared by {self._name_users(pfn)}: "
                         "copy-on-write was missed, or the frame was given away too early"
                     )
+                self._check_writable(pfn)
                 frame = self._frames.setdefault(pfn, [])
                 del frame[low - vpn * size :]
                 frame.extend(
@@ -143,11 +149,28 @@ class SimMemory:
                 )
         space.num_checked = end
 
+    def frame(self, pfn: int) -> list[Slot]:
+        """What a frame holds."""
+        return self._frames.get(pfn, [])
+
+    def fill(self, pfn: int, slots: list[Slot]) -> None:
+        """Set what a frame holds, from a lower tier."""
+        self._frames[pfn] = slots
+        for asid, vpn, _ in self._users.get(pfn, ()):
+            space = self.spaces[asid]
+            space.num_checked = min(space.num_checked, vpn * self.kv.tokens_per_page)
+
+    def _check_writable(self, pfn: int) -> None:
+        if pfn in self.being_read or pfn in self.being_filled:
+            raise ProtocolViolation(f"frame {pfn} is written while a copy uses it")
+
     def _slot(self, space: SimSpace, position: int) -> Slot:
         """Read one position through every segment of the page table."""
         vpn, offset = divmod(position, self.kv.tokens_per_page)
         slots = []
         for segment, pfn in enumerate(self._page(space, vpn)):
+            if pfn in self.being_filled:
+                raise ProtocolViolation(f"space {space.asid} reads frame {pfn} while a copy fills it")
             frame = self._frames.get(pfn, ())
             if offset >= len(frame):
                 raise ProtocolViolation(

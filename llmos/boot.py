@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -31,6 +32,7 @@ from llmos.sched.core import Core
 from llmos.sched.fair import TokenFair
 from llmos.sched.messages import Kill
 from llmos.sched.policy import FirstComeFirstServed, ResidencyPolicy
+from llmos.sched.preemption import PreemptionCosts
 from syscalls.paths import default_socket_path, prepare_socket_directory
 
 
@@ -96,6 +98,9 @@ async def boot(
                         init.start, ChildSpec(name="gateway", run=gateway.run)
                     )  # the OpenAI door
             await init.start(ChildSpec(name="reaper", run=system.reap_forgotten))  # old zombies
+            await init.start(
+                ChildSpec(name="sweeper", run=partial(system.sweep_idle, config.swap_idle_seconds))
+            )  # memory of chats that wait for their people
             ready = announce(system, gateway, socket_path, trio.current_time() - began)
             task_status.started((system, ready))
             grace_seconds = await shutdown.wait()
@@ -195,6 +200,9 @@ def make_core(config: Config, name: str, system: System) -> Core:
         system.on_exit,
         config.prefix_cache,
         config.cache_policy,
+        PreemptionCosts(config.preempt, config.switching, config.max_step_tokens),
+        config.swap_reuse,
+        partial(system.events.record, level="warning"),
     )
 
 
@@ -212,6 +220,10 @@ def load_message(config: Config, model_path: str) -> Load:
         max_step_tokens=config.max_step_tokens,
         max_divergence=config.max_divergence,
         quality_text=config.quality_text,
+        host_bytes=config.swap_mib << 20,
+        disk_bytes=config.swap_file_mib << 20,
+        disk_folder=config.swap_folder,
+        copy_piece_bytes=config.swap_piece_kib << 10 if config.swap_piece_kib else None,
     )
 
 

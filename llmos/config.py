@@ -80,6 +80,33 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         Literal["cost", "lru"],
         Meta(description="which of those pages go first: cheap ones or old ones"),
     ] = "cost"
+    swap_mib: Annotated[
+        int, Meta(ge=0, description="host area that processes are swapped out to, per device; 0: none")
+    ] = 0
+    swap_file_mib: Annotated[
+        int, Meta(ge=0, description="swap file behind the host area, per device; 0: none")
+    ] = 0
+    swap_folder: Annotated[
+        str | None, Meta(description="where the swap file lies; default: the folder for temporary files")
+    ] = None
+    swap_idle_seconds: Annotated[
+        float, Meta(gt=0, description="who waits for input for so long is swapped out")
+    ] = 30.0
+    swap_reuse: Annotated[
+        bool,
+        Meta(description="keep copies of what was swapped in: next time only what is new is sent"),
+    ] = True
+    swap_piece_kib: Annotated[
+        Positive | None, Meta(description="experiment: swap in pieces of this size; default: whole runs")
+    ] = None
+    preempt: Annotated[
+        Literal["auto", "swap", "recompute"],
+        Meta(description="how processes lose their memory; auto: the cheaper way"),
+    ] = "auto"
+    switching: Annotated[
+        Literal["auto", "async", "sync"],
+        Meta(description="do steps wait for swaps; auto: when that loses fewer tokens"),
+    ] = "auto"
     step_timeout_seconds: Annotated[
         float, Meta(gt=0, description="a driver whose step takes longer is restarted")
     ] = 120.0

@@ -46,6 +46,12 @@ class OutOfSpaces(PressureError):
     resource = "address spaces"
 
 
+class OutOfSlots(PressureError):
+    """Not enough slots of a lower tier of memory."""
+
+    resource = "slots"
+
+
 # --- ours ------------------------------------------------------------------------------------------------
 
 

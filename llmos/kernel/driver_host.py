@@ -11,6 +11,7 @@ import trio
 
 from llmos.device import (
     DRIVER_ABI,
+    CopyDone,
     DriverLink,
     DriverLost,
     Failed,
@@ -28,7 +29,7 @@ from llmos.ipc.mailbox import MailboxClosed
 from llmos.kernel.events import EventLog
 from llmos.params import DRIVER_RESTART_WINDOW_SECONDS, DRIVER_START_SECONDS, MAX_DRIVER_RESTARTS
 from llmos.sched.core import Core
-from llmos.sched.messages import DriverDown, DriverUp, StepFinished
+from llmos.sched.messages import CopyFinished, DriverDown, DriverUp, StepFinished
 
 OpenLink = Callable[[], Awaitable[DriverLink]]
 
@@ -177,11 +178,15 @@ class DriverHost:
                     nursery.cancel_scope.cancel()
                     lost = error
                     break
-                if not isinstance(message, StepDone):
-                    nursery.cancel_scope.cancel()
-                    lost = DriverLost(f"driver {self.name} sent {type(message).__name__} out of turn")
-                    break
-                self._tell(StepFinished(message))
+                match message:
+                    case StepDone():
+                        self._tell(StepFinished(message))
+                    case CopyDone():
+                        self._tell(CopyFinished(message))
+                    case _:
+                        nursery.cancel_scope.cancel()
+                        lost = DriverLost(f"driver {self.name} sent {type(message).__name__} out of turn")
+                        break
         raise lost
 
     async def _watch(self, link: DriverLink) -> None:
@@ -208,7 +213,7 @@ class DriverHost:
         self._events.record("driver", f"{self.name}: {message}", level="error")
         self._tell(DriverDown(message, is_final=True))
 
-    def _tell(self, message: DriverUp | DriverDown | StepFinished) -> None:
+    def _tell(self, message: DriverUp | DriverDown | StepFinished | CopyFinished) -> None:
         with contextlib.suppress(MailboxClosed):  # the kernel is stopping
             self.core.mailbox.send_nowait(message)
 

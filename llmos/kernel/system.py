@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import structlog
 import trio
 
 from llmos.device import KVFormat, Loaded
+from llmos.ipc.mailbox import MailboxClosed
 from llmos.kernel.driver_host import DriverHost, HostState
 from llmos.kernel.events import EventLog
 from llmos.kernel.metrics import Metrics
@@ -22,6 +24,7 @@ from llmos.proc.pcb import Process
 from llmos.proc.table import ProcessTable
 from llmos.sched.accounts import Accounts
 from llmos.sched.core import Core
+from llmos.sched.messages import Sweep
 from syscalls.errno import Errno, SyscallError
 from syscalls.process import ProcessInfo
 from syscalls.system import CacheInfo, DeviceInfo, FormatQuality, Model, StatisticsInfo, StepCost
@@ -229,6 +232,17 @@ class System:
                     and now - process.ended_at > ZOMBIE_SECONDS
                 ):
                     self.reap(process)
+
+    async def sweep_idle(
+        self, idle_seconds: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Now and then have processes swapped out that have waited so long for input. Runs for ever."""
+        task_status.started()
+        while True:
+            await trio.sleep(idle_seconds / 4)
+            for core in self.cores.values():
+                with contextlib.suppress(MailboxClosed):  # the kernel is stopping
+                    core.mailbox.send_nowait(Sweep(idle_seconds))
 
     # --- numbers -----------------------------------------------------------------------------------------
 

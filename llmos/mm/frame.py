@@ -37,12 +37,16 @@ class FramePool:
     num_frames: int
     # refcounts[pfn]; to be read by others, never written. Plain, since the VMM looks at it for every token.
     refcounts: list[int] = field(init=False)
+    generations: list[int] = field(
+        init=False
+    )  # how often each frame was allocated: which of its lives it is in
     _free: list[Pfn] = field(init=False)  # a heap
 
     def __attrs_post_init__(self) -> None:
         if self.num_frames < 1:
             raise ValueError(f"a pool has at least 1 frame, not {self.num_frames}")
         self.refcounts = [0] * self.num_frames
+        self.generations = [0] * self.num_frames
         self._free = [Pfn(pfn) for pfn in range(self.num_frames)]
 
     @property
@@ -61,6 +65,7 @@ class FramePool:
         frames = [heapq.heappop(self._free) for _ in range(count)]
         for pfn in frames:
             self.refcounts[pfn] = 1
+            self.generations[pfn] += 1
         return frames
 
     def acquire(self, pfn: Pfn) -> None:

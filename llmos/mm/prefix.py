@@ -199,6 +199,10 @@ class PrefixIndex:
         self._num_idle = 0
         self._pool = pool
 
+    def holds(self, frames: PageFrames) -> bool:
+        """Is this page in the index?"""
+        return frames[0] in self._nodes
+
     def frames(self) -> Iterator[PageFrames]:
         """All pages in the index."""
         return (node.frames for node in self._nodes.values())

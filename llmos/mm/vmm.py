@@ -8,11 +8,12 @@ at once: whoever writes it next does so after every step that could still read i
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from attrs import frozen
 
-from llmos.device import Asid, CopyPage, Edit, KVFormat, Map, Release, Reserve, Vpn
+from llmos.device import Asid, CopyPage, Edit, KVFormat, Map, Pfn, Release, Reserve, Vpn
 from llmos.errors import KernelPanic, OutOfFrames, OutOfSpaces
 from llmos.mm.address_space import AddressSpace
 from llmos.mm.eviction import CostAware, Eviction
@@ -68,6 +69,7 @@ class VMM:
         self._spaces: dict[Asid, AddressSpace] = {}
         self._free_asids = [Asid(asid) for asid in range(max_spaces)]  # a heap
         self._edits: list[Edit] = []
+        self._pins: Counter[PageFrames] = Counter()  # pages that copies between tiers read or write
         self._num_copies = self._num_tail_copies = 0
 
     # --- spaces come and go ------------------------------------------------------------------------------
@@ -144,10 +146,11 @@ class VMM:
         self._refcounts = self._pool.refcounts
         self._index.reset(self._pool)
         self._edits.clear()
+        self._pins.clear()
 
     # --- pages come and go -------------------------------------------------------------------------------
 
-    def attach_prefix(self, space: AddressSpace, tokens: Sequence[int], limit: int) -> int:
+    def attach_prefix(self, space: AddressSpace, tokens: Sequence[int], limit: int, has: int = 0) -> int:
         """Map what others have computed for the same first tokens into an empty space.
 
         Whole pages are shared; where the tokens part inside a page, its first ones are copied.
@@ -156,6 +159,7 @@ class VMM:
             space: open, with nothing mapped.
             tokens: ids of the prompt.
             limit: cover at most so many tokens: the caller leaves at least one to compute.
+            has: tokens that the caller can get in another way: no page is copied for those.
 
         Returns:
             How many tokens are covered; they need not be computed.
@@ -168,7 +172,12 @@ class VMM:
         found = self._index.match(space.salt, tokens, limit)
         self._map_shared(space, found.pages)
         covered = len(found.pages) * self._tokens_per_page
-        return covered + (self._copy_tail(space, found.tail, found.num_tail_tokens) if found.tail else 0)
+        if found.tail is None:
+            return covered
+        if covered + found.num_tail_tokens <= has:
+            self._release_pages((found.tail,))
+            return covered
+        return covered + self._copy_tail(space, found.tail, found.num_tail_tokens)
 
     def grow(self, space: AddressSpace, start: int, end: int) -> None:
         """Make positions [start, end) writable: mapped, and shared with nobody. All or nothing.
@@ -244,6 +253,34 @@ class VMM:
         """Give back every page; the space stays open."""
         self.truncate(space, 0)
 
+    # --- copies between tiers ----------------------------------------------------------------------------
+
+    def pin(self, pages: Sequence[PageFrames]) -> None:
+        """Keep mapped pages as they are: while a copy reads them, or fills them, they have one user more.
+
+        Who writes to a pinned page gets a copy of it first, and who gives it up does not free it.
+        """
+        for frames in pages:
+            self._pins[frames] += 1
+            for pfn in frames:
+                self._pool.acquire(pfn)
+
+    def unpin(self, pages: Sequence[PageFrames]) -> None:
+        """The copy has ended."""
+        for frames in pages:
+            self._pins[frames] -= 1
+            if not self._pins[frames]:
+                del self._pins[frames]
+        self._release_pages(pages)
+
+    def is_only_pinned(self, frames: PageFrames) -> bool:
+        """Will a page be free, or free to be evicted, when its copies have ended?"""
+        return self._refcounts[frames[0]] == self._pins[frames] + self._index.holds(frames)
+
+    def generation(self, pfn: Pfn) -> int:
+        """Which of its lives a frame is in: the number changes when it gets a new owner."""
+        return self._pool.generations[pfn]
+
     # --- the device's side -------------------------------------------------------------------------------
 
     def take_edits(self) -> tuple[Edit, ...]:
@@ -274,6 +311,11 @@ class VMM:
         """Pages of the prefix index, in use or not, each with the salt that it is found under."""
         return self._index.pages()
 
+    @property
+    def num_allocatable_frames(self) -> int:
+        """Frames that can be had: free, or only cached."""
+        return self._pool.num_free + self._index.num_idle_frames
+
     def statistics(self) -> VmmStatistics:
         """Count. O(1)."""
         return VmmStatistics(
@@ -297,7 +339,7 @@ class VMM:
             for frames in space.page_table.entries:
                 for pfn in frames:
                     expected[pfn] += 1
-        for frames in self._index.frames():
+        for frames in (*self._index.frames(), *self._pins.elements()):
             for pfn in frames:
                 expected[pfn] += 1
         if expected != self._refcounts:

@@ -25,6 +25,7 @@ class ProcState(enum.Enum):
 
     EMBRYO = "EMBRYO"  # being made; not on any queue
     READY = "READY"  # wants the device, waits in the run queue
+    SWAPPED = "SWAPPED"  # the same, and its memory is on a lower tier
     RUNNING = "RUNNING"  # resident, takes part in steps
     BLOCKED = "BLOCKED"  # waits for something; `blocked_on` says for what
     STOPPED = "STOPPED"  # by request; its memory stays
@@ -49,14 +50,31 @@ class Prefill:
         return f"Prefill({self.pid})"
 
 
-BlockReason = Input | Prefill
+@attrs.frozen
+class Swap:
+    """Its memory, which is on its way back to the device."""
+
+    def __str__(self) -> str:
+        return "Swap"
+
+
+BlockReason = Input | Prefill | Swap
 
 TRANSITIONS: dict[ProcState, frozenset[ProcState]] = {
-    ProcState.EMBRYO: frozenset({ProcState.READY, ProcState.BLOCKED, ProcState.ZOMBIE}),
-    ProcState.READY: frozenset({ProcState.RUNNING, ProcState.STOPPED, ProcState.ZOMBIE}),
-    ProcState.RUNNING: frozenset({ProcState.READY, ProcState.BLOCKED, ProcState.STOPPED, ProcState.ZOMBIE}),
-    ProcState.BLOCKED: frozenset({ProcState.READY, ProcState.STOPPED, ProcState.ZOMBIE}),
-    ProcState.STOPPED: frozenset({ProcState.READY, ProcState.BLOCKED, ProcState.ZOMBIE}),
+    ProcState.EMBRYO: frozenset(
+        {ProcState.READY, ProcState.SWAPPED, ProcState.BLOCKED, ProcState.STOPPED, ProcState.ZOMBIE}
+    ),
+    ProcState.READY: frozenset({ProcState.RUNNING, ProcState.BLOCKED, ProcState.STOPPED, ProcState.ZOMBIE}),
+    ProcState.SWAPPED: frozenset(
+        {ProcState.READY, ProcState.RUNNING, ProcState.BLOCKED, ProcState.STOPPED, ProcState.ZOMBIE}
+    ),
+    ProcState.RUNNING: frozenset(
+        {ProcState.READY, ProcState.SWAPPED, ProcState.BLOCKED, ProcState.STOPPED, ProcState.ZOMBIE}
+    ),
+    ProcState.BLOCKED: frozenset(
+        {ProcState.READY, ProcState.SWAPPED, ProcState.RUNNING, ProcState.STOPPED, ProcState.ZOMBIE}
+    ),
+    ProcState.STOPPED: frozenset({ProcState.READY, ProcState.SWAPPED, ProcState.BLOCKED, ProcState.ZOMBIE}),
     ProcState.ZOMBIE: frozenset(),
 }
 

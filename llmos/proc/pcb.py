@@ -18,6 +18,7 @@ from typing import NewType
 import attrs
 
 from llmos.mm.address_space import AddressSpace
+from llmos.mm.page_copy import Backing
 from llmos.proc.lifecycle import BlockReason, ProcState
 from llmos.proc.timeline import Timeline
 from syscalls.process import ExitStatus, Usage
@@ -69,6 +70,9 @@ class Process:
     epoch: int = 0  # results of steps issued in an older epoch are not for this life of the process
     bound: bool = False  # the device knows how this turn samples
     space: AddressSpace | None = None
+    backing: Backing = attrs.field(factory=Backing)  # what it has on lower tiers
+    num_arriving: int = 0  # copies that bring its memory back
+    idle_since: float | None = None  # since when it waits for input
     heirs: list[Process] = attrs.field(factory=list)  # siblings that wait for this one's prefill
     status: ExitStatus | None = None  # of the process, or of an interactive one's last turn
 
@@ -113,6 +117,12 @@ class Process:
         return self.status is not None
 
     @property
+    def ready_state(self) -> ProcState:
+        """What it is when it wants to run: READY, or SWAPPED when its memory is on a lower tier."""
+        is_swapped = self.space is None and any(True for _ in self.backing)
+        return ProcState.SWAPPED if is_swapped else ProcState.READY
+
+    @property
     def describe_state(self) -> str:
         """What ps prints: READY, BLOCKED(Input), …"""
         return f"{self.state.value}({self.blocked_on})" if self.blocked_on else self.state.value
@@ -151,3 +161,4 @@ class Process:
         assert self.num_pending == 0 or self.num_scheduled == len(self.tokens) + self.num_pending - 1, self
         assert (self.state is ProcState.BLOCKED) == (self.blocked_on is not None), self
         assert self.space is None or self.state is not ProcState.ZOMBIE, self
+        assert not self.num_arriving or self.space is not None, self

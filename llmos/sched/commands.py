@@ -80,7 +80,8 @@ def cont(residents: Residents, process: Process) -> None:
     """Let a stopped process go on."""
     if process.state is not ProcState.STOPPED:
         raise SyscallError(Errno.EBUSY, f"process {process.pid} is {process.describe_state}, not STOPPED")
-    residents.set_state(process, ProcState.BLOCKED if process.turn_is_over else ProcState.READY)
+    blocks = process.turn_is_over or process.num_arriving
+    residents.set_state(process, ProcState.BLOCKED if blocks else process.ready_state)
     residents.admission_is_due = True
 
 
@@ -107,9 +108,10 @@ def write_input(
     process.turn_started_at = trio.current_time()
     process.timeline.given(process.turn_started_at, len(tokens))
     process.status = None
+    process.idle_since = None
     process.bound = False
     if process.state is ProcState.BLOCKED:
-        residents.set_state(process, ProcState.READY)
+        residents.set_state(process, process.ready_state)
     residents.admission_is_due = True
 
 
@@ -129,10 +131,12 @@ def fork(residents: Residents, parent: Process, children: Sequence[Process]) -> 
         if parent.space is not None and residents.switch is not None:
             shared = min(parent.num_scheduled, len(parent.tokens) - 1)
             residents.share_if_room(parent, child, shared)
+        elif residents.switch is not None:
+            residents.switch.inherit(parent, child)
         if child.turn_is_over:
             move(child, ProcState.BLOCKED, Input())
         else:
-            move(child, ProcState.READY)
+            move(child, child.ready_state)
         residents.queue.add(child)
         residents.recorder.note_state(child, len(residents.queue.waiting))
     residents.admission_is_due = True

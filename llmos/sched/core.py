@@ -16,6 +16,8 @@ import structlog
 import trio
 
 from llmos.device import (
+    Copy,
+    CopyDone,
     DriverLink,
     DriverLost,
     KVFormat,
@@ -24,12 +26,14 @@ from llmos.device import (
     Step,
     StepDone,
     StepWork,
+    Tier,
     count_pairs,
 )  # fmt: skip
 from llmos.errors import OutOfFrames
 from llmos.ipc.actor import Actor, ActorStatistics
 from llmos.ipc.mailbox import Mailbox
 from llmos.mm.eviction import EVICTION_POLICIES, CostAware
+from llmos.mm.swap import Swap, SwapStatistics
 from llmos.mm.vmm import VMM, VmmStatistics
 from llmos.params import STEPS_IN_FLIGHT
 from llmos.proc.lifecycle import ProcState
@@ -38,8 +42,17 @@ from llmos.sched import commands
 from llmos.sched.accounts import Accounts
 from llmos.sched.batch import BatchLimits, compose
 from llmos.sched.forecast import Forecast
-from llmos.sched.messages import DriverDown, DriverUp, Enqueue, Message, StepFinished
+from llmos.sched.messages import (
+    CopyFinished,
+    DriverDown,
+    DriverUp,
+    Enqueue,
+    Message,
+    StepFinished,
+    Sweep,
+)  # fmt: skip
 from llmos.sched.policy import ResidencyPolicy
+from llmos.sched.preemption import PreemptionCosts
 from llmos.sched.residents import Residents
 from llmos.sched.switch import ContextSwitch
 from syscalls.process import ExitStatus
@@ -63,6 +76,7 @@ class CoreStatistics(ActorStatistics):
     num_preemptions: int
     device_seconds: float
     memory: VmmStatistics | None
+    swap: SwapStatistics | None
 
 
 @attrs.frozen
@@ -88,6 +102,9 @@ class Core(Actor[Message]):
         on_exit: called with each process as it becomes a zombie.
         prefix_cache: keep the pages of ended processes for others to share.
         cache_policy: which of them go first, one of EVICTION_POLICIES.
+        preemption: how processes lose their memory.
+        swap_reuse: keep copies on lower tiers when their pages are back.
+        on_event: told, with a subsystem, of what an operator should know.
     """
 
     def __init__(
@@ -101,6 +118,9 @@ class Core(Actor[Message]):
         on_exit: Callable[[Process], None],
         prefix_cache: bool = True,
         cache_policy: str = CostAware.name,
+        preemption: PreemptionCosts | None = None,
+        swap_reuse: bool = True,
+        on_event: Callable[[str, str], None] = lambda subsystem, text: None,
     ) -> None:
         # Unbounded: senders are syscalls and one driver, bounded by the process table and steps in flight.
         super().__init__(name, Mailbox(math.inf))
@@ -113,6 +133,9 @@ class Core(Actor[Message]):
         self.max_spaces = max_spaces
         self.prefix_cache = prefix_cache
         self.cache_policy = cache_policy
+        self.preemption = preemption or PreemptionCosts(max_step_tokens=limits.max_step_tokens)
+        self.swap_reuse = swap_reuse
+        self.on_event = on_event
         self._link: DriverLink | None = None
         self._in_flight: deque[InFlight] = deque()
         self._step_id = 0
@@ -127,16 +150,16 @@ class Core(Actor[Message]):
         while True:
             for message in self.mailbox.drain_nowait():
                 self._handle(message)
-            step = self._plan() if self._link and len(self._in_flight) < STEPS_IN_FLIGHT else None
-            if step is None:
+            orders = self._plan() if self._link and len(self._in_flight) < STEPS_IN_FLIGHT else []
+            if not orders:
                 try:
                     self._handle(await self.mailbox.receive())
                 except trio.EndOfChannel:
                     return
-            else:
+            for order in orders:
                 try:
-                    assert self._link is not None
-                    await self._link.send(step)
+                    if self._link is not None:
+                        await self._link.send(order)
                 except DriverLost:
                     self._link = None  # DriverDown is on its way, from the task that reads the link
 
@@ -144,6 +167,11 @@ class Core(Actor[Message]):
         match message:
             case StepFinished(result):
                 self._apply(result)
+            case CopyFinished(result):
+                self._finish_copy(result)
+            case Sweep(idle_seconds):
+                if self._link is not None:
+                    self.residents.sweep(idle_seconds)
             case Enqueue(processes):
                 commands.enqueue(self.residents, processes)
             case DriverUp(link, loaded):
@@ -155,13 +183,26 @@ class Core(Actor[Message]):
 
     # --- planning ----------------------------------------------------------------------------------------
 
-    def _plan(self) -> Step | None:
-        """Compose the next step, map its memory, and account for it; None when nobody can run."""
+    def _plan(self) -> list[Step | Copy]:
+        """Decide what the device is to do next; empty when there is nothing.
+
+        Copies come after the step, whose edits may make what they copy.
+        """
         residents, switch = self.residents, self.residents.switch
         assert switch is not None
-        vmm = switch.vmm
         if residents.admission_is_due:
             residents.admit()
+        orders: list[Step | Copy] = []
+        if not switch.must_wait(residents.queue.running) and (step := self._plan_step(switch)) is not None:
+            orders.append(step)
+        copies = switch.take_copies()
+        if copies and not orders and (edits := switch.take_edits()):
+            orders.append(self._issue(Step(self._step_id + 1, edits, ()), [], StepWork()))
+        return orders + copies
+
+    def _plan_step(self, switch: ContextSwitch) -> Step | None:
+        """Compose the next step, map its memory, and account for it; None when nobody can run."""
+        residents, vmm = self.residents, switch.vmm
         rows: list[Row] = []
         entries: list[tuple[Process, int, int, bool]] = []
         placed: set[Pid] = set()
@@ -205,13 +246,16 @@ class Core(Actor[Message]):
                 elders.append(process)
         if not rows:
             return None
-        self._step_id += 1
         work = StepWork(num_tokens, len(rows), num_context_tokens, num_pairs)
-        self._in_flight.append(InFlight(self._step_id, trio.current_time(), entries, work))
-        step = Step(self._step_id, switch.take_edits(), tuple(rows))
+        step = self._issue(Step(self._step_id + 1, switch.take_edits(), tuple(rows)), entries, work)
         # Only now: the heirs' mappings must ride on the next step, since this one still writes those pages.
         for elder in elders:
             residents.release_heirs(elder)
+        return step
+
+    def _issue(self, step: Step, entries: list[tuple[Process, int, int, bool]], work: StepWork) -> Step:
+        self._step_id = step.id
+        self._in_flight.append(InFlight(step.id, trio.current_time(), entries, work))
         return step
 
     # --- results -----------------------------------------------------------------------------------------
@@ -226,7 +270,7 @@ class Core(Actor[Message]):
         step = self._in_flight.popleft()
         self.num_steps += 1
         self.device_seconds += result.seconds
-        if self.forecast is not None:
+        if self.forecast is not None and step.entries:
             self.forecast.learn(step.work, result.seconds)
         now = trio.current_time()
         faults = {fault.row: fault.message for fault in result.faults}
@@ -272,6 +316,14 @@ class Core(Actor[Message]):
         for process in woken:
             process.wake_readers()
 
+    def _finish_copy(self, result: CopyDone) -> None:
+        """Take the end of a copy between tiers in."""
+        assert self.residents.switch is not None
+        if self.residents.switch.swap.finish(result) is None:
+            log.error("driver_out_of_step", device=self.name, copy=result.id)
+            if self._link is not None:
+                self._link.kill()
+
     def _is_answer(self, result: StepDone) -> bool:
         """Does a result answer the oldest step in flight, row by row?"""
         if not self._in_flight:
@@ -282,24 +334,31 @@ class Core(Actor[Message]):
     # --- the device comes and goes -----------------------------------------------------------------------
 
     def _attach(self, link: DriverLink, loaded: Loaded) -> None:
-        if self.loaded is None or self.loaded.kv != loaded.kv or self.loaded.num_frames != loaded.num_frames:
-            self.residents.switch = ContextSwitch(self._new_vmm(loaded.kv, loaded))
+        if self.loaded is None or _memory_of(self.loaded) != _memory_of(loaded):
+            self.residents.switch = self._new_switch(loaded)
         self.loaded = loaded
         self.forecast = (
             Forecast(loaded.profile.cost, self.limits.target_seconds) if loaded.profile is not None else None
         )
+        self.preemption.forecast, self.preemption.profile = self.forecast, loaded.profile
         self._link = link
         self.residents.admission_is_due = True
 
-    def _new_vmm(self, kv: KVFormat, loaded: Loaded) -> VMM:
-        return VMM(
-            kv,
+    def _new_switch(self, loaded: Loaded) -> ContextSwitch:
+        vmm = VMM(
+            loaded.kv,
             num_frames=loaded.num_frames,
             max_spaces=self.max_spaces,
             max_model_len=loaded.model.max_model_len,
             prefix_cache=self.prefix_cache,
             eviction=EVICTION_POLICIES[self.cache_policy](),
         )
+        num_slots: dict[Tier, int] = {"host": loaded.num_host_slots, "disk": loaded.num_disk_slots}
+        swap = Swap(vmm, num_slots, self._report_fault, self.swap_reuse)
+        return ContextSwitch(vmm, swap, self.preemption, self.residents.arrive, self.residents.depart)
+
+    def _report_fault(self, message: str) -> None:
+        self.on_event("swap", f"{self.name}: {message}; those tokens are computed again")
 
     def _detach(self, reason: str, is_final: bool) -> None:
         """The device's memory is lost, no process is: they recompute when a driver is back."""
@@ -334,7 +393,13 @@ class Core(Actor[Message]):
             num_preemptions=residents.num_preemptions,
             device_seconds=self.device_seconds,
             memory=residents.switch.vmm.statistics() if residents.switch else None,
+            swap=residents.switch.swap.statistics() if residents.switch else None,
         )
 
     def _context_limit(self) -> int:
         return self.loaded.model.max_model_len if self.loaded else 0
+
+
+def _memory_of(loaded: Loaded) -> tuple[KVFormat, int, int, int]:
+    """What the kernel's picture of a device's memory depends on."""
+    return loaded.kv, loaded.num_frames, loaded.num_host_slots, loaded.num_disk_slots

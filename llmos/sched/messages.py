@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import attrs
 
-from llmos.device import DriverLink, Loaded, StepDone
+from llmos.device import CopyDone, DriverLink, Loaded, StepDone
 from llmos.proc.pcb import Process
 from syscalls.errno import SyscallError
 
@@ -88,6 +88,20 @@ class StepFinished:
 
 
 @attrs.frozen
+class CopyFinished:
+    """The device has ended a copy between tiers."""
+
+    result: CopyDone
+
+
+@attrs.frozen
+class Sweep:
+    """Time has passed: swap out who has been idle for so long."""
+
+    idle_seconds: float
+
+
+@attrs.frozen
 class DriverUp:
     """A driver has loaded the model and waits for steps."""
 
@@ -104,4 +118,4 @@ class DriverDown:
 
 
 Command = Kill | Stop | Cont | Renice | WriteInput | Fork
-Message = Enqueue | Command | StepFinished | DriverUp | DriverDown
+Message = Enqueue | Command | StepFinished | CopyFinished | Sweep | DriverUp | DriverDown

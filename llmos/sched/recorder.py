@@ -8,6 +8,7 @@ import trio
 from llmos.proc.lifecycle import ProcState
 from llmos.proc.pcb import Process
 from llmos.sched.accounts import Accounts
+from llmos.sched.switch import SwitchedOut
 
 
 @attrs.define(eq=False)
@@ -44,7 +45,7 @@ class Recorder:
         timeline = process.timeline
         timeline.settle(len(process.output))
         match process.state:
-            case ProcState.READY:
+            case ProcState.READY | ProcState.SWAPPED:
                 others = max(0, num_waiting - 1)
                 timeline.queued(now, others, self.accounts.busiest(), self.short_seconds(now))
             case ProcState.RUNNING:
@@ -57,13 +58,16 @@ class Recorder:
                 assert process.status is not None
                 timeline.ended(now, process.status.reason)
 
-    def note_preemption(self, process: Process, by: Process | None, how: str) -> None:
-        """A process is about to lose its memory.
+    def note_preemption(
+        self, process: Process, by: Process | None, num_computed: int, out: SwitchedOut
+    ) -> None:
+        """A process has lost its memory.
 
         Args:
-            process: whose memory it is, and still there.
+            process: in the state that it was in then.
             by: for whom; None: nobody else had any to take.
-            how: "recompute" or "swap".
+            num_computed: that it had.
+            out: where to.
         """
         is_fair_share = (
             self.is_fair
@@ -71,5 +75,9 @@ class Recorder:
             and by.tenant != process.tenant
             and process.state is ProcState.RUNNING  # memory of those that do not run goes first, whose ever
         )
-        num_tokens = process.num_computed if how == "recompute" else 0
-        process.timeline.preempted(trio.current_time(), by, how, num_tokens, is_fair_share=is_fair_share)
+        now = trio.current_time()
+        how = "swap" if out.num_kept_tokens else "recompute"
+        num_lost = max(0, num_computed - out.num_kept_tokens)
+        process.timeline.preempted(now, by, how, num_lost, is_fair_share=is_fair_share)
+        if out.num_bytes and out.tier is not None:
+            process.timeline.swapped_out(now, out.num_bytes, out.tier)

@@ -13,13 +13,14 @@ import structlog
 import trio
 
 from llmos.errors import OutOfFrames, OutOfSpaces
-from llmos.proc.lifecycle import BlockReason, Input, Prefill, ProcState, move
+from llmos.mm.swap import Transfer
+from llmos.proc.lifecycle import BlockReason, Input, Prefill, ProcState, Swap, move
 from llmos.proc.pcb import Pid, Process
 from llmos.sched.accounts import Accounts
 from llmos.sched.fair import TokenFair
 from llmos.sched.policy import ResidencyPolicy
 from llmos.sched.recorder import Recorder
-from llmos.sched.runqueue import RunQueue
+from llmos.sched.runqueue import WAITING, RunQueue
 from llmos.sched.switch import ContextSwitch
 from syscalls.process import ExitStatus
 
@@ -49,6 +50,8 @@ class Residents:
     admission_is_due: bool = False  # something changed: the policy is to be asked
     num_preemptions: int = 0
     num_cached_tokens: int = 0
+    # Those that could not grow and wait for frames that a copy out still reads: admission leaves them theirs.
+    _growing: dict[Pid, Process] = attrs.field(init=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:
         self.queue = RunQueue(self.policy, self.accounts, self._frames_needed)
@@ -62,8 +65,8 @@ class Residents:
         self.admission_is_due = False
         self.recorder.note_shortage(False)
         while self.queue.waiting:
-            statistics = self.switch.vmm.statistics()
-            view = self.queue.view(statistics.num_free + statistics.num_cached, self.max_running)
+            num_free = self._num_free_frames()
+            view = self.queue.view(num_free, self.max_running)
             pids = self.policy.admit(view)
             for pid in pids:
                 process = self.queue.members[Pid(pid)]
@@ -76,15 +79,17 @@ class Residents:
                 if first_time:
                     self.num_cached_tokens += process.num_cached_tokens
                 self._charge_prompt(process)
-                self.set_state(process, ProcState.RUNNING)
-            if len(self.queue.running) >= self.max_running:
+                self.set_state(process, ProcState.BLOCKED if process.num_arriving else ProcState.RUNNING)
+            if self.queue.num_places_taken >= self.max_running:
                 return
             if pids:
                 continue
             self.recorder.note_shortage(True)
             # Nobody fits. Memory of those that do not run (stopped, waiting for input) is given up first.
-            (pid,) = self.policy.admit(self.queue.view(sys.maxsize, len(self.queue.running) + 1))
+            (pid,) = self.policy.admit(self.queue.view(sys.maxsize, self.queue.num_places_taken + 1))
             head = self.queue.members[Pid(pid)]  # whom the policy waits for
+            if self._frames_needed(head) <= num_free + self.switch.swap.num_leaving_frames:
+                return  # a copy out that is under way makes the room
             idle = [p for p in self.queue.members.values() if p.space and p.state is not ProcState.RUNNING]
             if not any(p is not head for p in idle):
                 return
@@ -115,10 +120,21 @@ class Residents:
             self.charge_residency(process, now)
 
     def make_room(self, process: Process, start: int, end: int, placed: set[Pid]) -> bool:
-        """Preempt by policy until the process can grow; False when it gave its own memory up."""
+        """Preempt by policy until the process can grow.
+
+        Returns:
+            False when it must sit this step out: its own memory was given up, or a copy out that is under way
+            will make the room.
+        """
         assert self.switch is not None
         assert process.space is not None
+        vmm, swap = self.switch.vmm, self.switch.swap
         while True:
+            if swap.num_in_flight:
+                needed = vmm.frames_needed(process.space, start, end)
+                if needed <= vmm.num_allocatable_frames + swap.num_leaving_frames:
+                    self._growing[process.pid] = process
+                    return False
             view = self.queue.view(0, self.max_running, excluding=placed)
             victim = self.policy.victim(view, process.pid)
             if victim is None:
@@ -126,23 +142,72 @@ class Residents:
                 return False
             self.preempt(self.queue.members[Pid(victim)], process)
             try:
-                self.switch.vmm.grow(process.space, start, end)
+                vmm.grow(process.space, start, end)
             except OutOfFrames:
                 continue
             return True
 
     def preempt(self, process: Process, by: Process | None = None) -> None:
-        """Take a process's memory for another one, or for nobody in particular; if it ran, it waits."""
+        """Take a process's memory for another one, or for nobody in particular, by the cheaper way.
+
+        If it ran, it waits to run again.
+        """
         assert self.switch is not None
-        self.recorder.note_preemption(process, by, "recompute")
-        self.switch.switch_out(process)
+        num_computed = process.num_computed
+        out = self.switch.switch_out(process, keep=True)
+        self.recorder.note_preemption(process, by, num_computed, out)
         self.charge_residency(process, trio.current_time())
         process.num_preemptions += 1
         self.num_preemptions += 1
         if process.state is ProcState.RUNNING:
-            self.set_state(process, ProcState.READY)
+            self.set_state(process, process.ready_state)
         self.admission_is_due = True
-        log.info("preempt", device=self.device, pid=process.pid, num_tokens=len(process.tokens))
+        log.info(
+            "preempt",
+            device=self.device,
+            pid=process.pid,
+            num_tokens=len(process.tokens),
+            num_kept_tokens=out.num_kept_tokens,
+            num_bytes=out.num_bytes,
+            tier=out.tier,
+        )
+
+    def sweep(self, idle_seconds: float) -> None:
+        """Swap out who has waited for input for so long; it comes back with the next write."""
+        assert self.switch is not None
+        now = trio.current_time()
+        for process in self.queue.members.values():
+            if process.space is None or process.idle_since is None or process.num_arriving:
+                continue
+            if now - process.idle_since >= idle_seconds and self.switch.swap.has_room():
+                out = self.switch.switch_out(process, keep=True)
+                if out.num_bytes and out.tier is not None:
+                    process.timeline.swapped_out(now, out.num_bytes, out.tier)
+                self.charge_residency(process, now)
+                self.admission_is_due = True
+
+    def arrive(self, process: Process) -> None:
+        """A process's memory is back on the device."""
+        if process.state is ProcState.BLOCKED and process.pid in self.queue.arriving:
+            self.set_state(process, ProcState.RUNNING)
+        self.admission_is_due = True
+
+    def depart(self, transfer: Transfer) -> None:
+        """A copy out has ended: its frames are free."""
+        self.admission_is_due = True
+
+    def _num_free_frames(self) -> int:
+        """Frames that admission may hand out: free or cached, and not waited for by those who run."""
+        assert self.switch is not None
+        vmm = self.switch.vmm
+        promised = 0
+        for process in list(self._growing.values()):
+            needed = self._frames_needed(process) if process.state is ProcState.RUNNING else 0
+            if needed:
+                promised += needed
+            else:
+                del self._growing[process.pid]
+        return max(0, vmm.num_allocatable_frames - promised)
 
     def release_heirs(self, elder: Process) -> None:
         """Let the siblings that wait for this prefill go on, over its pages where they are there."""
@@ -178,6 +243,7 @@ class Residents:
         process.num_scheduled = process.num_computed = min(process.num_scheduled, len(process.tokens))
         process.bound = False
         process.status = status
+        process.idle_since = trio.current_time()
         if process.state is not ProcState.STOPPED:
             self.set_state(process, ProcState.BLOCKED)
         self.admission_is_due = True
@@ -206,18 +272,24 @@ class Residents:
 
     def lose_memory(self) -> None:
         """The device's memory is gone, no process is: they recompute when a driver is back."""
+        if self.switch is not None:
+            self.switch.reset()
         for process in list(self.queue.members.values()):
             if process.space is not None:
                 process.timeline.device_lost(trio.current_time(), process.num_computed)
+            if self.switch is not None:
+                self.switch.swap.forget(process.backing)
+            wants_to_run = process.state in (ProcState.RUNNING, ProcState.SWAPPED)
+            wants_to_run = wants_to_run or process.pid in self.queue.arriving
+            process.num_arriving = 0
             process.space = None
             process.resident_since = None  # nobody pays for a driver that died
             process.epoch += 1
             process.num_pending = process.num_scheduled = process.num_computed = 0
             process.bound = False
-            if process.state is ProcState.RUNNING:
-                self.set_state(process, ProcState.READY)
-        if self.switch is not None:
-            self.switch.reset()
+            process.backing.set_needed(True)
+            if wants_to_run and process.state is not process.ready_state:
+                self.set_state(process, process.ready_state)
 
     # --- small things -------------------------------------------------------------------------------------
 
@@ -236,14 +308,18 @@ class Residents:
         """Raise AssertionError where queue, processes and memory contradict each other."""
         for process in self.queue.members.values():
             process.check_integrity()
-        assert all(p.state is ProcState.READY for p in self.queue.waiting)
+        assert all(p.state in WAITING for p in self.queue.waiting)
+        assert all(p.num_arriving and p.space for p in self.queue.arriving.values())
         assert all(p.state is ProcState.RUNNING and p.space for p in self.queue.running)
         if self.switch is not None:
             self.switch.vmm.check_integrity()
+            self.switch.swap.check_integrity([p.backing for p in self.queue.members.values()])
 
 
 def block_reason(process: Process) -> BlockReason:
     """What a process that goes BLOCKED now waits for."""
+    if process.num_arriving:
+        return Swap()
     if process.turn_is_over:
         return Input()
     assert process.parent is not None

@@ -12,6 +12,8 @@ from llmos.proc.pcb import Pid, Process
 from llmos.sched.accounts import Accounts
 from llmos.sched.policy import Candidate, Order, ResidencyPolicy, View
 
+WAITING = frozenset({ProcState.READY, ProcState.SWAPPED})
+
 
 @attrs.define(eq=False)
 class RunQueue:
@@ -27,9 +29,17 @@ class RunQueue:
     accounts: Accounts
     frames_needed: Callable[[Process], int]
     members: dict[Pid, Process] = attrs.field(factory=dict)  # everyone who has not exited
-    waiting: list[Process] = attrs.field(factory=list)  # READY
+    waiting: list[Process] = attrs.field(factory=list)  # READY or SWAPPED
     running: list[Process] = attrs.field(factory=list)  # RUNNING
+    arriving: dict[Pid, Process] = attrs.field(
+        factory=dict
+    )  # BLOCKED(Swap): they have a place, and wait for memory
     _queues: dict[str, list[Process]] = attrs.field(init=False, factory=dict)  # those that wait, by tenant
+
+    @property
+    def num_places_taken(self) -> int:
+        """Processes that run, or will as soon as their memory is there."""
+        return len(self.running) + len(self.arriving)
 
     def order(self, process: Process) -> Order:
         """Where a process stands."""
@@ -41,17 +51,20 @@ class RunQueue:
         if process.state is ProcState.RUNNING:
             bisect.insort(self.running, process, key=self.order)
             self.accounts.start_running(process.tenant)
-        elif process.state is ProcState.READY:
+        elif process.state is ProcState.BLOCKED and process.num_arriving:
+            self.arriving[process.pid] = process
+        elif process.state in WAITING:
             bisect.insort(self.waiting, process, key=self.order)
             bisect.insort(self._queues.setdefault(process.tenant, []), process, key=self.order)
             self.accounts.start_waiting(process.tenant)
 
     def take(self, process: Process) -> None:
         """Take a process out of the lists of its state; call before the state changes. Mutates the queue."""
+        self.arriving.pop(process.pid, None)
         if process.state is ProcState.RUNNING:
             self._remove(self.running, process)
             self.accounts.stop_running(process.tenant)
-        elif process.state is ProcState.READY:
+        elif process.state in WAITING:
             self._remove(self.waiting, process)
             queue = self._queues[process.tenant]
             self._remove(queue, process)
@@ -94,14 +107,16 @@ class RunQueue:
         holding = (
             process
             for process in self.members.values()
-            if process.space is not None and (excluding is None or process.pid not in excluding)
+            if process.space is not None
+            and not process.num_arriving  # it gains nothing by giving that up
+            and (excluding is None or process.pid not in excluding)
         )
         return View(
             waiting=self._candidates(self.waiting),
             queues=_Queues(self._queues, self._candidates),
             holding=self._candidates(holding),
             num_free_frames=num_free_frames,
-            num_running=len(self.running),
+            num_running=self.num_places_taken,
             max_running=max_running,
         )
 

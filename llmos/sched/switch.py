@@ -1,23 +1,50 @@
 """The context switch: gives a process its memory and takes it away, in one place.
 
-Today a process that loses its memory recomputes it when it runs again; its tokens do not change, since the
-sample at a position depends on history, seed and position alone.
+A process that loses its memory has it copied to a lower tier, or computes it again, whichever is cheaper; its
+tokens do not change, since the sample at a position depends on history, seed and position alone.
 """
 
 from __future__ import annotations
 
-import attrs
+from collections.abc import Callable, Sequence
 
-from llmos.device import Bind, Edit
+import attrs
+import trio
+
+from llmos.device import Bind, Copy, Edit, StepWork, Tier
+from llmos.errors import OutOfFrames
+from llmos.mm.swap import Direction, Swap, Transfer
 from llmos.mm.vmm import VMM
 from llmos.proc.pcb import Process
+from llmos.sched.preemption import PreemptionCosts
+
+
+@attrs.frozen
+class SwitchedOut:
+    """How a process lost its memory."""
+
+    num_bytes: int = 0  # on their way to a lower tier; the rest has clean copies there
+    num_kept_tokens: int = 0  # that it need not compute again
+    tier: Tier | None = None  # where the bytes go; None: nowhere
 
 
 @attrs.define(eq=False)
 class ContextSwitch:
-    """Memory side of a process's life on one device."""
+    """Memory side of a process's life on one device.
+
+    Args:
+        vmm: the device's memory.
+        swap: the tiers below.
+        costs: whether to copy or to compute again.
+        on_arrival: called when a process's memory is back.
+        on_departure: called when a copy out has ended, and its frames are free.
+    """
 
     vmm: VMM
+    swap: Swap
+    costs: PreemptionCosts
+    on_arrival: Callable[[Process], None]
+    on_departure: Callable[[Transfer], None]
     _binds: dict[int, Bind] = attrs.field(factory=dict)  # by asid; sent with the next step
 
     def frames_needed(self, process: Process) -> int:
@@ -27,18 +54,44 @@ class ContextSwitch:
             return self.vmm.kv.num_pages(end) * self.vmm.kv.frames_per_page
         return self.vmm.frames_needed(process.space, process.num_scheduled, end)
 
-    def switch_in(self, process: Process) -> None:
-        """Open an address space for a process that has none, over whatever prefix is in memory already.
+    # --- in ----------------------------------------------------------------------------------------------
 
-        Mutates the process. Raises OutOfSpaces.
+    def switch_in(self, process: Process) -> None:
+        """Open an address space for a process that has none, over whatever is in memory already.
+
+        What is on a lower tier is sent for: `num_arriving` is then above 0, and the process cannot run before
+        `on_arrival`. Mutates the process. Raises OutOfSpaces.
         """
         if process.space is not None:
             return
-        process.space = self.vmm.open_space(process.tenant)
-        covered = self.vmm.attach_prefix(process.space, process.tokens, len(process.tokens) - 1)
+        space = process.space = self.vmm.open_space(process.tenant)
+        limit = len(process.tokens) - 1
+        copied = min(limit, process.backing.num_tokens(self.vmm.kv.tokens_per_page))
+        covered = self.vmm.attach_prefix(space, process.tokens, limit, has=copied)
         process.num_scheduled = process.num_computed = covered
-        if process.first_step_at is None:
+        if process.first_step_at is None and not process.backing.is_needed:
             process.num_cached_tokens = covered
+        first, stop = covered // self.vmm.kv.tokens_per_page, self.vmm.kv.num_pages(copied)
+        if covered < copied and self._is_worth_a_copy(process, first, stop, covered, copied):
+            try:
+                self.vmm.grow(space, covered, copied)
+            except OutOfFrames:
+                pass  # others took them meanwhile: it computes what it can
+            else:
+                arrival = _Arrival(self, process, process.epoch, copied)
+                transfers = self.swap.swap_in(space, first, stop, process.backing, arrival.note)
+                process.num_arriving = len(transfers)
+        if not process.num_arriving:
+            self.swap.set_needed(process.backing, False)
+
+    def _is_worth_a_copy(self, process: Process, first: int, stop: int, start: int, end: int) -> bool:
+        page_bytes = self.vmm.kv.frames_per_page * self.vmm.kv.frame_bytes
+        slowest: Tier = "host"
+        for vpn in range(first, stop):
+            copy = process.backing.usable(vpn)
+            if copy is not None and copy.tier != "host":
+                slowest = "disk"
+        return self.costs.prefers_swap_in(start, end, (stop - first) * page_bytes, slowest)
 
     def share(self, elder: Process, heir: Process, num_tokens: int) -> None:
         """Give `heir` the first `num_tokens` positions of `elder`, copy-on-write. Mutates the heir."""
@@ -46,6 +99,10 @@ class ContextSwitch:
         heir.space = self.vmm.fork_space(elder.space, num_tokens, heir.tenant)
         heir.num_scheduled = heir.num_computed = num_tokens
         heir.num_cached_tokens = num_tokens
+
+    def inherit(self, parent: Process, child: Process) -> None:
+        """Give a child the copies of a parent that has no memory on the device. Mutates the child."""
+        self.swap.inherit(parent.backing, child.backing)
 
     def bind(self, process: Process) -> None:
         """Tell the device how the process samples, once for each time it has a space and for each turn."""
@@ -61,21 +118,56 @@ class ContextSwitch:
             )
             process.bound = True
 
-    def switch_out(self, process: Process, *, is_clean: bool = True) -> None:
+    # --- out ---------------------------------------------------------------------------------------------
+
+    def switch_out(self, process: Process, *, is_clean: bool = True, keep: bool = False) -> SwitchedOut:
         """Take a process's memory; samples in flight are no longer for it. Mutates the process.
 
         Pages that hold tokens we know go to the prefix index, unless `is_clean` is false: then what the
         device wrote is not trusted.
+
+        Args:
+            process: may have no memory.
+            is_clean: see above.
+            keep: it will want it back: send down what that is cheaper for.
         """
         process.epoch += 1
-        process.num_pending = 0
+        process.num_pending = process.num_arriving = 0
+        out = SwitchedOut()
         if process.space is not None:
             self._binds.pop(process.space.asid, None)
             known = process.tokens[: process.num_scheduled] if is_clean else []
+            if keep and known:
+                out = self._send_down(process, len(known))
             self.vmm.close_space(process.space, known)
             process.space = None
+        if keep:
+            self.swap.set_needed(process.backing, True)
+        else:
+            self.swap.abandon(process.backing)
         process.num_scheduled = process.num_computed = 0
         process.bound = False
+        return out
+
+    def _send_down(self, process: Process, num_tokens: int) -> SwitchedOut:
+        """Copy what has no clean copy yet, if that is cheaper than to compute all of it again."""
+        assert process.space is not None
+        if not self.swap.has_room():
+            return SwitchedOut()
+        dirty = self.swap.plan_out(process.space, num_tokens, process.backing)
+        if not dirty:
+            return SwitchedOut(num_kept_tokens=num_tokens)
+        page_bytes = self.vmm.kv.frames_per_page * self.vmm.kv.frame_bytes
+        bytes_in = self.vmm.kv.num_pages(num_tokens) * page_bytes
+        tier = self.swap.tier_with_room(len(dirty))
+        if tier is None or not self.costs.prefers_swap(num_tokens, len(dirty) * page_bytes, bytes_in, tier):
+            return SwitchedOut(num_kept_tokens=process.backing.num_tokens(self.vmm.kv.tokens_per_page))
+        transfer = self.swap.swap_out(
+            process.space, dirty, num_tokens, process.backing, tier, self.on_departure
+        )
+        return SwitchedOut(transfer.num_bytes, num_tokens, tier)
+
+    # --- the device's side -------------------------------------------------------------------------------
 
     def take_edits(self) -> tuple[Edit, ...]:
         """Drain what the device must be told before its next step."""
@@ -85,7 +177,53 @@ class ContextSwitch:
             self._binds.clear()
         return edits
 
+    def take_copies(self) -> list[Copy]:
+        """Drain the copies to start; to be sent when the edits that were queued before them have been."""
+        return self.swap.take_messages()
+
+    def must_wait(self, running: Sequence[Process]) -> bool:
+        """Should no step be issued before the copies under way have ended?"""
+        if not self.swap.num_in_flight or not running:
+            return False
+        arriving: dict[Tier, int] = {}
+        owners = 0
+        for transfer in self.swap.transfers():
+            if transfer.direction is Direction.IN:
+                arriving[transfer.tier] = arriving.get(transfer.tier, 0) + transfer.num_bytes
+                owners += 1
+        work = StepWork()
+        for process in running:
+            work = work.with_row(process.num_scheduled, 1)
+        return self.costs.waits(arriving, owners, work)
+
     def reset(self) -> None:
         """The device lost its memory. Mutates nothing of the processes: the caller walks them."""
         self.vmm.reset()
+        self.swap.reset()
         self._binds.clear()
+
+
+@attrs.define(eq=False)
+class _Arrival:
+    """A process whose memory is on its way back, in one copy for each tier that it was on."""
+
+    switch: ContextSwitch
+    process: Process
+    epoch: int
+    num_tokens: int  # that it will have; fewer when a page turns out to be bad
+
+    def note(self, transfer: Transfer) -> None:
+        """One of the copies has ended."""
+        process = self.process
+        if process.epoch != self.epoch:
+            return  # it lost that memory again, or is gone
+        process.timeline.swapped_in(trio.current_time(), transfer.num_bytes, transfer.seconds, transfer.tier)
+        if transfer.faults:
+            bad = min(transfer.faults) * self.switch.vmm.kv.tokens_per_page
+            self.num_tokens = min(self.num_tokens, bad)
+        process.num_arriving -= 1
+        if not process.num_arriving:
+            # What was attached before the copies were sent for stays good.
+            process.num_scheduled = process.num_computed = max(process.num_computed, self.num_tokens)
+            self.switch.swap.set_needed(process.backing, False)
+            self.switch.on_arrival(process)

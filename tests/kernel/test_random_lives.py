@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from drivers.sim import SimDriver
+from drivers.sim import SimDriver, SimFaults
+from llmos.device import CopyCost
 from syscalls.errno import Errno, SyscallError
 from syscalls.sampling import Sampling
 from tests.kernel.harness import MODEL, RunningKernel, running_kernel
@@ -91,7 +92,13 @@ async def disturb(kernel: RunningKernel, operations: list[tuple]) -> list[Life]:
 async def live(operations: list[tuple], options: dict) -> None:
     """One example: a kernel with little memory, a disturbed history, and what came out of it."""
     with tempfile.TemporaryDirectory() as folder:
-        make = partial(SimDriver, num_frames=options.pop("num_frames"))
+        make = partial(
+            SimDriver,
+            num_frames=options.pop("num_frames"),
+            max_slots=options.pop("max_slots"),
+            host_cost=CopyCost(1e-5, options.pop("copy_rate")),
+            faults=SimFaults(faulty_copies=options.pop("faulty_copies")),
+        )
         async with running_kernel(Path(folder), make, **options) as kernel:
             lives = await disturb(kernel, operations)
             kernel.check_integrity()
@@ -121,6 +128,14 @@ OPTIONS = st.fixed_dictionaries(
         "max_step_tokens": st.sampled_from([8, 64, 512]),
         "step_target_ms": st.sampled_from([12.0, 100.0]),
         "prefix_cache": st.booleans(),
+        "swap_mib": st.sampled_from([0, 1]),
+        "swap_file_mib": st.sampled_from([0, 1]),
+        "max_slots": st.sampled_from([6, 14, 1000]),
+        "copy_rate": st.sampled_from([1e4, 1e6]),  # bytes a second; a page is 512 bytes, a step 10 ms
+        "faulty_copies": st.sampled_from([frozenset(), frozenset({1, 3, 6})]),
+        "preempt": st.sampled_from(["auto", "swap", "recompute"]),
+        "switching": st.sampled_from(["auto", "async", "sync"]),
+        "swap_reuse": st.booleans(),
     }
 )
 
