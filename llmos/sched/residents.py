@@ -186,8 +186,11 @@ class Residents:
                 self.charge_residency(process, now)
                 self.admission_is_due = True
 
-    def arrive(self, process: Process) -> None:
-        """A process's memory is back on the device."""
+    def arrive(self, process: Process, transfer: Transfer) -> None:
+        """A copy of a process's memory back to the device has ended; without others it can run."""
+        process.timeline.swapped_in(trio.current_time(), transfer.num_bytes, transfer.seconds, transfer.tier)
+        if process.num_arriving:
+            return
         if process.state is ProcState.BLOCKED and process.pid in self.queue.arriving:
             self.set_state(process, ProcState.RUNNING)
         self.admission_is_due = True

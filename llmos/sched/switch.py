@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import attrs
-import trio
 
 from llmos.device import Bind, Copy, Edit, StepWork, Tier
 from llmos.errors import OutOfFrames
@@ -36,14 +35,14 @@ class ContextSwitch:
         vmm: the device's memory.
         swap: the tiers below.
         costs: whether to copy or to compute again.
-        on_arrival: called when a process's memory is back.
+        on_arrival: called when a copy has brought some of a process's memory back; `num_arriving` are left.
         on_departure: called when a copy out has ended, and its frames are free.
     """
 
     vmm: VMM
     swap: Swap
     costs: PreemptionCosts
-    on_arrival: Callable[[Process], None]
+    on_arrival: Callable[[Process, Transfer], None]
     on_departure: Callable[[Transfer], None]
     _binds: dict[int, Bind] = attrs.field(factory=dict)  # by asid; sent with the next step
 
@@ -217,7 +216,6 @@ class _Arrival:
         process = self.process
         if process.epoch != self.epoch:
             return  # it lost that memory again, or is gone
-        process.timeline.swapped_in(trio.current_time(), transfer.num_bytes, transfer.seconds, transfer.tier)
         if transfer.faults:
             bad = min(transfer.faults) * self.switch.vmm.kv.tokens_per_page
             self.num_tokens = min(self.num_tokens, bad)
@@ -226,4 +224,4 @@ class _Arrival:
             # What was attached before the copies were sent for stays good.
             process.num_scheduled = process.num_computed = max(process.num_computed, self.num_tokens)
             self.switch.swap.set_needed(process.backing, False)
-            self.switch.on_arrival(process)
+        self.switch.on_arrival(process, transfer)
