@@ -33,6 +33,7 @@ class SimSpace:
 
     asid: int
     pages: dict[int, tuple[int, ...]] = attrs.field(factory=dict)
+    ahead: dict[int, tuple[int, ...]] = attrs.field(factory=dict)  # become pages when a row reaches them
     num_checked: int = 0  # positions below it are known to form one chain
 
 
@@ -82,10 +83,12 @@ class SimMemory:
             raise ProtocolViolation(f"space {edit.asid} has {max_pages} pages; page {edit.vpn} was mapped")
         if edit.vpn in space.pages:
             self._unmap(space, edit.vpn)
-        space.pages[edit.vpn] = edit.pfns
-        for segment, pfn in enumerate(edit.pfns):
-            self._users.setdefault(pfn, set()).add((edit.asid, edit.vpn, segment))
+        space.ahead.pop(edit.vpn, None)
         space.num_checked = min(space.num_checked, edit.vpn * self.kv.tokens_per_page)
+        if edit.is_ahead:
+            space.ahead[edit.vpn] = edit.pfns
+        else:
+            self._enter(space, edit.vpn, edit.pfns)
 
     def copy(self, edit: CopyPage) -> None:
         """Copy frames; a target may have one user at most."""
@@ -187,7 +190,14 @@ class SimMemory:
             raise ProtocolViolation(f"space {space.asid} page {vpn}: its segments hold different tokens")
         return slots[0]
 
+    def _enter(self, space: SimSpace, vpn: int, pfns: tuple[int, ...]) -> None:
+        space.pages[vpn] = pfns
+        for segment, pfn in enumerate(pfns):
+            self._users.setdefault(pfn, set()).add((space.asid, vpn, segment))
+
     def _page(self, space: SimSpace, vpn: int) -> tuple[int, ...]:
+        if vpn in space.ahead:
+            self._enter(space, vpn, space.ahead.pop(vpn))
         if vpn not in space.pages:
             raise ProtocolViolation(f"space {space.asid} uses page {vpn}, which is not mapped")
         return space.pages[vpn]

@@ -203,6 +203,7 @@ def make_core(config: Config, name: str, system: System) -> Core:
         PreemptionCosts(config.preempt, config.switching, config.max_step_tokens),
         config.swap_reuse,
         partial(system.events.record, level="warning"),
+        config.mapping,
     )
 
 

@@ -107,6 +107,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         Literal["auto", "async", "sync"],
         Meta(description="do steps wait for swaps; auto: when that loses fewer tokens"),
     ] = "auto"
+    mapping: Annotated[
+        Literal["ahead", "sync", "premapped"],
+        Meta(
+            description="when pages are mapped: before they are needed; to compare, only then, or all at once"
+        ),
+    ] = "ahead"
     step_timeout_seconds: Annotated[
         float, Meta(gt=0, description="a driver whose step takes longer is restarted")
     ] = 120.0

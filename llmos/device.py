@@ -152,11 +152,17 @@ class Release(msgspec.Struct, frozen=True, tag="release", array_like=True):
 
 
 class Map(msgspec.Struct, frozen=True, tag="map", array_like=True):
-    """Back page `vpn` of a space by `pfns`, one frame for each segment; replaces what was mapped there."""
+    """Back page `vpn` of a space by `pfns`, one frame for each segment; replaces what was mapped there.
+
+    A map ahead is for a page that a later step will probably reach: the driver may carry it out beside its
+    computation, and finishes it before a row that reaches the page. The kernel may give its frames to others
+    without a word; before a row reaches the page, it is then mapped anew.
+    """
 
     asid: int
     vpn: int
     pfns: tuple[int, ...]
+    is_ahead: bool = False
 
 
 class CopyPage(msgspec.Struct, frozen=True, tag="copy_page", array_like=True):

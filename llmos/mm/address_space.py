@@ -5,7 +5,7 @@ from __future__ import annotations
 from attrs import define, field
 
 from llmos.device import Asid
-from llmos.mm.page_table import PageTable
+from llmos.mm.page_table import PageFrames, PageTable
 
 
 @define(eq=False)
@@ -20,9 +20,14 @@ class AddressSpace:
     salt: str  # of the tenant: pages are shared through the prefix index under equal salts only
     max_pages: int
     page_table: PageTable
+    # By vpn: what the device has mapped there last, pages of the asid's former owners included. Frames that
+    # are mapped where they are needed are the ones to take.
+    mappings: list[PageFrames] = field(factory=list)
+    ahead_tokens: int = 0  # with fewer left in the last page, the next one is mapped; 0: never ahead
+    ahead: list[PageFrames] = field(init=False, factory=list)  # pages behind the table's last, mapped, unused
     is_open: bool = field(init=False, default=True)  # False: closed, or lost with the device's memory
 
     @property
     def num_pages(self) -> int:
-        """Pages that are mapped."""
+        """Pages that it has, those mapped ahead of need not counted."""
         return len(self.page_table.entries)

@@ -125,6 +125,22 @@ class PrefixIndex:
         self._num_hit_tokens += num_found
         return Match(pages, tail, num_tail_tokens)
 
+    def peek(self, salt: str, tokens: Sequence[int]) -> list[PageFrames]:
+        """The whole pages that `match` would find. Nothing is acquired, and it does not count as a use."""
+        pages: list[PageFrames] = []
+        node = self._roots.get(salt)
+        if node is None:
+            return pages
+        packed = pack_tokens(tokens)
+        size = self._tokens_per_page * TOKEN_BYTES
+        for start in range(0, len(packed) - size + 1, size):
+            child = node.children.get(packed[start : start + size])
+            if child is None:
+                break
+            pages.append(child.frames)
+            node = child
+        return pages
+
     def insert(self, salt: str, tokens: Sequence[int], pages: Sequence[PageFrames]) -> int:
         """Keep computed pages. The caller's references stay the caller's.
 

@@ -7,17 +7,18 @@ at once: whoever writes it next does so after every step that could still read i
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from attrs import frozen
 
-from llmos.device import Asid, CopyPage, Edit, KVFormat, Map, Pfn, Release, Reserve, Vpn
-from llmos.errors import KernelPanic, OutOfFrames, OutOfSpaces
+from llmos.device import Asid, CopyPage, Edit, KVFormat, Pfn, Release, Reserve
+from llmos.errors import KernelPanic, OutOfFrames
 from llmos.mm.address_space import AddressSpace
 from llmos.mm.eviction import CostAware, Eviction
 from llmos.mm.frame import FramePool
+from llmos.mm.free_asids import FreeAsids
+from llmos.mm.mapper import Mapper, MappingMode, MapStatistics
 from llmos.mm.page_table import PageFrames, PageTable
 from llmos.mm.prefix import PrefixIndex, PrefixStatistics
 
@@ -27,11 +28,13 @@ class VmmStatistics:
     """Memory of one device at one moment; the counters count since the VMM was made."""
 
     num_frames: int
-    num_free: int  # nobody refers to them
+    num_free: int  # nobody needs them; those mapped ahead of need among them
     num_cached: int  # only the prefix index refers to them: given up when frames are short
     num_spaces: int
     num_copies: int  # pages copied on write
     num_tail_copies: int  # pages copied for the tokens that they begin with
+    num_ahead: int  # of the free ones, mapped where some space will need them next
+    maps: MapStatistics
     prefix: PrefixStatistics
 
 
@@ -45,6 +48,7 @@ class VMM:
         max_model_len: positions of the longest space.
         prefix_cache: keep the pages of closed spaces for others.
         eviction: which of them go first when frames are short; None: by what they cost to compute again.
+        mapping: when pages are mapped, see Mapper.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class VMM:
         max_model_len: int,
         prefix_cache: bool = True,
         eviction: Eviction | None = None,
+        mapping: MappingMode = "ahead",
     ) -> None:
         if max_spaces < 1:
             raise ValueError(f"a device has at least 1 address space, not {max_spaces}")
@@ -67,30 +72,27 @@ class VMM:
         self._tokens_per_page = kv.tokens_per_page
         self._refcounts = self._pool.refcounts
         self._spaces: dict[Asid, AddressSpace] = {}
-        self._free_asids = [Asid(asid) for asid in range(max_spaces)]  # a heap
-        self._edits: list[Edit] = []
+        self._free_asids = FreeAsids(max_spaces)
+        self._mapper = Mapper(self._pool, kv.frames_per_page, mapping)
+        self._edits: list[Edit] = self._mapper.edits
         self._pins: Counter[PageFrames] = Counter()  # pages that copies between tiers read or write
         self._num_copies = self._num_tail_copies = 0
 
     # --- spaces come and go ------------------------------------------------------------------------------
 
-    def open_space(self, salt: str) -> AddressSpace:
+    def open_space(self, salt: str, tokens: Sequence[int] = ()) -> AddressSpace:
         """Open an empty space.
 
         Args:
             salt: only spaces with equal salts share pages through the prefix index.
+            tokens: of the prompt, where it is known: the space then gets the asid under which the device has
+                most of what it needs mapped already.
 
         Raises:
             OutOfSpaces: max_spaces are open.
         """
-        if not self._free_asids:
-            raise OutOfSpaces(1, 0)
-        asid = heapq.heappop(self._free_asids)
-        max_pages = self.kv.num_pages(self.max_model_len)
-        space = AddressSpace(asid, salt, max_pages, PageTable(self._tokens_per_page))
-        self._spaces[asid] = space
-        self._edits.append(Reserve(asid))
-        return space
+        shared = self._index.peek(salt, tokens[:-1]) if self.prefix_cache and tokens else ()
+        return self._open(salt, shared, self.kv.num_pages(len(tokens) + 1))
 
     def fork_space(self, parent: AddressSpace, num_tokens: int, salt: str) -> AddressSpace:
         """Open a space that starts with the pages of another one, copy-on-write.
@@ -110,8 +112,8 @@ class VMM:
         num_pages = self.kv.num_pages(num_tokens)
         if num_pages > parent.num_pages:
             raise KernelPanic(f"{num_tokens} tokens are forked from a space of {parent.num_pages} pages")
-        child = self.open_space(salt)
         pages = parent.page_table.entries[:num_pages]
+        child = self._open(salt, pages, num_pages)
         for frames in pages:
             for pfn in frames:
                 self._pool.acquire(pfn)
@@ -127,13 +129,18 @@ class VMM:
                 is carried out. Their pages go to the prefix index; empty: nothing is kept.
         """
         self._check_open(space)
+        self._mapper.drop(space)
         pages = space.page_table.truncate(0)
+        landmarks: tuple[PageFrames, ...] = ()
         if self.prefix_cache and tokens:
             self._index.insert(space.salt, tokens, pages)
+            num_full = min(len(tokens) // self._tokens_per_page, len(pages))
+            landmarks = tuple(dict.fromkeys(pages[:num_full][:: max(1, num_full - 1)]))
         self._release_pages(pages)
         space.is_open = False
         del self._spaces[space.asid]
-        heapq.heappush(self._free_asids, space.asid)
+        num_own = next((vpn for vpn, page in enumerate(pages) if self._refcounts[page[0]]), len(pages))
+        self._free_asids.give_back(space.asid, space.mappings, num_own, landmarks)
         self._edits.append(Release(space.asid))
 
     def reset(self) -> None:
@@ -141,11 +148,12 @@ class VMM:
         for space in self._spaces.values():
             space.is_open = False
         self._spaces.clear()
-        self._free_asids = [Asid(asid) for asid in range(self.max_spaces)]
+        self._free_asids.reset()
         self._pool = FramePool(self._pool.num_frames)
         self._refcounts = self._pool.refcounts
         self._index.reset(self._pool)
-        self._edits.clear()
+        self._mapper = Mapper(self._pool, self.kv.frames_per_page, self._mapper.mode)
+        self._edits = self._mapper.edits
         self._pins.clear()
 
     # --- pages come and go -------------------------------------------------------------------------------
@@ -196,14 +204,17 @@ class VMM:
         tokens_per_page = self._tokens_per_page
         entries = space.page_table.entries
         first = start // tokens_per_page
+        page_end = (first + 1) * tokens_per_page
         # The usual case, a decode token that stays in its page.
         if (
-            end <= (first + 1) * tokens_per_page
+            end <= page_end
             and first < len(entries)
             and self._refcounts[entries[first][0]] == 1
             and space.is_open
             and end <= self.max_model_len
         ):
+            if end > page_end - space.ahead_tokens and not space.ahead and first + 1 == len(entries):
+                self._mapper.extend(space, first + 2)
             return
         self._check_open(space)
         if not 0 <= start <= len(entries) * tokens_per_page or end > self.max_model_len:
@@ -214,14 +225,12 @@ class VMM:
         if end <= start:
             return
         vpns = self._pages_to_back(space, start, end)
-        if not vpns:
-            return
-        frames_per_page = self.kv.frames_per_page
-        frames = self._allocate(len(vpns) * frames_per_page)
-        # Segment by segment, so that each segment of a run of pages is a run of frames.
-        num_new = len(vpns)
-        runs = [frames[i * num_new : (i + 1) * num_new] for i in range(frames_per_page)]
-        for vpn, new in zip(vpns, zip(*runs, strict=True), strict=True):
+        num_ahead = min(len(space.ahead), sum(vpn >= len(entries) for vpn in vpns))
+        self._make_free(len(vpns), space, num_ahead)
+        for _ in range(num_ahead):
+            self._mapper.use(space)
+        vpns = [vpn for vpn in vpns if vpn not in range(len(entries) - num_ahead, len(entries))]
+        for vpn, new in zip(vpns, self._mapper.take(space, vpns), strict=True):
             if vpn < len(entries):
                 old = entries[vpn]
                 if vpn == first and start % tokens_per_page:
@@ -229,8 +238,22 @@ class VMM:
                     self._num_copies += 1
                 # Its source may go to someone else at once: that one's edits and writes come after the copy.
                 self._release_pages((old,))
-            space.page_table.map(Vpn(vpn), new)
-            self._edits.append(Map(space.asid, vpn, new))
+            self._mapper.map(space, vpn, new)
+        if end > len(entries) * tokens_per_page - space.ahead_tokens:
+            self._mapper.extend(space, len(entries) + 1)
+
+    def map_ahead(self, space: AddressSpace, end: int) -> None:
+        """Map the pages of positions below `end` beside the step that runs, as far as frames are free.
+
+        They are the space's when it grows into them, and given back when somebody else is short of frames.
+
+        Args:
+            space: open.
+            end: one past the last position that it will probably write in the next step.
+        """
+        self._check_open(space)
+        if space.ahead_tokens:
+            self._mapper.extend(space, self.kv.num_pages(end))
 
     def frames_needed(self, space: AddressSpace, start: int, end: int) -> int:
         """Count the frames that `grow` with these arguments would take; 0 when nothing is to do."""
@@ -238,7 +261,7 @@ class VMM:
 
     def can_grow(self, space: AddressSpace, start: int, end: int) -> bool:
         """Ask whether `grow` with these arguments would find its frames."""
-        return self.frames_needed(space, start, end) <= self._pool.num_free + self._index.num_idle_frames
+        return self.frames_needed(space, start, end) <= self.num_allocatable_frames
 
     def truncate(self, space: AddressSpace, num_tokens: int) -> None:
         """Give back the pages that lie wholly at `num_tokens` or after it.
@@ -247,7 +270,10 @@ class VMM:
         again or the space is released.
         """
         self._check_open(space)
-        self._release_pages(space.page_table.truncate(self.kv.num_pages(num_tokens)))
+        dropped = space.page_table.truncate(self.kv.num_pages(num_tokens))
+        if dropped:
+            self._mapper.drop(space)
+        self._release_pages(dropped)
 
     def clear(self, space: AddressSpace) -> None:
         """Give back every page; the space stays open."""
@@ -313,18 +339,20 @@ class VMM:
 
     @property
     def num_allocatable_frames(self) -> int:
-        """Frames that can be had: free, or only cached."""
-        return self._pool.num_free + self._index.num_idle_frames
+        """Frames that can be had: nobody needs them, or only the prefix index keeps them."""
+        return self._pool.num_free + self._mapper.num_ahead_frames + self._index.num_idle_frames
 
     def statistics(self) -> VmmStatistics:
         """Count. O(1)."""
         return VmmStatistics(
             num_frames=self._pool.num_frames,
-            num_free=self._pool.num_free,
+            num_free=self._pool.num_free + self._mapper.num_ahead_frames,
             num_cached=self._index.num_idle_frames,
             num_spaces=len(self._spaces),
             num_copies=self._num_copies,
             num_tail_copies=self._num_tail_copies,
+            num_ahead=self._mapper.num_ahead_frames,
+            maps=self._mapper.statistics(),
             prefix=self._index.statistics(),
         )
 
@@ -332,11 +360,12 @@ class VMM:
         """Raise KernelPanic unless every reference to every frame is accounted for. O(frames)."""
         self._pool.check_integrity()
         self._index.check_integrity()
+        self._mapper.check_integrity(list(self._spaces.values()))
         expected = [0] * self._pool.num_frames
         for asid, space in self._spaces.items():
             if space.asid != asid or not space.is_open or space.num_pages > space.max_pages:
                 raise KernelPanic(f"space {asid} is not what it should be: {space}")
-            for frames in space.page_table.entries:
+            for frames in (*space.page_table.entries, *space.ahead):
                 for pfn in frames:
                     expected[pfn] += 1
         for frames in (*self._index.frames(), *self._pins.elements()):
@@ -363,32 +392,52 @@ class VMM:
         shared = [vpn for vpn in range(first, min(stop, len(entries))) if refcounts[entries[vpn][0]] > 1]
         return [*shared, *range(len(entries), stop)]
 
-    def _allocate(self, num_frames: int) -> PageFrames:
-        """Take frames, from the prefix index when too few are free. All or nothing."""
-        num_free = self._pool.num_free
-        if num_frames > num_free:
-            num_cached = self._index.num_idle_frames
-            if num_frames > num_free + num_cached:
-                raise OutOfFrames(num_frames, num_free + num_cached)
-            self._index.evict(num_frames - num_free)
-        return tuple(self._pool.allocate(num_frames))
+    def _make_free(self, num_pages: int, space: AddressSpace, num_ahead: int = 0) -> None:
+        """Have frames free for pages of a space, `num_ahead` of which it has already, mapped ahead.
+
+        First those go that others have mapped ahead, then cached ones. Raises OutOfFrames; then nothing was
+        changed.
+        """
+        num_frames = num_pages * self.kv.frames_per_page
+        if num_frames > self.num_allocatable_frames:
+            raise OutOfFrames(num_frames, self.num_allocatable_frames)
+        num_frames -= num_ahead * self.kv.frames_per_page
+        if num_frames > self._pool.num_free:
+            self._mapper.reclaim(num_frames - self._pool.num_free, space, num_ahead)
+        if num_frames > self._pool.num_free:
+            self._index.evict(num_frames - self._pool.num_free)
+
+    def _open(self, salt: str, shared: Sequence[PageFrames], num_pages: int) -> AddressSpace:
+        """Open a space that will share some pages, and need `num_pages` before long. Raises OutOfSpaces."""
+        free = self._free_asids.take(shared, num_pages, self._pool)
+        space = AddressSpace(
+            asid=free.asid,
+            salt=salt,
+            max_pages=self.kv.num_pages(self.max_model_len),
+            page_table=PageTable(self._tokens_per_page),
+            mappings=free.mappings,
+            ahead_tokens=self._mapper.ahead_tokens(free.asid),
+        )
+        self._spaces[space.asid] = space
+        self._edits.append(Reserve(space.asid))
+        return space
 
     def _map_shared(self, space: AddressSpace, pages: Sequence[PageFrames]) -> None:
         """Map pages, whose references are held already, into an empty space."""
         for vpn, frames in enumerate(pages):
-            space.page_table.map(Vpn(vpn), frames)
-            self._edits.append(Map(space.asid, vpn, frames))
+            self._mapper.map(space, vpn, frames)
 
     def _copy_tail(self, space: AddressSpace, tail: PageFrames, num_tokens: int) -> int:
         """Copy a page that begins as the space needs it; returns how many tokens that covers."""
         try:
-            own = self._allocate(self.kv.frames_per_page)
+            self._make_free(1, space)
         except OutOfFrames:
             num_tokens = 0  # it computes them instead
         else:
-            vpn = Vpn(space.num_pages)
-            space.page_table.map(vpn, own)
-            self._edits += (CopyPage(tail, own), Map(space.asid, vpn, own))
+            vpn = space.num_pages
+            (own,) = self._mapper.take(space, [vpn])
+            self._edits.append(CopyPage(tail, own))
+            self._mapper.map(space, vpn, own)
             self._num_tail_copies += 1
         self._release_pages((tail,))
         return num_tokens

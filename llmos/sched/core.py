@@ -33,6 +33,7 @@ from llmos.errors import OutOfFrames
 from llmos.ipc.actor import Actor, ActorStatistics
 from llmos.ipc.mailbox import Mailbox
 from llmos.mm.eviction import EVICTION_POLICIES, CostAware
+from llmos.mm.mapper import MappingMode
 from llmos.mm.swap import Swap, SwapStatistics
 from llmos.mm.vmm import VMM, VmmStatistics
 from llmos.params import STEPS_IN_FLIGHT
@@ -105,6 +106,7 @@ class Core(Actor[Message]):
         preemption: how processes lose their memory.
         swap_reuse: keep copies on lower tiers when their pages are back.
         on_event: told, with a subsystem, of what an operator should know.
+        mapping: when pages are mapped, see Mapper.
     """
 
     def __init__(
@@ -121,6 +123,7 @@ class Core(Actor[Message]):
         preemption: PreemptionCosts | None = None,
         swap_reuse: bool = True,
         on_event: Callable[[str, str], None] = lambda subsystem, text: None,
+        mapping: MappingMode = "ahead",
     ) -> None:
         # Unbounded: senders are syscalls and one driver, bounded by the process table and steps in flight.
         super().__init__(name, Mailbox(math.inf))
@@ -136,6 +139,7 @@ class Core(Actor[Message]):
         self.preemption = preemption or PreemptionCosts(max_step_tokens=limits.max_step_tokens)
         self.swap_reuse = swap_reuse
         self.on_event = on_event
+        self.mapping = mapping
         self._link: DriverLink | None = None
         self._in_flight: deque[InFlight] = deque()
         self._step_id = 0
@@ -234,6 +238,8 @@ class Core(Actor[Message]):
             num_context_tokens += end
             num_pairs += end if share.num_tokens == 1 else count_pairs(start, share.num_tokens)
             process.num_scheduled = end
+            if end < known:
+                vmm.map_ahead(space, min(known, end + share.num_tokens))
             if sample:
                 process.num_pending += 1
             if tokens and not process.timeline.is_decoding:
@@ -352,6 +358,7 @@ class Core(Actor[Message]):
             max_model_len=loaded.model.max_model_len,
             prefix_cache=self.prefix_cache,
             eviction=EVICTION_POLICIES[self.cache_policy](),
+            mapping=self.mapping,
         )
         num_slots: dict[Tier, int] = {"host": loaded.num_host_slots, "disk": loaded.num_disk_slots}
         swap = Swap(vmm, num_slots, self._report_fault, self.swap_reuse)

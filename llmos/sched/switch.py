@@ -63,7 +63,7 @@ class ContextSwitch:
         """
         if process.space is not None:
             return
-        space = process.space = self.vmm.open_space(process.tenant)
+        space = process.space = self.vmm.open_space(process.tenant, process.tokens)
         limit = len(process.tokens) - 1
         copied = min(limit, process.backing.num_tokens(self.vmm.kv.tokens_per_page))
         covered = self.vmm.attach_prefix(space, process.tokens, limit, has=copied)

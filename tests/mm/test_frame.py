@@ -34,6 +34,14 @@ class FramePoolMachine(RuleBasedStateMachine):
             assert self.pool.allocate(count) == free[:count]
             self.owners += free[:count]
 
+    @rule(frames=st.lists(st.integers(0, NUM_FRAMES - 1).map(Pfn), unique=True, max_size=4))
+    def try_take(self, frames: list[Pfn]) -> None:
+        """These very frames are given, unless one of them is in use."""
+        is_free = not set(frames) & set(self.owners)
+        assert self.pool.try_take(frames) == is_free
+        if is_free:
+            self.owners += frames
+
     @precondition(lambda self: self.owners)
     @rule(data=st.data())
     def acquire(self, data: st.DataObject) -> None:

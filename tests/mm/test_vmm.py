@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from llmos.device import CopyPage, Edit, KVFormat, Map, Release, Reserve, Segment
 from llmos.errors import KernelPanic, OutOfFrames, OutOfSpaces
 from llmos.mm.address_space import AddressSpace
+from llmos.mm.mapper import MappingMode
 from llmos.mm.vmm import VMM
 
 KV = KVFormat("test", (Segment("K", 4), Segment("V", 4)), frame_bytes=16, tokens_per_page=4)
@@ -81,9 +82,11 @@ class VmmMachine(RuleBasedStateMachine):
     as a driver does. A space with a row is left alone until then.
     """
 
+    mapping: MappingMode = "ahead"
+
     def __init__(self) -> None:
         super().__init__()
-        self.vmm = VMM(KV, NUM_FRAMES, MAX_SPACES, MAX_MODEL_LEN)
+        self.vmm = VMM(KV, NUM_FRAMES, MAX_SPACES, MAX_MODEL_LEN, mapping=self.mapping)
         self.device = FakeDevice()
         self.models: list[Model] = []
         self.rows: list[tuple[Model, int]] = []  # and the first position to compute
@@ -111,7 +114,9 @@ class VmmMachine(RuleBasedStateMachine):
             with pytest.raises(OutOfSpaces):
                 self.vmm.open_space(salt)
             return
-        space = self.vmm.open_space(salt)
+        before = self.vmm.statistics()
+        space = self.vmm.open_space(salt, prompt)
+        assert self.vmm.statistics().prefix == before.prefix
         covered = self.vmm.attach_prefix(space, prompt, len(prompt) - 1)
         assert covered < len(prompt)
         assert covered == 0 or (salt, tuple(prompt[:covered])) in self.retired
@@ -141,6 +146,23 @@ class VmmMachine(RuleBasedStateMachine):
         assert self.vmm.frames_needed(space, start, end) == 0
         model.tokens[start:] = tokens[: end - start]
         self.rows.append((model, start))
+
+    @precondition(lambda self: self.models)
+    @rule(num_tokens=st.integers(1, 12), data=st.data())
+    def map_ahead(self, num_tokens: int, data: st.DataObject) -> None:
+        """Pages behind a space's last are mapped if frames are free; nobody loses anything by it."""
+        model = self.draw_model(data)
+        before = self.vmm.statistics()
+        end = min(len(model.tokens) + num_tokens, MAX_MODEL_LEN)
+        num_pages = model.space.num_pages
+        self.vmm.map_ahead(model.space, end)
+        after = self.vmm.statistics()
+        assert (after.num_free, after.prefix) == (before.num_free, before.prefix)
+        assert model.space.num_pages == num_pages
+        if self.mapping == "sync":
+            assert after.num_ahead == 0
+        elif after.num_free - after.num_ahead >= len(KV.segments):
+            assert num_pages + len(model.space.ahead) >= KV.num_pages(end)
 
     @precondition(lambda self: self.models)
     @rule(share=st.floats(0, 1), salt=salts, data=st.data())
@@ -236,12 +258,27 @@ class VmmMachine(RuleBasedStateMachine):
         self.vmm.check_integrity()
 
 
+class SyncMachine(VmmMachine):
+    """The same, with every page mapped in the step that writes it."""
+
+    mapping: MappingMode = "sync"
+
+
+class PremappedMachine(VmmMachine):
+    """The same, with every page mapped as soon as a space has one."""
+
+    mapping: MappingMode = "premapped"
+
+
 TestVmm = VmmMachine.TestCase
+TestSync = SyncMachine.TestCase
+TestPremapped = PremappedMachine.TestCase
 TestVmm.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestSync.settings = TestPremapped.settings = settings(TestVmm.settings, max_examples=50)
 
 
-def new_vmm(num_frames: int = NUM_FRAMES, *, prefix_cache: bool = True) -> VMM:
-    return VMM(KV, num_frames, MAX_SPACES, MAX_MODEL_LEN, prefix_cache=prefix_cache)
+def new_vmm(num_frames: int = NUM_FRAMES, *, prefix_cache: bool = True, mapping: MappingMode = "sync") -> VMM:
+    return VMM(KV, num_frames, MAX_SPACES, MAX_MODEL_LEN, prefix_cache=prefix_cache, mapping=mapping)
 
 
 def test_n_samples_of_one_prompt_copy_its_last_page_n_minus_1_times() -> None:
@@ -336,10 +373,9 @@ def test_without_a_prefix_cache_nothing_is_kept() -> None:
 
 def test_a_closed_spaces_asid_is_released_before_it_is_reserved_again() -> None:
     """The order of edits is what makes reuse of asids and frames safe."""
-    vmm = new_vmm()
-    space = vmm.open_space("alice")
-    vmm.close_space(space)
-    assert vmm.open_space("bob").asid == space.asid
+    vmm = VMM(KV, NUM_FRAMES, 1, MAX_MODEL_LEN)
+    vmm.close_space(vmm.open_space("alice"))
+    vmm.open_space("bob")
     assert vmm.take_edits() == (Reserve(0), Release(0), Reserve(0))
     assert vmm.take_edits() == ()
 
@@ -366,6 +402,90 @@ def test_integrity_check_finds_a_leaked_reference() -> None:
     vmm._pool.acquire(space.page_table.entries[0][0])
     with pytest.raises(KernelPanic, match=r"frames \[0\]"):
         vmm.check_integrity()
+
+
+def test_the_next_page_is_mapped_before_it_is_needed() -> None:
+    """A decoding process never waits for a map, and what it did not need is given back."""
+    kv = KVFormat("test", (Segment("K", 4), Segment("V", 4)), frame_bytes=128, tokens_per_page=32)
+    vmm = VMM(kv, 24, 2, 128)
+    space = vmm.open_space("alice")
+    vmm.grow(space, 0, 10)
+    assert [edit.is_ahead for edit in vmm.take_edits() if isinstance(edit, Map)] == [False]
+    ahead_at: dict[int, int] = {}
+    for position in range(10, 70):
+        vmm.grow(space, position, position + 1)
+        for edit in vmm.take_edits():
+            assert isinstance(edit, Map)
+            assert edit.is_ahead
+            ahead_at[edit.vpn] = position
+    assert {vpn: vpn * 32 - position for vpn, position in ahead_at.items()} == {1: 8, 2: 8}
+    vmm.grow(space, 70, 90)
+    assert vmm.statistics().num_ahead == 2
+    vmm.close_space(space)
+    maps = vmm.statistics().maps
+    assert (maps.num_sync, maps.num_ahead, maps.num_reused, maps.num_unused) == (1, 3, 0, 1)
+    assert vmm.statistics().num_free == 24
+
+
+def test_pages_mapped_ahead_go_before_cached_ones() -> None:
+    """They take free frames only, and are given back first when somebody needs frames."""
+    vmm = new_vmm(num_frames=12, mapping="ahead")
+    first = vmm.open_space("alice")
+    vmm.grow(first, 0, 8)
+    vmm.close_space(first, range(8))  # two cached pages
+    second = vmm.open_space("bob")
+    vmm.grow(second, 0, 4)
+    vmm.map_ahead(second, 16)
+    statistics = vmm.statistics()
+    assert (statistics.num_free, statistics.num_ahead, statistics.num_cached) == (6, 6, 4)
+    vmm.map_ahead(second, 20)
+    assert vmm.statistics() == statistics
+    third = vmm.open_space("carol")
+    vmm.grow(third, 0, 8)
+    assert vmm.statistics().num_cached == 4
+    assert [len(space.ahead) for space in (second, third)] == [1, 0]
+    vmm.check_integrity()
+
+
+def test_a_page_mapped_ahead_may_become_a_copy_of_the_one_before_it() -> None:
+    """What it holds behind its last page is no reason to be refused a page before that."""
+    vmm = new_vmm(num_frames=4, mapping="ahead")
+    parent = vmm.open_space("alice")
+    vmm.grow(parent, 0, 4)
+    vmm.fork_space(parent, 4, "alice")
+    assert (vmm.statistics().num_free, len(parent.ahead)) == (2, 1)
+    vmm.grow(parent, 3, 4)
+    assert (vmm.statistics().num_free, len(parent.ahead), vmm.statistics().num_copies) == (0, 0, 1)
+    vmm.check_integrity()
+
+
+def test_a_process_that_comes_back_finds_its_pages_mapped() -> None:
+    """It is given the asid under which the device still has them; its edits need no system call."""
+    vmm = new_vmm()
+    spaces = [vmm.open_space(salt) for salt in ("alice", "bob", "carol")]
+    for number, space in enumerate(spaces):
+        vmm.grow(space, 0, 9)
+        vmm.close_space(space, range(100 * number, 100 * number + 9))
+    before = vmm.statistics().maps
+    again = vmm.open_space("bob", range(100, 120))
+    assert again.asid == spaces[1].asid
+    assert vmm.attach_prefix(again, range(100, 120), 19) == 9
+    after = vmm.statistics().maps
+    assert (after.num_sync - before.num_sync, after.num_reused - before.num_reused) == (3, 2)
+
+
+def test_frames_that_are_mapped_already_are_taken_where_they_are() -> None:
+    """Of the spaces that left enough behind, the one with the least; nothing is mapped for it."""
+    vmm = new_vmm(prefix_cache=False)
+    for num_tokens in (20, 8, 12):
+        vmm.grow(vmm.open_space("alice"), 0, num_tokens)
+    pages = {asid: list(space.page_table.entries) for asid, space in vmm._spaces.items()}
+    for space in list(vmm._spaces.values()):
+        vmm.close_space(space)
+    again = vmm.open_space("bob", range(9))
+    vmm.grow(again, 0, 9)
+    assert again.page_table.entries == pages[2]
+    assert vmm.statistics().maps.num_reused == 3
 
 
 def test_sixty_four_children_cost_nothing_until_they_diverge() -> None:
