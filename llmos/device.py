@@ -105,6 +105,10 @@ class KVFormat(msgspec.Struct, frozen=True):
         """Virtual pages needed to hold `num_tokens`."""
         return -(-num_tokens // self.tokens_per_page)
 
+    def capacity(self, num_frames: int) -> int:
+        """Tokens that so many frames hold, all in one space."""
+        return num_frames // self.frames_per_page * self.tokens_per_page
+
     @property
     def frames_per_page(self) -> int:
         """Frames behind one virtual page: one in each segment."""

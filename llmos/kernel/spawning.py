@@ -41,7 +41,8 @@ def check_spawn(core: Core, body: Spawn) -> int:
     if not (min(body.prompt) >= 0 and max(body.prompt) < model.vocab_size):
         raise _invalid(f"prompt holds an id outside the vocabulary of {model.vocab_size}")
     context, length = model.max_model_len, len(body.prompt)
-    wanted = body.max_tokens if body.max_tokens is not None else max(1, context - length)
+    room = min(context, kv.capacity(core.loaded.num_frames))
+    wanted = body.max_tokens if body.max_tokens is not None else max(1, room - length)
     if wanted < 1:
         raise _invalid(f"max_tokens is {wanted}; at least 1")
     if length + wanted > context:

@@ -23,6 +23,8 @@ from llmos.mm.vmm import VMM
 Finish = Callable[["Transfer"], None]
 """Called when a transfer has ended, with its faults filled in."""
 
+DEMOTE_BELOW = 8  # when less than an eighth of the host area is free
+
 
 class Direction(enum.Enum):
     """Which way a transfer goes."""
@@ -195,7 +197,15 @@ class Swap:
 
     # --- down, and to a file -----------------------------------------------------------------------------
 
-    def demote(self, backing: Backing) -> Transfer | None:
+    @property
+    def is_host_short(self) -> bool:
+        """Is so little of the host area free that some of it should go to the swap file, and can?"""
+        host, disk = self._areas["host"], self._areas["disk"]
+        if not disk.num_free or host.num_free * DEMOTE_BELOW >= host.num_slots:
+            return False
+        return not any(transfer.direction is Direction.DOWN for transfer in self._in_flight.values())
+
+    def demote(self, backing: Backing, on_end: Finish | None = None) -> Transfer | None:
         """Send a process's pages from the host area to the swap file; None when there is nothing to send."""
         vpns = [
             vpn
@@ -220,6 +230,8 @@ class Swap:
             for vpn, source, copy in zip(transfer.vpns, transfer.sources, transfer.pages, strict=True):
                 if copy.state is CopyState.WHOLE and backing.usable(vpn) is source:
                     self._put(backing, vpn, copy)
+            if on_end is not None:
+                on_end(transfer)
 
         source = Place("host", _in_runs([copy.slots for copy in sources]))
         return self._start(Direction.DOWN, "disk", copies, [], vpns, source, on_end=move, sources=sources)

@@ -338,6 +338,11 @@ class VMM:
         return self._index.pages()
 
     @property
+    def num_frames(self) -> int:
+        """Physical frames of the device."""
+        return self._pool.num_frames
+
+    @property
     def num_allocatable_frames(self) -> int:
         """Frames that can be had: nobody needs them, or only the prefix index keeps them."""
         return self._pool.num_free + self._mapper.num_ahead_frames + self._index.num_idle_frames

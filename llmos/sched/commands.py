@@ -100,11 +100,21 @@ def write_input(
             f"the context is {context} tokens; {len(process.tokens)} are used, "
             f"{len(tokens)} more and {max_tokens or 1} of output were asked for",
         )
+    room = context
+    if residents.switch is not None:
+        vmm = residents.switch.vmm
+        room = min(context, vmm.kv.capacity(vmm.num_frames))
+        if length + (max_tokens or 1) > room:
+            raise SyscallError(
+                Errno.ENOMEM,
+                f"{length + (max_tokens or 1)} tokens do not fit in the {vmm.num_frames} frames of "
+                f"{residents.device}, which hold {room}",
+            )
     process.tokens.extend(tokens)
     process.num_prompt_tokens += len(tokens)
     process.num_uncharged += len(tokens)
     process.turn_start = len(process.tokens)
-    process.max_tokens = max_tokens or context - length
+    process.max_tokens = max_tokens or room - length
     process.turn_started_at = trio.current_time()
     process.timeline.given(process.turn_started_at, len(tokens))
     process.status = None

@@ -130,7 +130,12 @@ class Core(Actor[Message]):
         self.loaded: Loaded | None = None
         self.forecast: Forecast | None = None  # None: how long steps take is not known
         self.residents = Residents(
-            device=name, policy=policy, accounts=accounts, max_running=max_running, on_exit=on_exit
+            device=name,
+            policy=policy,
+            accounts=accounts,
+            max_running=max_running,
+            on_exit=on_exit,
+            on_event=on_event,
         )
         self.limits = limits
         self.max_spaces = max_spaces

@@ -37,6 +37,7 @@ class Residents:
         accounts: charged for what tenants are served.
         max_running: most processes that run at once.
         on_exit: called with each process as it becomes a zombie.
+        on_event: told, with a subsystem, of what an operator should know.
     """
 
     device: str
@@ -44,6 +45,7 @@ class Residents:
     accounts: Accounts
     max_running: int
     on_exit: Callable[[Process], None]
+    on_event: Callable[[str, str], None] = lambda subsystem, text: None
     switch: ContextSwitch | None = None  # None until a driver has loaded a model
     queue: RunQueue = attrs.field(init=False)
     recorder: Recorder = attrs.field(init=False)
@@ -88,6 +90,8 @@ class Residents:
             # Nobody fits. Memory of those that do not run (stopped, waiting for input) is given up first.
             (pid,) = self.policy.admit(self.queue.view(sys.maxsize, self.queue.num_places_taken + 1))
             head = self.queue.members[Pid(pid)]  # whom the policy waits for
+            if self._kill_if_too_large(head):
+                continue
             if self._frames_needed(head) <= num_free + self.switch.swap.num_leaving_frames:
                 return  # a copy out that is under way makes the room
             idle = [p for p in self.queue.members.values() if p.space and p.state is not ProcState.RUNNING]
@@ -97,6 +101,38 @@ class Residents:
             if victim is None or self.queue.members[Pid(victim)].state is ProcState.RUNNING:
                 return
             self.preempt(self.queue.members[Pid(victim)], head)
+
+    def _kill_if_too_large(self, process: Process) -> bool:
+        """The last resort. Whoever fits alone runs in the end, since everybody else's memory can be taken.
+
+        Spawn and write refuse what could never fit, so this is for a device that came back with less memory.
+        """
+        assert self.switch is not None
+        vmm = self.switch.vmm
+        needed = vmm.kv.num_pages(len(process.tokens) + 1) * vmm.kv.frames_per_page
+        if needed <= vmm.num_frames:
+            return False
+        reason = (
+            f"out of memory: {len(process.tokens)} tokens need {needed} frames; "
+            f"{self.device} has {vmm.num_frames} in all"
+        )
+        self.on_event("oom", f"killed pid {process.pid} of {process.tenant}: {reason}")
+        self.terminate(process, ExitStatus("error", message=reason))
+        return True
+
+    def _demote(self) -> None:
+        """Keep some of the host area free: who will be away longest goes on to the swap file."""
+        assert self.switch is not None
+        if not self.switch.swap.is_host_short:
+            return
+        away = [process for process in self.queue.members.values() if process.backing.is_needed]
+        idle = [process for process in away if process.idle_since is not None]
+        idle.sort(key=lambda process: process.idle_since or 0.0)
+        others = [process for process in away if process.idle_since is None]
+        others.sort(key=self.queue.order, reverse=True)
+        for process in (*idle, *others):
+            if self.switch.swap.demote(process.backing, self.depart) is not None:
+                return  # one at a time: its end looks again
 
     def _charge_prompt(self, process: Process) -> None:
         """Charge for input that is computed for the first time: not for what others had computed."""
@@ -198,6 +234,7 @@ class Residents:
     def depart(self, transfer: Transfer) -> None:
         """A copy out has ended: its frames are free."""
         self.admission_is_due = True
+        self._demote()
 
     def _num_free_frames(self) -> int:
         """Frames that admission may hand out: free or cached, and not waited for by those who run."""

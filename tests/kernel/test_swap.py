@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import pytest
 import trio
 
 from drivers.sim import SimDriver, SimFaults
@@ -12,6 +13,7 @@ from llmos.device import CopyCost
 from llmos.mm.swap import SwapStatistics
 from llmos.proc.lifecycle import ProcState
 from syscalls.client import Client
+from syscalls.errno import Errno, SyscallError
 from tests.kernel.harness import MODEL, RunningKernel, running_kernel
 
 PAGE = 16  # tokens
@@ -30,6 +32,16 @@ async def finish(client: Client, pid: int) -> tuple[int, ...]:
         tokens += output.tokens
     await client.wait(pid)
     return tuple(tokens)
+
+
+async def read_turn(client: Client, pid: int, offset: int) -> tuple[int, ...]:
+    """Read output from `offset` to the end of the turn."""
+    tokens: list[int] = []
+    while True:
+        output = await client.read(pid, offset + len(tokens))
+        tokens += output.tokens
+        if output.end is not None:
+            return tuple(tokens)
 
 
 def swap_of(kernel: RunningKernel) -> SwapStatistics:
@@ -63,15 +75,10 @@ async def chat(client: Client, number: int, turns: int) -> None:
     history = prompt(number, 40)
     offset = 0
     for turn in range(turns):
-        tokens: list[int] = []
-        while True:
-            output = await client.read(pid, offset)
-            tokens += output.tokens
-            offset += len(output.tokens)
-            if output.end is not None:
-                break
+        tokens = await read_turn(client, pid, offset)
+        offset += len(tokens)
         history += MODEL.expected_tokens(history, 10)
-        assert tuple(tokens) == history[-10:]
+        assert tokens == history[-10:]
         await trio.sleep(60)
         if turn < turns - 1:
             more = prompt(number + 100 + turn, 7)
@@ -137,7 +144,7 @@ async def test_what_cannot_be_written_is_computed_again(
 
 
 async def test_the_host_area_overflows_to_disk(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
-    """Ten idle chats, room for two in the host area: the others lie in the swap file."""
+    """Twelve idle chats, room for eight in the host area: who was idle first goes on to the swap file."""
     make = partial(SimDriver, max_slots=64)
     async with (
         running_kernel(
@@ -155,8 +162,11 @@ async def test_the_host_area_overflows_to_disk(tmp_path: Path, autojump_clock: t
             nursery.start_soon(chat, kernel.client, number, 3)
         await trio.sleep(50)
         tiers = swap_of(kernel).tiers
-        assert tiers["host"].num_free == 0
-        assert tiers["disk"].num_bytes_out == 4 * 4 * PAGE_BYTES
+        assert tiers["host"].num_free * 8 >= tiers["host"].num_slots
+        assert (tiers["host"].num_slots - tiers["host"].num_free) + (
+            tiers["disk"].num_slots - tiers["disk"].num_free
+        ) == 12 * 4 * 2
+        assert all(process.space is None for process in kernel.system.table)
 
 
 async def test_cheap_prompts_are_computed_again(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
@@ -184,3 +194,45 @@ async def test_a_driver_that_dies_takes_the_tiers_with_it(
         nursery.start_soon(chat, kernel.client, 1, 2)
         await trio.sleep(50)
         kernel.sim.kill()
+
+
+async def test_who_no_longer_fits_is_killed_with_a_reason(
+    tmp_path: Path, autojump_clock: trio.abc.Clock
+) -> None:
+    """A device comes back with a quarter of its memory: the long process is killed, the short one goes on."""
+    sizes = iter([64, 16])
+
+    def make(name: str) -> SimDriver:
+        return SimDriver(name=name, num_frames=next(sizes))
+
+    async with running_kernel(tmp_path, make) as kernel:
+        (long,) = (await kernel.client.spawn(prompt(1, 200), max_tokens=200)).pids
+        (short,) = (await kernel.client.spawn(prompt(2, 40), max_tokens=60)).pids
+        await trio.sleep(0.1)
+        kernel.sim.kill()
+        assert await finish(kernel.client, short) == MODEL.expected_tokens(prompt(2, 40), 60)
+        waited = await kernel.client.wait(long)
+        assert waited.status.reason == "error"
+        assert "out of memory" in waited.status.message
+        assert "16 in all" in waited.status.message
+        oom = [event for event in kernel.system.events.since(0, 100) if event.subsystem == "oom"]
+        assert [f"pid {long}" in event.text for event in oom] == [True]
+
+
+async def test_a_turn_that_could_never_fit_is_refused(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
+    """A write is held to the device's memory, as a spawn is; without a number, output is what it allows."""
+    make = partial(SimDriver, num_frames=8)  # 64 tokens
+    async with running_kernel(tmp_path, make) as kernel:
+        client = kernel.client
+        with pytest.raises(SyscallError, match="8 in all") as refused:
+            await client.spawn(prompt(1, 40), max_tokens=30)
+        assert refused.value.errno is Errno.ENOMEM
+        (pid,) = (await client.spawn(prompt(1, 20), max_tokens=5, interactive=True)).pids
+        assert len(await read_turn(client, pid, 0)) == 5
+        with pytest.raises(SyscallError, match="hold 64") as refused:
+            await client.write(pid, prompt(2, 20), max_tokens=30)
+        assert refused.value.errno is Errno.ENOMEM
+        await client.write(pid, prompt(2, 20))
+        assert len(await read_turn(client, pid, 5)) == 64 - 45
+        await client.kill(pid)
+        await client.wait(pid)
