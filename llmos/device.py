@@ -315,6 +315,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     dtype: str  # of the weights
     num_parameters: int
     kernels: str  # what computes; equal bits are promised between equal ones
+    weight_bytes: int = 0  # in the device's memory, or mapped into it; 0: not known
 
 
 class Quality(msgspec.Struct, frozen=True):

@@ -22,6 +22,7 @@ import trio
 
 from syscalls.codec import Answer, ErrorReply, Request, Welcome
 from syscalls.errno import Errno, SyscallError
+from syscalls.memory import DeviceMemory, MapList, Maps, Meminfo, MemoryInfo
 from syscalls.paths import default_socket_path
 from syscalls.process import (
     Cont,
@@ -39,6 +40,8 @@ from syscalls.process import (
     Stop,
     Wait,
     Waited,
+    Why,
+    WhyInfo,
     Write,
 )
 from syscalls.session import ClientSession, ConnectionLost, SpawnOptions, explain_wrong_answer
@@ -228,9 +231,23 @@ class Client:
         """Describe one process. See `Stat`."""
         return await self._ask(Stat(pid), ProcessInfo)
 
+    async def why(self, pid: int) -> WhyInfo:
+        """Tell what happened to a process and where its time went. See `Why`."""
+        return await self._ask(Why(pid), WhyInfo)
+
     def stream(self, pid: int, offset: int = 0) -> OutputStream:
         """Iterate over a process's output from `offset` to the end of its turn."""
         return OutputStream(self, pid, offset)
+
+    # --- memory --------------------------------------------------------------------------------------------
+
+    async def meminfo(self) -> tuple[DeviceMemory, ...]:
+        """Account for the memory of every device. See `Meminfo`."""
+        return (await self._ask(Meminfo(), MemoryInfo)).devices
+
+    async def maps(self, pid: int) -> MapList:
+        """Describe the address space of a process. See `Maps`."""
+        return await self._ask(Maps(pid), MapList)
 
     # --- tenants -------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from typing import get_args
 import msgspec
 
 from syscalls.errno import Errno
+from syscalls.memory import MapList, Maps, Meminfo, MemoryInfo
 from syscalls.process import (
     Cont,
     Fork,
@@ -29,6 +30,8 @@ from syscalls.process import (
     Stop,
     Wait,
     Waited,
+    Why,
+    WhyInfo,
     Write,
 )
 from syscalls.system import (
@@ -51,7 +54,8 @@ MAX_FRAME_BYTES = 16 << 20
 LENGTH = struct.Struct("<I")
 
 Request = (
-    Spawn | Fork | Wait | Read | Write | Kill | Stop | Cont | Nice | Ps | Stat
+    Spawn | Fork | Wait | Read | Write | Kill | Stop | Cont | Nice | Ps | Stat | Why
+    | Meminfo | Maps
     | Shares
     | Devices | Models | Events | Statistics | Shutdown | Ping
 )  # fmt: skip
@@ -66,7 +70,7 @@ class ErrorReply(msgspec.Struct, frozen=True, tag="error"):
 
 Answer = (
     Spawned | Waited | Output | Done | ProcessList | ProcessInfo
-    | ShareList
+    | WhyInfo | MemoryInfo | MapList | ShareList
     | DeviceList | ModelList | EventList | StatisticsInfo | ErrorReply
 )  # fmt: skip
 

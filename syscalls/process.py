@@ -1,4 +1,4 @@
-"""Process family: spawn, fork, wait, read, write, kill, stop, cont, nice, ps, stat."""
+"""Process family: spawn, fork, wait, read, write, kill, stop, cont, nice, ps, stat, why."""
 
 from __future__ import annotations
 
@@ -190,3 +190,33 @@ class ProcessList(msgspec.Struct, frozen=True, tag="process_list"):
     """Reply to `Ps`, ordered by pid."""
 
     processes: tuple[ProcessInfo, ...]
+
+
+class Why(msgspec.Struct, frozen=True, tag="why"):
+    """Tell what happened to a process and where its time went, zombies included. Errors: ESRCH, EPERM."""
+
+    pid: int
+
+
+class TimelineEntry(msgspec.Struct, frozen=True, array_like=True):
+    """One thing that happened to a process, or several of a kind in a row."""
+
+    kind: str  # "spawned", "queued", "admitted", "prefill", "first token", "decoding", "preempted", …
+    at: float  # seconds since it was spawned
+    seconds: float = 0.0  # that it took; of one that is not over: so far
+    count: int = 1  # prefill: chunks; swapped: copies; queued: how many others waited
+    num_tokens: int = 0  # computed, sampled, found in memory, or lost with it
+    num_bytes: int = 0  # copied
+    pid: int | None = None  # preempted: for whom; spawned: the parent
+    text: str = ""  # blocked: on what; preempted, swapped: how; queued: whose processes ran; ended: why
+
+
+class WhyInfo(msgspec.Struct, frozen=True, tag="why_info"):
+    """Reply to `Why`."""
+
+    pid: int
+    state: str
+    verdict: str  # one line: the largest reason first
+    entries: tuple[TimelineEntry, ...]  # by time
+    num_dropped: int  # entries before them that are forgotten
+    seconds: dict[str, float]  # by what they were spent on: "queued", "memory", "prefill", "decode", …

@@ -22,6 +22,7 @@ from syscalls.codec import (
     kernel_frame_decoder,
 )
 from syscalls.errno import Errno, SyscallError
+from syscalls.memory import MapList, Maps, Meminfo, MemoryInfo
 from syscalls.process import (
     Cont,
     Fork,
@@ -38,6 +39,8 @@ from syscalls.process import (
     Stop,
     Wait,
     Waited,
+    Why,
+    WhyInfo,
     Write,
 )
 from syscalls.sampling import Sampling
@@ -68,6 +71,9 @@ REPLY_TYPES: dict[type[Request], type[Answer]] = {
     Nice: Done,
     Ps: ProcessList,
     Stat: ProcessInfo,
+    Why: WhyInfo,
+    Meminfo: MemoryInfo,
+    Maps: MapList,
     Shares: ShareList,
     Devices: DeviceList,
     Models: ModelList,

@@ -15,6 +15,7 @@ from typing import Self, TypeVar, Unpack
 
 from syscalls.codec import Answer, ErrorReply, Request, Welcome
 from syscalls.errno import Errno, SyscallError
+from syscalls.memory import DeviceMemory, MapList, Maps, Meminfo, MemoryInfo
 from syscalls.paths import default_socket_path
 from syscalls.process import (
     Cont,
@@ -32,6 +33,8 @@ from syscalls.process import (
     Stop,
     Wait,
     Waited,
+    Why,
+    WhyInfo,
     Write,
 )
 from syscalls.session import ClientSession, ConnectionLost, SpawnOptions, explain_wrong_answer
@@ -211,9 +214,23 @@ class SyncClient:
         """Describe one process. See `Stat`."""
         return self._ask(Stat(pid), ProcessInfo)
 
+    def why(self, pid: int) -> WhyInfo:
+        """Tell what happened to a process and where its time went. See `Why`."""
+        return self._ask(Why(pid), WhyInfo)
+
     def stream(self, pid: int, offset: int = 0) -> SyncOutputStream:
         """Iterate over a process's output from `offset` to the end of its turn."""
         return SyncOutputStream(self, pid, offset)
+
+    # --- memory --------------------------------------------------------------------------------------------
+
+    def meminfo(self) -> tuple[DeviceMemory, ...]:
+        """Account for the memory of every device. See `Meminfo`."""
+        return self._ask(Meminfo(), MemoryInfo).devices
+
+    def maps(self, pid: int) -> MapList:
+        """Describe the address space of a process. See `Maps`."""
+        return self._ask(Maps(pid), MapList)
 
     # --- tenants -------------------------------------------------------------------------------------------
 

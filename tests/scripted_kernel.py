@@ -19,6 +19,16 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from syscalls.codec import Answer, Request
 from syscalls.errno import Errno, SyscallError
+from syscalls.memory import (
+    DeviceMemory,
+    MapList,
+    MapRange,
+    Maps,
+    Meminfo,
+    MemoryInfo,
+    ProcessMemory,
+    TenantMemory,
+)
 from syscalls.process import (
     Cont,
     ExitStatus,
@@ -34,9 +44,12 @@ from syscalls.process import (
     Spawned,
     Stat,
     Stop,
+    TimelineEntry,
     Usage,
     Wait,
     Waited,
+    Why,
+    WhyInfo,
     Write,
 )
 from syscalls.sampling import TokenLogprobs
@@ -256,6 +269,16 @@ class ScriptedKernel:
                 )
             case Stat(pid):
                 return self._describe(self._find(pid))
+            case Why(pid):
+                return self._explain(self._find(pid))
+            case Meminfo():
+                return MemoryInfo(tuple(self._account(device) for device in self.devices))
+            case Maps(pid):
+                self._find(pid)
+                return MapList(
+                    pid, self.devices[0].name, (MapRange(0, 128, "shared", 2, 1 << 20),
+                    MapRange(128, 384, "private", 1, 2 << 20)),
+                )  # fmt: skip
             case Shares():
                 return ShareList(self._list_shares())
             case Devices():
@@ -406,6 +429,37 @@ class ScriptedKernel:
             age_seconds=2.5,
             usage=self._usage(process),
             status=process.end,
+        )
+
+    def _explain(self, process: ScriptedProcess) -> WhyInfo:
+        entries = (
+            TimelineEntry("spawned", 0.0),
+            TimelineEntry("queued", 0.0, 1.5, count=3, text="uid:7"),
+            TimelineEntry("prefill", 1.5, 0.25, count=2, num_tokens=len(process.spawn.prompt)),
+            TimelineEntry("first token", 1.75),
+            TimelineEntry("preempted", 2.0, pid=17, text="swap, fair share of bob"),
+            TimelineEntry("swapped out", 2.0, 0.5, num_bytes=64 << 20, text="host"),
+        )
+        spent = {"queued": 1.5, "prefill": 0.25, "decode": 0.25, "swapped": 0.5, "input": 0.0}
+        return WhyInfo(process.pid, process.state, "slow to start: told so by the test", entries, 9, spent)
+
+    def _account(self, device: DeviceInfo) -> DeviceMemory:
+        used = (device.num_frames - device.num_free_frames - device.num_cached_frames) * device.frame_bytes
+        return DeviceMemory(
+            device=device.name,
+            model=device.model,
+            weights=5 << 20,
+            pool=device.num_frames * device.frame_bytes,
+            private=used - (1 << 20),
+            shared=1 << 20,
+            ahead=0,
+            cached=device.num_cached_frames * device.frame_bytes,
+            moving=0,
+            free=device.num_free_frames * device.frame_bytes,
+            tenants=(TenantMemory("tester", used - (1 << 20), 1 << 20, 0, 0),),
+            processes=tuple(
+                ProcessMemory(pid, "tester", 2 << 20, 1 << 20, 0) for pid in sorted(self.processes)
+            ),
         )
 
     def _list_shares(self) -> tuple[TenantShare, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import trio
 
+from llmos.kernel.inspection import why_info
 from llmos.kernel.session import Session
 from llmos.kernel.spawning import make_children, make_processes
 from llmos.kernel.system import System
@@ -181,3 +182,8 @@ def ps(system: System, session: Session, call_id: int, body: p.Ps) -> Answer:
 def stat(system: System, session: Session, call_id: int, body: p.Stat) -> Answer:
     """See syscalls.process.Stat."""
     return system.process_info(session.process(body.pid))
+
+
+def why(system: System, session: Session, call_id: int, body: p.Why) -> Answer:
+    """See syscalls.process.Why."""
+    return why_info(system, session.process(body.pid))

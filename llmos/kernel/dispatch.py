@@ -8,9 +8,10 @@ from typing import Any
 import structlog
 import trio
 
-from llmos.kernel import calls_process, calls_system, calls_tenant
+from llmos.kernel import calls_memory, calls_process, calls_system, calls_tenant
 from llmos.kernel.session import Session
 from llmos.kernel.system import System
+from syscalls import memory as m
 from syscalls import process as p
 from syscalls import system as s
 from syscalls import tenant as t
@@ -35,6 +36,9 @@ TABLE: dict[type[Request], Handler] = {
     p.Nice: calls_process.nice,
     p.Ps: calls_process.ps,
     p.Stat: calls_process.stat,
+    p.Why: calls_process.why,
+    m.Meminfo: calls_memory.meminfo,
+    m.Maps: calls_memory.maps,
     t.Shares: calls_tenant.shares,
     s.Devices: calls_system.devices,
     s.Models: calls_system.models,

@@ -1,13 +1,21 @@
-"""What the kernel can say about memory and tenants by walking them: made when asked for."""
+"""What the kernel can say of processes, memory and tenants by looking at all of them: made when asked for."""
 
 from __future__ import annotations
 
 from collections import Counter
+from itertools import groupby
+
+import trio
 
 from llmos.kernel.system import System
 from llmos.mm.ledger import Holder, Ledger, take_ledger
+from llmos.mm.page_table import PageFrames
+from llmos.proc.activity import Activity
 from llmos.proc.pcb import Process
+from llmos.proc.verdict import explain
 from llmos.sched.core import Core
+from syscalls.memory import DeviceMemory, MapList, MapRange, ProcessMemory, TenantMemory
+from syscalls.process import TimelineEntry, WhyInfo
 from syscalls.tenant import TenantShare
 
 
@@ -48,3 +56,94 @@ def tenant_shares(system: System) -> list[TenantShare]:
         )
         for account in sorted(system.accounts, key=lambda account: account.tenant)
     ]
+
+
+def device_memories(system: System, tenant: str | None) -> tuple[DeviceMemory, ...]:
+    """The ledgers of all devices, with the processes and the account of one tenant; None: of everybody."""
+    found = []
+    for name, core in system.cores.items():
+        ledger = ledger_of(core)
+        if ledger is None or core.loaded is None:
+            continue
+        total = ledger.total
+        tenants = tuple(
+            TenantMemory(who, usage.private_bytes, usage.shared_bytes, usage.ahead_bytes, usage.cached_bytes)
+            for who, usage in sorted(ledger.tenants.items())
+            if tenant in (None, who)
+        )
+        processes = tuple(
+            ProcessMemory(each.pid, each.tenant, each.private_bytes, each.shared_bytes, each.ahead_bytes)
+            for each in sorted(ledger.processes, key=lambda each: each.pid)
+            if tenant in (None, each.tenant)
+        )
+        found.append(
+            DeviceMemory(
+                device=name,
+                model=core.loaded.model.name,
+                weights=core.loaded.model.weight_bytes,
+                pool=ledger.pool_bytes,
+                private=total.private_bytes,
+                shared=total.shared_bytes,
+                ahead=total.ahead_bytes,
+                cached=total.cached_bytes,
+                moving=ledger.moving_bytes,
+                free=ledger.free_bytes,
+                tenants=tenants,
+                processes=processes,
+            )
+        )
+    return tuple(found)
+
+
+def map_list(system: System, process: Process) -> MapList:
+    """The address space of a process, in ranges of pages that are alike."""
+    switch = system.core_of(process).residents.switch
+    if switch is None or process.space is None:
+        return MapList(process.pid, process.device, ())
+    kv, refcounts = switch.vmm.kv, switch.vmm.refcounts
+    num_used = kv.num_pages(holder_of(process).num_positions)
+
+    def describe(page: tuple[int, PageFrames]) -> tuple[str, int]:
+        vpn, frames = page
+        num_references = refcounts[frames[0]]
+        kind = "shared" if num_references > 1 else "private" if vpn < num_used else "ahead"
+        return kind, num_references
+
+    ranges = []
+    start = 0
+    for (kind, num_references), run in groupby(enumerate(process.space.page_table.entries), describe):
+        num_pages = sum(1 for _ in run)
+        end = start + num_pages * kv.tokens_per_page
+        num_bytes = num_pages * kv.frames_per_page * kv.frame_bytes
+        ranges.append(MapRange(start, end, kind, num_references, num_bytes))
+        start = end
+    return MapList(process.pid, process.device, tuple(ranges))
+
+
+def why_info(system: System, process: Process) -> WhyInfo:
+    """What happened to a process, where its time went, and the verdict."""
+    now = trio.current_time()
+    timeline = process.timeline
+    recorder = system.core_of(process).residents.recorder
+    timeline.settle(now, len(process.output), recorder.short_seconds(now))
+    entries = tuple(
+        TimelineEntry(
+            kind=entry.kind.value,
+            at=entry.at - timeline.began,
+            seconds=entry.until - entry.at,
+            count=entry.count,
+            num_tokens=entry.num_tokens,
+            num_bytes=entry.num_bytes,
+            pid=entry.pid,
+            text=entry.text,
+        )
+        for entry in sorted(timeline.entries, key=lambda entry: entry.at)
+    )
+    return WhyInfo(
+        pid=process.pid,
+        state=process.describe_state,
+        verdict=explain(process, now),
+        entries=entries,
+        num_dropped=timeline.num_dropped,
+        seconds={each.value: timeline.seconds[each] for each in Activity if each is not Activity.ENDED},
+    )

@@ -309,7 +309,8 @@ class Core(Actor[Message]):
                 if logprobs is not None:
                     process.logprobs.append(logprobs)
             if not process.timeline.is_decoding:
-                process.timeline.decodes(now, len(process.output), process.num_turn_output == 1)
+                is_first = process.num_turn_output == 1 or process.first_token_at is None  # that of a child
+                process.timeline.decodes(now, len(process.output), is_first)
                 if process.first_token_at is None:
                     process.first_token_at = now
             served[process.tenant] = served.get(process.tenant, 0) + 1

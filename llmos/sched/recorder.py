@@ -43,13 +43,20 @@ class Recorder:
         """A process has moved to another state. `num_waiting`: in the queue, with this one."""
         now = trio.current_time()
         timeline = process.timeline
-        timeline.settle(len(process.output))
+        short_seconds = self.short_seconds(now)
+        timeline.settle(now, len(process.output), short_seconds)
         match process.state:
             case ProcState.READY | ProcState.SWAPPED:
                 others = max(0, num_waiting - 1)
-                timeline.queued(now, others, self.accounts.busiest(), self.short_seconds(now))
+                timeline.queued(
+                    now,
+                    others,
+                    self.accounts.busiest(),
+                    short_seconds,
+                    is_swapped=process.state is ProcState.SWAPPED,
+                )
             case ProcState.RUNNING:
-                timeline.admitted(now, process.num_computed, self.short_seconds(now))
+                timeline.admitted(now, process.num_computed)
             case ProcState.BLOCKED:
                 timeline.blocked(now, str(process.blocked_on))
             case ProcState.STOPPED:
@@ -65,7 +72,7 @@ class Recorder:
 
         Args:
             process: in the state that it was in then.
-            by: for whom; None: nobody else had any to take.
+            by: for whom; None: it wanted more itself, and was last in line.
             num_computed: that it had.
             out: where to.
         """

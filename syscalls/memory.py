@@ -1,0 +1,80 @@
+"""Memory family: meminfo, maps."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Meminfo(msgspec.Struct, frozen=True, tag="meminfo"):
+    """Account for the memory of every device: whose it is and what it is for.
+
+    Processes and tenants are the caller's own; administrators see everybody's. Takes time that grows with the
+    pages in use. No errors.
+    """
+
+
+class ProcessMemory(msgspec.Struct, frozen=True):
+    """What one process maps, in bytes."""
+
+    pid: int
+    tenant: str
+    private: int  # of it alone
+    shared: int  # also mapped by another process, or kept in the prefix cache
+    ahead: int  # of it alone, mapped for tokens that are still to come
+
+
+class TenantMemory(msgspec.Struct, frozen=True):
+    """What one tenant has, in bytes; a page that several of its processes map counts once."""
+
+    tenant: str
+    private: int
+    shared: int
+    ahead: int
+    cached: int  # of the prefix cache alone: given up when memory is short
+
+
+class DeviceMemory(msgspec.Struct, frozen=True):
+    """One device's memory, in bytes. The columns from `private` to `free` add up to `pool`."""
+
+    device: str
+    model: str
+    weights: int  # of the model, beside the pool; 0: the driver does not say
+    pool: int
+    private: int  # keys and values of one process alone
+    shared: int  # of a process, and of others or the prefix cache; each page once
+    ahead: int  # mapped for tokens that are still to come
+    cached: int  # of the prefix cache alone
+    moving: int  # read or filled by a copy between tiers, and nobody's
+    free: int
+    tenants: tuple[TenantMemory, ...]
+    processes: tuple[ProcessMemory, ...]
+
+
+class MemoryInfo(msgspec.Struct, frozen=True, tag="memory_info"):
+    """Reply to `Meminfo`: the devices that have loaded a model."""
+
+    devices: tuple[DeviceMemory, ...]
+
+
+class Maps(msgspec.Struct, frozen=True, tag="maps"):
+    """Describe the address space of a process. Errors: ESRCH, EPERM."""
+
+    pid: int
+
+
+class MapRange(msgspec.Struct, frozen=True, array_like=True):
+    """Positions that are alike, and what is behind them."""
+
+    start: int  # first position
+    end: int  # one past the last
+    kind: str  # "private", "shared", "ahead": mapped for tokens to come
+    num_references: int  # of each of its pages: address spaces, and one for the prefix cache
+    num_bytes: int
+
+
+class MapList(msgspec.Struct, frozen=True, tag="map_list"):
+    """Reply to `Maps`, by position; empty when the process has no memory at the moment."""
+
+    pid: int
+    device: str
+    ranges: tuple[MapRange, ...]
