@@ -13,14 +13,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import attrs
 import torch
 
 from drivers.model.batch import ContiguousPages, PageIndex
 from drivers.page_table import ArenaError, PageTable
 from llmos.device import CopyPage, KVFormat, Map
+from native.mapper import MapJob, PageMapper
 from native.paging import MemoryPool, ReservedRange, count_mappings, mapping_limit
 
-__all__ = ["Arena", "ArenaError", "TableArena", "VirtualArena", "max_virtual_frames"]
+__all__ = ["Arena", "ArenaError", "MapCounts", "TableArena", "VirtualArena", "max_virtual_frames"]
 
 SPARE_MAPPINGS = 4096  # for libraries, thread stacks and the allocator, beside what they have already
 
@@ -54,13 +56,40 @@ class Arena(Protocol):
         """Close a space. Raises ArenaError."""
 
     def map(self, edit: Map) -> None:
-        """Back a page, replacing what was there. Raises ArenaError, or OSError when the system refuses."""
+        """Back a page, replacing what was there; one that is ahead of need perhaps only until `finish_maps`.
+
+        Raises ArenaError, or OSError when the system refuses.
+        """
+
+    def finish_maps(self, asid: int, num_pages: int) -> None:
+        """Have pages [0, num_pages) of a space mapped that were to be mapped ahead of need.
+
+        Raises ArenaError, or OSError when the system refuses.
+        """
 
     def copy_page(self, edit: CopyPage) -> None:
         """Copy frames. Raises ArenaError."""
 
     def close(self) -> None:
         """Give all memory back; `segments` must not be used any more. Idempotent."""
+
+
+@attrs.frozen
+class MapCounts:
+    """Map edits that an arena has carried out since it was opened."""
+
+    num_sync: int  # system calls that a step waited for
+    num_ahead: int  # carried out beside steps
+    num_reused: int  # the page was mapped to these frames already
+    num_waits: int  # of those ahead, not done when a row needed them
+
+
+@attrs.frozen
+class _Ahead:
+    """A page that is to be mapped when a row needs it."""
+
+    edit: Map
+    job: MapJob | None  # that maps it; None: there were too many mappings then
 
 
 def max_virtual_frames(max_spaces: int, num_segments: int) -> int:
@@ -79,7 +108,10 @@ class VirtualArena:
     system's limit on mappings is near. In debug mode they go at once, so that a stale read is a crash.
 
     A frame that is mapped into many spaces takes a mapping in each; that can exceed the limit later on, and
-    is then the ArenaError of one `map`.
+    is then the ArenaError of one `map`, or, ahead of need, of the `finish_maps` of the row that needs it.
+
+    A page that is mapped ahead of need is mapped and populated by a thread of its own. Nobody else touches
+    it meanwhile: rows do not reach it before `finish_maps`, and whoever maps or unmaps it first waits.
 
     Args:
         kv: format; frame_bytes is a multiple of the system's page size.
@@ -111,11 +143,19 @@ class VirtualArena:
                 f"than vm.max_map_count ({mapping_limit()}); take larger frames, a smaller pool, or raise it"
             )
         self._pages_per_segment = max_spaces * pages_per_space
-        self._mapped = [0] * max_spaces  # pages [0, n) of a space may hold mappings, its own or stale ones
-        self._num_mapped = 0  # their sum over all segments
+        # For each space, what its pages are mapped to, by itself or by who had it before; None: not known.
+        self._mapped: list[list[tuple[int, ...] | None]] = [[] for _ in range(max_spaces)]
+        self._num_mapped = 0  # pages in these lists, in all segments
+        self._ahead: dict[int, dict[int, _Ahead]] = {}  # by asid and vpn; what no row has needed yet
+        self._num_sync = self._num_ahead = self._num_reused = self._num_waits = 0
         self._pool = MemoryPool(num_frames, kv.frame_bytes)
         try:
             self._range = ReservedRange(self._pool, self._pages_per_segment * len(kv.segments))
+            try:
+                self._mapper = PageMapper(self._range)
+            except BaseException:
+                self._range.close()
+                raise
         except BaseException:
             self._pool.close()
             raise
@@ -148,27 +188,38 @@ class VirtualArena:
     def release(self, asid: int) -> None:
         """See Arena."""
         self.table.release(asid)
+        for vpn in list(self._ahead.get(asid, ())):
+            self._forget_ahead(asid, vpn)
         if self._debug:
             self._unmap(asid)
 
     def map(self, edit: Map) -> None:
         """See Arena."""
         self.table.check_map(edit)
-        new_pages = max(0, edit.vpn + 1 - self._mapped[edit.asid])
-        num_new = new_pages * len(self._segments)
-        if self._num_mapped + num_new > self._max_mapped:
-            self._unmap_released()
-            if self._num_mapped + num_new > self._max_mapped:
-                raise ArenaError(
-                    f"{self._num_mapped} frames are mapped; vm.max_map_count ({mapping_limit()}) is the limit"
-                )
-        page = self.page_index(edit.asid, edit.vpn)
-        self._range.map_frames(
-            [page + segment * self._pages_per_segment for segment in range(len(edit.pfns))], edit.pfns
-        )
-        self._mapped[edit.asid] += new_pages
-        self._num_mapped += num_new
+        self._forget_ahead(edit.asid, edit.vpn)
+        mapped = self._mapped[edit.asid]
+        if edit.vpn < len(mapped) and mapped[edit.vpn] == edit.pfns:
+            self._num_reused += 1
+        elif edit.is_ahead:
+            self._begin_map(edit)
+        else:
+            self._map_now(edit)
         self.table.map(edit)
+
+    def finish_maps(self, asid: int, num_pages: int) -> None:
+        """See Arena."""
+        pages = self._ahead.get(asid)
+        if not pages:
+            return
+        for vpn in [vpn for vpn in pages if vpn < num_pages]:
+            ahead = pages[vpn]
+            if ahead.job is None or not self._wait(ahead):
+                self._map_now(ahead.edit)  # there may be room again; if not, the page stays to be mapped
+            del pages[vpn]
+
+    def counts(self) -> MapCounts:
+        """How often pages were mapped, and how."""
+        return MapCounts(self._num_sync, self._num_ahead, self._num_reused, self._num_waits)
 
     def copy_page(self, edit: CopyPage) -> None:
         """See Arena."""
@@ -178,19 +229,78 @@ class VirtualArena:
     def close(self) -> None:
         """See Arena."""
         self._segments = ()
+        self._mapper.close()
         self._range.close()
         self._pool.close()
 
+    def _begin_map(self, edit: Map) -> None:
+        """Let the mapper map a page."""
+        job = None
+        try:
+            self._make_room(edit)
+        except ArenaError:
+            pass  # by the time that a row needs it there may be room
+        else:
+            job = self._mapper.submit(self._slots(edit), edit.pfns)
+            self._mapped[edit.asid][edit.vpn] = edit.pfns
+        self._ahead.setdefault(edit.asid, {})[edit.vpn] = _Ahead(edit, job)
+        self._num_ahead += 1
+
+    def _map_now(self, edit: Map) -> None:
+        self._make_room(edit)
+        self._range.map_frames(self._slots(edit), edit.pfns)
+        self._mapped[edit.asid][edit.vpn] = edit.pfns
+        self._num_sync += 1
+
+    def _slots(self, edit: Map) -> list[int]:
+        """Where in the range a page's segments lie."""
+        page = self.page_index(edit.asid, edit.vpn)
+        return [page + segment * self._pages_per_segment for segment in range(len(edit.pfns))]
+
+    def _make_room(self, edit: Map) -> None:
+        """Count one more mapped page where it is one, and forget what it was mapped to. Raises ArenaError."""
+        mapped = self._mapped[edit.asid]
+        new_pages = max(0, edit.vpn + 1 - len(mapped))
+        num_new = new_pages * len(self._segments)
+        if self._num_mapped + num_new > self._max_mapped:
+            self._unmap_released()
+            if self._num_mapped + num_new > self._max_mapped:
+                raise ArenaError(
+                    f"{self._num_mapped} frames are mapped; vm.max_map_count ({mapping_limit()}) is the limit"
+                )
+        mapped += [None] * new_pages
+        self._num_mapped += num_new
+        mapped[edit.vpn] = None
+
+    def _forget_ahead(self, asid: int, vpn: int) -> None:
+        """A page will be mapped anew, or its space is gone: nobody is left who maps it."""
+        pages = self._ahead.get(asid)
+        if not pages or vpn not in pages:
+            return
+        ahead = pages.pop(vpn)
+        if ahead.job is not None:
+            self._wait(ahead)
+
+    def _wait(self, ahead: _Ahead) -> bool:
+        """Let the mapper come to an end with a page; False: the system refused it."""
+        assert ahead.job is not None
+        try:
+            self._num_waits += self._mapper.wait(ahead.job)
+        except OSError:
+            self._mapped[ahead.edit.asid][ahead.edit.vpn] = None
+            return False
+        return True
+
     def _unmap_released(self) -> None:
-        for asid, count in enumerate(self._mapped):
-            if count and not self.table.is_open(asid):
+        for asid, mapped in enumerate(self._mapped):
+            if mapped and not self.table.is_open(asid):
                 self._unmap(asid)
 
     def _unmap(self, asid: int) -> None:
-        if count := self._mapped[asid]:
+        if count := len(self._mapped[asid]):
             for segment in range(len(self._segments)):
                 self._range.unmap_pages(self.page_index(asid, 0) + segment * self._pages_per_segment, count)
-            self._mapped[asid] = 0
+            self._mapped[asid] = []
             self._num_mapped -= count * len(self._segments)
 
 
@@ -258,6 +368,9 @@ class TableArena:
         self.table.check_map(edit)
         self._slot(edit.pfns)
         self.table.map(edit)
+
+    def finish_maps(self, asid: int, num_pages: int) -> None:
+        """See Arena. A page is found through the table as soon as it is entered there."""
 
     def copy_page(self, edit: CopyPage) -> None:
         """See Arena."""

@@ -238,6 +238,10 @@ class Engine:
         if (message := session.model.explain_bad_row(resolved)) is not None:
             return message
         num_pages = session.arena.kv.num_pages(row.start + row.num_tokens)
+        try:
+            session.arena.finish_maps(row.asid, num_pages)
+        except (ArenaError, OSError) as error:
+            return f"Map: {error}"
         if (num_mapped := session.arena.num_mapped_pages(row.asid)) < num_pages:
             return f"space {row.asid} needs {num_pages} pages, and {num_mapped} are mapped"
         return None

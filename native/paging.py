@@ -142,18 +142,28 @@ class ReservedRange:
             OSError: the system refuses (ENOMEM: too many mappings, see `mapping_limit`); the pages before the
                 one it names are mapped.
         """
-        self._check_open()
-        self.pool.check_frames(pfns)
-        for page in pages:
-            self._check_pages(page, 1)
-        if len(pages) != len(pfns):
-            raise ValueError(f"{len(pages)} pages for {len(pfns)} frames")
+        self.check_pairs(pages, pfns)
         done = ffi.new("size_t *")
         error = lib.llmos_map_frames(
             self._base, self.pool.frame_bytes, self.pool.fd, len(pages), _array(pages), _array(pfns), done
         )
         if error:
             _check(error, f"map frame {pfns[done[0]]} at page {pages[done[0]]}")
+
+    def check_pairs(self, pages: Sequence[int], pfns: Sequence[int]) -> None:
+        """Raise ValueError, saying why, when pages[i] cannot be backed by pfns[i]."""
+        self._check_open()
+        self.pool.check_frames(pfns)
+        for page in pages:
+            self._check_pages(page, 1)
+        if len(pages) != len(pfns):
+            raise ValueError(f"{len(pages)} pages for {len(pfns)} frames")
+
+    @property
+    def base(self) -> Any:
+        """Address of page 0; valid until `close`."""
+        self._check_open()
+        return self._base
 
     def unmap_pages(self, first: int, count: int) -> None:
         """Take the memory from pages [first, first + count); those without are fine.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,9 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from drivers import arena as arena_module
-from drivers.arena import Arena, TableArena, VirtualArena, max_virtual_frames
+from drivers.arena import Arena, MapCounts, TableArena, VirtualArena, max_virtual_frames
 from drivers.page_table import ArenaError
 from llmos.device import CopyPage, KVFormat, Map, Segment
+from native.mapper import PageMapper
 from native.paging import count_mappings
 
 KV = KVFormat("fp32", (Segment("K", 256), Segment("V", 256)), 4096, 16)
@@ -36,6 +39,7 @@ class ArenaMachine(RuleBasedStateMachine):
         self.arena = open_arena(kind, debug=debug)
         self.contents: dict[tuple[int, int], tuple[int, int]] = {}  # live pages: what their frames hold
         self.tables: dict[int, dict[int, tuple[int, int]]] = {}
+        self.ahead: dict[int, dict[int, tuple[int, int]]] = {}  # mapped ahead of need; their frames stay free
         self.next_value = 1
 
     def is_used(self, page: tuple[int, int]) -> bool:
@@ -51,14 +55,14 @@ class ArenaMachine(RuleBasedStateMachine):
     def reserve(self, data: st.DataObject) -> None:
         asid = data.draw(st.sampled_from(sorted(set(range(NUM_SPACES)) - set(self.tables))))
         self.arena.reserve(asid)
-        self.tables[asid] = {}
+        self.tables[asid], self.ahead[asid] = {}, {}
 
     @precondition(lambda self: self.tables)
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
         asid = data.draw(st.sampled_from(sorted(self.tables)))
         self.arena.release(asid)
-        del self.tables[asid]
+        del self.tables[asid], self.ahead[asid]
 
     @precondition(lambda self: self.contents)
     @rule(data=st.data())
@@ -75,12 +79,40 @@ class ArenaMachine(RuleBasedStateMachine):
         asid, vpn = data.draw(st.sampled_from(sorted(self.tables))), data.draw(st.integers(0, NUM_PAGES - 1))
         k, v = data.draw(st.permutations(self.free_frames()))[:2]
         self.arena.map(Map(asid, vpn, (k, v)))
-        self.tables[asid][vpn] = (k, v)
+        self.write(asid, vpn, (k, v))
+
+    def write(self, asid: int, vpn: int, page: tuple[int, int]) -> None:
+        """A process writes to a page that is mapped for it alone."""
+        self.tables[asid][vpn] = page
+        self.ahead[asid].pop(vpn, None)
         value, self.next_value = self.next_value, self.next_value + 1
         for segment, tensor in enumerate(self.arena.segments):
             index = self.arena.page_index(asid, vpn)
             tensor[index * 4096 : (index + 1) * 4096] = (2 * value + segment) % 256
-        self.contents[k, v] = ((2 * value) % 256, (2 * value + 1) % 256)
+        self.contents[page] = ((2 * value) % 256, (2 * value + 1) % 256)
+
+    @precondition(lambda self: self.tables and len(self.free_frames()) > 1)
+    @rule(data=st.data())
+    def map_ahead(self, data: st.DataObject) -> None:
+        """Map two free frames at a page that nobody reads, for later."""
+        asid, vpn = data.draw(st.sampled_from(sorted(self.tables))), data.draw(st.integers(0, NUM_PAGES - 1))
+        k, v = data.draw(st.permutations(self.free_frames()))[:2]
+        self.arena.map(Map(asid, vpn, (k, v), is_ahead=True))
+        self.tables[asid].pop(vpn, None)
+        self.ahead[asid][vpn] = (k, v)
+
+    @precondition(lambda self: any(self.ahead.values()))
+    @rule(data=st.data())
+    def use_ahead(self, data: st.DataObject) -> None:
+        """A process reaches a page that was mapped ahead, if nobody else was given its frames meanwhile."""
+        free = set(self.free_frames())
+        usable = [
+            (asid, vpn) for asid, pages in self.ahead.items() for vpn in pages if free.issuperset(pages[vpn])
+        ]
+        if usable:
+            asid, vpn = data.draw(st.sampled_from(usable))
+            self.arena.finish_maps(asid, vpn + 1)
+            self.write(asid, vpn, self.ahead[asid][vpn])
 
     @precondition(lambda self: self.tables and self.contents)
     @rule(data=st.data())
@@ -90,6 +122,7 @@ class ArenaMachine(RuleBasedStateMachine):
         page = data.draw(st.sampled_from(sorted(self.contents)))
         self.arena.map(Map(asid, vpn, page))
         self.tables[asid][vpn] = page
+        self.ahead[asid].pop(vpn, None)
 
     @precondition(lambda self: self.contents and len(self.free_frames()) > 1)
     @rule(data=st.data())
@@ -103,7 +136,8 @@ class ArenaMachine(RuleBasedStateMachine):
     @invariant()
     def every_page_shows_its_frames(self) -> None:
         for asid, table in getattr(self, "tables", {}).items():
-            num_mapped = next(vpn for vpn in range(NUM_PAGES + 1) if vpn not in table)
+            mapped = table.keys() | self.ahead[asid].keys()
+            num_mapped = next(vpn for vpn in range(NUM_PAGES + 1) if vpn not in mapped)
             assert self.arena.num_mapped_pages(asid) == num_mapped
             for vpn, page in table.items():
                 index = self.arena.page_index(asid, vpn)
@@ -232,4 +266,61 @@ def test_the_limit_on_mappings(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ArenaError, match="6 frames are mapped"):
         arena.map(Map(2, 1, (3, 5)))
     assert arena.num_mapped_pages(2) == 1
+    arena.close()
+
+
+def test_without_room_for_a_mapping_ahead_the_row_that_needs_it_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And each one after it; when there is room again, the page is mapped then."""
+    monkeypatch.setattr(arena_module, "SPARE_MAPPINGS", 0)
+    monkeypatch.setattr(arena_module, "mapping_limit", lambda: count_mappings() + 2 * NUM_SPACES + 4)
+    arena = VirtualArena(KV, 4, NUM_SPACES, NUM_PAGES)
+    arena.reserve(0)
+    arena.reserve(1)
+    arena.map(Map(0, 0, (0, 1)))
+    arena.map(Map(0, 1, (2, 3)))
+    arena.map(Map(1, 0, (0, 1), is_ahead=True))
+    for _ in range(2):
+        with pytest.raises(ArenaError, match="4 frames are mapped"):
+            arena.finish_maps(1, 1)
+    arena.release(0)
+    arena.finish_maps(1, 1)
+    arena.segments[0][arena.page_index(1, 0) * KV.frame_bytes] = 7
+    assert arena.counts() == MapCounts(num_sync=3, num_ahead=1, num_reused=0, num_waits=0)
+    arena.close()
+
+
+def test_what_is_mapped_already_is_not_mapped_again() -> None:
+    """A space that gets back what its asid had needs no system call, ahead or not."""
+    arena = VirtualArena(KV, NUM_FRAMES, NUM_SPACES, NUM_PAGES)
+    for _ in range(2):
+        arena.reserve(1)
+        arena.map(Map(1, 0, (0, 2)))
+        arena.map(Map(1, 1, (4, 6), is_ahead=True))
+        arena.finish_maps(1, 2)
+        arena.release(1)
+    counts = arena.counts()
+    assert (counts.num_sync, counts.num_ahead, counts.num_reused) == (1, 1, 2)
+    arena.reserve(1)
+    arena.map(Map(1, 0, (2, 0)))
+    assert arena.counts().num_sync == 2
+    arena.close()
+
+
+def test_what_the_mapper_could_not_map_is_mapped_when_a_row_needs_it() -> None:
+    """A refusal in the background is not the end of it."""
+    arena = VirtualArena(KV, NUM_FRAMES, NUM_SPACES, NUM_PAGES)
+    arena._mapper.close()
+    pool = SimpleNamespace(frame_bytes=KV.frame_bytes, fd=-1)
+    place = SimpleNamespace(base=arena._range.base, pool=pool, check_pairs=arena._range.check_pairs)
+    arena._mapper = PageMapper(cast("Any", place))
+    arena.reserve(0)
+    arena.map(Map(0, 0, (3, 5), is_ahead=True))
+    arena.finish_maps(0, 1)
+    arena.segments[1][arena.page_index(0, 0) * KV.frame_bytes] = 7
+    arena.map(Map(0, 1, (4, 6), is_ahead=True))
+    arena.map(Map(0, 1, (4, 6)))
+    arena.segments[1][arena.page_index(0, 1) * KV.frame_bytes] = 8
+    assert arena.counts().num_sync == 2
     arena.close()
