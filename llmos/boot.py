@@ -15,7 +15,7 @@ import trio.lowlevel
 from drivers.builtin import base_path
 from drivers.sim import SimDriver
 from drivers.sim_model import SimModel
-from llmos.config import Config, parse_weights, processors_of, threads_per_device
+from llmos.config import Config, ConfigError, parse_weights, processors_of, threads_per_device
 from llmos.device import CostModel, DriverLink, Load, Progress
 from llmos.ipc.credentials import listen_unix
 from llmos.ipc.supervisor import ChildSpec, open_supervisor
@@ -24,6 +24,7 @@ from llmos.kernel.driver_link import open_driver
 from llmos.kernel.gateway_process import GatewayProcess
 from llmos.kernel.server import SyscallServer
 from llmos.kernel.system import System
+from llmos.kernel.tenants import Tenants, Terms
 from llmos.models import NoSuchModel, resolve_model, served_name
 from llmos.proc.lifecycle import ProcState
 from llmos.sched.accounts import Accounts
@@ -33,6 +34,7 @@ from llmos.sched.fair import TokenFair
 from llmos.sched.messages import Kill
 from llmos.sched.policy import FirstComeFirstServed, ResidencyPolicy
 from llmos.sched.preemption import PreemptionCosts
+from llmos.tenants_file import read_tenants
 from syscalls.paths import default_socket_path, prepare_socket_directory
 
 
@@ -62,18 +64,21 @@ async def boot(
         open_link: for tests: makes the opener of each device's line, given its name.
 
     Raises:
-        NoSuchModel, LoadRefused, GatewayFailed, AddressInUse: boot failed; nothing is left running.
+        ConfigError, NoSuchModel, LoadRefused, GatewayFailed, AddressInUse: boot failed; nothing is left
+            running.
     """
     began = trio.current_time()
     socket_path = config.socket or str(default_socket_path())
     model_path = await trio.to_thread.run_sync(resolve_model, config.model, str(base_path()))
-    accounts = Accounts(parse_weights(config.tenant_weights))
-    system = System(accounts=accounts, max_waiting=config.max_waiting)
+    tenants = make_tenants(config)
+    system = System(accounts=tenants.accounts, tenants=tenants, max_waiting=config.max_waiting)
     shutdown = ShutdownRequest()
     system.request_shutdown = shutdown.request
     gateway = None
     prepare_socket_directory(Path(socket_path))
-    listener = listen_unix(socket_path)  # first: two kernels on one socket must not both load a model
+    # First: two kernels on one socket must not both load a model. Other users of the machine may open it if
+    # the tenants file names some; the kernel turns away those that it does not.
+    listener = listen_unix(socket_path, 0o666 if tenants.names_users else 0o600)
     try:
         async with open_supervisor() as init:
             for name in device_names(config, device_kind):
@@ -107,6 +112,20 @@ async def boot(
             await drain(system, gateway, grace_seconds)
     finally:
         Path(socket_path).unlink(missing_ok=True)  # noqa: ASYNC240 - one call, at the very end
+
+
+def make_tenants(config: Config) -> Tenants:
+    """Who is agreed what, from the tenants file and the weights. Raises ConfigError."""
+    file = read_tenants(config.tenants)
+    weights = parse_weights(config.tenant_weights)
+    if twice := sorted(weights.keys() & file.tenant.keys()):
+        raise ConfigError(f"the weight of {twice[0]} is in tenant_weights and in {config.tenants}")
+    weights |= {name: entry.weight for name, entry in file.tenant.items()}
+    terms = {
+        name: Terms(limits=entry.limits(file.default), keys_sha256=entry.keys_sha256, uids=entry.uids)
+        for name, entry in file.tenant.items()
+    }
+    return Tenants(Accounts(weights), terms, file.default.limits(file.default))
 
 
 def announce(system: System, gateway: GatewayProcess | None, socket_path: str, seconds: float) -> Ready:

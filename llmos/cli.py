@@ -1,4 +1,4 @@
-"""The `llmos` command: up, down, doctor, bench."""
+"""The `llmos` command: up, down, key, doctor, bench."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from llmos.device import Progress
 from llmos.errors import LlmosError, first_leaf
 from llmos.log import configure_logging
 from llmos.params import VERSION
+from llmos.tenants_file import make_key
 from syscalls.client import ConnectionLost
 from syscalls.errno import SyscallError
 from syscalls.paths import default_socket_path
@@ -37,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     down.add_argument("--socket", default=None, help="path of the syscall socket")
     down.add_argument("--grace", type=float, default=30.0, metavar="SECONDS", help="time to finish in")
     down.set_defaults(run=run_down)
+    key = commands.add_parser("key", help="make a key for a tenant, and its lines of the tenants file")
+    key.add_argument("name", metavar="TENANT")
+    key.set_defaults(run=run_key)
     check = commands.add_parser("doctor", help="what devices, kernels and libraries are usable, and why not")
     check.add_argument("--json", action="store_true", help="one JSON object")
     check.set_defaults(run=lambda options: doctor.main(as_json=options.json))
@@ -125,8 +129,9 @@ def run_up(options: argparse.Namespace) -> int:
         trio.run(serve, config, kind, on_ready, progress.show, strict_exception_groups=True)
     except* (LlmosError, OSError) as group:
         progress.finish()
-        print(f"llmos: {first_leaf(group)}", file=sys.stderr)
-        code = EXIT_FAILED
+        error = first_leaf(group)
+        print(f"llmos: {error}", file=sys.stderr)
+        code = EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED
     return code
 
 
@@ -180,6 +185,15 @@ def run_down(options: argparse.Namespace) -> int:
             while True:
                 client.events(follow=True, since=2**62)
     print("llmos is down")
+    return 0
+
+
+def run_key(options: argparse.Namespace) -> int:
+    """Print a fresh key, for the tenant alone, and what the kernel needs to know of it."""
+    key, digest = make_key()
+    print(f"# The key, shown this once: {key}")
+    print(f"[tenant.{options.name}]")
+    print(f'keys_sha256 = ["{digest}"]')
     return 0
 
 

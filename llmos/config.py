@@ -75,6 +75,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     tenant_weights: Annotated[
         str, Meta(description="shares under policy = fair, TENANT=WEIGHT,…; others have 1")
     ] = ""
+    tenants: Annotated[str | None, Meta(description="TOML file of tenants: keys, users, weights, limits")] = (
+        None
+    )
     prefix_cache: Annotated[bool, Meta(description="keep ended processes' pages for sharing")] = True
     cache_policy: Annotated[
         Literal["cost", "lru"],

@@ -61,7 +61,7 @@ from syscalls.system import (
     Statistics,
     StatisticsInfo,
 )
-from syscalls.tenant import ShareList, Shares, TenantShare
+from syscalls.tenant import Identity, ShareList, Shares, TenantInfo, TenantList, Tenants, TenantShare, Whoami
 
 __all__ = ["Client", "ConnectionLost", "EventStream", "OutputStream", "attach_client", "open_client"]
 
@@ -73,7 +73,7 @@ R = TypeVar("R", bound=Answer)
 
 @asynccontextmanager
 async def open_client(
-    socket_path: str | os.PathLike[str] | None = None, name: str = ""
+    socket_path: str | os.PathLike[str] | None = None, name: str = "", key: str = ""
 ) -> AsyncIterator[Client]:
     """Connect to the kernel, and close the session at the end of the block.
 
@@ -82,22 +82,24 @@ async def open_client(
     Args:
         socket_path: the kernel's Unix socket; None: `default_socket_path()`.
         name: shown in the kernel's log.
+        key: of the tenant to act for; empty: whoever this process's user is to the kernel.
 
     Raises:
         ConnectionLost: no kernel answers there.
-        SyscallError: the kernel refused the session; EPROTO when the ABI versions differ.
+        SyscallError: the kernel refused the session; EPROTO when the ABI versions differ, EPERM when nobody
+            has the key.
     """
     path = os.fspath(default_socket_path() if socket_path is None else socket_path)
     try:
         stream = await trio.open_unix_socket(path)
     except OSError as error:
         raise ConnectionLost(f"no kernel answers at {path}: {error.strerror or error}") from error
-    async with attach_client(stream, name) as client:
+    async with attach_client(stream, name, key) as client:
         yield client
 
 
 @asynccontextmanager
-async def attach_client(stream: trio.abc.Stream, name: str = "") -> AsyncIterator[Client]:
+async def attach_client(stream: trio.abc.Stream, name: str = "", key: str = "") -> AsyncIterator[Client]:
     """Open a session on a connected stream, which is closed at the end of the block.
 
     The nursery that holds the two tasks never sees the block's own exception: it would wrap it in a group,
@@ -106,7 +108,7 @@ async def attach_client(stream: trio.abc.Stream, name: str = "") -> AsyncIterato
     failure: BaseException | None = None
     async with stream:
         client = Client(stream)
-        await client._open(name)
+        await client._open(name, key)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(client._run_reader)
@@ -168,7 +170,7 @@ class Client:
 
         answer: Answer = await trio.lowlevel.wait_task_rescheduled(abandon)
         if isinstance(answer, ErrorReply):
-            raise SyscallError(answer.errno, answer.message)
+            raise SyscallError(answer.errno, answer.message, answer.exceeded)
         return answer
 
     async def _ask(self, body: Request, reply_type: type[R]) -> R:
@@ -285,11 +287,21 @@ class Client:
         """Make a round trip. See `Ping`."""
         await self._ask(Ping(), Done)
 
+    # --- tenants -------------------------------------------------------------------------------------------
+
+    async def whoami(self) -> Identity:
+        """Ask whom this session acts for. See `Whoami`."""
+        return await self._ask(Whoami(), Identity)
+
+    async def tenants(self, *, everyone: bool = False) -> tuple[TenantInfo, ...]:
+        """Describe tenants: their limits, and what they use. See `Tenants`."""
+        return (await self._ask(Tenants(everyone), TenantList)).tenants
+
     # --- the two tasks -------------------------------------------------------------------------------------
 
-    async def _open(self, name: str) -> None:
+    async def _open(self, name: str, key: str) -> None:
         try:
-            await self._stream.send_all(self._session.encode_hello(name))
+            await self._stream.send_all(self._session.encode_hello(name, key))
             while self._session.welcome is None:
                 self._session.receive(await self._stream.receive_some(RECEIVE_BYTES))
         except trio.BrokenResourceError as error:

@@ -12,7 +12,7 @@ from typing import get_args
 
 import msgspec
 
-from syscalls.errno import Errno
+from syscalls.errno import Errno, SyscallError
 from syscalls.memory import MapList, Maps, Meminfo, MemoryInfo
 from syscalls.process import (
     Cont,
@@ -47,7 +47,7 @@ from syscalls.system import (
     Statistics,
     StatisticsInfo,
 )  # fmt: skip
-from syscalls.tenant import ShareList, Shares
+from syscalls.tenant import Exceeded, Identity, ShareList, Shares, TenantList, Tenants, Whoami
 
 ABI_VERSION = 1
 MAX_FRAME_BYTES = 16 << 20
@@ -56,7 +56,7 @@ LENGTH = struct.Struct("<I")
 Request = (
     Spawn | Fork | Wait | Read | Write | Kill | Stop | Cont | Nice | Ps | Stat | Why
     | Meminfo | Maps
-    | Shares
+    | Whoami | Tenants | Shares
     | Devices | Models | Events | Statistics | Shutdown | Ping
 )  # fmt: skip
 
@@ -66,11 +66,12 @@ class ErrorReply(msgspec.Struct, frozen=True, tag="error"):
 
     errno: Errno
     message: str
+    exceeded: Exceeded | None = None  # with EDQUOT
 
 
 Answer = (
     Spawned | Waited | Output | Done | ProcessList | ProcessInfo
-    | WhyInfo | MemoryInfo | MapList | ShareList
+    | WhyInfo | MemoryInfo | MapList | Identity | TenantList | ShareList
     | DeviceList | ModelList | EventList | StatisticsInfo | ErrorReply
 )  # fmt: skip
 
@@ -80,6 +81,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", array_like=True):
 
     abi: int
     client: str = ""  # shown in logs
+    key: str = ""  # of the tenant to act for; empty: whoever the user at this end of the socket is
 
 
 class Welcome(msgspec.Struct, frozen=True, tag="welcome", array_like=True):
@@ -90,6 +92,7 @@ class Welcome(msgspec.Struct, frozen=True, tag="welcome", array_like=True):
     session: int
     tenant: str
     admin: bool
+    needs_key: bool = False  # tenants have keys: who opens a session for others must ask them for theirs
 
 
 class Call(msgspec.Struct, frozen=True, tag="call", array_like=True):
@@ -136,6 +139,11 @@ def encode_frame(message: Hello | Welcome | Call | Reply) -> bytes:
     if len(payload) > MAX_FRAME_BYTES:
         raise FrameTooLarge(f"frame of {len(payload)} bytes; the limit is {MAX_FRAME_BYTES}")
     return LENGTH.pack(len(payload)) + payload
+
+
+def error_reply(error: SyscallError) -> ErrorReply:
+    """Make the answer of a call that failed."""
+    return ErrorReply(error.errno, error.message, error.exceeded)
 
 
 def explain_bad_call(payload: bytes, error: msgspec.ValidationError) -> tuple[int, ErrorReply]:

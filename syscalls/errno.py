@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import enum
 
+from syscalls.tenant import Exceeded
+
 
 class Errno(enum.StrEnum):
     """Codes carried by an error reply. The docstring of each call lists which it may return, and when."""
@@ -12,6 +14,7 @@ class Errno(enum.StrEnum):
     E2BIG = "E2BIG"  # prompt plus requested output exceed the model's context
     ENOMEM = "ENOMEM"  # the request can never fit in the device's memory, even alone
     EAGAIN = "EAGAIN"  # a table or queue is full now; retrying later may succeed
+    EDQUOT = "EDQUOT"  # a limit of the tenant; `exceeded` names it, and says when to try again
     ESRCH = "ESRCH"  # no such process
     ECHILD = "ECHILD"  # the process is not the caller's to wait for
     EPERM = "EPERM"  # the caller's credentials do not allow it
@@ -31,9 +34,11 @@ class SyscallError(Exception):
     Attributes:
         errno: the code.
         message: one sentence with the numbers that matter.
+        exceeded: the limit, with EDQUOT.
     """
 
-    def __init__(self, errno: Errno, message: str) -> None:
+    def __init__(self, errno: Errno, message: str, exceeded: Exceeded | None = None) -> None:
         super().__init__(f"{errno.value}: {message}")
         self.errno = errno
         self.message = message
+        self.exceeded = exceeded

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from syscalls.sampling import Sampling, TokenLogprobs
+from syscalls.tenant import Rates
 
 MIN_NICE, MAX_NICE = -20, 19
 MAX_SAMPLES = 128
@@ -16,8 +17,9 @@ class Spawn(msgspec.Struct, frozen=True, tag="spawn"):
     With `num_samples` = n, one prefill is shared copy-on-write by n processes; sample i uses seed + i.
 
     Errors: EINVAL (empty prompt, token id outside the vocabulary, bad sampling value), E2BIG (prompt +
-    max_tokens over the context), ENOMEM (could never fit in device memory), EAGAIN (process table full),
-    ENOENT (no such model), ESHUTDOWN (draining).
+    max_tokens over the context), ENOMEM (could never fit in device memory, or in what the tenant may have of
+    it), EAGAIN (process table full), EDQUOT (a limit of the tenant), ENOENT (no such model), ESHUTDOWN
+    (draining).
     """
 
     prompt: tuple[int, ...]  # token ids
@@ -40,13 +42,14 @@ class Spawned(msgspec.Struct, frozen=True, tag="spawned"):
 
     pids: tuple[int, ...]
     seeds: tuple[int, ...]
+    rates: Rates | None = None  # what is left to the tenant; null: nothing limits its rates
 
 
 class Fork(msgspec.Struct, frozen=True, tag="fork"):
     """Create children that continue from the parent's tokens so far; memory is shared copy-on-write.
 
     Child i keeps the parent's seed, or takes seeds[i]. Errors: ESRCH, EPERM, EBUSY (the parent has
-    exited), EINVAL (count or seeds out of range), EAGAIN (table full).
+    exited), EINVAL (count or seeds out of range), EAGAIN (table full), EDQUOT.
     """
 
     pid: int
@@ -119,7 +122,7 @@ class Output(msgspec.Struct, frozen=True, tag="output"):
 class Write(msgspec.Struct, frozen=True, tag="write"):
     """Append input tokens to an interactive process that is blocked on input, and start its next turn.
 
-    Errors: ESRCH, EPERM, EBUSY (not blocked on input), EINVAL, E2BIG.
+    Errors: ESRCH, EPERM, EBUSY (not blocked on input), EINVAL, E2BIG, ENOMEM and EDQUOT (as for `Spawn`).
     """
 
     pid: int

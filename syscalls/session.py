@@ -57,7 +57,7 @@ from syscalls.system import (
     Statistics,
     StatisticsInfo,
 )
-from syscalls.tenant import ShareList, Shares
+from syscalls.tenant import Identity, ShareList, Shares, TenantList, Tenants, Whoami
 
 REPLY_TYPES: dict[type[Request], type[Answer]] = {
     Spawn: Spawned,
@@ -81,6 +81,8 @@ REPLY_TYPES: dict[type[Request], type[Answer]] = {
     Statistics: StatisticsInfo,
     Shutdown: Done,
     Ping: Done,
+    Whoami: Identity,
+    Tenants: TenantList,
 }
 
 
@@ -113,9 +115,9 @@ class ClientSession:
         self._splitter = FrameSplitter()
         self._next_id = 1  # 0 is the session's own
 
-    def encode_hello(self, name: str) -> bytes:
+    def encode_hello(self, name: str, key: str = "") -> bytes:
         """Encode the frame that opens the session."""
-        return encode_frame(Hello(ABI_VERSION, name))
+        return encode_frame(Hello(ABI_VERSION, name, key))
 
     def encode_call(self, body: Request) -> tuple[int, bytes]:
         """Encode one call. Returns its id and its frame. Raises SyscallError EINVAL when it is too large."""
@@ -133,7 +135,8 @@ class ClientSession:
         Empty `data` is the end of the stream, and always raises.
 
         Raises:
-            SyscallError: the kernel refused the handshake; EPROTO when the ABI versions differ.
+            SyscallError: the kernel refused the handshake; EPROTO when the ABI versions differ, EPERM when
+                nobody has the key.
             ConnectionLost: the session is over, with the kernel's reason when it gave one.
         """
         if not data:
@@ -171,7 +174,7 @@ class ClientSession:
         if not isinstance(body, ErrorReply):
             return ConnectionLost(f"the kernel closed the session with an unexpected {type(body).__name__}")
         if self.welcome is None:
-            return SyscallError(body.errno, body.message)
+            return SyscallError(body.errno, body.message, body.exceeded)
         return ConnectionLost(f"the kernel closed the session: {body.errno.value}: {body.message}")
 
 

@@ -54,7 +54,7 @@ from syscalls.system import (
     Statistics,
     StatisticsInfo,
 )
-from syscalls.tenant import ShareList, Shares, TenantShare
+from syscalls.tenant import Identity, ShareList, Shares, TenantInfo, TenantList, Tenants, TenantShare, Whoami
 
 __all__ = ["ConnectionLost", "SyncClient", "SyncEventStream", "SyncOutputStream"]
 
@@ -74,13 +74,17 @@ class SyncClient:
     Args:
         socket_path: the kernel's Unix socket; None: `default_socket_path()`.
         name: shown in the kernel's log.
+        key: of the tenant to act for; empty: whoever this process's user is to the kernel.
 
     Raises:
         ConnectionLost: no kernel answers there.
-        SyscallError: the kernel refused the session; EPROTO when the ABI versions differ.
+        SyscallError: the kernel refused the session; EPROTO when the ABI versions differ, EPERM when nobody
+            has the key.
     """
 
-    def __init__(self, socket_path: str | os.PathLike[str] | None = None, name: str = "") -> None:
+    def __init__(
+        self, socket_path: str | os.PathLike[str] | None = None, name: str = "", key: str = ""
+    ) -> None:
         path = os.fspath(default_socket_path() if socket_path is None else socket_path)
         self._session = ClientSession()
         self._answers: dict[int, Answer] = {}
@@ -91,7 +95,7 @@ class SyncClient:
                 self._socket.connect(path)
             except OSError as error:
                 raise ConnectionLost(f"no kernel answers at {path}: {error.strerror or error}") from error
-            self._send(self._session.encode_hello(name))
+            self._send(self._session.encode_hello(name, key))
             while self._session.welcome is None:
                 self._receive()
         except BaseException:
@@ -126,7 +130,7 @@ class SyncClient:
             self._receive()
         answer = self._answers.pop(call_id)
         if isinstance(answer, ErrorReply):
-            raise SyscallError(answer.errno, answer.message)
+            raise SyscallError(answer.errno, answer.message, answer.exceeded)
         return answer
 
     def _ask(self, body: Request, reply_type: type[R]) -> R:
@@ -267,6 +271,16 @@ class SyncClient:
     def ping(self) -> None:
         """Make a round trip. See `Ping`."""
         self._ask(Ping(), Done)
+
+    # --- tenants -------------------------------------------------------------------------------------------
+
+    def whoami(self) -> Identity:
+        """Ask whom this session acts for. See `Whoami`."""
+        return self._ask(Whoami(), Identity)
+
+    def tenants(self, *, everyone: bool = False) -> tuple[TenantInfo, ...]:
+        """Describe tenants: their limits, and what they use. See `Tenants`."""
+        return self._ask(Tenants(everyone), TenantList).tenants
 
 
 class SyncOutputStream:

@@ -1,8 +1,78 @@
-"""Tenant family: shares."""
+"""Tenant family: whoami, tenants (limits and what is left of them), shares. A session acts for a tenant."""
 
 from __future__ import annotations
 
 import msgspec
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a tenant may have at most; null: no limit."""
+
+    max_running: int | None = None  # processes that run at once, on each device
+    max_waiting: int | None = None  # processes that wait to run, or are about to
+    requests_per_minute: float | None = None  # spawns, forks and writes; a minute's worth may come at once
+    tokens_per_minute: float | None = None  # of prompts, when they are admitted, and of output, as it is made
+    max_resident_bytes: int | None = None  # memory of its processes, on each device
+
+
+class Rate(msgspec.Struct, frozen=True):
+    """A limit per minute, and how much of it is left."""
+
+    limit: float
+    remaining: float  # below 0 after more output than the prompt's admission could foresee
+    reset_seconds: float  # until all of it is there again, if nothing more is asked for
+
+
+class Rates(msgspec.Struct, frozen=True):
+    """The limits per minute of a tenant that has some."""
+
+    requests: Rate | None = None
+    tokens: Rate | None = None
+
+
+class Exceeded(msgspec.Struct, frozen=True):
+    """The limit that refused a call with EDQUOT."""
+
+    limit: str  # a field of `Limits`
+    value: float
+    retry_seconds: float | None  # when the same call may succeed; null: never
+
+
+class Whoami(msgspec.Struct, frozen=True, tag="whoami"):
+    """Ask whom this session acts for. No errors."""
+
+
+class Identity(msgspec.Struct, frozen=True, tag="identity"):
+    """Reply to `Whoami`."""
+
+    tenant: str
+    admin: bool
+    session: int
+    uid: int  # of the operating system's user at the other end of the socket
+
+
+class Tenants(msgspec.Struct, frozen=True, tag="tenants"):
+    """Describe the caller's tenant; `everyone` describes all (administrators). Errors: EPERM."""
+
+    everyone: bool = False
+
+
+class TenantInfo(msgspec.Struct, frozen=True):
+    """A tenant's limits, and what it uses of them."""
+
+    name: str
+    limits: Limits
+    rates: Rates
+    share: float  # of all service in the last minute, 0 to 1; an output token counts as two of a prompt
+    num_processes: int  # that have not exited
+    num_refused: int  # calls, with EDQUOT, since boot
+    usage: TenantShare
+
+
+class TenantList(msgspec.Struct, frozen=True, tag="tenant_list"):
+    """Reply to `Tenants`, by name. Those with keys or users are there before anybody acts for them."""
+
+    tenants: tuple[TenantInfo, ...]
 
 
 class Shares(msgspec.Struct, frozen=True, tag="shares"):

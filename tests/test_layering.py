@@ -30,12 +30,17 @@ ARROWS: dict[str, set[str]] = {
     "llmos.log": set(),
     "llmos.device": {"syscalls"},
     "llmos.config": {"llmos.errors"},
+    "llmos.tenants_file": {"llmos.config", "syscalls"},
     "llmos.models": {"llmos.errors"},
     "llmos.doctor": {"llmos.config", "llmos.params"},
     **{package: SHARED | set(SPINE[:place]) for place, package in enumerate(SPINE)},
-    "llmos.boot": SHARED | set(SPINE) | {"llmos.config", "llmos.models"} | WIRED_DRIVERS,
+    "llmos.boot": SHARED
+    | set(SPINE)
+    | {"llmos.config", "llmos.models", "llmos.tenants_file"}
+    | WIRED_DRIVERS,
     "llmos.bench": SHARED | set(SPINE) | {"llmos.boot", "llmos.config", "drivers.sim"},
-    "llmos.cli": SHARED | {"llmos.boot", "llmos.config", "llmos.doctor", "llmos.log", "llmos.bench"},
+    "llmos.cli": SHARED
+    | {"llmos.boot", "llmos.config", "llmos.doctor", "llmos.log", "llmos.bench", "llmos.tenants_file"},
     # Between themselves drivers are free; of the kernel they know the interface and its framing.
     "drivers": {"llmos.device", "llmos.ipc", "native"},
     # User space: the contract, and nothing of each other.

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import trio
 
 from llmos.kernel.inspection import why_info
 from llmos.kernel.session import Session
-from llmos.kernel.spawning import make_children, make_processes
+from llmos.kernel.spawning import check_allowance, make_children, make_processes, most_tokens
 from llmos.kernel.system import System
 from llmos.proc.lifecycle import ProcState
 from llmos.proc.pcb import Process, Reader
 from llmos.sched import messages
 from syscalls import process as p
-from syscalls.codec import Answer, ErrorReply
+from syscalls.codec import Answer, error_reply
 from syscalls.errno import Errno, SyscallError
 from syscalls.system import Done
 
@@ -21,7 +23,7 @@ def _now_or_later(session: Session, call_id: int, answer: Answer) -> messages.Do
     """Make the `done` of a command: it answers the call with `answer`, or with the error."""
 
     def done(error: SyscallError | None) -> None:
-        session.reply(call_id, ErrorReply(error.errno, error.message) if error else answer)
+        session.reply(call_id, error_reply(error) if error else answer)
 
     return done
 
@@ -33,9 +35,15 @@ def spawn(system: System, session: Session, call_id: int, body: p.Spawn) -> Answ
     core = system.place()
     processes = make_processes(system, core, session, body)
     core.mailbox.send_nowait(messages.Enqueue(processes))
+    return _spawned(system, processes)
+
+
+def _spawned(system: System, processes: Sequence[Process]) -> p.Spawned:
+    rates = system.tenants.of(processes[0].tenant).rates()
     return p.Spawned(
         tuple(process.pid for process in processes),
         tuple(process.sampling.seed or 0 for process in processes),
+        rates if rates.requests or rates.tokens else None,
     )
 
 
@@ -48,12 +56,11 @@ def fork(system: System, session: Session, call_id: int, body: p.Fork) -> Answer
         raise SyscallError(Errno.EBUSY, f"process {parent.pid} has exited")
     core = system.core_of(parent)
     children = make_children(system, session, parent, body)
-    answer = p.Spawned(
-        tuple(child.pid for child in children), tuple(child.sampling.seed or 0 for child in children)
-    )
+    answer = _spawned(system, children)
 
     def done(error: SyscallError | None) -> None:
         if error is not None:
+            system.tenants.of(parent.tenant).take_back(0)
             for child in children:
                 system.discard(child)
         _now_or_later(session, call_id, answer)(error)
@@ -126,9 +133,21 @@ def write(system: System, session: Session, call_id: int, body: p.Write) -> Answ
         raise SyscallError(Errno.EINVAL, f"tokens holds an id outside the vocabulary of {vocab_size}")
     if body.max_tokens is not None and body.max_tokens < 1:
         raise SyscallError(Errno.EINVAL, f"max_tokens is {body.max_tokens}; at least 1")
-    core.mailbox.send_nowait(
-        messages.WriteInput(process, body.tokens, body.max_tokens, _now_or_later(session, call_id, Done()))
-    )
+    tenant = system.tenants.of(process.tenant)
+    length = len(process.tokens) + len(body.tokens)
+    check_allowance(core, tenant, length + (body.max_tokens or 1))
+    max_tokens = body.max_tokens
+    if max_tokens is None and (room := most_tokens(core, tenant) - length) > 0:
+        max_tokens = room
+    tenant.admit(1, len(body.tokens))
+    answer = _now_or_later(session, call_id, Done())
+
+    def done(error: SyscallError | None) -> None:
+        if error is not None:
+            tenant.take_back(len(body.tokens))
+        answer(error)
+
+    core.mailbox.send_nowait(messages.WriteInput(process, body.tokens, max_tokens, done))
     return None
 
 

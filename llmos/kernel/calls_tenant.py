@@ -2,11 +2,43 @@
 
 from __future__ import annotations
 
+import trio
+
 from llmos.kernel.inspection import tenant_shares
 from llmos.kernel.session import Session
 from llmos.kernel.system import System
 from syscalls.codec import Answer
-from syscalls.tenant import ShareList, Shares
+from syscalls.errno import Errno, SyscallError
+from syscalls.tenant import Identity, ShareList, Shares, TenantInfo, TenantList, Tenants, Whoami
+
+
+def whoami(system: System, session: Session, call_id: int, body: Whoami) -> Answer:
+    """See syscalls.tenant.Whoami."""
+    return Identity(session.tenant, session.is_admin, session.id, session.uid)
+
+
+def tenants(system: System, session: Session, call_id: int, body: Tenants) -> Answer:
+    """See syscalls.tenant.Tenants."""
+    if body.everyone and not session.is_admin:
+        raise SyscallError(Errno.EPERM, "describing every tenant is for administrators")
+    now = trio.current_time()
+    usage = {share.tenant: share for share in tenant_shares(system)}
+    total = sum(tenant.service.total(now) for tenant in system.tenants)
+    chosen = system.tenants if body.everyone else (system.tenants.of(session.tenant),)
+    return TenantList(
+        tuple(
+            TenantInfo(
+                name=tenant.name,
+                limits=tenant.limits,
+                rates=tenant.rates(),
+                share=tenant.service.total(now) / total if total else 0.0,
+                num_processes=len(tenant.processes),
+                num_refused=tenant.num_refused,
+                usage=usage[tenant.name],
+            )
+            for tenant in chosen
+        )
+    )
 
 
 def shares(system: System, session: Session, call_id: int, body: Shares) -> Answer:

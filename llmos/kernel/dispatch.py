@@ -15,7 +15,7 @@ from syscalls import memory as m
 from syscalls import process as p
 from syscalls import system as s
 from syscalls import tenant as t
-from syscalls.codec import Answer, Call, ErrorReply, Request
+from syscalls.codec import Answer, Call, ErrorReply, Request, error_reply
 from syscalls.errno import Errno, SyscallError
 
 log = structlog.get_logger("syscall")
@@ -39,6 +39,8 @@ TABLE: dict[type[Request], Handler] = {
     p.Why: calls_process.why,
     m.Meminfo: calls_memory.meminfo,
     m.Maps: calls_memory.maps,
+    t.Whoami: calls_tenant.whoami,
+    t.Tenants: calls_tenant.tenants,
     t.Shares: calls_tenant.shares,
     s.Devices: calls_system.devices,
     s.Models: calls_system.models,
@@ -66,7 +68,7 @@ class Dispatcher:
             else:
                 answer = TABLE[type(call.body)](self._system, session, call.id, call.body)
         except SyscallError as error:
-            answer = ErrorReply(error.errno, error.message)
+            answer = error_reply(error)
         except Exception:
             log.exception("syscall_failed", session=session.id, call=type(call.body).__name__)
             answer = ErrorReply(

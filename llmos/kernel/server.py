@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 
 import structlog
@@ -42,11 +41,9 @@ class SyscallServer:
             log.warning("too_many_sessions", limit=MAX_SESSIONS)
             await stream.aclose()
             return
-        peer = peer_credentials(stream.socket)
         session = Session(
             id=self._next_session,
-            tenant=f"uid:{peer.uid}",
-            is_admin=peer.uid in (0, os.getuid()),
+            uid=peer_credentials(stream.socket).uid,
             stream=FrameStream(stream),
             system=system,
             carry_out=self._dispatcher.carry_out,

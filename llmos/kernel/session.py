@@ -33,6 +33,7 @@ from syscalls.codec import (
     Welcome,
     client_frame_decoder,
     encode_frame,
+    error_reply,
     explain_bad_call,
 )  # fmt: skip
 from syscalls.errno import Errno, SyscallError
@@ -53,11 +54,12 @@ class Session:
     """
 
     id: int
-    tenant: str
-    is_admin: bool
+    uid: int  # of the operating system's user at the other end
     stream: FrameStream
     system: System
     carry_out: CarryOut
+    tenant: str = ""  # whom it acts for, by the handshake
+    is_admin: bool = False
     _parked: dict[int, Undo] = attrs.field(factory=dict)
     _outgoing: list[bytes] = attrs.field(factory=list)
     _num_outgoing_bytes: int = 0
@@ -125,8 +127,26 @@ class Session:
                 0, ErrorReply(Errno.EPROTO, f"this kernel speaks ABI {ABI_VERSION}; the client, {hello.abi}")
             )
             return None
-        self._queue(encode_frame(Welcome(ABI_VERSION, VERSION, self.id, self.tenant, self.is_admin)))
+        try:
+            self._identify(hello.key)
+        except SyscallError as error:
+            log.info("refused", uid=self.uid, client=hello.client, error=error.message)
+            self._send(0, error_reply(error))
+            return None
+        needs_key = self.system.tenants.needs_key
+        welcome = Welcome(ABI_VERSION, VERSION, self.id, self.tenant, self.is_admin, needs_key)
+        self._queue(encode_frame(welcome))
         return rest
+
+    def _identify(self, key: str) -> None:
+        """Find out whom the session acts for. A key gives its tenant's rights, whoever presents it.
+
+        Raises SyscallError: EPERM.
+        """
+        self.tenant, self.is_admin = self.system.tenants.identify_user(self.uid)
+        if key:
+            self.tenant, self.is_admin = self.system.tenants.identify_key(key), False
+        self.system.tenants.of(self.tenant)
 
     # --- replies -----------------------------------------------------------------------------------------
 

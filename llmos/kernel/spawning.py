@@ -9,6 +9,7 @@ import trio
 
 from llmos.kernel.session import Session
 from llmos.kernel.system import System
+from llmos.kernel.tenants import Tenant
 from llmos.proc.pcb import Process
 from llmos.sched.core import Core
 from syscalls.errno import Errno, SyscallError
@@ -26,7 +27,26 @@ def _wrap_seed(seed: int) -> int:
     return (seed + 2**63) % 2**64 - 2**63
 
 
-def check_spawn(core: Core, body: Spawn) -> int:
+def most_tokens(core: Core, tenant: Tenant) -> int:
+    """How long a process can get: the context, or what the device or the tenant's part of it holds."""
+    assert core.loaded is not None
+    kv = core.loaded.kv
+    most = min(core.loaded.model.max_model_len, kv.capacity(core.loaded.num_frames))
+    if tenant.limits.max_resident_bytes is not None:
+        most = min(most, kv.capacity(tenant.limits.max_resident_bytes // kv.frame_bytes))
+    return most
+
+
+def check_allowance(core: Core, tenant: Tenant, num_tokens: int) -> None:
+    """Raise SyscallError ENOMEM when so many tokens never fit in the memory that a tenant may have."""
+    if tenant.limits.max_resident_bytes is not None and num_tokens > (most := most_tokens(core, tenant)):
+        raise SyscallError(
+            Errno.ENOMEM,
+            f"{num_tokens} tokens are more than the {most} for which tenant {tenant.name} may have memory",
+        )
+
+
+def check_spawn(core: Core, tenant: Tenant, body: Spawn) -> int:
     """Check every argument of a spawn against the model and the device; return the output limit.
 
     Raises:
@@ -41,7 +61,7 @@ def check_spawn(core: Core, body: Spawn) -> int:
     if not (min(body.prompt) >= 0 and max(body.prompt) < model.vocab_size):
         raise _invalid(f"prompt holds an id outside the vocabulary of {model.vocab_size}")
     context, length = model.max_model_len, len(body.prompt)
-    room = min(context, kv.capacity(core.loaded.num_frames))
+    room = most_tokens(core, tenant)
     wanted = body.max_tokens if body.max_tokens is not None else max(1, room - length)
     if wanted < 1:
         raise _invalid(f"max_tokens is {wanted}; at least 1")
@@ -69,6 +89,7 @@ def check_spawn(core: Core, body: Spawn) -> int:
             Errno.ENOMEM,
             f"{length + wanted} tokens need {frames} frames; {core.name} has {core.loaded.num_frames} in all",
         )
+    check_allowance(core, tenant, length + wanted)
     return wanted
 
 
@@ -76,9 +97,10 @@ def make_processes(system: System, core: Core, session: Session, body: Spawn) ->
     """Make the processes of a spawn, in the table, in state EMBRYO.
 
     Raises:
-        SyscallError: what `check_spawn` says, and EAGAIN: the table is full.
+        SyscallError: what `check_spawn` says; EAGAIN: the table is full; EDQUOT: a limit of the tenant.
     """
-    max_tokens = check_spawn(core, body)
+    tenant = system.tenants.of(session.tenant)
+    max_tokens = check_spawn(core, tenant, body)
     assert core.loaded is not None
     model = core.loaded.model
     seed = body.sampling.seed if body.sampling.seed is not None else random.getrandbits(63)
@@ -86,8 +108,10 @@ def make_processes(system: System, core: Core, session: Session, body: Spawn) ->
         frozenset() if body.ignore_eos else frozenset(model.eos_token_ids)
     )
     now = trio.current_time()
+    pids = system.table.new_pids(body.num_samples)
+    tenant.admit(body.num_samples, len(body.prompt))
     processes: list[Process] = []
-    for i, pid in enumerate(system.table.new_pids(body.num_samples)):
+    for i, pid in enumerate(pids):
         process = Process(
             pid=pid,
             parent=processes[0].pid if processes else None,
@@ -120,7 +144,7 @@ def make_children(system: System, session: Session, parent: Process, body: Fork)
     """Make the children of a fork, in the table, in state EMBRYO; their Core gives them history and memory.
 
     Raises:
-        SyscallError: EINVAL, EAGAIN.
+        SyscallError: EINVAL, EAGAIN, EDQUOT.
     """
     if not 1 <= body.count <= MAX_SAMPLES:
         raise _invalid(f"count is {body.count}; the limit is 1 to {MAX_SAMPLES}")
@@ -129,8 +153,10 @@ def make_children(system: System, session: Session, parent: Process, body: Fork)
     if not all(-(2**63) <= seed < 2**63 for seed in body.seeds):
         raise _invalid("seeds holds a value outside the signed 64-bit integers")
     now = trio.current_time()
+    pids = system.table.new_pids(body.count)
+    system.tenants.of(parent.tenant).admit(body.count, 0)
     children = []
-    for i, pid in enumerate(system.table.new_pids(body.count)):
+    for i, pid in enumerate(pids):
         sampling = parent.sampling
         if body.seeds:
             sampling = msgspec.structs.replace(sampling, seed=body.seeds[i])

@@ -17,6 +17,7 @@ from llmos.ipc.mailbox import MailboxClosed
 from llmos.kernel.driver_host import DriverHost, HostState
 from llmos.kernel.events import EventLog
 from llmos.kernel.metrics import Metrics
+from llmos.kernel.tenants import Tenants
 from llmos.mm.vmm import VmmStatistics
 from llmos.params import VERSION, ZOMBIE_SECONDS
 from llmos.place.placer import DeviceLoad, least_loaded
@@ -39,6 +40,9 @@ class System:
     events: EventLog = attrs.field(factory=EventLog)
     table: ProcessTable = attrs.field(factory=ProcessTable)
     accounts: Accounts = attrs.field(factory=Accounts)
+    tenants: Tenants = attrs.field(
+        default=attrs.Factory(lambda system: Tenants(system.accounts), takes_self=True)
+    )
     metrics: Metrics = attrs.field(factory=Metrics)
     cores: dict[str, Core] = attrs.field(factory=dict)
     hosts: dict[str, DriverHost] = attrs.field(factory=dict)
@@ -150,19 +154,22 @@ class System:
     # --- processes ---------------------------------------------------------------------------------------
 
     def enter(self, process: Process) -> None:
-        """Put a new process into the table, and on its device's account."""
+        """Put a new process into the table, and on its device's and its tenant's account."""
         self.table.add(process)
+        self.tenants.of(process.tenant).processes.add(process)
         self.num_spawned += 1
         self.num_live[process.device] += 1
 
     def discard(self, process: Process) -> None:
         """Take out a process that never came to life."""
         self.table.discard(process)
+        self.tenants.of(process.tenant).processes.discard(process)
         self.num_live[process.device] -= 1
 
     def on_exit(self, process: Process) -> None:
         """Account for a process that has become a zombie: one canonical line, counters, metrics."""
         self.table.num_exited += 1
+        self.tenants.of(process.tenant).processes.discard(process)
         self.num_live[process.device] -= 1
         usage = process.usage(trio.current_time())
         assert process.status is not None

@@ -60,6 +60,8 @@ class Swap:
 
 BlockReason = Input | Prefill | Swap
 
+WAITING = frozenset({ProcState.READY, ProcState.SWAPPED})  # in the run queue
+
 TRANSITIONS: dict[ProcState, frozenset[ProcState]] = {
     ProcState.EMBRYO: frozenset(
         {ProcState.READY, ProcState.SWAPPED, ProcState.BLOCKED, ProcState.STOPPED, ProcState.ZOMBIE}

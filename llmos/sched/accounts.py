@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import attrs
 
@@ -23,16 +23,22 @@ class Account:
     token_seconds: float = 0.0  # memory held: tokens times seconds
     num_waiting: int = 0  # processes that wait for a device
     num_running: int = 0  # processes that take part in steps
+    max_running: int | None = None  # caps on what it has of each device at once; see caps.py
+    max_resident_bytes: int | None = None
+    is_held_back: bool = False  # by a cap of its own, when that was last looked at
+    observe: Callable[[float, int], None] = lambda service, num_output_tokens: None  # told of each charge
 
     def charge_prompt(self, num_tokens: int) -> None:
         """Account for prompt tokens that are to be computed for the first time."""
         self.num_prompt_tokens += num_tokens
         self.counter += PROMPT_WEIGHT * num_tokens / self.weight
+        self.observe(PROMPT_WEIGHT * num_tokens, 0)
 
     def charge_output(self, num_tokens: int) -> None:
         """Account for tokens that were sampled."""
         self.num_output_tokens += num_tokens
         self.counter += OUTPUT_WEIGHT * num_tokens / self.weight
+        self.observe(OUTPUT_WEIGHT * num_tokens, num_tokens)
 
     def charge_residency(self, token_seconds: float) -> None:
         """Account for memory that was held."""
@@ -49,6 +55,10 @@ class Accounts:
     service of two tenants that both wait all the time differs by at most 2 U, where U is the larger of
     PROMPT_WEIGHT · longest prompt and OUTPUT_WEIGHT · tokens that those who run at once may sample.
 
+    A tenant that its own caps hold back is passed over. That is not skipping in the sense of the bound: it
+    may not have more of the device than it has. So it counts as idle meanwhile: its counter lifts nobody,
+    and is lifted itself when there is room again.
+
     Counters are floats: exact for integers up to 2⁵³, so they need no rebasing.
 
     Args:
@@ -61,6 +71,8 @@ class Accounts:
     _accounts: dict[str, Account] = attrs.field(init=False, factory=dict)
     _waiting: dict[str, Account] = attrs.field(init=False, factory=dict)
     _running: dict[str, Account] = attrs.field(init=False, factory=dict)
+    has_caps: bool = attrs.field(init=False, default=False)  # some tenant has one
+    has_memory_caps: bool = attrs.field(init=False, default=False)
     _last_level: float = attrs.field(init=False, default=0.0)  # of the tenant that stopped waiting last
 
     def of(self, tenant: str) -> Account:
@@ -73,8 +85,7 @@ class Accounts:
         """A process waits for a device. A tenant's first one lifts its counter."""
         account = self.of(tenant)
         if not account.num_waiting:
-            level = min((other.counter for other in self._waiting.values()), default=self._last_level)
-            account.counter = max(account.counter, level)
+            self._lift(account)
             self._waiting[tenant] = account
         account.num_waiting += 1
 
@@ -108,3 +119,21 @@ class Accounts:
 
     def __iter__(self) -> Iterator[Account]:
         return iter(self._accounts.values())
+
+    def set_caps(self, tenant: str, max_running: int | None, max_resident_bytes: int | None) -> None:
+        """Say what a tenant may have of each device at once; None: no limit."""
+        account = self.of(tenant)
+        account.max_running, account.max_resident_bytes = max_running, max_resident_bytes
+        self.has_memory_caps |= max_resident_bytes is not None
+        self.has_caps |= max_running is not None or self.has_memory_caps
+
+    def set_held_back(self, account: Account, is_held_back: bool) -> None:
+        """A cap of the tenant's own keeps the next of its processes waiting, or does so no longer."""
+        if account.is_held_back and not is_held_back:
+            self._lift(account)
+        account.is_held_back = is_held_back
+
+    def _lift(self, account: Account) -> None:
+        """Bring a tenant that asked for nothing up to those that wait."""
+        counters = (other.counter for other in self._waiting.values() if not other.is_held_back)
+        account.counter = max(account.counter, min(counters, default=self._last_level))

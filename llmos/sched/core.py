@@ -199,6 +199,8 @@ class Core(Actor[Message]):
         """
         residents, switch = self.residents, self.residents.switch
         assert switch is not None
+        if residents.accounts.has_memory_caps:
+            residents.keep_within_caps()
         if residents.admission_is_due:
             residents.admit()
         orders: list[Step | Copy] = []

@@ -12,15 +12,17 @@ import attrs
 import structlog
 import trio
 
+from llmos.device import KVFormat
 from llmos.errors import OutOfFrames, OutOfSpaces
 from llmos.mm.swap import Transfer
-from llmos.proc.lifecycle import BlockReason, Input, Prefill, ProcState, Swap, move
+from llmos.proc.lifecycle import WAITING, BlockReason, Input, Prefill, ProcState, Swap, move
 from llmos.proc.pcb import Pid, Process
 from llmos.sched.accounts import Accounts
+from llmos.sched.caps import Caps
 from llmos.sched.fair import TokenFair
 from llmos.sched.policy import ResidencyPolicy
 from llmos.sched.recorder import Recorder
-from llmos.sched.runqueue import WAITING, RunQueue
+from llmos.sched.runqueue import RunQueue
 from llmos.sched.switch import ContextSwitch
 from syscalls.process import ExitStatus
 
@@ -47,6 +49,7 @@ class Residents:
     on_exit: Callable[[Process], None]
     on_event: Callable[[str, str], None] = lambda subsystem, text: None
     switch: ContextSwitch | None = None  # None until a driver has loaded a model
+    caps: Caps = attrs.field(init=False)
     queue: RunQueue = attrs.field(init=False)
     recorder: Recorder = attrs.field(init=False)
     admission_is_due: bool = False  # something changed: the policy is to be asked
@@ -56,7 +59,8 @@ class Residents:
     _growing: dict[Pid, Process] = attrs.field(init=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:
-        self.queue = RunQueue(self.policy, self.accounts, self._frames_needed)
+        self.caps = Caps(self.accounts, self._kv, self._frames_needed)
+        self.queue = RunQueue(self.policy, self.accounts, self._frames_needed, self.caps)
         self.recorder = Recorder(self.accounts, self.policy.name == TokenFair.name)
 
     # --- in and out of memory -----------------------------------------------------------------------------
@@ -88,8 +92,10 @@ class Residents:
                 continue
             self.recorder.note_shortage(True)
             # Nobody fits. Memory of those that do not run (stopped, waiting for input) is given up first.
-            (pid,) = self.policy.admit(self.queue.view(sys.maxsize, self.queue.num_places_taken + 1))
-            head = self.queue.members[Pid(pid)]  # whom the policy waits for
+            waited_for = self.policy.admit(self.queue.view(sys.maxsize, self.queue.num_places_taken + 1))
+            if not waited_for:
+                return  # caps of their own hold all of them back
+            head = self.queue.members[Pid(waited_for[0])]  # whom the policy waits for
             if self._kill_if_too_large(head):
                 continue
             if self._frames_needed(head) <= num_free + self.switch.swap.num_leaving_frames:
@@ -133,6 +139,12 @@ class Residents:
         for process in (*idle, *others):
             if self.switch.swap.demote(process.backing, self.depart) is not None:
                 return  # one at a time: its end looks again
+
+    def keep_within_caps(self) -> None:
+        """Preempt processes of tenants that hold, or wait for, more memory than they may have."""
+        members = self.queue.members
+        while (victim := self.caps.choose_victim(members.values(), self.queue.order)) is not None:
+            self.preempt(victim)
 
     def _charge_prompt(self, process: Process) -> None:
         """Charge for input that is computed for the first time: not for what others had computed."""
@@ -339,6 +351,10 @@ class Residents:
         move(process, state, block_reason(process) if state is ProcState.BLOCKED else None)
         self.queue.add(process)
         self.recorder.note_state(process, len(self.queue.waiting))
+
+    def _kv(self) -> KVFormat:
+        assert self.switch is not None
+        return self.switch.vmm.kv
 
     def _frames_needed(self, process: Process) -> int:
         assert self.switch is not None

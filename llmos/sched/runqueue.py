@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import attrs
 
-from llmos.proc.lifecycle import ProcState
+from llmos.proc.lifecycle import WAITING, ProcState
 from llmos.proc.pcb import Pid, Process
 from llmos.sched.accounts import Accounts
+from llmos.sched.caps import Caps
 from llmos.sched.policy import Candidate, Order, ResidencyPolicy, View
-
-WAITING = frozenset({ProcState.READY, ProcState.SWAPPED})
 
 
 @attrs.define(eq=False)
@@ -23,11 +22,13 @@ class RunQueue:
         policy: whose order it is.
         accounts: told who waits and who runs.
         frames_needed: frames that a process needs to run, beyond what it holds.
+        caps: pass over those that wait for a cap of their own tenant.
     """
 
     policy: ResidencyPolicy
     accounts: Accounts
     frames_needed: Callable[[Process], int]
+    caps: Caps
     members: dict[Pid, Process] = attrs.field(factory=dict)  # everyone who has not exited
     waiting: list[Process] = attrs.field(factory=list)  # READY or SWAPPED
     running: list[Process] = attrs.field(factory=list)  # RUNNING
@@ -102,6 +103,9 @@ class RunQueue:
             for process in processes
         )
 
+    def _admissible(self, queue: Iterable[Process]) -> Iterable[Process]:
+        return self.caps.pass_over(queue, self.members.values())
+
     def view(self, num_free_frames: int, max_running: int, excluding: set[Pid] | None = None) -> View:
         """Make the policy's view of this moment, without those excluded among the ones that hold memory."""
         holding = (
@@ -112,8 +116,8 @@ class RunQueue:
             and (excluding is None or process.pid not in excluding)
         )
         return View(
-            waiting=self._candidates(self.waiting),
-            queues=_Queues(self._queues, self._candidates),
+            waiting=self._candidates(self._admissible(self.waiting)),
+            queues=_Queues(self._queues, lambda queue: self._candidates(self._admissible(queue))),
             holding=self._candidates(holding),
             num_free_frames=num_free_frames,
             num_running=self.num_places_taken,

@@ -1,0 +1,202 @@
+"""Tenants: who they are, what they may have, and what they have."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from collections.abc import Iterator, Mapping
+
+import attrs
+import trio
+
+from llmos.kernel.bucket import Bucket
+from llmos.kernel.recent import LastMinute
+from llmos.proc.lifecycle import WAITING, Prefill, ProcState
+from llmos.proc.pcb import Process
+from llmos.sched.accounts import Account, Accounts
+from syscalls.errno import Errno, SyscallError
+from syscalls.tenant import Exceeded, Limits, Rate, Rates
+
+UNLIMITED = Limits()
+QUEUE_RETRY_SECONDS = 1.0  # nobody knows when a queue gets shorter
+
+
+@attrs.frozen(kw_only=True)
+class Terms:
+    """What is agreed with one tenant."""
+
+    limits: Limits = UNLIMITED
+    keys_sha256: tuple[str, ...] = ()  # in hex
+    uids: tuple[int, ...] = ()
+
+
+@attrs.define(eq=False)
+class Tenant:
+    """One tenant of this kernel: its limits, its rates, its processes.
+
+    Requests are counted when they are admitted. So are tokens of a prompt; those of the output are counted as
+    they are made, and may make a debt that the next request waits for: how much output there will be is not
+    known before, and most requests ask for far more than they take.
+    """
+
+    name: str
+    limits: Limits
+    account: Account
+    requests: Bucket | None
+    tokens: Bucket | None
+    processes: set[Process] = attrs.field(factory=set)  # that have not exited
+    service: LastMinute = attrs.field(factory=LastMinute)
+    num_refused: int = 0  # calls
+
+    # --- admission ---------------------------------------------------------------------------------------
+
+    def admit(self, num_processes: int, num_tokens: int) -> None:
+        """Let a request in and count it, or change nothing.
+
+        Args:
+            num_processes: that will wait to run.
+            num_tokens: of input, for which nothing has been computed yet.
+
+        Raises:
+            SyscallError: EDQUOT, with the limit and when to try again.
+        """
+        now = trio.current_time()
+        most = self.limits.max_waiting
+        if most is not None and self.num_waiting + num_processes > most:
+            later = QUEUE_RETRY_SECONDS if num_processes <= most else None
+            raise self._refuse("max_waiting", most, f"{self.num_waiting} wait, {num_processes} more", later)
+        buckets = (("requests", self.requests, 1), ("tokens", self.tokens, num_tokens))
+        for what, bucket, amount in buckets:
+            if bucket is not None and (wait := bucket.wait_seconds(amount, now)) != 0:
+                detail = f"{amount} {what} more, {bucket.level(now):.0f} left"
+                raise self._refuse(f"{what}_per_minute", bucket.per_minute, detail, wait)
+        for _, bucket, amount in buckets:
+            if bucket is not None:
+                bucket.take(amount, now)
+
+    def _refuse(self, limit: str, value: float, detail: str, later: float | None) -> SyscallError:
+        self.num_refused += 1
+        when = "never fits" if later is None else f"try again in {later:.3g} s"
+        return SyscallError(
+            Errno.EDQUOT,
+            f"{limit} of tenant {self.name} is {value:g}: {detail}; {when}",
+            Exceeded(limit, value, later),
+        )
+
+    def take_back(self, num_tokens: int) -> None:
+        """A request that was admitted did not come about after all."""
+        now = trio.current_time()
+        for bucket, amount in ((self.requests, 1), (self.tokens, num_tokens)):
+            if bucket is not None:
+                bucket.give_back(amount, now)
+
+    def observe_service(self, service: float, num_output_tokens: int) -> None:
+        """It was served: told by its account, as it is charged."""
+        now = trio.current_time()
+        self.service.add(service, now)
+        if num_output_tokens and self.tokens is not None:
+            self.tokens.take(num_output_tokens, now)
+
+    # --- looking -----------------------------------------------------------------------------------------
+
+    @property
+    def num_waiting(self) -> int:
+        """Processes that wait to run, or are about to. O(processes of this tenant)."""
+        return sum(
+            process.state in WAITING
+            or process.state is ProcState.EMBRYO
+            or isinstance(process.blocked_on, Prefill)
+            for process in self.processes
+        )
+
+    def rates(self) -> Rates:
+        """What is left of the limits per minute."""
+        now = trio.current_time()
+        return Rates(_rate(self.requests, now), _rate(self.tokens, now))
+
+
+def _rate(bucket: Bucket | None, now: float) -> Rate | None:
+    if bucket is None:
+        return None
+    wait = bucket.wait_seconds(bucket.per_minute, now)
+    assert wait is not None
+    return Rate(bucket.per_minute, bucket.level(now), wait)
+
+
+@attrs.define(eq=False)
+class Tenants:
+    """All tenants: those with terms, and whoever else opened a session, as `uid:N`.
+
+    Args:
+        accounts: where their service is counted.
+        terms: by name.
+        default: limits of those that have no terms.
+    """
+
+    accounts: Accounts
+    terms: Mapping[str, Terms] = attrs.field(factory=dict)
+    default: Limits = UNLIMITED
+    _tenants: dict[str, Tenant] = attrs.field(init=False, factory=dict)
+    _by_uid: dict[int, str] = attrs.field(init=False)
+    _by_key: dict[str, str] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._by_uid = {uid: name for name, terms in self.terms.items() for uid in terms.uids}
+        self._by_key = {digest: name for name, terms in self.terms.items() for digest in terms.keys_sha256}
+        for name in self.terms:
+            self.of(name)
+
+    def __iter__(self) -> Iterator[Tenant]:
+        return iter(sorted(self._tenants.values(), key=lambda tenant: tenant.name))
+
+    @property
+    def needs_key(self) -> bool:
+        """True when some tenant has a key: who opens a session for others must ask for theirs."""
+        return bool(self._by_key)
+
+    @property
+    def names_users(self) -> bool:
+        """True when some tenant has users: others of this machine may not open a session."""
+        return bool(self._by_uid)
+
+    def of(self, name: str) -> Tenant:
+        """A tenant; opened when it is not there yet."""
+        if (tenant := self._tenants.get(name)) is None:
+            tenant = self._tenants[name] = self._open(name)
+        return tenant
+
+    def _open(self, name: str) -> Tenant:
+        limits = self.terms[name].limits if name in self.terms else self.default
+        account = self.accounts.of(name)
+        self.accounts.set_caps(name, limits.max_running, limits.max_resident_bytes)
+        now = trio.current_time()
+        requests, tokens = (
+            None if per_minute is None else Bucket(per_minute, now)
+            for per_minute in (limits.requests_per_minute, limits.tokens_per_minute)
+        )
+        tenant = Tenant(name, limits, account, requests, tokens)
+        account.observe = tenant.observe_service
+        return tenant
+
+    # --- who is it? --------------------------------------------------------------------------------------
+
+    def identify_user(self, uid: int) -> tuple[str, bool]:
+        """The tenant of a user of this machine, and whether it is an administrator.
+
+        Raises:
+            SyscallError: EPERM, the terms name users, and not this one.
+        """
+        is_admin = uid in (0, os.getuid())
+        name = self._by_uid.get(uid)
+        if name is None and self._by_uid and not is_admin:
+            raise SyscallError(Errno.EPERM, f"user {uid} is no tenant of this kernel")
+        return name or f"uid:{uid}", is_admin
+
+    def identify_key(self, key: str) -> str:
+        """The tenant whose key it is. Takes as long for every wrong key. Raises SyscallError: EPERM."""
+        given = hashlib.sha256(key.encode()).hexdigest()
+        found = [name for digest, name in self._by_key.items() if hmac.compare_digest(digest, given)]
+        if not found:
+            raise SyscallError(Errno.EPERM, "no tenant has this key")
+        return found[0]

@@ -1,0 +1,147 @@
+"""What a tenant may have of a device at once: processes that run, memory. Its own wait or give way for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+
+import attrs
+
+from llmos.device import KVFormat
+from llmos.proc.lifecycle import WAITING, ProcState, Swap
+from llmos.proc.pcb import Process
+from llmos.sched.accounts import Account, Accounts
+from llmos.sched.policy import Order
+
+
+@attrs.define(eq=False)
+class _Room:
+    """What is left of one tenant's caps while its candidates are looked at."""
+
+    num_running: int
+    num_pages: int
+    is_full: bool = False
+
+
+@attrs.define(eq=False)
+class Caps:
+    """Holds the tenants of one device to their caps.
+
+    A page that processes of a tenant share counts once. A process that runs counts with the pages for what it
+    has and the tokens that it samples next, so that memory stays within the cap whatever the device does. One
+    process alone may always run: that it fits was checked when it was made.
+
+    Args:
+        accounts: with the caps.
+        kv: tells how large pages are; asked for only when there is a device.
+        frames_needed: frames that a process needs to run, beyond what it holds.
+    """
+
+    accounts: Accounts
+    kv: Callable[[], KVFormat]
+    frames_needed: Callable[[Process], int]
+
+    def pass_over(self, waiting: Iterable[Process], members: Collection[Process]) -> Iterable[Process]:
+        """Those that wait but for the ones that a cap of their own tenant holds back. Lazy.
+
+        Nobody overtakes inside a tenant: after the first that does not fit, none of it does.
+
+        Args:
+            waiting: in the policy's order.
+            members: all processes of the device.
+        """
+        return self._pass_over(waiting, members) if self.accounts.has_caps else waiting
+
+    def _pass_over(self, waiting: Iterable[Process], members: Collection[Process]) -> Iterator[Process]:
+        rooms: dict[str, _Room] = {}
+        for process in waiting:
+            account = self.accounts.of(process.tenant)
+            if account.max_running is None and account.max_resident_bytes is None:
+                yield process
+                continue
+            if (room := rooms.get(process.tenant)) is None:
+                room = rooms[process.tenant] = self._measure(account, members)
+            if not room.is_full:
+                room.is_full = not self._fits(process, account, room)
+                self.accounts.set_held_back(account, room.is_full)
+                if not room.is_full:
+                    room.num_running += 1
+                    room.num_pages += self._num_new_pages(process)
+                    yield process
+
+    def _measure(self, account: Account, members: Collection[Process]) -> _Room:
+        mine = [process for process in members if process.tenant == account.tenant]
+        num_running = sum(map(has_place, mine))
+        num_pages = self._count_pages(mine) if account.max_resident_bytes is not None else 0
+        return _Room(num_running, num_pages)
+
+    def _fits(self, process: Process, account: Account, room: _Room) -> bool:
+        if account.max_running is not None and room.num_running >= account.max_running:
+            return False
+        if account.max_resident_bytes is None or not room.num_pages:
+            return True
+        return room.num_pages + self._num_new_pages(process) <= self._max_pages(account)
+
+    def choose_victim(
+        self, members: Collection[Process], place: Callable[[Process], Order]
+    ) -> Process | None:
+        """Whose memory is to be given up next so that every tenant is within its cap; None: nobody's.
+
+        First memory that does not run, of a tenant that is over its cap or whose next process waits for it;
+        then the last of those that run, of one that is over.
+
+        Args:
+            members: all processes of the device.
+            place: where a process stands in the policy's order, to compare within a tenant.
+        """
+        by_tenant: dict[str, list[Process]] = {}
+        for process in members:
+            by_tenant.setdefault(process.tenant, []).append(process)
+        for tenant, mine in by_tenant.items():
+            account = self.accounts.of(tenant)
+            if account.max_resident_bytes is None:
+                continue
+            spare = self._max_pages(account) - self._count_pages(mine)
+            running = [p for p in mine if has_place(p)]
+            head = min((p for p in mine if p.state in WAITING), key=place, default=None)
+            if head is not None and (account.max_running is None or len(running) < account.max_running):
+                spare -= self._num_new_pages(head)
+            else:
+                head = None
+            if spare >= 0:
+                continue
+            idle = [p for p in mine if p.space and not p.num_arriving and p is not head and not has_place(p)]
+            if idle:
+                return max(idle, key=place)
+            if len(running) > 1 and self._count_pages(running) > self._max_pages(account):
+                return max((p for p in running if not p.num_arriving), key=place, default=None)
+        return None
+
+    # --- pages -------------------------------------------------------------------------------------------
+
+    def _max_pages(self, account: Account) -> int:
+        assert account.max_resident_bytes is not None
+        return account.max_resident_bytes // page_bytes(self.kv())
+
+    def _count_pages(self, processes: Iterable[Process]) -> int:
+        """Pages that hold what some processes have, and what those that run are about to have."""
+        held: set[int] = set()
+        num_to_come = 0
+        for process in processes:
+            if process.space is not None:
+                held.update(frames[0] for frames in process.space.page_table.entries)
+                if has_place(process):
+                    num_to_come += self._num_new_pages(process)
+        return len(held) + num_to_come
+
+    def _num_new_pages(self, process: Process) -> int:
+        return self.frames_needed(process) // self.kv().frames_per_page
+
+
+def has_place(process: Process) -> bool:
+    """Does it take part in steps, or will as soon as its memory has come back?"""
+    return process.state is ProcState.RUNNING or isinstance(process.blocked_on, Swap)
+
+
+def page_bytes(kv: KVFormat) -> int:
+    """Memory of one page, in bytes."""
+    return kv.frames_per_page * kv.frame_bytes
