@@ -36,6 +36,7 @@ class Exceeded(msgspec.Struct, frozen=True):
     limit: str  # a field of `Limits`
     value: float
     retry_seconds: float | None  # when the same call may succeed; null: never
+    rates: Rates = Rates()  # what is left of the limits per minute
 
 
 class Whoami(msgspec.Struct, frozen=True, tag="whoami"):

@@ -70,7 +70,19 @@ from syscalls.system import (
     Statistics,
     StatisticsInfo,
 )
-from syscalls.tenant import ShareList, Shares, TenantShare
+from syscalls.tenant import (
+    Identity,
+    Limits,
+    Rate,
+    Rates,
+    ShareList,
+    Shares,
+    TenantInfo,
+    TenantList,
+    Tenants,
+    TenantShare,
+    Whoami,
+)  # fmt: skip
 from tests.syscalls.fake_kernel import FakeKernel, FakeSession, open_fake_kernel
 
 END, USER, ASSISTANT, SYSTEM = 256, 257, 258, 259
@@ -208,6 +220,7 @@ class ScriptedKernel:
     events: list[Event] = attrs.field(factory=list)
     calls: list[Request] = attrs.field(factory=list)
     refusals: dict[type[Request], SyscallError] = attrs.field(factory=dict)  # calls that fail, and how
+    rates: Rates | None = None  # that spawns tell
     shutdown_grace: float | None = None  # once it was asked for
     _has_event: trio.Event = attrs.field(factory=trio.Event)
     _known_sessions: set[int] = attrs.field(factory=set)
@@ -279,6 +292,10 @@ class ScriptedKernel:
                     pid, self.devices[0].name, (MapRange(0, 128, "shared", 2, 1 << 20),
                     MapRange(128, 384, "private", 1, 2 << 20)),
                 )  # fmt: skip
+            case Whoami():
+                return Identity(session.tenant, session.tenant == "tester", 1, 1000)
+            case Tenants():
+                return TenantList(tuple(self._describe_tenant(share) for share in self._list_shares()))
             case Shares():
                 return ShareList(self._list_shares())
             case Devices():
@@ -333,7 +350,8 @@ class ScriptedKernel:
             process.max_tokens = body.max_tokens or CONTEXT - len(body.prompt)
             self._start_turn(process)
             made.append(process)
-        return Spawned(tuple(process.pid for process in made), tuple(process.seed for process in made))
+        pids, seeds = tuple(process.pid for process in made), tuple(process.seed for process in made)
+        return Spawned(pids, seeds, self.rates)
 
     def _fork(self, parent: ScriptedProcess, session: FakeSession, seed: int | None) -> ScriptedProcess:
         child = self._add(session, parent.spawn, parent.seed if seed is None else seed, parent.sample)
@@ -462,6 +480,11 @@ class ScriptedKernel:
             ),
         )
 
+    def _describe_tenant(self, share: TenantShare) -> TenantInfo:
+        limits = Limits(max_running=4, tokens_per_minute=1000.0)
+        rates = Rates(tokens=Rate(1000.0, 750.0, 15.0))
+        return TenantInfo(share.tenant, limits, rates, 0.5, share.num_running, 3, share)
+
     def _list_shares(self) -> tuple[TenantShare, ...]:
         num_prompt = sum(process.num_prompt_tokens for process in self.spawned)
         num_output = sum(len(process.output) for process in self.spawned)
@@ -543,12 +566,16 @@ def make_device(name: str = "sim:0") -> DeviceInfo:
 
 @asynccontextmanager
 async def open_scripted_kernel(
-    folder: Path, program: Program = say_hello, *, has_template: bool = True
+    folder: Path,
+    program: Program = say_hello,
+    *,
+    has_template: bool = True,
+    keys: dict[str, str] | None = None,
 ) -> AsyncIterator[ScriptedKernel]:
     """Serve a scripted kernel at `folder / "llmos.sock"` for as long as the block runs."""
     model = make_model(write_model_folder(folder / "model", has_template=has_template))
     async with trio.open_nursery() as nursery:
         kernel = ScriptedKernel(program, [model], nursery)
-        async with open_fake_kernel(FakeKernel(kernel.answer), folder / "llmos.sock"):
+        async with open_fake_kernel(FakeKernel(kernel.answer, keys=keys or {}), folder / "llmos.sock"):
             yield kernel
         nursery.cancel_scope.cancel()

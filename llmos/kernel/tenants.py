@@ -81,7 +81,7 @@ class Tenant:
         return SyscallError(
             Errno.EDQUOT,
             f"{limit} of tenant {self.name} is {value:g}: {detail}; {when}",
-            Exceeded(limit, value, later),
+            Exceeded(limit, value, later, self.rates()),
         )
 
     def take_back(self, num_tokens: int) -> None:

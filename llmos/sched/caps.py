@@ -26,9 +26,10 @@ class _Room:
 class Caps:
     """Holds the tenants of one device to their caps.
 
-    A page that processes of a tenant share counts once. A process that runs counts with the pages for what it
-    has and the tokens that it samples next, so that memory stays within the cap whatever the device does. One
-    process alone may always run: that it fits was checked when it was made.
+    A page that processes of a tenant share counts once, and pages that are only cached, or mapped ahead of
+    need, are as good as free. A process that runs counts with the pages for what it has and the token that it
+    samples next, so that memory stays within the cap whatever the device does. One process alone may always
+    run: that it fits was checked when it was made.
 
     Args:
         accounts: with the caps.
@@ -100,21 +101,25 @@ class Caps:
             account = self.accounts.of(tenant)
             if account.max_resident_bytes is None:
                 continue
-            spare = self._max_pages(account) - self._count_pages(mine)
-            running = [p for p in mine if has_place(p)]
-            head = min((p for p in mine if p.state in WAITING), key=place, default=None)
-            if head is not None and (account.max_running is None or len(running) < account.max_running):
-                spare -= self._num_new_pages(head)
-            else:
-                head = None
-            if spare >= 0:
-                continue
-            idle = [p for p in mine if p.space and not p.num_arriving and p is not head and not has_place(p)]
-            if idle:
-                return max(idle, key=place)
-            if len(running) > 1 and self._count_pages(running) > self._max_pages(account):
-                return max((p for p in running if not p.num_arriving), key=place, default=None)
+            if (victim := self._choose_among(mine, account, place)) is not None:
+                return victim
         return None
+
+    def _choose_among(
+        self, mine: list[Process], account: Account, place: Callable[[Process], Order]
+    ) -> Process | None:
+        running = [process for process in mine if has_place(process)]
+        idle = [p for p in mine if p.space is not None and not p.num_arriving and not has_place(p)]
+        spare = self._max_pages(account) - self._count_pages(mine)
+        if spare < 0:
+            if not idle and len(running) > 1:
+                idle = [process for process in running if not process.num_arriving]
+            return max(idle, key=place, default=None)
+        head = min((process for process in mine if process.state in WAITING), key=place, default=None)
+        if head is None or (account.max_running is not None and len(running) >= account.max_running):
+            return None
+        others = [process for process in idle if process is not head]
+        return max(others, key=place, default=None) if spare < self._num_new_pages(head) else None
 
     # --- pages -------------------------------------------------------------------------------------------
 

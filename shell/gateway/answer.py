@@ -11,6 +11,7 @@ import trio
 from shell.gateway.choice import Choice, Delta, TokenEntry
 from shell.gateway.exchange import Exchange
 from shell.gateway.generation import Generation, open_generation
+from shell.gateway.limits import rate_headers
 from shell.gateway.parameters import Job
 from shell.gateway.service import Service
 from shell.gateway.sse import DONE, EventWriter, SendStalled, encode_event
@@ -83,8 +84,9 @@ async def answer(
     async def work() -> None:
         job, shape = await prepare()
         exchange.noted["model"] = job.model.name
-        client = service.link.client
+        client = exchange.client or service.link.client
         async with open_generation(client, job, service.metrics, exchange.started) as generation:
+            exchange.rate_headers = rate_headers(generation.rates)
             exchange.pids = tuple(choice.pid for choice in generation.choices if choice.pid)
             try:
                 if job.stream:

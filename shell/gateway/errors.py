@@ -11,6 +11,7 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
+from shell.gateway.limits import limited_kind, refusal_headers
 from syscalls.errno import Errno, SyscallError
 from syscalls.session import ConnectionLost
 
@@ -88,6 +89,22 @@ def model_not_found(name: str) -> ApiError:
     return ApiError(404, "invalid_request_error", "model_not_found", message, "model")
 
 
+def invalid_api_key(message: str) -> ApiError:
+    """A 401: no key, or one that nobody has."""
+    headers = {"www-authenticate": "Bearer"}
+    return ApiError(401, "invalid_request_error", "invalid_api_key", message, None, headers)
+
+
+def rate_limited(error: SyscallError) -> ApiError:
+    """A 429: a limit of the tenant; the headers say when to try again."""
+    exceeded = error.exceeded
+    if exceeded is None:
+        return ApiError(429, "requests", "rate_limit_exceeded", error.message)
+    message = f"Rate limit reached: {error.message}."
+    headers = refusal_headers(exceeded)
+    return ApiError(429, limited_kind(exceeded), "rate_limit_exceeded", message, None, headers)
+
+
 def unavailable(code: str, message: str, retry_seconds: int = RETRY_SECONDS) -> ApiError:
     """A 503 that clients retry: overloaded, model_loading or draining."""
     return ApiError(503, "service_unavailable", code, message, None, {"retry-after": str(retry_seconds)})
@@ -143,6 +160,8 @@ def _from_errno(error: SyscallError, request_id: str) -> ApiError:
             return invalid("insufficient_memory", f"The request can never fit: {error.message}")
         case Errno.EAGAIN:
             return unavailable("overloaded", f"The server is overloaded: {error.message}")
+        case Errno.EDQUOT:
+            return rate_limited(error)
         case Errno.ESHUTDOWN:
             return draining()
         case Errno.ENODEV:

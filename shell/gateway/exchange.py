@@ -12,6 +12,7 @@ import msgspec
 import trio
 
 from shell.gateway.errors import ApiError, ClientDisconnected
+from syscalls.client import Client
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -58,7 +59,9 @@ class Exchange:
 
     # Written by the endpoint, for the response headers and the log.
     endpoint: str = "other"  # bounded: a metrics label
+    client: Client | None = None  # its tenant's session with the kernel; None: the gateway's own
     pids: tuple[int, ...] = ()
+    rate_headers: dict[str, str] = attrs.field(factory=dict)
     ignored: list[str] = attrs.field(factory=list)
     noted: dict[str, Any] = attrs.field(factory=dict)  # more fields of the log line
     failure: BaseException | None = None  # why `guard` ended the work, or what followed a 200
@@ -170,6 +173,7 @@ class Exchange:
         if self.ignored:
             names = ",".join(self.ignored)[:1024]
             headers.append((b"x-llmos-ignored-params", names.encode("ascii", "replace").translate(_VISIBLE)))
+        headers += [(name.encode(), value.encode()) for name, value in self.rate_headers.items()]
         return headers
 
     async def respond(

@@ -16,6 +16,7 @@ from shell.gateway.parameters import Job
 from syscalls.client import Client, ConnectionLost
 from syscalls.errno import SyscallError
 from syscalls.process import ExitStatus
+from syscalls.tenant import Rates
 from syscalls.text.stop import StopMatcher
 
 KILL_GRACE_SECONDS = 10.0
@@ -35,6 +36,7 @@ class Generation:
     started: float  # when the request arrived, seconds on the run's clock
     choices: list[Choice] = attrs.field(factory=list)
     first_token: float | None = None  # seconds after `started`
+    rates: Rates | None = None  # what was left to the tenant when the processes were there
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -61,6 +63,7 @@ class Generation:
             return
         for prompt_index, prompt in enumerate(self.job.prompts):
             spawned = await self.client.spawn(prompt, **self.job.spawn)
+            self.rates = spawned.rates
             self.choices += [
                 self._make_choice(prompt_index, prompt_index * self.job.num_samples + sample, pid)
                 for sample, pid in enumerate(spawned.pids)

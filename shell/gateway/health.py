@@ -30,6 +30,7 @@ class Health(Endpoint):
     """200 while the kernel is alive, whatever else is wrong."""
 
     name = "health"
+    is_public = True
 
     async def answer(self, exchange: Exchange) -> None:
         """Ask no one: an open session is a living kernel."""
@@ -58,6 +59,7 @@ class Version(Endpoint):
     """Tells the gateway's version, and the kernel's when there is one."""
 
     name = "version"
+    is_public = True
 
     async def answer(self, exchange: Exchange) -> None:
         """Versions may differ while an upgrade is under way."""

@@ -24,10 +24,12 @@ class KernelLink:
     """Owns the session; others ask for `client` each time and never keep it.
 
     `models` is what the kernel served when it last told, at most about a second ago; () without a kernel.
+    `needs_key` is what it said when the session was opened last: clients act for tenants, and have keys.
     """
 
     socket_path: str | None
     models: tuple[Model, ...] = ()
+    needs_key: bool = False
     _client: Client | None = None
 
     @property
@@ -49,6 +51,7 @@ class KernelLink:
             try:
                 async with open_client(self.socket_path, "gateway") as client:
                     self.models = await client.models()
+                    self.needs_key = client.welcome.needs_key
                     self._client = client
                     pause = FIRST_PAUSE_SECONDS
                     log.info("connected", models=[model.name for model in self.models])

@@ -14,6 +14,7 @@ from shell.gateway.config import GatewayConfig
 from shell.gateway.exchange import Exchange, Receive, Scope, Send
 from shell.gateway.kernel_link import KernelLink
 from shell.gateway.metrics import Metrics
+from shell.gateway.sessions import Sessions
 
 NUM_TEXT_THREADS = 2
 INLINE_CHARACTERS = 2000  # encoding so little costs less than the way to a thread and back
@@ -23,10 +24,11 @@ R = TypeVar("R")
 
 @attrs.frozen(eq=False)
 class Service:
-    """One gateway: configuration, the kernel's session, models, counters, admission."""
+    """One gateway: configuration, sessions with the kernel, models, counters, admission."""
 
     config: GatewayConfig
     link: KernelLink
+    sessions: Sessions
     catalog: Catalog
     metrics: Metrics
     admission: Admission
@@ -44,7 +46,8 @@ def make_service(config: GatewayConfig) -> Service:
     """Wire the parts together; nothing runs yet."""
     metrics = Metrics()
     link = KernelLink(config.socket_path)
-    return Service(config, link, Catalog(link), metrics, Admission(config.max_in_flight, metrics))
+    admission = Admission(config.max_in_flight, metrics)
+    return Service(config, link, Sessions(link), Catalog(link), metrics, admission)
 
 
 @attrs.define(eq=False)
@@ -53,11 +56,14 @@ class Endpoint:
 
     service: Service
     name = "other"
+    is_public = False  # answers without a key, also where there are some
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = cast("Exchange", scope["llmos.exchange"])
         exchange.endpoint = self.name
         exchange.path_params = scope["path_params"]
+        if not self.is_public:
+            await self.service.sessions.identify(exchange, scope["headers"])
         await self.answer(exchange)
 
     async def answer(self, exchange: Exchange) -> None:

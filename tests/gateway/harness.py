@@ -36,8 +36,9 @@ ROOT = Path(__file__).parents[2]
 class KernelThread:
     """Runs a scripted kernel in a thread of its own, so that tests may block."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, keys: dict[str, str] | None = None) -> None:
         self.folder = folder
+        self.keys = keys
         self.socket_path = folder / "llmos.sock"
         self.program: Program = say_hello
         self.kernel: ScriptedKernel
@@ -49,7 +50,9 @@ class KernelThread:
     async def _main(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
         self._stop = trio.Event()
-        async with open_scripted_kernel(self.folder, lambda process: self.program(process)) as self.kernel:
+        async with open_scripted_kernel(
+            self.folder, lambda process: self.program(process), keys=self.keys
+        ) as self.kernel:
             self._ready.set()
             await self._stop.wait()
 
@@ -86,6 +89,7 @@ class KernelThread:
         self.program = say_hello
         kernel = self.kernel
         self.call(lambda: [part.clear() for part in (kernel.refusals, kernel.spawned, kernel.calls)])
+        kernel.rates = None
 
 
 def says(*parts: str | bytes | int, end: ExitStatus = STOPPED_BY_MODEL) -> Program:
@@ -134,9 +138,9 @@ class Gateway:
         """Send a JSON body."""
         return httpx.post(f"{self.url}{path}", json=body, timeout=PATIENCE_SECONDS, **options)
 
-    def get(self, path: str) -> httpx.Response:
+    def get(self, path: str, **options: Any) -> httpx.Response:
         """Fetch a page."""
-        return httpx.get(f"{self.url}{path}", timeout=PATIENCE_SECONDS)
+        return httpx.get(f"{self.url}{path}", timeout=PATIENCE_SECONDS, **options)
 
     def connect(self, receive_buffer_bytes: int | None = None) -> socket.socket:
         """Open a raw connection."""

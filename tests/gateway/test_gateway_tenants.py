@@ -51,9 +51,8 @@ def test_a_key_is_needed_for_all_but_health(locked: tuple[KernelThread, Gateway]
         assert gateway.get(path).status_code == 200
     for headers in (
         {},
-        bearer(""),
         bearer("key-of-carol"),
-        {"x-api-key": "\xe4"},
+        {"x-api-key": "no"},
         {"authorization": "Basic x"},
     ):
         for path in ("/v1/models", "/v1/models/x", "/metrics", "/health/ready"):

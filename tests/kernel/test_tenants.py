@@ -23,7 +23,6 @@ from llmos.config import ConfigError
 from llmos.device import CostModel
 from llmos.ipc.credentials import PeerCredentials
 from llmos.kernel import server
-from llmos.kernel.inspection import ledger_of
 from llmos.kernel.tenants import Tenant
 from llmos.sched.caps import has_place, page_bytes
 from syscalls.client import Client, open_client
@@ -94,10 +93,12 @@ def num_places(tenant: Tenant) -> int:
 
 
 def resident_bytes(kernel: RunningKernel, tenant: str) -> int:
-    """Memory of a tenant's processes on the only device, by the ledger."""
+    """Memory of a tenant's processes on the only device; what is mapped ahead of need counts as free."""
     (core,) = kernel.system.cores.values()
-    ledger = ledger_of(core)
-    return ledger.tenants[tenant].resident_bytes if tenant in ledger.tenants else 0
+    spaces = [process.space for process in kernel.system.tenants.of(tenant).processes if process.space]
+    return len({frames for space in spaces for frames in space.page_table.entries}) * page_bytes(
+        core.loaded.kv
+    )
 
 
 # --- who --------------------------------------------------------------------------------------------------

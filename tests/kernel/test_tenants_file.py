@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -14,6 +16,7 @@ from llmos.tenants_file import TenantsFile, make_key, read_tenants
 from syscalls.tenant import Limits
 
 DIGEST = "ab" * 32
+ROOT = Path(__file__).parents[2]
 
 
 def read(folder: Path, text: str) -> TenantsFile:
@@ -74,13 +77,15 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         read_tenants(str(tmp_path / "none.toml"))
 
 
-def test_a_file_that_is_wrong_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_wrong_is_a_usage_error(tmp_path: Path) -> None:
     """`llmos up` ends with 2 before anything is loaded."""
     path = tmp_path / "tenants.toml"
     path.write_text("[tenant.a]\nweigth = 1")
-    socket = str(tmp_path / "llmos.sock")
-    assert main(["up", "--device", "sim", "--listen", "", "--socket", socket, "--tenants", str(path)]) == 2
-    assert "weigth" in capsys.readouterr().err
+    command = [sys.executable, "-m", "llmos.cli", "up", "--device", "sim", "--listen", ""]
+    command += ["--socket", str(tmp_path / "llmos.sock"), "--tenants", str(path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 2
+    assert "weigth" in result.stderr
 
 
 def test_a_key_and_its_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,8 +21,9 @@ from syscalls.codec import (
     Welcome,
     client_frame_decoder,
     encode_frame,
+    error_reply,
 )
-from syscalls.errno import SyscallError
+from syscalls.errno import Errno, SyscallError
 
 
 @attrs.define(eq=False)
@@ -31,6 +32,7 @@ class FakeSession:
 
     stream: trio.SocketStream
     hello: Hello | None = None
+    tenant: str = "tester"
     calls: list[Call] = attrs.field(factory=list)
     received_sizes: list[int] = attrs.field(factory=list)  # bytes of each receive after the hello
     ended: trio.Event = attrs.field(factory=trio.Event)
@@ -51,6 +53,7 @@ class FakeKernel:
 
     script: Script
     abi: int = ABI_VERSION
+    keys: dict[str, str] = attrs.field(factory=dict)  # tenants by key; others than administrators need one
     greeting: Callable[[FakeSession], Awaitable[None]] | None = None  # instead of the welcome
     sessions: list[FakeSession] = attrs.field(factory=list)
 
@@ -71,7 +74,7 @@ class FakeKernel:
                             if self.greeting is not None:
                                 await self.greeting(session)
                             else:
-                                await session.send(Welcome(self.abi, "9.9", 1, "tester", True))
+                                await self._welcome(session, frame)
                         else:
                             session.calls.append(frame)
                             nursery.start_soon(self._answer, session, frame)
@@ -80,11 +83,18 @@ class FakeKernel:
             session.ended.set()
             nursery.cancel_scope.cancel()
 
+    async def _welcome(self, session: FakeSession, hello: Hello) -> None:
+        if hello.key and hello.key not in self.keys:
+            await session.send(Reply(0, ErrorReply(Errno.EPERM, "no tenant has this key")))
+            return
+        session.tenant = self.keys.get(hello.key, session.tenant)
+        await session.send(Welcome(self.abi, "9.9", 1, session.tenant, not hello.key, bool(self.keys)))
+
     async def _answer(self, session: FakeSession, call: Call) -> None:
         try:
             answer = await self.script(session, call.body)
         except SyscallError as error:
-            answer = ErrorReply(error.errno, error.message)
+            answer = error_reply(error)
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             await session.send(Reply(call.id, answer))
 
