@@ -12,10 +12,13 @@
 #include "_attention_float.h"
 #include "_attention_int8.h"
 
-/* One item: tokens [first, first + n) of a span, one kv head. */
-INLINE void attend(const llmos_kv *kv, const llmos_span *span, const int32_t *page_table, const float *q, int64_t ldq,
-                   float *out, int64_t ldo, int32_t first, int32_t n, int32_t head, void *scratch, const int format)
+/* One item. Keys of `next` are fetched with its last ones; its own first ones were, where it `is_next` itself. */
+INLINE void attend(const llmos_kv *kv, attention_item item, attention_item next, int32_t is_next,
+                   const int32_t *page_table, const float *q, int64_t ldq, float *out, int64_t ldo, void *scratch,
+                   const int format)
 {
+    const llmos_span *span = item.span;
+    int32_t first = item.first, n = item.n, head = item.head;
     attention_scratch_t scratch_parts = attention_scratch(kv, scratch), *s = &scratch_parts;
     attention_tiles tiles;
     int32_t dim = kv->head_dim, group = attention_group(kv), rows = n * group;
@@ -23,8 +26,7 @@ INLINE void attend(const llmos_kv *kv, const llmos_span *span, const int32_t *pa
     const int is_int8 = format == LLMOS_INT8;
     int32_t weigh_lines = rows >= INT8_WEIGH_ROWS ? width * dim / 64 / rows : 0;
     float factor = (float)(1.4426950408889634 / sqrt((double)dim)); /* weights are powers of two */
-    int32_t p0 = span->start + first, end = p0 + n;
-    int32_t low = kv->window && p0 + 1 > kv->window ? p0 + 1 - kv->window : 0;
+    int32_t p0 = span->start + first, low = first_seen(kv, item), end = end_seen(item);
 
     for (int32_t row = 0; row < rows; row++) {
         const float *from = q + (int64_t)(span->first + first + row / group) * ldq +
@@ -41,7 +43,7 @@ INLINE void attend(const llmos_kv *kv, const llmos_span *span, const int32_t *pa
 
     for (int32_t chunk = low / chunk_keys * chunk_keys; chunk < end; chunk += chunk_keys) {
         int32_t last = end - chunk < chunk_keys ? end - chunk : chunk_keys;
-        locate_tiles(&tiles, kv, page_table, span->pages, head, chunk, chunk_keys, low, end, format);
+        locate_tiles(&tiles, kv, page_table, item, next, is_next || chunk > low, chunk, chunk_keys, format);
         if (is_int8)
             score_tiles_int8(s, &tiles, rows, dim, width);
         else
@@ -109,10 +111,10 @@ INLINE void attend(const llmos_kv *kv, const llmos_span *span, const int32_t *pa
 }
 
 #define ATTEND(name, format)                                                                                           \
-    static void name(const llmos_kv *kv, const llmos_span *span, const int32_t *page_table, const float *q,            \
-                     int64_t ldq, float *out, int64_t ldo, int32_t first, int32_t n, int32_t head, void *scratch)      \
+    static void name(const llmos_kv *kv, attention_item item, attention_item next, int32_t is_next,                    \
+                     const int32_t *page_table, const float *q, int64_t ldq, float *out, int64_t ldo, void *scratch)   \
     {                                                                                                                  \
-        attend(kv, span, page_table, q, ldq, out, ldo, first, n, head, scratch, format);                               \
+        attend(kv, item, next, is_next, page_table, q, ldq, out, ldo, scratch, format);                                \
     }
 ATTEND(attend_fp32, LLMOS_FP32)
 ATTEND(attend_fp16, LLMOS_FP16)
@@ -122,17 +124,19 @@ ATTEND(attend_int8, LLMOS_INT8)
 static void attention(const llmos_kv *kv, const llmos_span *spans, int32_t num_spans, const int32_t *page_table,
                       const float *q, int64_t ldq, float *out, int64_t ldo, int32_t i0, int32_t i1, void *scratch)
 {
-    int32_t tokens = attention_tile_tokens(kv), item = 0;
-    for (const llmos_span *span = spans; span < spans + num_spans && item < i1; span++) {
+    int32_t tokens = attention_tile_tokens(kv), begin = 0;
+    for (const llmos_span *span = spans; span < spans + num_spans && begin < i1; span++) {
         int32_t num_items = (span->num_tokens + tokens - 1) / tokens * kv->num_kv_heads;
-        for (int32_t i = i0 > item ? i0 - item : 0; i < num_items && item + i < i1; i++) {
-            int32_t first = i / kv->num_kv_heads * tokens, head = i % kv->num_kv_heads;
-            int32_t left = span->num_tokens - first, n = left < tokens ? left : tokens;
+        for (int32_t i = i0 > begin ? i0 - begin : 0; i < num_items && begin + i < i1; i++) {
+            attention_item item = item_of(kv, span, i), next = item;
+            if (begin + i + 1 < i1)
+                next = i + 1 < num_items ? item_of(kv, span, i + 1) : item_of(kv, span + 1, 0);
             (kv->format == LLMOS_FP32   ? attend_fp32
              : kv->format == LLMOS_FP16 ? attend_fp16
              : kv->format == LLMOS_BF16 ? attend_bf16
-                                        : attend_int8)(kv, span, page_table, q, ldq, out, ldo, first, n, head, scratch);
+                                        : attend_int8)(kv, item, next, begin + i > i0, page_table, q, ldq, out, ldo,
+                                                       scratch);
         }
-        item += num_items;
+        begin += num_items;
     }
 }

@@ -14,6 +14,12 @@ INLINE vf load_format(const void *p, int format)
     }
 }
 
+/* The first eight of sixteen, 0 behind them. */
+INLINE vf load_format_half(const void *p, int format)
+{
+    return format == LLMOS_FP32 ? vf_load_half(p) : format == LLMOS_FP16 ? vf_load_half_fp16(p) : vf_load_half_bf16(p);
+}
+
 /* The first n of sixteen, 0 behind them; memory behind them is not touched. */
 INLINE vf load_format_first(const void *p, int format, int32_t n)
 {
@@ -34,10 +40,10 @@ INLINE void score_block(const int R, const int T, const int format, const float 
         for (int t = 0; t < T; t++)
             sum[r][t] = vf_set(0.0f);
     for (int32_t d0 = 0; d0 < dim; d0 += 4) {
-        if (width == 16)
-#pragma GCC unroll 4
-            for (int t = 0; t < T; t++)
-                fetch_lines(keys[t + tiles_ahead(format)] + (int64_t)d0 * 16 * item, 64 * item);
+        if (width == 16) { /* in the order of addresses, not of use */
+            int32_t at = T * d0;
+            fetch_lines(keys[at / dim + TILES_AHEAD] + (int64_t)(at % dim) * 16 * item, 64 * item * T);
+        }
 #pragma GCC unroll 4
         for (int32_t d = d0; d < d0 + 4; d++) {
             vf k[FEW_TILES];
@@ -114,14 +120,14 @@ INLINE void value_block(const int R, const int C, const int lanes, const int for
     for (int32_t token = from; token < to;) {
         int32_t tile = token / width, slot = token % width, end = (tile + 1) * width < to ? (tile + 1) * width : to;
         int64_t offset = ((int64_t)slot * dim + column) * item;
-        const char *at = values[tile] + offset, *ahead = values[tile + tiles_ahead(format)] + offset;
+        const char *at = values[tile] + offset, *ahead = values[tile + TILES_AHEAD] + offset;
         for (; token < end; token++, at += dim * item, ahead += dim * item) {
             vf v[VALUE_COLUMNS];
             if (fetches)
                 fetch_lines(ahead, C * lanes * item);
 #pragma GCC unroll 4
             for (int c = 0; c < C; c++)
-                v[c] = lanes == 16 ? load_format(at + c * 16 * item, format) : load_format_first(at, format, lanes);
+                v[c] = lanes == 16 ? load_format(at + c * 16 * item, format) : load_format_half(at, format);
 #pragma GCC unroll 16
             for (int r = 0; r < R; r++) {
                 vf p = vf_set(weights[r * SCORE_STRIDE + token]);

@@ -69,7 +69,7 @@ INLINE void score_block_int8(const int R, const int T, const attention_scratch_t
 #pragma GCC unroll 4
     for (int t = 0; t < T; t++) {
         if (width == 16) {
-            fetch_lines((const char *)scales[t + tiles_ahead(LLMOS_INT8)], 64);
+            fetch_lines((const char *)scales[t + TILES_AHEAD], 64);
             fetch_lines((const char *)value_scales[t], 64);
         }
         vf scale = width == 16 ? vf_load(scales[t]) : vf_load_first(scales[t], width);
@@ -145,10 +145,8 @@ INLINE void value_block_int8(const int R, const int C, const int lanes, const at
             vi v[INT8_COLUMNS];
             fetch_next(tiles, R >= INT8_WEIGH_ROWS ? 1 : C);
 #pragma GCC unroll 4
-            for (int c = 0; c < C; c++) {
-                char bytes[64] = {0};
-                v[c] = vi_load(lanes == 16 ? at + 64 * c : (const char *)memcpy(bytes, at, 32));
-            }
+            for (int c = 0; c < C; c++)
+                v[c] = lanes == 16 ? vi_load(at + 64 * c) : vi_load_half(at);
 #pragma GCC unroll 4
             for (int r = 0; r < R; r++) {
                 int32_t x, y;

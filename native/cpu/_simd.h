@@ -55,6 +55,16 @@ INLINE vf vf_load_int8(const int8_t *p)
 {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
 }
+INLINE vf vf_load_half(const float *p) { return _mm512_zextps256_ps512(_mm256_loadu_ps(p)); } /* 8, and 8 zeros */
+INLINE vf vf_load_half_fp16(const uint16_t *p)
+{
+    return _mm512_zextps256_ps512(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)));
+}
+INLINE vf vf_load_half_bf16(const uint16_t *p)
+{
+    __m256i bits = _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16);
+    return _mm512_zextps256_ps512(_mm256_castsi256_ps(bits));
+}
 INLINE void vf_store_fp16(uint16_t *p, vf a)
 {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -137,6 +147,12 @@ INLINE __m256 int8_half(const int8_t *p)
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
 }
 INLINE vf vf_load_int8(const int8_t *p) { return (vf){int8_half(p), int8_half(p + 8)}; }
+INLINE vf vf_load_half(const float *p) { return (vf){_mm256_loadu_ps(p), _mm256_setzero_ps()}; }
+INLINE vf vf_load_half_fp16(const uint16_t *p)
+{
+    return (vf){_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)), _mm256_setzero_ps()};
+}
+INLINE vf vf_load_half_bf16(const uint16_t *p) { return (vf){bf16_half(p), _mm256_setzero_ps()}; }
 INLINE void vf_store_fp16(uint16_t *p, vf a)
 {
     _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(a.l, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -221,6 +237,9 @@ INLINE vf vf_load_fp16(const uint16_t *p)
     return r;
 }
 INLINE vf vf_load_int8(const int8_t *p) { vf r; LANES r.x[i] = (float)p[i]; return r; }
+INLINE vf vf_load_half(const float *p) { vf r = {{0}}; memcpy(&r, p, 32); return r; }
+INLINE vf vf_load_half_fp16(const uint16_t *p) { uint16_t x[16] = {0}; memcpy(x, p, 16); return vf_load_fp16(x); }
+INLINE vf vf_load_half_bf16(const uint16_t *p) { uint16_t x[16] = {0}; memcpy(x, p, 16); return vf_load_bf16(x); }
 INLINE void vf_store_fp16(uint16_t *p, vf a)
 {
     LANES {

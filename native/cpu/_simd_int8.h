@@ -1,7 +1,7 @@
 /* Exact products of bytes, as the instructions of one variant; included by _attention_int8.h behind _simd.h. */
 
-/* Sixteen sums of products of four bytes: unsigned ones in `u`, signed ones in `s`. Those of keys (vi_dot_key: unsigned,
- * four dimensions of sixteen keys) or values (signed, four tokens in sixteen dimensions) fill a register, the four
+/* Sixteen sums of products of four bytes: unsigned ones in `u`, signed ones in `s`. Those of keys (vi_dot_key:
+ * unsigned, four dimensions of sixteen keys) or values (signed, four tokens in sixteen dimensions) fill a register, the four
  * of a query or of weights are the same for all sixteen. vi_join: 2^shift high + low - offset.
  * store_parts: of whole numbers below 2^16 the high bytes of four, their low bytes, and so on.
  */
@@ -9,6 +9,7 @@
 typedef __m512i vi;
 INLINE vi vi_zero(void) { return _mm512_setzero_si512(); }
 INLINE vi vi_load(const void *p) { return _mm512_loadu_si512(p); }
+INLINE vi vi_load_half(const void *p) { return _mm512_zextsi256_si512(_mm256_loadu_si256(p)); } /* and 32 zeros */
 INLINE vi vi_dot(vi sum, vi u, vi s) /* gcc 12 copies and spills the sums around the intrinsic */
 {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(u), "v"(s));
@@ -36,6 +37,7 @@ INLINE vi vi_load(const void *p)
 {
     return (vi){_mm256_loadu_si256(p), _mm256_loadu_si256((const __m256i *)p + 1)};
 }
+INLINE vi vi_load_half(const void *p) { return (vi){_mm256_loadu_si256(p), _mm256_setzero_si256()}; }
 INLINE __m256i dot_half(__m256i sum, __m256i u, __m256i s)
 {
     __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8), odd = _mm256_srai_epi16(s, 8);
@@ -76,6 +78,12 @@ INLINE vi vi_load(const void *p)
 {
     vi r;
     memcpy(&r, p, sizeof r);
+    return r;
+}
+INLINE vi vi_load_half(const void *p)
+{
+    vi r = vi_zero();
+    memcpy(&r, p, sizeof r / 2);
     return r;
 }
 INLINE vi vi_dot_key(vi sum, vi key, int32_t q)

@@ -218,7 +218,9 @@ def test_ragged_chunks_equal_reference_and_decode(
                     rows.append((index, starts[index], count))
                     starts[index] += count
             if rows:
-                for (index, _, _), out in zip(rows, run(memory, spaces, rows, items_at_once=1), strict=True):
+                at_once = data.draw(st.sampled_from([None, 1, 2]))
+                outs = run(memory, spaces, rows, items_at_once=at_once)
+                for (index, _, _), out in zip(rows, outs, strict=True):
                     results[index].append(out)
         for space, parts in zip(spaces, results, strict=True):
             whole = np.concatenate(parts)
