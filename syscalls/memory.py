@@ -14,13 +14,15 @@ class Meminfo(msgspec.Struct, frozen=True, tag="meminfo"):
 
 
 class ProcessMemory(msgspec.Struct, frozen=True):
-    """What one process maps, in bytes."""
+    """What one process maps, in bytes, and what copies there are of it."""
 
     pid: int
     tenant: str
     private: int  # of it alone
     shared: int  # also mapped by another process, or kept in the prefix cache
     ahead: int  # of it alone, mapped for tokens that are still to come
+    host: int = 0  # copies of its pages in the host area
+    disk: int = 0  # copies of its pages in the swap file
 
 
 class TenantMemory(msgspec.Struct, frozen=True):
@@ -31,6 +33,16 @@ class TenantMemory(msgspec.Struct, frozen=True):
     shared: int
     ahead: int
     cached: int  # of the prefix cache alone: given up when memory is short
+    host: int = 0
+    disk: int = 0
+
+
+class TierMemory(msgspec.Struct, frozen=True):
+    """A tier of memory below a device, in bytes."""
+
+    tier: str  # "host", "disk"
+    total: int
+    used: int
 
 
 class DeviceMemory(msgspec.Struct, frozen=True):
@@ -48,6 +60,7 @@ class DeviceMemory(msgspec.Struct, frozen=True):
     free: int
     tenants: tuple[TenantMemory, ...]
     processes: tuple[ProcessMemory, ...]
+    tiers: tuple[TierMemory, ...] = ()  # those that there are
 
 
 class MemoryInfo(msgspec.Struct, frozen=True, tag="memory_info"):

@@ -76,6 +76,7 @@ class DeviceInfo(msgspec.Struct, frozen=True):
     quality: FormatQuality | None = None  # of a quantised format
     cache: CacheInfo | None = None
     step_cost: StepCost | None = None  # None: not known
+    num_output_tokens: int = 0
 
 
 class DeviceList(msgspec.Struct, frozen=True, tag="device_list"):

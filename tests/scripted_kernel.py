@@ -28,6 +28,7 @@ from syscalls.memory import (
     MemoryInfo,
     ProcessMemory,
     TenantMemory,
+    TierMemory,
 )
 from syscalls.process import (
     Cont,
@@ -474,10 +475,11 @@ class ScriptedKernel:
             cached=device.num_cached_frames * device.frame_bytes,
             moving=0,
             free=device.num_free_frames * device.frame_bytes,
-            tenants=(TenantMemory("tester", used - (1 << 20), 1 << 20, 0, 0),),
+            tenants=(TenantMemory("tester", used - (1 << 20), 1 << 20, 0, 0, 4 << 20),),
             processes=tuple(
-                ProcessMemory(pid, "tester", 2 << 20, 1 << 20, 0) for pid in sorted(self.processes)
+                ProcessMemory(pid, "tester", 2 << 20, 1 << 20, 0, 4 << 20) for pid in sorted(self.processes)
             ),
+            tiers=(TierMemory("host", 64 << 20, 4 << 20),),
         )
 
     def _describe_tenant(self, share: TenantShare) -> TenantInfo:

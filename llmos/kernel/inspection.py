@@ -10,20 +10,19 @@ import trio
 from llmos.kernel.system import System
 from llmos.mm.ledger import Holder, Ledger, take_ledger
 from llmos.mm.page_table import PageFrames
-from llmos.proc.activity import Activity
+from llmos.proc.activity import WAITS, Activity
 from llmos.proc.pcb import Process
 from llmos.proc.verdict import explain
 from llmos.sched.core import Core
-from syscalls.memory import DeviceMemory, MapList, MapRange, ProcessMemory, TenantMemory
+from syscalls.memory import DeviceMemory, MapList, MapRange, ProcessMemory, TenantMemory, TierMemory
 from syscalls.process import TimelineEntry, WhyInfo
 from syscalls.tenant import TenantShare
 
 
 def holder_of(process: Process) -> Holder:
-    """A process with memory, as the ledger needs to know it."""
-    assert process.space is not None
+    """A process, as the ledger needs to know it."""
     num_positions = max(process.num_scheduled, len(process.tokens) + process.num_pending)
-    return Holder(process.pid, process.tenant, process.model, process.space, num_positions)
+    return Holder(process.pid, process.tenant, process.model, process.space, num_positions, process.backing)
 
 
 def ledger_of(core: Core) -> Ledger | None:
@@ -31,8 +30,7 @@ def ledger_of(core: Core) -> Ledger | None:
     residents = core.residents
     if residents.switch is None:
         return None
-    holders = [holder_of(process) for process in residents.queue.members.values() if process.space]
-    return take_ledger(residents.switch.vmm, holders)
+    return take_ledger(residents.switch.vmm, map(holder_of, residents.queue.members.values()))
 
 
 def tenant_shares(system: System) -> list[TenantShare]:
@@ -67,12 +65,28 @@ def device_memories(system: System, tenant: str | None) -> tuple[DeviceMemory, .
             continue
         total = ledger.total
         tenants = tuple(
-            TenantMemory(who, usage.private_bytes, usage.shared_bytes, usage.ahead_bytes, usage.cached_bytes)
+            TenantMemory(
+                tenant=who,
+                private=usage.private_bytes,
+                shared=usage.shared_bytes,
+                ahead=usage.ahead_bytes,
+                cached=usage.cached_bytes,
+                host=usage.host_bytes,
+                disk=usage.disk_bytes,
+            )
             for who, usage in sorted(ledger.tenants.items())
             if tenant in (None, who)
         )
         processes = tuple(
-            ProcessMemory(each.pid, each.tenant, each.private_bytes, each.shared_bytes, each.ahead_bytes)
+            ProcessMemory(
+                pid=each.pid,
+                tenant=each.tenant,
+                private=each.private_bytes,
+                shared=each.shared_bytes,
+                ahead=each.ahead_bytes,
+                host=each.host_bytes,
+                disk=each.disk_bytes,
+            )
             for each in sorted(ledger.processes, key=lambda each: each.pid)
             if tenant in (None, each.tenant)
         )
@@ -88,11 +102,24 @@ def device_memories(system: System, tenant: str | None) -> tuple[DeviceMemory, .
                 cached=total.cached_bytes,
                 moving=ledger.moving_bytes,
                 free=ledger.free_bytes,
+                tiers=_tiers(core),
                 tenants=tenants,
                 processes=processes,
             )
         )
     return tuple(found)
+
+
+def _tiers(core: Core) -> tuple[TierMemory, ...]:
+    switch = core.residents.switch
+    if switch is None:
+        return ()
+    slot_bytes = switch.vmm.kv.frame_bytes
+    return tuple(
+        TierMemory(tier, found.num_slots * slot_bytes, (found.num_slots - found.num_free) * slot_bytes)
+        for tier, found in switch.swap.statistics().tiers.items()
+        if found.num_slots
+    )
 
 
 def map_list(system: System, process: Process) -> MapList:
@@ -126,6 +153,8 @@ def why_info(system: System, process: Process) -> WhyInfo:
     timeline = process.timeline
     recorder = system.core_of(process).residents.recorder
     timeline.settle(now, len(process.output), recorder.short_seconds(now))
+    if timeline.activity in WAITS:
+        timeline.turn.note_busiest(system.accounts.busiest())
     entries = tuple(
         TimelineEntry(
             kind=entry.kind.value,

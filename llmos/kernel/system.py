@@ -122,6 +122,7 @@ class System:
             num_running=statistics.num_running,
             num_waiting=statistics.num_waiting,
             num_steps=statistics.num_steps,
+            num_output_tokens=statistics.num_output_tokens,
             num_restarts=host.num_restarts,
             driver_pid=hello.os_pid if hello else None,
             message=host.message,

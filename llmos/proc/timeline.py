@@ -115,8 +115,7 @@ class Timeline:
         self._leave_stop(now)
         tenant = "" if busiest is None else busiest[0]
         entry = self._add(Kind.QUEUED, now, count=num_others, text=tenant)
-        if self.turn.first_token_at is None and self.turn.busiest is None:
-            self.turn.busiest = busiest
+        self.turn.note_busiest(busiest)
         self._short_before = short_seconds
         self._turn_to(now, Activity.SWAPPED if is_swapped else self._waits_for, entry)
 

@@ -36,7 +36,7 @@ class Turn:
     seconds_at_begin: dict[Activity, float]
     first_token_at: float | None = None
     seconds_at_first_token: dict[Activity, float] = attrs.field(factory=dict)
-    busiest: tuple[str, int] | None = None  # who ran when it first waited: the tenant with most, and how many
+    busiest: tuple[str, int] | None = None  # tenant with most running processes while it waited to start
     preemptions: list[Preemption] = attrs.field(factory=list)  # the first ones
     num_preempted: int = 0
     num_lost_tokens: int = 0  # to be computed again, after preemptions
@@ -44,6 +44,15 @@ class Turn:
     num_bytes_out: int = 0
     num_bytes_in: int = 0
     swap_in_seconds: float = 0.0
+
+    def note_busiest(self, busiest: tuple[str, int] | None) -> None:
+        """It waits at this moment, and so many processes of that tenant run; the most is kept."""
+        if (
+            busiest is not None
+            and self.first_token_at is None
+            and (self.busiest is None or busiest[1] > self.busiest[1])
+        ):
+            self.busiest = busiest
 
     def note_preemption(self, by: Rival | None, num_tokens: int, is_fair_share: bool) -> None:
         """Memory was taken, and with it `num_tokens` that must be computed again."""

@@ -12,7 +12,7 @@ MIN_SHARE = 0.25  # of the time to the first token: a smaller part did not make 
 WAITS_FOR = {
     Activity.QUEUED: "for its turn",
     Activity.MEMORY: "for memory",
-    Activity.SWAPPED: "for its memory to be swapped in",
+    Activity.SWAPPED: "swapped out, for want of memory",
     Activity.DEVICE: "for the device to come back",
     Activity.SIBLING: "for the prefill of the process that it shares a prompt with",
 }
@@ -87,7 +87,7 @@ def _troubles(turn: Turn, spent: dict[Activity, float]) -> list[str]:
     waited = sum(spent[wait] - before[wait] for wait in WAITS)
     if waited >= MIN_SECONDS:
         main = max(WAITS, key=lambda wait: spent[wait] - before[wait])
-        parts.append(f"waited {format_duration(waited)} on the way {WAITS_FOR[main]}")
+        parts.append(f"waited {format_duration(waited)} {WAITS_FOR[main]}, once it had begun")
     if spent[Activity.STOPPED] >= MIN_SECONDS:
         parts.append(f"was stopped for {format_duration(spent[Activity.STOPPED])}")
     return parts
@@ -126,14 +126,14 @@ def _describe_preemptions(turn: Turn) -> str:
     """Preempted how often, by whom and why, and what became of the memory."""
     rivals = dict.fromkeys(each.by for each in turn.preemptions if each.by is not None)
     text = f"preempted {_times(turn.num_preempted)}"
-    if not rivals:
-        text += " to make room, being last in line itself"
-    else:
+    if rivals:
         first, *others = rivals
         text += f" by pid {first}"
         if others:
             text += f" and {len(others)} other{'s' * (len(others) > 1)}"
         text += _describe_reason(turn.preemptions)
+    if any(each.by is None for each in turn.preemptions):
+        text += f"{', and' if rivals else ''} when it wanted more memory and was last in line"
     if turn.num_bytes_out or turn.num_bytes_in:
         swapped = f", {format_bytes(turn.num_bytes_out)} swapped out"
         if turn.num_bytes_in:
@@ -155,7 +155,9 @@ def _times(count: int) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Write a duration: 41 ms, 3.2 s, 4 min 5 s."""
+    """Write a duration: 0.3 ms, 41 ms, 3.2 s, 4 min 5 s."""
+    if 0 < seconds < 0.01:
+        return f"{seconds * 1e3:.1f} ms"
     if seconds < 1:
         return f"{seconds * 1e3:.0f} ms"
     if seconds < 60:
@@ -165,5 +167,8 @@ def format_duration(seconds: float) -> str:
 
 
 def format_bytes(size: int) -> str:
-    """Write a size: 512 KiB, 64 MiB."""
-    return f"{size / (1 << 20):.0f} MiB" if size >= 1 << 20 else f"{size / (1 << 10):.0f} KiB"
+    """Write a size: 512 KiB, 1.9 MiB, 64 MiB."""
+    mebibytes = size / (1 << 20)
+    if mebibytes >= 10:
+        return f"{mebibytes:.0f} MiB"
+    return f"{mebibytes:.1f} MiB" if mebibytes >= 1 else f"{size / (1 << 10):.0f} KiB"

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from drivers.sim import SimDriver
-from llmos.device import CostModel
+from llmos.device import CopyCost, CostModel
 from llmos.ipc.credentials import PeerCredentials
 from llmos.kernel import server
 from syscalls.client import open_client
@@ -221,4 +221,42 @@ async def test_meminfo_and_maps(autojump_clock, tmp_path, monkeypatch) -> None:
                 await stranger.maps(pids[0])
         for pid in pids:
             await client.kill(pid)
+            await client.wait(pid)
+
+
+async def test_swapping_is_in_the_timeline_and_in_the_ledger(autojump_clock, tmp_path) -> None:
+    """Bytes out and back, the wait for them, and at every moment columns that add up, copies included."""
+    make = partial(make_steady, num_frames=24, host_cost=CopyCost(1e-3, 1e6))
+    async with running_kernel(tmp_path, make, swap_mib=1, prefix_cache=False) as kernel:
+        client = kernel.client
+        pids = [(await client.spawn(range(i, 60 + i), max_tokens=60)).pids[0] for i in range(6)]
+        num_swapped = 0
+        while any(kernel.system.table.get(pid).ended_at is None for pid in pids):
+            await trio.sleep(0.005)
+            (device,) = await client.meminfo()
+            columns = (
+                device.private, device.shared, device.ahead, device.cached, device.moving, device.free,
+            )  # fmt: skip
+            assert sum(columns) == device.pool
+            assert min(columns) >= 0
+            (host,) = device.tiers
+            assert sum(process.host for process in device.processes) <= host.used <= host.total
+            assert sum(tenant.host for tenant in device.tenants) <= host.used
+            num_swapped += any(
+                process.host and not process.private + process.shared for process in device.processes
+            )
+        assert num_swapped > 0
+        infos = [await client.why(pid) for pid in pids]
+        out = [entry for info in infos for entry in info.entries if entry.kind == "swapped out"]
+        back = [entry for info in infos for entry in info.entries if entry.kind == "swapped in"]
+        (core,) = kernel.system.cores.values()
+        tiers = core.statistics().swap.tiers
+        assert sum(entry.num_bytes for entry in out) == tiers["host"].num_bytes_out > 0
+        assert sum(entry.num_bytes for entry in back) == tiers["host"].num_bytes_in > 0
+        assert all(entry.text == "host" and entry.seconds >= 1e-3 for entry in back)
+        info = next(info for info in infos if any(entry.kind == "swapped in" for entry in info.entries))
+        assert info.seconds["swapped"] > 0
+        assert " swapped out and " in info.verdict
+        assert "back in " in info.verdict
+        for pid in pids:
             await client.wait(pid)

@@ -83,7 +83,7 @@ async def test_script_file_and_json(tmp_path: Path) -> None:
         _, _, listings = done.stdout.partition(b"\n")
         waited, _, frames = listings.partition(b"]\n")
         assert json.loads(waited + b"]")[0]["status"]["reason"] == "stop"
-        assert json.loads(frames)[0]["free"] == 30
+        assert json.loads(frames)[0]["free"] == 60 << 20
 
 
 async def test_lines_from_a_pipe(tmp_path: Path) -> None:

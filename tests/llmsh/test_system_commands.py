@@ -1,4 +1,4 @@
-"""free, lsdev, models, dmesg, top, shutdown, help, exit, and the shell's own loop."""
+"""lsdev, models, dmesg, shutdown, help, exit, and the shell's own loop."""
 
 from __future__ import annotations
 
@@ -19,31 +19,6 @@ from tests.llmsh.harness import CTRL_C, open_shell
 from tests.llmsh.programs import Gate, say, wait_until
 from tests.llmsh.test_process_commands import read_table
 from tests.scripted_kernel import make_device, open_scripted_kernel
-
-
-async def test_free_adds_up(tmp_path: Path) -> None:
-    """free splits each device's frames into used, cached and free, in the table and in JSON."""
-    async with open_scripted_kernel(tmp_path) as kernel, open_shell(tmp_path) as shell:
-        kernel.devices.append(msgspec.structs.replace(make_device("sim:1"), num_free_frames=90))
-        rows = read_table((await shell.run("free"))[1])
-        assert [list(row.values()) for row in rows] == [
-            ["sim:0", "2.0 MiB", "100", "60", "10", "30", "200.0 MiB"],
-            ["sim:1", "2.0 MiB", "100", "0", "10", "90", "200.0 MiB"],
-        ]
-        for row in json.loads((await shell.run("free --json"))[1]):
-            assert row["used"] + row["cached"] + row["free"] == row["total"]
-
-
-async def test_cache_shows_what_was_found(tmp_path: Path) -> None:
-    """A row for each device that has loaded a model; tokens found against tokens asked for."""
-    async with open_scripted_kernel(tmp_path) as kernel, open_shell(tmp_path) as shell:
-        kernel.devices.append(msgspec.structs.replace(make_device("sim:1"), cache=None))
-        (row,) = read_table((await shell.run("cache"))[1])
-        assert list(row.values()) == [
-            "sim:0", "cost", "20", "10", "40.0 MiB", "8", "6", "1000", "250", "25.0%", "3", "7",
-        ]  # fmt: skip
-        (cache,) = json.loads((await shell.run("cache --json"))[1])
-        assert (cache["device"], cache["num_hit_tokens"], cache["tokens_per_page"]) == ("sim:0", 250, 64)
 
 
 async def test_lsdev_and_models(tmp_path: Path) -> None:
@@ -86,23 +61,6 @@ async def test_dmesg_follows_without_gaps(tmp_path: Path) -> None:
         *lines, interrupt = shell.out.getvalue().splitlines()
         assert [json.loads(line)["text"] for line in lines] == [f"event {n}" for n in range(1, 6)]
         assert interrupt == "^C"
-
-
-async def test_top_in_a_pipe_prints_one_frame(tmp_path: Path) -> None:
-    """Without a terminal top prints counters, devices and processes once."""
-    async with open_scripted_kernel(tmp_path, say("abc")) as kernel, open_shell(tmp_path) as shell:
-        await shell.run("run --detach 'a story'")
-        await wait_until(lambda: kernel.processes[1].is_zombie)
-        code, out = await shell.run("top")
-        assert code == 0
-        assert "processes: 1, 0 running" in out
-        assert "frames: 100, 60 used, 10 cached, 30 free" in out
-        assert "a story" in out
-        assert "\x1b" not in out
-        frame = json.loads((await shell.run("top --json"))[1])
-        assert frame["statistics"]["num_spawned"] == 1
-        assert frame["devices"][0]["name"] == "sim:0"
-        assert frame["processes"][0]["label"] == "a story"
 
 
 async def test_shutdown_passes_the_grace(tmp_path: Path) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from shell.llmsh.commands import chat, jobs, process, run, system, top
+from shell.llmsh.commands import chat, jobs, memory, process, run, system, top, why
 from shell.llmsh.table import CommandTable
 
 TABLE = CommandTable(
     (
         *run.COMMANDS,
         *process.COMMANDS,
+        *why.COMMANDS,
         *jobs.COMMANDS,
         *chat.COMMANDS,
         *top.COMMANDS,
+        *memory.COMMANDS,
         *system.COMMANDS,
     )
 )

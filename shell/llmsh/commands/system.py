@@ -1,94 +1,21 @@
-"""The kernel and its devices: free, cache, lsdev, models, dmesg, shutdown, help."""
+"""The kernel and its devices: lsdev, models, dmesg, shutdown, help."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
 
-import msgspec
 from rich.table import Table
 
 from shell.llmsh.commands.generation import read_count
 from shell.llmsh.loop import Shell
 from shell.llmsh.options import Arguments, Option
-from shell.llmsh.render import Column, format_bytes, make_table
+from shell.llmsh.render import Column, make_table
 from shell.llmsh.table import JSON, Command, explain, summarize
 from syscalls.system import DeviceInfo, Event
 
 MAX_EVENTS = 10_000
 DEFAULT_GRACE_SECONDS = 30.0
-
-
-async def show_memory(shell: Shell, arguments: Arguments) -> int:
-    """`free`: frames by device."""
-    client = await shell.client()
-    devices = await client.devices()
-    if shell.is_json(arguments):
-        shell.screen.json([_describe_memory(device) for device in devices])
-        return 0
-    columns = (
-        Column("DEVICE"),
-        *(Column(name, True) for name in ("FRAME", "TOTAL", "USED", "CACHED", "FREE", "SIZE")),
-    )
-    rows = []
-    for memory in map(_describe_memory, devices):
-        size = format_bytes(memory["frame_bytes"] * memory["total"])
-        rows.append((memory["device"], format_bytes(memory["frame_bytes"]), *_pick_frames(memory), size))
-    shell.screen.show(make_table(columns, rows))
-    return 0
-
-
-def _describe_memory(device: DeviceInfo) -> dict[str, Any]:
-    return {
-        "device": device.name,
-        "frame_bytes": device.frame_bytes,
-        "total": device.num_frames,
-        "used": device.num_frames - device.num_cached_frames - device.num_free_frames,
-        "cached": device.num_cached_frames,
-        "free": device.num_free_frames,
-    }
-
-
-def _pick_frames(memory: dict[str, Any]) -> tuple[int, ...]:
-    return tuple(memory[name] for name in ("total", "used", "cached", "free"))
-
-
-async def show_cache(shell: Shell, arguments: Arguments) -> int:
-    """`cache`: what the prefix cache of each device holds, and what it was good for."""
-    client = await shell.client()
-    caches = [(device.name, device.cache) for device in await client.devices() if device.cache]
-    if shell.is_json(arguments):
-        shell.screen.json([{"device": name, **msgspec.structs.asdict(cache)} for name, cache in caches])
-        return 0
-    columns = (
-        Column("DEVICE"),
-        Column("POLICY"),
-        *(
-            Column(name, True)
-            for name in ("PAGES", "IDLE", "SIZE", "QUERIES", "HITS", "TOKENS", "FOUND", "RATE")
-        ),
-        *(Column(name, True) for name in ("COPIED", "EVICTED")),
-    )
-    rows = [
-        (
-            name,
-            cache.policy,
-            cache.num_pages,
-            cache.num_idle_pages,
-            format_bytes(cache.num_pages * cache.page_bytes),
-            cache.num_queries,
-            cache.num_hits,
-            cache.num_query_tokens,
-            cache.num_hit_tokens,
-            f"{cache.num_hit_tokens / max(1, cache.num_query_tokens):.1%}",
-            cache.num_copied_pages,
-            cache.num_evicted_pages,
-        )
-        for name, cache in caches
-    ]
-    shell.screen.show(make_table(columns, rows))
-    return 0
 
 
 async def list_devices(shell: Shell, arguments: Arguments) -> int:
@@ -232,22 +159,6 @@ async def show_help(shell: Shell, arguments: Arguments) -> int:
 
 
 COMMANDS = (
-    Command(
-        "free",
-        "",
-        "Show the page frames of each device. Cached frames hold the beginnings of earlier prompts, and are "
-        "given up when memory is short.",
-        show_memory,
-        (JSON,),
-    ),
-    Command(
-        "cache",
-        "",
-        "Show the prefix cache of each device: pages that it holds, tokens of prompts that were looked up "
-        "and found there, pages copied where a prompt left one, and pages given up when memory was short.",
-        show_cache,
-        (JSON,),
-    ),
     Command(
         "lsdev",
         "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import termios
@@ -11,22 +12,16 @@ from contextlib import contextmanager
 
 import attrs
 import trio
-from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.text import Text
 
-from shell.llmsh.commands.process import make_process_table
-from shell.llmsh.commands.system import make_device_table
+from shell.llmsh.commands.generation import read_count
+from shell.llmsh.commands.top_frame import Snapshot, draw, num_fixed_lines, take_snapshot
 from shell.llmsh.loop import Shell
 from shell.llmsh.options import Arguments, Option
-from shell.llmsh.render import format_seconds
 from shell.llmsh.table import JSON, Command
 from syscalls.client import Client
-from syscalls.process import ProcessInfo
-from syscalls.system import DeviceInfo, StatisticsInfo
 
 DEFAULT_SECONDS = 0.5
-STATE_ORDER = ("RUNNING", "READY", "BLOCKED", "STOPPED", "EMBRYO", "ZOMBIE")
 
 
 def read_interval(text: str) -> float:
@@ -40,99 +35,47 @@ def read_interval(text: str) -> float:
     return seconds
 
 
-@attrs.frozen
-class Snapshot:
-    """What one frame shows."""
-
-    statistics: StatisticsInfo
-    devices: tuple[DeviceInfo, ...]
-    processes: tuple[ProcessInfo, ...]
-
-
-async def take_snapshot(client: Client) -> Snapshot:
-    """Ask the kernel; everyone's processes when it allows that."""
-    return Snapshot(
-        await client.statistics(),
-        await client.devices(),
-        await client.ps(everyone=client.welcome.admin),
-    )
-
-
-def draw(now: Snapshot, before: Snapshot | None, max_rows: int | None = None) -> RenderableType:
-    """Lay out a frame. Rates are over the time since `before`.
-
-    Args:
-        max_rows: most processes to list; None: all.
-    """
-    counters = now.statistics
-    used = counters.num_frames - counters.num_free_frames - counters.num_cached_frames
-    head = (
-        f"llmos {counters.version}, up {format_seconds(counters.uptime_seconds)}"
-        f"{', draining' if counters.draining else ''}; sessions: {counters.num_sessions}\n"
-        f"processes: {counters.num_processes}, {counters.num_running} running, "
-        f"{counters.num_waiting} waiting\n"
-        f"since boot: {counters.num_spawned} spawned, {counters.num_exited} exited, "
-        f"{counters.num_preemptions} preempted\n"
-        f"tokens: {counters.num_prompt_tokens} in, {counters.num_cached_tokens} of them cached, "
-        f"{counters.num_output_tokens} out{_rates(now, before)}\n"
-        f"frames: {counters.num_frames}, {used} used, {counters.num_cached_frames} cached, "
-        f"{counters.num_free_frames} free"
-    )
-    processes = sorted(now.processes, key=_importance)[:max_rows]
-    return Group(
-        Text(head),
-        Text(),
-        make_device_table(now.devices),
-        Text(),
-        make_process_table(processes, with_tenant=True),
-    )
-
-
-def _rates(now: Snapshot, before: Snapshot | None) -> str:
-    if before is None:
-        return ""
-    seconds = now.statistics.uptime_seconds - before.statistics.uptime_seconds
-    if seconds <= 0:
-        return ""
-    rate = (now.statistics.num_output_tokens - before.statistics.num_output_tokens) / seconds
-    return f" ({rate:.0f}/s)"
-
-
-def _importance(info: ProcessInfo) -> tuple[int, int]:
-    state = info.state.partition("(")[0]
-    rank = STATE_ORDER.index(state) if state in STATE_ORDER else len(STATE_ORDER)
-    return rank, info.pid
-
-
 async def top(shell: Shell, arguments: Arguments) -> int:
-    """`top`: redraw until q or Ctrl-C; one frame when nobody looks."""
+    """`top`: redraw until q or Ctrl-C; in a pipe a frame, or as many as were asked for."""
     client = await shell.client()
+    seconds, num_frames = arguments["delay"] or DEFAULT_SECONDS, arguments["frames"]
     if shell.is_json(arguments):
         shell.screen.json(attrs.asdict(await take_snapshot(client), recurse=False))
-    elif not shell.screen.is_terminal:
-        shell.screen.show(draw(await take_snapshot(client), None))
+    elif shell.screen.is_terminal:
+        await _redraw(shell, client, seconds, num_frames)
     else:
-        await _redraw(shell, client, arguments["delay"] or DEFAULT_SECONDS)
+        before: Snapshot | None = None
+        for number in range(num_frames or 1):
+            if number:
+                await trio.sleep(seconds)
+                shell.screen.line()
+            now = await take_snapshot(client)
+            shell.screen.show(draw(now, before))
+            before = now
     return 0
 
 
-async def _redraw(shell: Shell, client: Client, seconds: float) -> None:
+async def _redraw(shell: Shell, client: Client, seconds: float, num_frames: int | None) -> None:
     console = shell.screen.console()
     before: Snapshot | None = None
-    with _keys_at_once() as has_keys:
-        with Live(
+    with (
+        _keys_at_once() as has_keys,
+        Live(
             console=console, auto_refresh=False, screen=True, redirect_stdout=False, redirect_stderr=False
-        ) as live:
-            while True:
-                now = await take_snapshot(client)
-                num_other_lines = 10 + len(now.devices)
-                live.update(draw(now, before, max(1, console.height - num_other_lines)), refresh=True)
-                before = now
-                with trio.move_on_after(seconds):
-                    if not has_keys:
-                        await trio.sleep(seconds)
-                    elif await _read_key() in ("q", ""):
-                        return
+        ) as live,
+    ):
+        for number in itertools.count(1):
+            now = await take_snapshot(client)
+            max_rows = max(1, console.height - num_fixed_lines(now))
+            live.update(draw(now, before, max_rows), refresh=True)
+            before = now
+            if number == num_frames:
+                return
+            with trio.move_on_after(seconds):
+                if not has_keys:
+                    await trio.sleep(seconds)
+                elif await _read_key() in ("q", ""):
+                    return
 
 
 async def _read_key() -> str:
@@ -158,8 +101,9 @@ COMMANDS = (
     Command(
         "top",
         "",
-        "Show the system, its devices and processes, redrawn in place. 'q' or Ctrl-C leaves. In a pipe it "
-        "prints one frame.",
+        "Show the devices, tenants and processes, redrawn in place. A tenant's share is of the tokens since "
+        "the frame before, and overall since boot; the fastest processes come first. 'q' or Ctrl-C leaves. "
+        "In a pipe it prints one frame.",
         top,
         (
             Option(
@@ -168,6 +112,7 @@ COMMANDS = (
                 "SECONDS",
                 read_interval,
             ),
+            Option(("--frames", "-n"), "leave after so many", "N", read_count),
             JSON,
         ),
     ),

@@ -1,0 +1,198 @@
+"""Memory: free, maps, cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+from rich.table import Table
+
+from shell.llmsh.loop import Shell
+from shell.llmsh.options import Arguments, Option
+from shell.llmsh.render import Column, format_bytes, make_table
+from shell.llmsh.table import JSON, Command
+from syscalls.memory import DeviceMemory, MapList
+
+USES = ("private", "shared", "ahead", "cached", "moving", "free")  # add up to the pool
+
+
+async def show_memory(shell: Shell, arguments: Arguments) -> int:
+    """`free`: the ledger of each device, by use, by tenant or by process."""
+    client = await shell.client()
+    devices = await client.meminfo()
+    if shell.is_json(arguments):
+        shell.screen.json(devices)
+    elif arguments["tenants"]:
+        shell.screen.show(make_tenant_table(devices))
+    elif arguments["processes"]:
+        shell.screen.show(make_process_memory_table(devices))
+    else:
+        shell.screen.show(make_memory_table(devices))
+    return 0
+
+
+def make_memory_table(devices: Sequence[DeviceMemory]) -> Table:
+    """Lay out devices by what their memory is used for."""
+    tiers = list(dict.fromkeys(tier.tier for device in devices for tier in device.tiers))
+    columns = (
+        Column("DEVICE"),
+        *(Column(name, True) for name in ("WEIGHTS", "POOL", *(use.upper() for use in USES))),
+        *(Column(tier.upper(), True) for tier in tiers),
+    )
+    rows = []
+    for device in devices:
+        below = {
+            tier.tier: f"{format_bytes(tier.used)} of {format_bytes(tier.total)}" for tier in device.tiers
+        }
+        sizes = (device.pool, *(getattr(device, use) for use in USES))
+        rows.append(
+            (
+                device.device,
+                format_bytes(device.weights) if device.weights else None,
+                *map(format_bytes, sizes),
+                *(below.get(tier) for tier in tiers),
+            )
+        )
+    return make_table(columns, rows)
+
+
+def make_tenant_table(devices: Sequence[DeviceMemory]) -> Table:
+    """Lay out what tenants have on each device."""
+    names = ("private", "shared", "ahead", "cached", "host", "disk")
+    columns = (Column("DEVICE"), Column("TENANT"), *(Column(name.upper(), True) for name in names))
+    rows = [
+        (device.device, tenant.tenant, *(format_bytes(getattr(tenant, name)) for name in names))
+        for device in devices
+        for tenant in device.tenants
+    ]
+    return make_table(columns, rows)
+
+
+def make_process_memory_table(devices: Sequence[DeviceMemory]) -> Table:
+    """Lay out what processes have on each device, those with most first."""
+    names = ("private", "shared", "ahead", "host", "disk")
+    columns = (
+        Column("DEVICE"),
+        Column("PID", True),
+        Column("TENANT"),
+        *(Column(name.upper(), True) for name in names),
+    )
+    rows = [
+        (
+            device.device,
+            process.pid,
+            process.tenant,
+            *(format_bytes(getattr(process, name)) for name in names),
+        )
+        for device in devices
+        for process in sorted(device.processes, key=lambda p: -(p.private + p.shared + p.ahead))
+        if any(getattr(process, name) for name in names)
+    ]
+    return make_table(columns, rows)
+
+
+async def show_maps(shell: Shell, arguments: Arguments) -> int:
+    """`maps`: the address space of a process."""
+    client = await shell.client()
+    found = await client.maps(shell.jobs.resolve_one(arguments.operands[0]))
+    if shell.is_json(arguments):
+        shell.screen.json(found)
+    else:
+        shell.screen.show(make_map_table(found))
+    return 0
+
+
+def make_map_table(found: MapList) -> Table:
+    """Lay out ranges of positions."""
+    columns = (
+        Column("POSITIONS", True),
+        Column("SIZE", True),
+        Column("REFS", True),
+        Column("WHAT"),
+        Column("DEVICE"),
+    )
+    rows = [
+        (
+            f"{run.start}-{run.end - 1}",
+            format_bytes(run.num_bytes),
+            run.num_references,
+            run.kind,
+            found.device,
+        )
+        for run in found.ranges
+    ]
+    return make_table(columns, rows)
+
+
+async def show_cache(shell: Shell, arguments: Arguments) -> int:
+    """`cache`: what the prefix cache of each device holds, and what it was good for."""
+    client = await shell.client()
+    caches = [(device.name, device.cache) for device in await client.devices() if device.cache]
+    if shell.is_json(arguments):
+        shell.screen.json([{"device": name, **msgspec.structs.asdict(cache)} for name, cache in caches])
+        return 0
+    columns = (
+        Column("DEVICE"),
+        Column("POLICY"),
+        *(
+            Column(name, True)
+            for name in ("PAGES", "IDLE", "SIZE", "QUERIES", "HITS", "TOKENS", "FOUND", "RATE")
+        ),
+        *(Column(name, True) for name in ("COPIED", "EVICTED")),
+    )
+    rows = [
+        (
+            name,
+            cache.policy,
+            cache.num_pages,
+            cache.num_idle_pages,
+            format_bytes(cache.num_pages * cache.page_bytes),
+            cache.num_queries,
+            cache.num_hits,
+            cache.num_query_tokens,
+            cache.num_hit_tokens,
+            f"{cache.num_hit_tokens / max(1, cache.num_query_tokens):.1%}",
+            cache.num_copied_pages,
+            cache.num_evicted_pages,
+        )
+        for name, cache in caches
+    ]
+    shell.screen.show(make_table(columns, rows))
+    return 0
+
+
+COMMANDS = (
+    Command(
+        "free",
+        "",
+        "Show what the memory of each device is used for. Private is of one process alone; shared is also of "
+        "others or in the prefix cache, and counts once; ahead is mapped for tokens to come; cached is in "
+        "the prefix cache alone, and given up when memory is short. These, what copies are moving, and what "
+        "is free make up the pool. The tiers below the device come last.",
+        show_memory,
+        (
+            Option(("--tenants", "-t"), "by tenant"),
+            Option(("--processes", "-p"), "by process, most memory first"),
+            JSON,
+        ),
+    ),
+    Command(
+        "maps",
+        "PID|%JOB",
+        "Show the address space of a process. Ranges of positions that are private to it, shared with others "
+        "or the prefix cache, or mapped ahead, and how many references their pages have.",
+        show_maps,
+        (JSON,),
+        1,
+        1,
+        "pid",
+    ),
+    Command(
+        "cache",
+        "",
+        "Show the prefix cache of each device: pages that it holds, tokens of prompts that were looked up "
+        "and found there, pages copied where a prompt left one, and pages given up when memory was short.",
+        show_cache,
+        (JSON,),
+    ),
+)

@@ -1,0 +1,215 @@
+"""One frame of top: what a moment's answers of the kernel look like, beside those of the moment before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import attrs
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from shell.llmsh.render import Column, format_bytes, format_seconds, make_table
+from shell.llmsh.text import make_safe
+from syscalls.client import Client
+from syscalls.memory import DeviceMemory
+from syscalls.process import ProcessInfo
+from syscalls.system import DeviceInfo, StatisticsInfo
+from syscalls.tenant import TenantShare
+
+BAR_COLUMNS = 40
+BAR = (("private", "#", "green"), ("shared", "=", "cyan"), ("ahead", "+", "green"), ("cached", "-", "yellow"))
+STATE_ORDER = ("RUNNING", "READY", "SWAPPED", "BLOCKED", "STOPPED", "EMBRYO", "ZOMBIE")
+
+
+@attrs.frozen
+class Snapshot:
+    """What one frame shows."""
+
+    statistics: StatisticsInfo
+    devices: tuple[DeviceInfo, ...]
+    memory: tuple[DeviceMemory, ...]
+    shares: tuple[TenantShare, ...]
+    processes: tuple[ProcessInfo, ...]
+
+    def memory_of(self, device: str) -> DeviceMemory | None:
+        """The ledger of a device; None: it has not loaded a model yet."""
+        return next((memory for memory in self.memory if memory.device == device), None)
+
+
+async def take_snapshot(client: Client) -> Snapshot:
+    """Ask the kernel; everyone's processes when it allows that."""
+    return Snapshot(
+        await client.statistics(),
+        await client.devices(),
+        await client.meminfo(),
+        await client.shares(),
+        await client.ps(everyone=client.welcome.admin),
+    )
+
+
+def draw(now: Snapshot, before: Snapshot | None, max_rows: int | None = None) -> RenderableType:
+    """Lay out a frame. Rates are over the time since `before`; without it there are none.
+
+    Args:
+        max_rows: most processes to list; None: all.
+    """
+    seconds = now.statistics.uptime_seconds - before.statistics.uptime_seconds if before is not None else 0.0
+    rates = Rates(before if seconds > 0 else None, seconds)
+    return Group(
+        _draw_head(now, rates),
+        *(line for device in now.devices for line in _draw_device(device, now, rates)),
+        Text(),
+        _make_tenant_table(now.shares, rates),
+        Text(),
+        _make_process_table(now, rates, max_rows),
+    )
+
+
+def num_fixed_lines(now: Snapshot) -> int:
+    """Lines of a frame that are not processes."""
+    return 3 + 2 * len(now.devices) + 2 + len(now.shares) + 2
+
+
+@attrs.frozen
+class Rates:
+    """How fast counters grew since the frame before."""
+
+    before: Snapshot | None
+    seconds: float
+
+    def show(self, now: float, before: float | None, unit: str = "") -> str:
+        """Write growth per second; "" when it is not known."""
+        if self.before is None or before is None:
+            return ""
+        return f"{(now - before) / self.seconds:.1f}{unit}"
+
+    def tenant_tokens(self, share: TenantShare) -> int:
+        """Tokens that a tenant was served in the interval; 0 when there is none."""
+        if self.before is None:
+            return 0
+        old = next((each for each in self.before.shares if each.tenant == share.tenant), None)
+        return _num_tokens(share) - (_num_tokens(old) if old is not None else 0)
+
+    def process_tokens(self, info: ProcessInfo) -> float | None:
+        """Output tokens per second of a process; None when it is not known."""
+        if self.before is None:
+            return None
+        old = next((each for each in self.before.processes if each.pid == info.pid), None)
+        num_before = old.usage.num_output_tokens if old is not None else 0
+        return (info.usage.num_output_tokens - num_before) / self.seconds
+
+
+def _num_tokens(share: TenantShare) -> int:
+    return share.num_prompt_tokens + share.num_output_tokens
+
+
+def _draw_head(now: Snapshot, rates: Rates) -> Text:
+    counters = now.statistics
+    old = rates.before.statistics if rates.before is not None else None
+    rate = rates.show(counters.num_output_tokens, old.num_output_tokens if old else None, "/s")
+    return Text(
+        f"llmos {counters.version}, up {format_seconds(counters.uptime_seconds)}"
+        f"{', draining' if counters.draining else ''}; sessions: {counters.num_sessions}; "
+        f"processes: {counters.num_processes}, {counters.num_running} running, "
+        f"{counters.num_waiting} waiting\n"
+        f"since boot: {counters.num_spawned} spawned, {counters.num_preemptions} preempted; "
+        f"tokens: {counters.num_prompt_tokens} in, {counters.num_cached_tokens} cached, "
+        f"{counters.num_output_tokens} out{f' ({rate})' if rate else ''}"
+    )
+
+
+def _draw_device(device: DeviceInfo, now: Snapshot, rates: Rates) -> Iterator[RenderableType]:
+    old = None
+    if rates.before is not None:
+        old = next((each for each in rates.before.devices if each.name == device.name), None)
+    parts = [f"{device.name} {device.state}", f"{device.model} {device.dtype}".strip()]
+    parts += [f"{device.num_running} running, {device.num_waiting} waiting"]
+    if old is not None:
+        steps = rates.show(device.num_steps, old.num_steps)
+        tokens = rates.show(device.num_output_tokens, old.num_output_tokens)
+        parts.append(f"{steps} steps/s, {tokens} tokens/s")
+    yield Text(make_safe("; ".join(part for part in (*parts, device.message) if part)))
+    if (memory := now.memory_of(device.name)) is not None:
+        yield _draw_memory(memory)
+
+
+def _draw_memory(memory: DeviceMemory) -> Text:
+    """A bar of the pool by use, and the sizes behind it."""
+    bar = Text("  [")
+    filled = used = 0
+    for use, mark, style in BAR:
+        used += getattr(memory, use)
+        end = round(used / memory.pool * BAR_COLUMNS)
+        bar.append(mark * (end - filled), style)
+        filled = max(filled, end)
+    bar.append(" " * (BAR_COLUMNS - filled) + "] ")
+    sizes = [
+        f"{mark} {format_bytes(getattr(memory, use))} {use}" for use, mark, _ in BAR if getattr(memory, use)
+    ]
+    bar.append(", ".join([*sizes, f"{format_bytes(memory.free)} free"]))
+    bar.append("".join(f"; {tier.tier}: {format_bytes(tier.used)}" for tier in memory.tiers if tier.used))
+    return bar
+
+
+def _make_tenant_table(shares: Sequence[TenantShare], rates: Rates) -> Table:
+    """Tenants with what they were served, those served most in the interval first."""
+    columns = (
+        Column("TENANT"),
+        *(Column(name, True) for name in ("WEIGHT", "SHARE", "OVERALL", "TOK/S", "RUN", "WAIT", "MEM")),
+    )
+    recent = {share.tenant: rates.tenant_tokens(share) for share in shares}
+    num_recent, num_all = sum(recent.values()), sum(map(_num_tokens, shares))
+    rows = [
+        (
+            share.tenant,
+            f"{share.weight:g}",
+            f"{recent[share.tenant] / num_recent:.0%}" if num_recent else None,
+            f"{_num_tokens(share) / num_all:.0%}" if num_all else None,
+            f"{recent[share.tenant] / rates.seconds:.1f}" if rates.before is not None else None,
+            share.num_running,
+            share.num_waiting,
+            format_bytes(share.num_resident_bytes),
+        )
+        for share in sorted(shares, key=lambda share: (-recent[share.tenant], -_num_tokens(share)))
+    ]
+    return make_table(columns, rows)
+
+
+def _make_process_table(now: Snapshot, rates: Rates, max_rows: int | None) -> Table:
+    """Processes, the fastest first, then by state."""
+    columns = (
+        Column("PID", True),
+        Column("TENANT"),
+        Column("STATE"),
+        *(Column(name, True) for name in ("NI", "TOKENS", "TOK/S", "MEM", "SWAP", "AGE")),
+        Column("LABEL", is_flexible=True),
+    )
+    swapped = {
+        process.pid: process.host + process.disk for memory in now.memory for process in memory.processes
+    }
+    speeds = {info.pid: rates.process_tokens(info) for info in now.processes}
+
+    def importance(info: ProcessInfo) -> tuple[float, int, int]:
+        state = info.state.partition("(")[0]
+        rank = STATE_ORDER.index(state) if state in STATE_ORDER else len(STATE_ORDER)
+        return -(speeds[info.pid] or 0.0), rank, info.pid
+
+    rows = []
+    for info in sorted(now.processes, key=importance)[:max_rows]:
+        speed = speeds[info.pid]
+        rows.append(
+            (
+                info.pid,
+                info.tenant,
+                info.state,
+                info.nice,
+                info.num_tokens,
+                None if speed is None else f"{speed:.1f}",
+                format_bytes(info.num_resident_bytes),
+                format_bytes(swapped.get(info.pid, 0)),
+                format_seconds(info.age_seconds),
+                info.label,
+            )
+        )
+    return make_table(columns, rows)
