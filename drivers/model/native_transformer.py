@@ -17,6 +17,7 @@ from native._cpu import ffi, lib
 
 from drivers.model.batch import ContiguousPages, PageIndex, ResolvedRow
 from drivers.model.config import ModelConfig
+from drivers.model.footprint import count_bytes
 from drivers.model.kv_layout import kv_segments, native_kv_views
 from drivers.model.packed import PackedWeights
 from drivers.model.rope import rope_tables
@@ -115,6 +116,11 @@ class NativeTransformer:
         """See Model, and native_kv_views."""
         self._tokens_per_page = kv.tokens_per_page
         return native_kv_views(buffer, self.config, kv, is_key=segment == 0)
+
+    @property
+    def weight_bytes(self) -> int:
+        """See Model."""
+        return count_bytes(self._weights)
 
     def explain_bad_row(self, row: ResolvedRow) -> str | None:
         """See Model."""

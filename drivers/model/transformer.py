@@ -10,6 +10,7 @@ from attrs import frozen
 
 from drivers.model.batch import Batch, PageIndex, ResolvedRow, build_batch
 from drivers.model.config import ModelConfig
+from drivers.model.footprint import count_bytes
 from drivers.model.kv_layout import kv_views
 from drivers.model.reference_sampler import choose_tokens
 from drivers.model.rope import rope_tables
@@ -64,6 +65,10 @@ class Model(Protocol):
 
         Dimension 0 counts pages; the last two are head and dim. Raises ValueError: frames do not fit.
         """
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory that the weights take, mapped files included."""
 
     def explain_bad_row(self, row: ResolvedRow) -> str | None:
         """See Transformer."""
@@ -134,6 +139,11 @@ class Transformer:
     def kv_views(self, buffer: torch.Tensor, kv: KVFormat, segment: int) -> list[torch.Tensor]:
         """See Model: [num_pages, tokens_per_page, num_kv_heads, head_dim] for each layer."""
         return kv_views(buffer, self.config, kv)
+
+    @property
+    def weight_bytes(self) -> int:
+        """See Model."""
+        return count_bytes(self._weights)
 
     def explain_bad_row(self, row: ResolvedRow) -> str | None:
         """See the function of this name."""

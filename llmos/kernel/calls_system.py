@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import trio
 
+from llmos.kernel.calls_tenant import visible_shares
+from llmos.kernel.inspection import device_memories
 from llmos.kernel.session import Session
 from llmos.kernel.system import System
 from syscalls.codec import Answer
@@ -69,5 +71,7 @@ def ping(system: System, session: Session, call_id: int, body: Ping) -> Answer:
 async def render_statistics(system: System, session: Session, call_id: int) -> None:
     """Answer Statistics(exposition=True); the text is made in a thread."""
     statistics, device_infos = system.statistics(), system.device_infos()
-    text = await trio.to_thread.run_sync(system.metrics.render, statistics, device_infos)
+    memory = device_memories(system, session.tenant)
+    shares = visible_shares(system, session)
+    text = await trio.to_thread.run_sync(system.metrics.render, statistics, device_infos, memory, shares)
     session.reply(call_id, system.statistics(exposition=text))

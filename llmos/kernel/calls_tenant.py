@@ -9,7 +9,7 @@ from llmos.kernel.session import Session
 from llmos.kernel.system import System
 from syscalls.codec import Answer
 from syscalls.errno import Errno, SyscallError
-from syscalls.tenant import Identity, ShareList, Shares, TenantInfo, TenantList, Tenants, Whoami
+from syscalls.tenant import Identity, ShareList, Shares, TenantInfo, TenantList, Tenants, TenantShare, Whoami
 
 
 def whoami(system: System, session: Session, call_id: int, body: Whoami) -> Answer:
@@ -43,5 +43,10 @@ def tenants(system: System, session: Session, call_id: int, body: Tenants) -> An
 
 def shares(system: System, session: Session, call_id: int, body: Shares) -> Answer:
     """See syscalls.tenant.Shares."""
+    return ShareList(visible_shares(system, session))
+
+
+def visible_shares(system: System, session: Session) -> tuple[TenantShare, ...]:
+    """The shares that a client may see: its own, and an administrator everybody's."""
     found = tenant_shares(system)
-    return ShareList(tuple(share for share in found if session.is_admin or share.tenant == session.tenant))
+    return tuple(share for share in found if session.is_admin or share.tenant == session.tenant)

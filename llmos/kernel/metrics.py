@@ -8,11 +8,15 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from syscalls.memory import DeviceMemory
 from syscalls.process import Usage
 from syscalls.system import DeviceInfo, StatisticsInfo
+from syscalls.tenant import TenantShare
 
 SECONDS_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 TOKENS_BUCKETS = (1, 8, 32, 128, 512, 1024, 2048, 4096, 8192, 16384, 32768, 131072)
+
+MEMORY_USES = ("weights", "private", "shared", "ahead", "cached", "moving", "free")
 
 
 class Metrics:
@@ -41,10 +45,17 @@ class Metrics:
         self._prompt.observe(usage.num_prompt_tokens)
         self._output.observe(usage.num_output_tokens)
 
-    def render(self, statistics: StatisticsInfo, devices: tuple[DeviceInfo, ...]) -> str:
+    def render(
+        self,
+        statistics: StatisticsInfo,
+        devices: tuple[DeviceInfo, ...],
+        memory: tuple[DeviceMemory, ...] = (),
+        shares: tuple[TenantShare, ...] = (),
+    ) -> str:
         """The text exposition format. Safe in a thread: it touches only the histograms."""
         snapshot = CollectorRegistry()
         snapshot.register(_Snapshot(statistics, devices))
+        snapshot.register(_Usage(memory, shares))
         return generate_latest(snapshot).decode() + generate_latest(self._registry).decode()
 
 
@@ -92,3 +103,40 @@ class _Snapshot(Collector):
                 if device.cache is not None:
                     counter.add_metric((device.name,), getattr(device.cache, field))
             yield counter
+
+
+class _Usage(Collector):
+    """Bytes by use, and service by tenant."""
+
+    def __init__(self, memory: tuple[DeviceMemory, ...], shares: tuple[TenantShare, ...]) -> None:
+        self._memory = memory
+        self._shares = shares
+
+    def collect(self) -> Iterable[Metric]:
+        """See Collector."""
+        sizes = GaugeMetricFamily(
+            "llmos_memory_bytes", "Memory by what it is used for.", labels=("device", "use")
+        )
+        for device in self._memory:
+            for use in MEMORY_USES:
+                sizes.add_metric((device.device, use), getattr(device, use))
+            for tier in device.tiers:
+                sizes.add_metric((device.device, tier.tier), tier.used)
+        yield sizes
+        for name, what, field in (
+            ("llmos_tenant_prompt_tokens", "Prompt tokens computed for a tenant.", "num_prompt_tokens"),
+            ("llmos_tenant_output_tokens", "Tokens sampled for a tenant.", "num_output_tokens"),
+        ):
+            counter = CounterMetricFamily(name, what, labels=("tenant",))
+            for share in self._shares:
+                counter.add_metric((share.tenant,), getattr(share, field))
+            yield counter
+        for name, what, field in (
+            ("llmos_tenant_running", "Processes of a tenant that take part in steps.", "num_running"),
+            ("llmos_tenant_waiting", "Processes of a tenant in the run queues.", "num_waiting"),
+            ("llmos_tenant_resident_bytes", "Memory of a tenant's processes.", "num_resident_bytes"),
+        ):
+            gauge = GaugeMetricFamily(name, what, labels=("tenant",))
+            for share in self._shares:
+                gauge.add_metric((share.tenant,), getattr(share, field))
+            yield gauge

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 from llmos.ipc.credentials import PeerCredentials
 from llmos.kernel import server
@@ -31,6 +32,14 @@ async def test_shares_tell_who_was_served_what(autojump_clock, tmp_path, monkeyp
             assert mine.num_resident_bytes == (await one.stat(runs)).num_resident_bytes > 0
             assert others.num_resident_bytes == 0
             assert [share.tenant for share in await other.shares()] == ["uid:3000"]
+            text = (await kernel.client.statistics(exposition=True)).exposition
+            (found,) = re.findall(r'llmos_tenant_output_tokens_total\{tenant="uid:2000"\} (\S+)', text)
+            assert float(found) >= mine.num_output_tokens
+            assert 'llmos_tenant_waiting{tenant="uid:3000"} 1.0' in text
+            sizes = re.findall(r'llmos_memory_bytes\{device="sim:0",use="(\w+)"\} (\S+)', text)
+            (device,) = await kernel.client.meminfo()
+            assert sum(float(size) for use, size in sizes if use != "weights") == device.pool
+            assert "uid:2000" not in (await other.statistics(exposition=True)).exposition
             await one.kill(runs)
             await one.wait(runs)
             await other.wait(waits)
