@@ -112,7 +112,9 @@ class Engine:
             raise
         session = _Session(model, Sampler(model.info.vocab_size), arena, tiers, k_pages, v_pages)
         loaded = Loaded(
-            model=model.info.model_info(load.name, load.path),
+            model=msgspec.structs.replace(
+                model.info.model_info(load.name, load.path), weight_bytes=model.weight_bytes
+            ),
             kv=kv,
             num_frames=num_frames,
             seconds=0.0,

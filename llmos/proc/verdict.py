@@ -7,12 +7,13 @@ from llmos.proc.pcb import Process
 from llmos.proc.turn import Preemption, Turn
 
 MIN_SECONDS = 0.05  # a shorter wait is not worth a word
+MIN_DECODE_SECONDS = 0.02  # a rate over less means nothing
 MIN_SHARE = 0.25  # of the time to the first token: a smaller part did not make the start slow
 
 WAITS_FOR = {
     Activity.QUEUED: "for its turn",
     Activity.MEMORY: "for memory",
-    Activity.SWAPPED: "swapped out, for want of memory",
+    Activity.SWAPPED: "swapped out for want of memory",
     Activity.DEVICE: "for the device to come back",
     Activity.SIBLING: "for the prefill of the process that it shares a prompt with",
 }
@@ -87,7 +88,7 @@ def _troubles(turn: Turn, spent: dict[Activity, float]) -> list[str]:
     waited = sum(spent[wait] - before[wait] for wait in WAITS)
     if waited >= MIN_SECONDS:
         main = max(WAITS, key=lambda wait: spent[wait] - before[wait])
-        parts.append(f"waited {format_duration(waited)} {WAITS_FOR[main]}, once it had begun")
+        parts.append(f"waited {format_duration(waited)} on the way, {WAITS_FOR[main]}")
     if spent[Activity.STOPPED] >= MIN_SECONDS:
         parts.append(f"was stopped for {format_duration(spent[Activity.STOPPED])}")
     return parts
@@ -117,7 +118,7 @@ def _normal(process: Process, turn: Turn, spent: dict[Activity, float]) -> str:
     assert turn.first_token_at is not None
     verb = "ran normally" if process.turn_is_over else "running normally"
     rate = ""
-    if process.num_turn_output > 1 and spent[Activity.DECODE] > 0:
+    if process.num_turn_output > 1 and spent[Activity.DECODE] >= MIN_DECODE_SECONDS:
         rate = f"{(process.num_turn_output - 1) / spent[Activity.DECODE]:.1f} tokens/s, "
     return f"{verb}: {rate}first token after {format_duration(turn.first_token_at - turn.began)}"
 

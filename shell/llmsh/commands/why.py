@@ -81,7 +81,9 @@ def describe_seconds(seconds: dict[str, float]) -> str:
     total = sum(seconds.values())
     spent = sorted(((time, name) for name, time in seconds.items()), reverse=True)
     return ", ".join(
-        f"{name} {format_seconds(time)} ({time / total:.0%})" for time, name in spent if time > 0.005 * total
+        f"{name} {format_seconds(time)} ({time / total:.0%})"
+        for time, name in spent
+        if time > max(MIN_SECONDS, 0.005 * total)
     )
 
 
