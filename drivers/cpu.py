@@ -14,11 +14,11 @@ from drivers.model.native_loader import load_native
 from drivers.model.native_transformer import explain_unfit
 from drivers.model.transformer import Model
 from llmos.device import KVFormat, Load, Quality
+from native.memory import available_memory_bytes
 
-__all__ = ["CpuDriver", "available_memory_bytes"]
+__all__ = ["CpuDriver"]
 
 POOL_SHARE = 0.25  # of the memory that is available after the weights were loaded
-CGROUP = Path("/sys/fs/cgroup")
 
 
 class CpuDriver:
@@ -73,20 +73,6 @@ class CpuDriver:
 
     def check_health(self) -> None:
         """See Backend. A processor recovers from every exception."""
-
-
-def available_memory_bytes() -> int:
-    """Memory that can be had without swapping: what the system has, or less under a container's limit."""
-    available = 0
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            available = int(line.split()[1]) << 10
-    try:
-        limit = (CGROUP / "memory.max").read_text().strip()
-        used = int((CGROUP / "memory.current").read_text())
-    except (OSError, ValueError):
-        return available  # no cgroup v2 here: the machine is ours
-    return available if limit == "max" else min(available, max(0, int(limit) - used))
 
 
 def _processor_name() -> str:

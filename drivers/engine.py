@@ -6,6 +6,7 @@ What can fail alone fails alone: an edit breaks its space until that is released
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import sys
@@ -19,6 +20,7 @@ import torch
 
 from drivers.arena import Arena
 from drivers.backend import Backend, DeviceUnavailable
+from drivers.copy_cost import measure_copy_cost
 from drivers.model.errors import ModelError
 from drivers.model.kv_layout import poison_tail
 from drivers.model.sampler import Sampler
@@ -99,17 +101,22 @@ class Engine:
         kv, num_frames = self._plan_memory(load, model.info.kv, model.segments, model.info.max_model_len)
         profile = profile_model(model, backend, kv, load)
         pages_per_space = kv.num_pages(model.info.max_model_len)
-        arena = backend.open_arena(kv, num_frames, load.max_spaces, pages_per_space)
-        try:
+        with contextlib.ExitStack() as undo:
+            arena = backend.open_arena(kv, num_frames, load.max_spaces, pages_per_space)
+            undo.callback(arena.close)
             k_pages, v_pages = (
                 model.kv_views(frames, kv, segment) for segment, frames in enumerate(arena.segments)
             )
             tiers = Tiers(
                 arena, load.host_bytes, load.disk_bytes, load.disk_folder, load.copy_piece_bytes or 0
             )
-        except BaseException:
-            arena.close()
-            raise
+            undo.callback(tiers.close)
+            profile = msgspec.structs.replace(
+                profile,
+                host=measure_copy_cost(tiers, "host", tiers.num_host_slots),
+                disk=measure_copy_cost(tiers, "disk", tiers.num_disk_slots),
+            )
+            undo.pop_all()
         session = _Session(model, Sampler(model.info.vocab_size), arena, tiers, k_pages, v_pages)
         loaded = Loaded(
             model=msgspec.structs.replace(

@@ -35,7 +35,11 @@ from llmos.sched.messages import Kill
 from llmos.sched.policy import FirstComeFirstServed, ResidencyPolicy
 from llmos.sched.preemption import PreemptionCosts
 from llmos.tenants_file import read_tenants
+from native.memory import available_memory_bytes
 from syscalls.paths import default_socket_path, prepare_socket_directory
+
+SWAP_SHARE = 8  # all devices' host areas take this part of what is available, as they are written
+MAX_DEFAULT_SWAP_BYTES = 4 << 30  # of a device
 
 
 class Ready(msgspec.Struct, frozen=True):
@@ -240,11 +244,23 @@ def load_message(config: Config, model_path: str) -> Load:
         max_step_tokens=config.max_step_tokens,
         max_divergence=config.max_divergence,
         quality_text=config.quality_text,
-        host_bytes=config.swap_mib << 20,
+        host_bytes=swap_bytes(config),
         disk_bytes=config.swap_file_mib << 20,
         disk_folder=config.swap_folder,
         copy_piece_bytes=config.swap_piece_kib << 10 if config.swap_piece_kib else None,
     )
+
+
+def swap_bytes(config: Config) -> int:
+    """Host memory that a device may swap to: what is asked for, or a share of what there is.
+
+    The memory of a simulated device is not that of the machine it is simulated on: it has what is asked for.
+    """
+    if config.swap_mib is not None:
+        return config.swap_mib << 20
+    if config.device == "sim":
+        return 0
+    return min(available_memory_bytes() // (SWAP_SHARE * config.devices), MAX_DEFAULT_SWAP_BYTES)
 
 
 def num_spaces(config: Config) -> int:

@@ -17,6 +17,7 @@ class ConfigError(LlmosError):
 
 
 Positive = Annotated[int, Meta(ge=1)]
+NotNegative = Annotated[int, Meta(ge=0)]
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -84,8 +85,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         Meta(description="which of those pages go first: cheap ones or old ones"),
     ] = "cost"
     swap_mib: Annotated[
-        int, Meta(ge=0, description="host area that processes are swapped out to, per device; 0: none")
-    ] = 0
+        NotNegative | None,
+        Meta(
+            description="host area that processes are swapped out to, per device; default: by what is there"
+        ),
+    ] = None
     swap_file_mib: Annotated[
         int, Meta(ge=0, description="swap file behind the host area, per device; 0: none")
     ] = 0

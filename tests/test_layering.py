@@ -36,7 +36,7 @@ ARROWS: dict[str, set[str]] = {
     **{package: SHARED | set(SPINE[:place]) for place, package in enumerate(SPINE)},
     "llmos.boot": SHARED
     | set(SPINE)
-    | {"llmos.config", "llmos.models", "llmos.tenants_file"}
+    | {"llmos.config", "llmos.models", "llmos.tenants_file", "native"}
     | WIRED_DRIVERS,
     "llmos.bench": SHARED | set(SPINE) | {"llmos.boot", "llmos.config", "drivers.sim"},
     "llmos.cli": SHARED

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmos import boot
 from llmos.config import Config, ConfigError, load_config, parse_weights, processors_of
 
 
@@ -23,6 +24,7 @@ from llmos.config import Config, ConfigError, load_config, parse_weights, proces
         ({"frame_kib": 6}, "frame_kib is 6; it must be a multiple of 4"),
         ({"tenant_weights": "a=2,b"}, "tenant_weights has 'b'; it must be TENANT=WEIGHT, 0.001 to 1000"),
         ({"tenant_weights": "a=0"}, "tenant_weights has 'a=0'"),
+        ({"swap_mib": -1}, "swap_mib is -1: expected `int` >= 0"),
         ({"listen": "8000"}, "listen is '8000'; it must be HOST:PORT"),
     ],
 )
@@ -75,3 +77,25 @@ def test_weights_are_read() -> None:
     """Tenants may hold an equals sign; spaces do not matter."""
     assert parse_weights("uid:1000=2, key=x=0.5") == {"uid:1000": 2.0, "key=x": 0.5}
     assert parse_weights("") == {}
+
+
+@pytest.mark.parametrize(
+    ("values", "available_gib", "expected"),
+    [
+        ({}, 16, (2 << 30, 0, None)),
+        ({"devices": 4}, 16, (512 << 20, 0, None)),
+        ({}, 512, (4 << 30, 0, None)),  # as much as one device takes unless it is told to
+        ({"swap_mib": 0}, 16, (0, 0, None)),
+        ({"swap_mib": 9000, "swap_file_mib": 7, "swap_folder": "/swap"}, 16, (9000 << 20, 7 << 20, "/swap")),
+    ],
+)
+def test_memory_to_swap_to(
+    monkeypatch: pytest.MonkeyPatch,
+    values: dict[str, object],
+    available_gib: int,
+    expected: tuple[int, int, str | None],
+) -> None:
+    """A share of what is available, or what is said; drivers are told in bytes."""
+    monkeypatch.setattr(boot, "available_memory_bytes", lambda: available_gib << 30)
+    load = boot.load_message(load_config(None, values), "/model")
+    assert (load.host_bytes, load.disk_bytes, load.disk_folder) == expected
