@@ -223,12 +223,16 @@ def add_bench(commands: Any) -> None:
         "--threads", type=int, default=None, metavar="N", help="most threads (default: all cores)"
     )
     cpu.add_argument("--quick", action="store_true", help="one tiny case of each kind, to see that it works")
-    for parser in (kernel, workload, cpu):
+    transfer = names.add_parser("transfer", help="copies between tiers of memory, against one large copy")
+    transfer.add_argument("--folder", default=None, metavar="DIR", help="of the files (default: temporary)")
+    transfer.add_argument("--quick", action="store_true", help="a few bytes of each kind")
+    for parser in (kernel, workload, cpu, transfer):
         parser.add_argument("--json", metavar="FILE", default=None, help="also write one JSON object per row")
         parser.add_argument("--runs", type=int, default=7, help="repetitions; the median is reported")
     kernel.set_defaults(run=run_kernel_bench)
     workload.set_defaults(run=run_workload_bench)
     cpu.set_defaults(run=run_cpu_bench)
+    transfer.set_defaults(run=run_transfer_bench)
 
 
 def number_formats(name: str) -> list[str]:
@@ -275,6 +279,16 @@ def run_cpu_bench(options: argparse.Namespace) -> int:
         only=options.only, threads=options.threads, num_runs=options.runs, is_quick=options.quick,
         json_path=options.json,
     )  # fmt: skip
+
+
+def run_transfer_bench(options: argparse.Namespace) -> int:
+    """Measure copies between tiers."""
+    from llmos.bench import transfer
+
+    check_runs(options)
+    return transfer.main(
+        folder=options.folder, num_runs=options.runs, is_quick=options.quick, json_path=options.json
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What `python -m drivers.bench.cpu` writes, a JSON object a line, and what its sections are made of."""
+"""What `python -m drivers.bench.…` writes, a JSON object a line, and what sections of it are made of."""
 
 from __future__ import annotations
 

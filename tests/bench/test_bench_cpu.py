@@ -11,6 +11,7 @@ import pytest
 
 from drivers.bench import rows as theirs
 from drivers.bench.sections import SECTIONS
+from llmos.bench import child
 from llmos.bench import cpu as ours
 from llmos.bench.report import read_rows
 from llmos.config import ConfigError
@@ -52,7 +53,7 @@ def test_both_sides_know_the_same_lines() -> None:
     for name in ("Plan", "Started", "Measured"):
         fields = [
             [(field.name, field.type) for field in msgspec.structs.fields(getattr(side, name))]
-            for side in (ours, theirs)
+            for side in (child, theirs)
         ]
         assert fields[0] == fields[1], name
 
@@ -69,5 +70,6 @@ def test_nonsense_is_refused() -> None:
 
 def test_a_child_that_fails_is_an_error() -> None:
     """Measurements that end early are no result."""
-    with ours.measuring("--no-such-option") as messages, pytest.raises(ours.MeasurementFailed, match="2"):
-        list(messages)
+    with child.measuring("drivers.bench.cpu", "--no-such-option") as messages:
+        with pytest.raises(child.MeasurementFailed, match="2"):
+            list(messages)
