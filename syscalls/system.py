@@ -38,6 +38,26 @@ class CacheInfo(msgspec.Struct, frozen=True):
     num_evicted_pages: int
 
 
+class TierInfo(msgspec.Struct, frozen=True):
+    """One tier of memory below a device. Counters count from boot."""
+
+    name: str  # "host", "disk"
+    num_bytes: int
+    num_free_bytes: int
+    num_bytes_out: int  # written to it
+    num_bytes_in: int  # read from it
+
+
+class SwapInfo(msgspec.Struct, frozen=True):
+    """What of a device's processes lies on lower tiers. Counters count from boot."""
+
+    tiers: tuple[TierInfo, ...]
+    num_copies_in_flight: int
+    num_clean_bytes: int  # that went down without being sent, because a copy was there
+    num_faulty_pages: int  # that could not be copied, or were not what they should be: computed again
+    num_dropped_pages: int  # clean copies given up for those that were needed
+
+
 class StepCost(msgspec.Struct, frozen=True):
     """What a device's steps take, in seconds: correction * (base + the sum over what a step holds)."""
 
@@ -77,6 +97,7 @@ class DeviceInfo(msgspec.Struct, frozen=True):
     cache: CacheInfo | None = None
     step_cost: StepCost | None = None  # None: not known
     num_output_tokens: int = 0
+    swap: SwapInfo | None = None  # None: there is no tier below
 
 
 class DeviceList(msgspec.Struct, frozen=True, tag="device_list"):

@@ -70,7 +70,7 @@ class _Snapshot(Collector):
         for name, what, value in (
             ("llmos_processes_spawned", "Processes spawned.", now.num_spawned),
             ("llmos_processes_exited", "Processes that have ended.", now.num_exited),
-            ("llmos_preemptions", "Processes that lost their memory and recomputed it.", now.num_preemptions),
+            ("llmos_preemptions", "Processes that lost their memory.", now.num_preemptions),
             ("llmos_prompt_tokens", "Input tokens computed.", now.num_prompt_tokens),
             ("llmos_cached_tokens", "Input tokens found in shared memory.", now.num_cached_tokens),
             ("llmos_output_tokens", "Tokens sampled.", now.num_output_tokens),
@@ -102,6 +102,24 @@ class _Snapshot(Collector):
             for device in self._devices:
                 if device.cache is not None:
                     counter.add_metric((device.name,), getattr(device.cache, field))
+            yield counter
+        moved = CounterMetricFamily(
+            "llmos_swapped_bytes", "Bytes copied to and from a tier.", labels=("device", "tier", "way")
+        )
+        for device in self._devices:
+            for tier in device.swap.tiers if device.swap is not None else ():
+                moved.add_metric((device.name, tier.name, "out"), tier.num_bytes_out)
+                moved.add_metric((device.name, tier.name, "in"), tier.num_bytes_in)
+        yield moved
+        for name, what, field in (
+            ("llmos_swap_clean_bytes", "Bytes not sent, because a copy was there.", "num_clean_bytes"),
+            ("llmos_swap_faulty_pages", "Pages that were not what they should be.", "num_faulty_pages"),
+            ("llmos_swap_dropped_pages", "Clean copies given up.", "num_dropped_pages"),
+        ):
+            counter = CounterMetricFamily(name, what, labels=("device",))
+            for device in self._devices:
+                if device.swap is not None:
+                    counter.add_metric((device.name,), getattr(device.swap, field))
             yield counter
 
 

@@ -18,6 +18,7 @@ from llmos.kernel.driver_host import DriverHost, HostState
 from llmos.kernel.events import EventLog
 from llmos.kernel.metrics import Metrics
 from llmos.kernel.tenants import Tenants
+from llmos.mm.swap import SwapStatistics
 from llmos.mm.vmm import VmmStatistics
 from llmos.params import VERSION, ZOMBIE_SECONDS
 from llmos.place.placer import DeviceLoad, least_loaded
@@ -28,7 +29,16 @@ from llmos.sched.core import Core
 from llmos.sched.messages import Sweep
 from syscalls.errno import Errno, SyscallError
 from syscalls.process import ProcessInfo
-from syscalls.system import CacheInfo, DeviceInfo, FormatQuality, Model, StatisticsInfo, StepCost
+from syscalls.system import (
+    CacheInfo,
+    DeviceInfo,
+    FormatQuality,
+    Model,
+    StatisticsInfo,
+    StepCost,
+    SwapInfo,
+    TierInfo,
+)
 
 process_log = structlog.get_logger("process")
 
@@ -113,6 +123,7 @@ class System:
             quality=_format_quality(loaded),
             cache=_cache_info(memory, loaded.kv, core.cache_policy) if memory and loaded else None,
             step_cost=_step_cost(core),
+            swap=_swap_info(statistics.swap, loaded.kv.frame_bytes) if loaded else None,
             num_threads=hello.num_threads if hello else 0,
             frame_bytes=loaded.kv.frame_bytes if loaded else 0,
             num_frames=memory.num_frames if memory else 0,
@@ -286,6 +297,27 @@ def _format_quality(loaded: Loaded | None) -> FormatQuality | None:
     if loaded is None or (found := loaded.quality) is None:
         return None
     return FormatQuality(found.kl_divergence, found.top1_agreement, found.num_tokens, found.text)
+
+
+def _swap_info(swap: SwapStatistics | None, frame_bytes: int) -> SwapInfo | None:
+    if swap is None or not any(tier.num_slots for tier in swap.tiers.values()):
+        return None
+    return SwapInfo(
+        tiers=tuple(
+            TierInfo(
+                name=name,
+                num_bytes=tier.num_slots * frame_bytes,
+                num_free_bytes=tier.num_free * frame_bytes,
+                num_bytes_out=tier.num_bytes_out,
+                num_bytes_in=tier.num_bytes_in,
+            )
+            for name, tier in swap.tiers.items()
+        ),
+        num_copies_in_flight=swap.num_in_flight,
+        num_clean_bytes=swap.num_clean_bytes,
+        num_faulty_pages=swap.num_faults,
+        num_dropped_pages=swap.num_dropped,
+    )
 
 
 def _cache_info(memory: VmmStatistics, kv: KVFormat, policy: str) -> CacheInfo:

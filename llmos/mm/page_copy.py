@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from attrs import define, field
 
 from llmos.device import Tier
+from llmos.mm.page_table import PageFrames
 
 
 class CopyState(enum.Enum):
@@ -36,6 +37,8 @@ class PageCopy:
     num_users: int = 0  # backings that it is in
     num_needed: int = 0  # of those, whose process has no other copy of the page
     num_transfers: int = 0  # in flight, to it or from it
+    # The page on the device, while its first frame is in that life: it holds all that the copy does.
+    home: tuple[PageFrames, int] | None = None
     holds_slots: bool = True  # a lost copy holds them until no transfer touches them
 
     @property

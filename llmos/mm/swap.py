@@ -173,6 +173,32 @@ class Swap:
 
     # --- in ----------------------------------------------------------------------------------------------
 
+    def attach(self, space: AddressSpace, num_tokens: int, limit: int, backing: Backing) -> int:
+        """Map pages that are on the device still: a copy out has not ended, or another process has them.
+
+        Args:
+            space: open, with whole pages mapped up to `num_tokens`.
+            num_tokens: that it has.
+            limit: cover at most so many.
+            backing: whose copies know where their pages are.
+
+        Returns:
+            How many tokens it has now.
+        """
+        size = self.vmm.kv.tokens_per_page
+        pages: list[PageFrames] = []
+        while num_tokens < limit and num_tokens % size == 0:
+            copy = backing.usable(num_tokens // size)
+            if copy is None or copy.home is None:
+                break
+            frames, generation = copy.home
+            if generation != self.vmm.generation(frames[0]) or not self.vmm.is_held(frames):
+                break
+            pages.append(frames)
+            num_tokens += copy.num_tokens
+        self.vmm.share_pages(space, pages)
+        return min(num_tokens, limit)
+
     def swap_in(
         self, space: AddressSpace, first: int, stop: int, backing: Backing, on_end: Finish
     ) -> list[Transfer]:
@@ -470,7 +496,8 @@ class Swap:
                 self._num_dropped += 1
 
     def _remember(self, frames: PageFrames, copy: PageCopy) -> None:
-        self._of_frame[frames[0]] = (self.vmm.generation(frames[0]), copy)
+        copy.home = (frames, self.vmm.generation(frames[0]))
+        self._of_frame[frames[0]] = (copy.home[1], copy)
 
     def _copy_of(self, frames: PageFrames) -> PageCopy | None:
         """The copy of what a frame holds now."""

@@ -299,6 +299,17 @@ class VMM:
                 del self._pins[frames]
         self._release_pages(pages)
 
+    def is_held(self, frames: PageFrames) -> bool:
+        """Does anybody but the prefix index refer to a page?"""
+        return self._refcounts[frames[0]] > self._index.holds(frames)
+
+    def share_pages(self, space: AddressSpace, pages: Sequence[PageFrames]) -> None:
+        """Map pages that are held, copy-on-write, behind those that a space has."""
+        for frames in pages:
+            for pfn in frames:
+                self._pool.acquire(pfn)
+            self._mapper.map(space, space.num_pages, frames)
+
     def is_only_pinned(self, frames: PageFrames) -> bool:
         """Will a page be free, or free to be evicted, when its copies have ended?"""
         return self._refcounts[frames[0]] == self._pins[frames] + self._index.holds(frames)

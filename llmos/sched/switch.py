@@ -67,6 +67,7 @@ class ContextSwitch:
         limit = len(process.tokens) - 1
         copied = min(limit, process.backing.num_tokens(self.vmm.kv.tokens_per_page))
         covered = self.vmm.attach_prefix(space, process.tokens, limit, has=copied)
+        covered = self.swap.attach(space, covered, limit, process.backing)
         process.num_scheduled = process.num_computed = covered
         if process.first_step_at is None and not process.backing.is_needed:
             process.num_cached_tokens = covered

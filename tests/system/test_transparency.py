@@ -143,6 +143,53 @@ async def test_little_memory(options: tuple[str, ...], quiet: list[tuple[int, ..
             assert (await client.statistics()).num_preemptions > 0
 
 
+@pytest.mark.parametrize("tier", ["host", "disk"])
+async def test_swapped(
+    options: tuple[str, ...], server: Server, quiet: list[tuple[int, ...]], tier: str
+) -> None:
+    """With memory for a few, processes go to lower tiers and back, chats in every pause: the same bits."""
+    size = ("--swap-mib", "64") if tier == "host" else ("--swap-mib", "0", "--swap-file-mib", "64")
+    swap = (*size, "--preempt", "swap", "--swap-idle-seconds", "0.05", "--no-prefix-cache")
+    with running_server(*options, "--pool-mib", "2", *swap, gateway=False) as swapping:
+        before = count(swapping)
+        assert await run_together(swapping) == quiet
+        assert await chat(swapping, is_swapped=True) == await chat(server, is_swapped=False)
+        assert_no_leak(swapping, before)
+        async with open_client(swapping.socket_path) as client:
+            (device,) = await client.devices()
+    assert device.swap is not None
+    assert device.swap.num_faulty_pages == 0
+    (used,) = (each for each in device.swap.tiers if each.name == tier)
+    assert min(used.num_bytes_out, used.num_bytes_in) >= 4 * 2 * device.frame_bytes
+    assert used.num_free_bytes == used.num_bytes
+
+
+async def chat(server: Server, *, is_swapped: bool) -> list[tuple[int, ...]]:
+    """Four chats of two turns; in the pause between them they have no memory, or keep it."""
+    outputs = []
+    async with open_client(server.socket_path) as client:
+        for request in [request for request in requests() if len(request.prompt) > 60][:4]:
+            spawned = await client.spawn(
+                request.prompt, max_tokens=10, sampling=request.sampling, ignore_eos=True, interactive=True
+            )
+            (pid,) = spawned.pids
+            tokens: list[int] = []
+            for turn in range(2):
+                end = None
+                while end is None:
+                    output = await client.read(pid, len(tokens))
+                    tokens += output.tokens
+                    end = output.end
+                while is_swapped and (await client.stat(pid)).num_resident_bytes:  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+                if turn == 0:
+                    await client.write(pid, (301, 302, 303), max_tokens=10)
+            outputs.append(tuple(tokens))
+            await client.kill(pid)
+            await client.wait(pid)
+    return outputs
+
+
 async def test_forked(server: Server, quiet: list[tuple[int, ...]]) -> None:
     """A child forked in mid-flight emits what its parent does, greedy and seeded."""
     async with open_client(server.socket_path) as client:

@@ -131,6 +131,7 @@ class SwapMachine(RuleBasedStateMachine):
         limit = len(owner.tokens) - 1
         copied = min(limit, owner.backing.num_tokens(PAGE))
         owner.covered = self.vmm.attach_prefix(space, owner.tokens, limit, has=copied)
+        owner.covered = self.swap.attach(space, owner.covered, limit, owner.backing)
         if owner.covered < copied:
             try:
                 self.vmm.grow(space, owner.covered, copied)
