@@ -244,6 +244,18 @@ class CostModel(msgspec.Struct, frozen=True):
             + self.per_pair * work.num_pairs
         )
 
+    def knee_tokens(self, chunk: int) -> float | None:
+        """Position from which on attention over the context takes most of a prompt token's time.
+
+        Args:
+            chunk: prompt tokens of a step, which share its base; at least 1.
+
+        Returns:
+            None when the fit saw no cost of context.
+        """
+        rest = self.per_token + (self.base + self.per_row) / chunk
+        return rest / self.per_pair if self.per_pair > 0 and rest > 0 else None
+
     def scaled(self, factor: float) -> CostModel:
         """The model of a device that takes so many times longer."""
         return CostModel(*(factor * coefficient for coefficient in msgspec.structs.astuple(self)))

@@ -7,7 +7,7 @@ from typing import Protocol
 from attrs import define
 
 # At this position attention over the context costs as much as the rest of a token: the order of magnitude for
-# models of 0.1 to 8 billion parameters, used until a device has said what its own is.
+# models of 0.1 to 8 billion parameters, for devices that have not said what their own is.
 DEFAULT_KNEE_TOKENS = 8192
 
 
@@ -68,6 +68,13 @@ class CostAware:
     def note_evicted(self, value: float) -> None:
         """See Eviction."""
         self._floor = max(self._floor, value)
+
+
+def make_eviction(name: str, knee_tokens: float | None) -> Eviction:
+    """Make one of EVICTION_POLICIES; `knee_tokens` as for CostAware, None: not known."""
+    if name == CostAware.name:
+        return CostAware(knee_tokens or DEFAULT_KNEE_TOKENS)
+    return EVICTION_POLICIES[name]()
 
 
 EVICTION_POLICIES: dict[str, type[LeastRecentlyUsed] | type[CostAware]] = {

@@ -32,7 +32,7 @@ from llmos.device import (
 from llmos.errors import OutOfFrames
 from llmos.ipc.actor import Actor, ActorStatistics
 from llmos.ipc.mailbox import Mailbox
-from llmos.mm.eviction import EVICTION_POLICIES, CostAware
+from llmos.mm.eviction import CostAware, make_eviction
 from llmos.mm.mapper import MappingMode
 from llmos.mm.swap import Swap, SwapStatistics
 from llmos.mm.vmm import VMM, VmmStatistics
@@ -359,13 +359,14 @@ class Core(Actor[Message]):
         self.residents.admission_is_due = True
 
     def _new_switch(self, loaded: Loaded) -> ContextSwitch:
+        knee = loaded.profile.cost.knee_tokens(self.limits.max_step_tokens) if loaded.profile else None
         vmm = VMM(
             loaded.kv,
             num_frames=loaded.num_frames,
             max_spaces=self.max_spaces,
             max_model_len=loaded.model.max_model_len,
             prefix_cache=self.prefix_cache,
-            eviction=EVICTION_POLICIES[self.cache_policy](),
+            eviction=make_eviction(self.cache_policy, knee),
             mapping=self.mapping,
         )
         num_slots: dict[Tier, int] = {"host": loaded.num_host_slots, "disk": loaded.num_disk_slots}
