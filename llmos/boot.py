@@ -22,6 +22,7 @@ from llmos.ipc.supervisor import ChildSpec, open_supervisor
 from llmos.kernel.driver_host import DriverHost, OpenLink
 from llmos.kernel.driver_link import open_driver
 from llmos.kernel.gateway_process import GatewayProcess
+from llmos.kernel.image_store import ImageStore, default_image_folder
 from llmos.kernel.server import SyscallServer
 from llmos.kernel.system import System
 from llmos.kernel.tenants import Tenants, Terms
@@ -74,11 +75,12 @@ async def boot(
     began = trio.current_time()
     socket_path = config.socket or str(default_socket_path())
     model_path = await trio.to_thread.run_sync(resolve_model, config.model, str(base_path()))
-    tenants = make_tenants(config)
-    system = System(accounts=tenants.accounts, tenants=tenants, max_waiting=config.max_waiting)
+    tenants, images = make_tenants(config), make_image_store(config)
+    system = System(accounts=tenants.accounts, tenants=tenants, images=images, max_waiting=config.max_waiting)
     shutdown = ShutdownRequest()
     system.request_shutdown = shutdown.request
     gateway = None
+    await clean_image_store(system)
     prepare_socket_directory(Path(socket_path))
     # First: two kernels on one socket must not both load a model. Other users of the machine may open it if
     # the tenants file names some; the kernel turns away those that it does not.
@@ -95,6 +97,9 @@ async def boot(
                 await init.start(
                     ChildSpec(name=f"core {name}", run=core.run, stop=core.stop)
                 )  # run queue, memory
+            await init.start(
+                ChildSpec(name="errands", run=system.errands.run)
+            )  # calls that wait for the disk
             await init.start(
                 ChildSpec(name="server", run=SyscallServer(system, listener).run)
             )  # syscall socket
@@ -139,6 +144,18 @@ def announce(system: System, gateway: GatewayProcess | None, socket_path: str, s
     ready = Ready(gateway.url if gateway else "", socket_path, system.models()[0].name, names, seconds)
     system.events.record("boot", f"ready in {seconds:.2f} s: {ready.model} on {', '.join(names)}")
     return ready
+
+
+async def clean_image_store(system: System) -> None:
+    """Delete what a kernel that was killed had begun to save; that it cannot be done does not stop a boot."""
+    try:
+        num_removed = await trio.to_thread.run_sync(system.images.remove_leftovers)
+    except OSError as error:
+        text = f"leftovers in {system.images.folder} were not removed: {error.strerror}"
+        system.events.record("image", text, level="warning")
+    else:
+        if num_removed:
+            system.events.record("image", f"{num_removed} unfinished images of an earlier kernel removed")
 
 
 class ShutdownRequest:
@@ -203,6 +220,12 @@ def device_names(config: Config, kind: str) -> list[str]:
 def make_policy(name: str, accounts: Accounts) -> ResidencyPolicy:
     """A policy by its name in the configuration."""
     return TokenFair(accounts) if name == TokenFair.name else FirstComeFirstServed()
+
+
+def make_image_store(config: Config) -> ImageStore:
+    """Where process images lie, from the configuration."""
+    folder = Path(config.image_folder).expanduser() if config.image_folder else default_image_folder()
+    return ImageStore(folder, config.image_mib << 20 if config.image_mib else None)
 
 
 def make_core(config: Config, name: str, system: System) -> Core:

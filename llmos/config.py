@@ -106,6 +106,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     swap_piece_kib: Annotated[
         Positive | None, Meta(description="experiment: swap in pieces of this size; default: whole runs")
     ] = None
+    image_folder: Annotated[
+        str | None, Meta(description="where process images lie; default: images in the state folder")
+    ] = None
+    image_mib: Annotated[
+        Positive | None, Meta(description="most that a tenant's images may take; default: what the disk has")
+    ] = None
     preempt: Annotated[
         Literal["auto", "swap", "recompute"],
         Meta(description="how processes lose their memory; auto: the cheaper way"),

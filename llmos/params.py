@@ -18,6 +18,8 @@ MAX_STRETCH: Final = 2.0  # of a step by prompts, if its decodes take more than 
 MIN_PROMPT_TOKENS: Final = 16  # that a step carries if prompts wait, however long its decodes take
 EVENT_RING_SIZE: Final = 8_192  # lines of dmesg kept
 
+MAX_SAVES_AT_ONCE: Final = 4  # checkpoints under way, each of which pins the pages that it writes; more wait
+
 ZOMBIE_SECONDS: Final = 600.0  # a detached process that nobody waits for is reaped after this
 DRIVER_START_SECONDS: Final = 60.0  # from exec to Hello
 DRIVER_STOP_SECONDS: Final = 5.0  # from StopDriver to SIGKILL

@@ -22,6 +22,15 @@ import trio
 
 from syscalls.codec import Answer, ErrorReply, Request, Welcome
 from syscalls.errno import Errno, SyscallError
+from syscalls.image import (
+    Checkpoint,
+    Checkpointed,
+    ImageInfo,
+    ImageList,
+    Images,
+    RemoveImage,
+    Restore,
+)  # fmt: skip
 from syscalls.memory import DeviceMemory, MapList, Maps, Meminfo, MemoryInfo
 from syscalls.paths import default_socket_path
 from syscalls.process import (
@@ -130,14 +139,15 @@ class Client:
 
     Every call raises SyscallError when the kernel refuses it (each struct's docstring says with which codes)
     and ConnectionLost when the session ends first. Timeouts are the caller's: cancel the call, and its reply
-    is dropped when it comes. A cancelled spawn or fork leaves nothing behind: what it created is killed.
+    is dropped when it comes. A cancelled spawn, fork or restore leaves nothing behind: what it created is
+    killed.
     """
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
         self._session = ClientSession()
         self._waiting: dict[int, trio.lowlevel.Task] = {}  # callers, by the id of their call
-        self._orphaned: set[int] = set()  # cancelled spawns and forks that the kernel has not answered yet
+        self._orphaned: set[int] = set()  # cancelled calls that create, which are not answered yet
         self._unsent = bytearray()
         self._writer: trio.lowlevel.Task | None = None  # set while the writer is parked: nothing to send
         self._has_room = trio.lowlevel.ParkingLot()  # callers held back by MAX_UNSENT_BYTES
@@ -164,7 +174,7 @@ class Client:
 
         def abandon(_: object) -> trio.lowlevel.Abort:
             del self._waiting[call_id]
-            if isinstance(body, Spawn | Fork):
+            if isinstance(body, Spawn | Fork | Restore):
                 self._orphaned.add(call_id)
             return trio.lowlevel.Abort.SUCCEEDED
 
@@ -240,6 +250,32 @@ class Client:
     def stream(self, pid: int, offset: int = 0) -> OutputStream:
         """Iterate over a process's output from `offset` to the end of its turn."""
         return OutputStream(self, pid, offset)
+
+    # --- images --------------------------------------------------------------------------------------------
+
+    async def checkpoint(self, pid: int, name: str, *, overwrite: bool = False) -> Checkpointed:
+        """Save a process as an image, and wait until it is on the disk. See `Checkpoint`."""
+        return await self._ask(Checkpoint(pid, name, overwrite), Checkpointed)
+
+    async def restore(
+        self,
+        name: str,
+        *,
+        detached: bool = False,
+        auto_reap: bool = False,
+        label: str | None = None,
+        tenant: str | None = None,
+    ) -> Spawned:
+        """Create a process from an image. See `Restore`."""
+        return await self._ask(Restore(name, detached, auto_reap, label, tenant), Spawned)
+
+    async def images(self, tenant: str | None = None) -> tuple[ImageInfo, ...]:
+        """List images, ordered by name. See `Images`."""
+        return (await self._ask(Images(tenant), ImageList)).images
+
+    async def remove_image(self, name: str, tenant: str | None = None) -> None:
+        """Delete an image. See `RemoveImage`."""
+        await self._ask(RemoveImage(name, tenant), Done)
 
     # --- memory --------------------------------------------------------------------------------------------
 

@@ -13,6 +13,14 @@ from typing import get_args
 import msgspec
 
 from syscalls.errno import Errno, SyscallError
+from syscalls.image import (
+    Checkpoint,
+    Checkpointed,
+    ImageList,
+    Images,
+    RemoveImage,
+    Restore,
+)  # fmt: skip
 from syscalls.memory import MapList, Maps, Meminfo, MemoryInfo
 from syscalls.process import (
     Cont,
@@ -55,6 +63,7 @@ LENGTH = struct.Struct("<I")
 
 Request = (
     Spawn | Fork | Wait | Read | Write | Kill | Stop | Cont | Nice | Ps | Stat | Why
+    | Checkpoint | Restore | Images | RemoveImage
     | Meminfo | Maps
     | Whoami | Tenants | Shares
     | Devices | Models | Events | Statistics | Shutdown | Ping
@@ -71,6 +80,7 @@ class ErrorReply(msgspec.Struct, frozen=True, tag="error"):
 
 Answer = (
     Spawned | Waited | Output | Done | ProcessList | ProcessInfo
+    | Checkpointed | ImageList
     | WhyInfo | MemoryInfo | MapList | Identity | TenantList | ShareList
     | DeviceList | ModelList | EventList | StatisticsInfo | ErrorReply
 )  # fmt: skip

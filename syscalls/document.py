@@ -17,7 +17,7 @@ from types import ModuleType
 import attrs
 import msgspec
 
-from syscalls import codec, errno, memory, process, sampling, system, tenant
+from syscalls import codec, errno, image, memory, process, sampling, system, tenant
 from syscalls.codec import ABI_VERSION, MAX_FRAME_BYTES, Call, Hello, Reply, Request, Welcome, encode_frame
 from syscalls.errno import Errno
 from syscalls.session import REPLY_TYPES
@@ -25,6 +25,7 @@ from syscalls.system import Ping
 
 FAMILIES: tuple[tuple[str, ModuleType], ...] = (
     ("Process", process),
+    ("Image", image),
     ("Memory", memory),
     ("Tenant", tenant),
     ("Device and system", system),
@@ -116,7 +117,7 @@ def _write_structs() -> Iterator[str]:
     yield "## Replies and the structs inside calls and replies"
     yield ""
     calls = set(typing.get_args(Request))
-    for module in (process, sampling, memory, tenant, system):
+    for module in (process, sampling, image, memory, tenant, system):
         for kind in _structs_of(module):
             if kind not in calls:
                 yield from _write_struct(kind)
@@ -140,7 +141,7 @@ def _write_limits() -> Iterator[str]:
     yield ""
     yield "| name | value |"
     yield "| --- | --- |"
-    for module in (codec, process, sampling, errno, system):
+    for module in (codec, process, sampling, image, errno, system):
         for name, value in vars(module).items():
             if name.startswith(("MAX_", "MIN_")) and isinstance(value, int):
                 yield f"| {name} | {value} |"

@@ -19,8 +19,12 @@ class Errno(enum.StrEnum):
     ECHILD = "ECHILD"  # the process is not the caller's to wait for
     EPERM = "EPERM"  # the caller's credentials do not allow it
     EBUSY = "EBUSY"  # the object is in a state that forbids the call
+    EEXIST = "EEXIST"  # there is one of that name
+    ENOSPC = "ENOSPC"  # no room on the disk, or the caller's share of it is used up
+    ENOEXEC = "ENOEXEC"  # an image was made for another model, device or version; the message says which
+    EBADMSG = "EBADMSG"  # a file is damaged: cut short, or its checksum is wrong
     ENODEV = "ENODEV"  # no device serves this
-    ENOENT = "ENOENT"  # no such model, file or index
+    ENOENT = "ENOENT"  # no such model, image or index
     EPROTO = "EPROTO"  # the frame could not be decoded, or the ABI versions differ
     ENOSYS = "ENOSYS"  # the kernel does not know this call
     ESHUTDOWN = "ESHUTDOWN"  # the kernel is draining and admits nothing new

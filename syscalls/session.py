@@ -22,6 +22,14 @@ from syscalls.codec import (
     kernel_frame_decoder,
 )
 from syscalls.errno import Errno, SyscallError
+from syscalls.image import (
+    Checkpoint,
+    Checkpointed,
+    ImageList,
+    Images,
+    RemoveImage,
+    Restore,
+)  # fmt: skip
 from syscalls.memory import MapList, Maps, Meminfo, MemoryInfo
 from syscalls.process import (
     Cont,
@@ -74,6 +82,10 @@ REPLY_TYPES: dict[type[Request], type[Answer]] = {
     Why: WhyInfo,
     Meminfo: MemoryInfo,
     Maps: MapList,
+    Checkpoint: Checkpointed,
+    Restore: Spawned,
+    Images: ImageList,
+    RemoveImage: Done,
     Shares: ShareList,
     Devices: DeviceList,
     Models: ModelList,

@@ -15,6 +15,15 @@ from typing import Self, TypeVar, Unpack
 
 from syscalls.codec import Answer, ErrorReply, Request, Welcome
 from syscalls.errno import Errno, SyscallError
+from syscalls.image import (
+    Checkpoint,
+    Checkpointed,
+    ImageInfo,
+    ImageList,
+    Images,
+    RemoveImage,
+    Restore,
+)  # fmt: skip
 from syscalls.memory import DeviceMemory, MapList, Maps, Meminfo, MemoryInfo
 from syscalls.paths import default_socket_path
 from syscalls.process import (
@@ -225,6 +234,32 @@ class SyncClient:
     def stream(self, pid: int, offset: int = 0) -> SyncOutputStream:
         """Iterate over a process's output from `offset` to the end of its turn."""
         return SyncOutputStream(self, pid, offset)
+
+    # --- images --------------------------------------------------------------------------------------------
+
+    def checkpoint(self, pid: int, name: str, *, overwrite: bool = False) -> Checkpointed:
+        """Save a process as an image, and wait until it is on the disk. See `Checkpoint`."""
+        return self._ask(Checkpoint(pid, name, overwrite), Checkpointed)
+
+    def restore(
+        self,
+        name: str,
+        *,
+        detached: bool = False,
+        auto_reap: bool = False,
+        label: str | None = None,
+        tenant: str | None = None,
+    ) -> Spawned:
+        """Create a process from an image. See `Restore`."""
+        return self._ask(Restore(name, detached, auto_reap, label, tenant), Spawned)
+
+    def images(self, tenant: str | None = None) -> tuple[ImageInfo, ...]:
+        """List images, ordered by name. See `Images`."""
+        return self._ask(Images(tenant), ImageList).images
+
+    def remove_image(self, name: str, tenant: str | None = None) -> None:
+        """Delete an image. See `RemoveImage`."""
+        self._ask(RemoveImage(name, tenant), Done)
 
     # --- memory --------------------------------------------------------------------------------------------
 

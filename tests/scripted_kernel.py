@@ -19,6 +19,15 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from syscalls.codec import Answer, Request
 from syscalls.errno import Errno, SyscallError
+from syscalls.image import (
+    Checkpoint,
+    Checkpointed,
+    ImageInfo,
+    ImageList,
+    Images,
+    RemoveImage,
+    Restore,
+)
 from syscalls.memory import (
     DeviceMemory,
     MapList,
@@ -218,6 +227,9 @@ class ScriptedKernel:
     devices: list[DeviceInfo] = attrs.field(factory=lambda: [make_device()])
     processes: dict[int, ScriptedProcess] = attrs.field(factory=dict)
     spawned: list[ScriptedProcess] = attrs.field(factory=list)  # all there ever were
+    images: dict[str, tuple[ScriptedProcess, ImageInfo]] = attrs.field(
+        factory=dict
+    )  # the process they are of
     events: list[Event] = attrs.field(factory=list)
     calls: list[Request] = attrs.field(factory=list)
     refusals: dict[type[Request], SyscallError] = attrs.field(factory=dict)  # calls that fail, and how
@@ -297,6 +309,18 @@ class ScriptedKernel:
                 return Identity(session.tenant, session.tenant == "tester", 1, 1000)
             case Tenants():
                 return TenantList(tuple(self._describe_tenant(share) for share in self._list_shares()))
+            case Checkpoint(pid, name, overwrite):
+                return self._checkpoint(self._find(pid), name, overwrite)
+            case Restore(name):
+                saved, _ = self._find_image(name)
+                copy = self._fork(saved, session, None)
+                copy.parent = None
+                return Spawned((copy.pid,), (copy.seed,))
+            case Images():
+                return ImageList(tuple(info for _, info in self.images.values()))
+            case RemoveImage(name):
+                self._find_image(name)
+                del self.images[name]
             case Shares():
                 return ShareList(self._list_shares())
             case Devices():
@@ -331,6 +355,29 @@ class ScriptedKernel:
         if pid not in self.processes:
             raise SyscallError(Errno.ESRCH, f"no process {pid}")
         return self.processes[pid]
+
+    def _checkpoint(self, process: ScriptedProcess, name: str, overwrite: bool) -> Checkpointed:
+        if name in self.images and not overwrite:
+            raise SyscallError(Errno.EEXIST, f"there is an image {name}; it was not replaced")
+        length = len(process.tokens)
+        info = ImageInfo(
+            name,
+            3 << 20,
+            1_700_000_000.0,
+            length,
+            length - 1,
+            len(process.output),
+            process.spawn.interactive,
+            "scripted",
+            process.spawn.label,
+        )
+        self.images[name] = (process, info)
+        return Checkpointed(name, info.num_bytes, length, length - 1, 0.25)
+
+    def _find_image(self, name: str) -> tuple[ScriptedProcess, ImageInfo]:
+        if name not in self.images:
+            raise SyscallError(Errno.ENOENT, f"no image {name}")
+        return self.images[name]
 
     def _spawn(self, session: FakeSession, body: Spawn) -> Spawned:
         if not body.prompt:

@@ -35,10 +35,11 @@ def spawn(system: System, session: Session, call_id: int, body: p.Spawn) -> Answ
     core = system.place()
     processes = make_processes(system, core, session, body)
     core.mailbox.send_nowait(messages.Enqueue(processes))
-    return _spawned(system, processes)
+    return spawned(system, processes)
 
 
-def _spawned(system: System, processes: Sequence[Process]) -> p.Spawned:
+def spawned(system: System, processes: Sequence[Process]) -> p.Spawned:
+    """The answer to a call that has created processes of one tenant."""
     rates = system.tenants.of(processes[0].tenant).rates()
     return p.Spawned(
         tuple(process.pid for process in processes),
@@ -56,7 +57,7 @@ def fork(system: System, session: Session, call_id: int, body: p.Fork) -> Answer
         raise SyscallError(Errno.EBUSY, f"process {parent.pid} has exited")
     core = system.core_of(parent)
     children = make_children(system, session, parent, body)
-    answer = _spawned(system, children)
+    answer = spawned(system, children)
 
     def done(error: SyscallError | None) -> None:
         if error is not None:

@@ -8,9 +8,10 @@ from typing import Any
 import structlog
 import trio
 
-from llmos.kernel import calls_memory, calls_process, calls_system, calls_tenant
+from llmos.kernel import calls_image, calls_memory, calls_process, calls_system, calls_tenant
 from llmos.kernel.session import Session
 from llmos.kernel.system import System
+from syscalls import image as i
 from syscalls import memory as m
 from syscalls import process as p
 from syscalls import system as s
@@ -41,6 +42,10 @@ TABLE: dict[type[Request], Handler] = {
     m.Maps: calls_memory.maps,
     t.Whoami: calls_tenant.whoami,
     t.Tenants: calls_tenant.tenants,
+    i.Checkpoint: calls_image.checkpoint,
+    i.Restore: calls_image.restore,
+    i.Images: calls_image.images,
+    i.RemoveImage: calls_image.remove_image,
     t.Shares: calls_tenant.shares,
     s.Devices: calls_system.devices,
     s.Models: calls_system.models,

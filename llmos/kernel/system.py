@@ -15,12 +15,14 @@ import trio
 from llmos.device import KVFormat, Loaded
 from llmos.ipc.mailbox import MailboxClosed
 from llmos.kernel.driver_host import DriverHost, HostState
+from llmos.kernel.errands import Errands
 from llmos.kernel.events import EventLog
+from llmos.kernel.image_store import ImageStore
 from llmos.kernel.metrics import Metrics
 from llmos.kernel.tenants import Tenants
 from llmos.mm.swap import SwapStatistics
 from llmos.mm.vmm import VmmStatistics
-from llmos.params import VERSION, ZOMBIE_SECONDS
+from llmos.params import MAX_SAVES_AT_ONCE, VERSION, ZOMBIE_SECONDS
 from llmos.place.placer import DeviceLoad, least_loaded
 from llmos.proc.pcb import Process
 from llmos.proc.table import ProcessTable
@@ -54,6 +56,9 @@ class System:
         default=attrs.Factory(lambda system: Tenants(system.accounts), takes_self=True)
     )
     metrics: Metrics = attrs.field(factory=Metrics)
+    images: ImageStore = attrs.field(factory=ImageStore)
+    errands: Errands = attrs.field(factory=Errands)
+    saving: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(MAX_SAVES_AT_ONCE))
     cores: dict[str, Core] = attrs.field(factory=dict)
     hosts: dict[str, DriverHost] = attrs.field(factory=dict)
     max_waiting: int = 4096  # processes that wait on one device; more are refused

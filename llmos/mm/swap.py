@@ -71,6 +71,8 @@ class SwapStatistics:
     num_clean_bytes: int  # that needed no copy, because one was there
     num_faults: int  # pages whose copy failed, or was not what it should be
     num_dropped: int  # clean copies given up for those that were needed
+    num_file_bytes_out: int  # written to process images
+    num_file_bytes_in: int  # read from them
 
 
 class Swap:
@@ -273,12 +275,12 @@ class Swap:
             The transfers; the checksums of their pages are known when they have ended.
         """
         size, segments = self.vmm.kv.tokens_per_page, self.vmm.kv.frames_per_page
-        groups: dict[Tier, list[int]] = {}
+        groups: dict[tuple[Tier, str], list[int]] = {}
         for vpn in range(self.vmm.kv.num_pages(num_tokens)):
             copy = None if space is not None else backing.usable(vpn)
-            groups.setdefault(copy.tier if copy is not None else "device", []).append(vpn)
+            groups.setdefault(("device", "") if copy is None else (copy.tier, copy.path), []).append(vpn)
         transfers = []
-        for tier, vpns in groups.items():
+        for (tier, source_path), vpns in groups.items():
             copies = [
                 PageCopy(
                     "file",
@@ -297,7 +299,7 @@ class Swap:
                 sources = [copy for vpn in vpns if (copy := backing.usable(vpn)) is not None]
                 if len(sources) < len(vpns):
                     raise KernelPanic("a process is saved, and some of its pages are nowhere")
-                source = Place(tier, _in_runs([copy.slots for copy in sources]), sources[0].path)
+                source = Place(tier, _in_runs([copy.slots for copy in sources]), source_path)
             transfers.append(
                 self._start(
                     Direction.SAVE, "file", copies, frames, vpns, source, on_end=on_end, sources=sources
@@ -346,6 +348,12 @@ class Swap:
         for vpn in range(len(parent.pages)):
             if (copy := parent.usable(vpn)) is not None:
                 self._put(child, vpn, copy)
+
+    def adopt(self, backing: Backing, pages: Sequence[PageCopy]) -> None:
+        """Give a process that has nothing its pages in a file, from the first one on; it depends on them."""
+        backing.set_needed(True)
+        for vpn, copy in enumerate(pages):
+            self._put(backing, vpn, copy)
 
     def abandon(self, backing: Backing) -> None:
         """The process is gone, or needs none of this any more: let go of all its copies."""
@@ -428,6 +436,8 @@ class Swap:
             num_clean_bytes=self._num_clean_bytes,
             num_faults=self._num_faults,
             num_dropped=self._num_dropped,
+            num_file_bytes_out=self._num_bytes["file", "out"],
+            num_file_bytes_in=self._num_bytes["file", "in"],
         )
 
     def check_integrity(self, backings: Sequence[Backing]) -> None:

@@ -10,6 +10,7 @@ from typing import assert_never
 
 import trio
 
+from llmos.mm.page_copy import PageCopy
 from llmos.proc.lifecycle import Input, Prefill, ProcState, move
 from llmos.proc.pcb import Process
 from llmos.sched.messages import Command, Cont, Fork, Kill, Renice, Stop, WriteInput
@@ -57,6 +58,20 @@ def enqueue(residents: Residents, processes: Sequence[Process]) -> None:
         move(heir, ProcState.BLOCKED, Prefill(elder.pid))
         residents.queue.add(heir)
         residents.recorder.note_state(heir)
+    residents.admission_is_due = True
+
+
+def restore(residents: Residents, process: Process, pages: Sequence[PageCopy]) -> None:
+    """Take in a process from an image: it goes on, or waits for input, with its memory in a file."""
+    assert residents.switch is not None
+    residents.switch.swap.adopt(process.backing, pages)
+    if process.turn_is_over:
+        process.idle_since = trio.current_time()
+        move(process, ProcState.BLOCKED, Input())
+    else:
+        move(process, process.ready_state)
+    residents.queue.add(process)
+    residents.recorder.note_state(process, len(residents.queue.waiting))
     residents.admission_is_due = True
 
 

@@ -37,6 +37,7 @@ from llmos.mm.mapper import MappingMode
 from llmos.mm.swap import Swap, SwapStatistics
 from llmos.mm.vmm import VMM, VmmStatistics
 from llmos.params import STEPS_IN_FLIGHT
+from llmos.proc.image import platform_of
 from llmos.proc.lifecycle import ProcState
 from llmos.proc.pcb import Pid, Process
 from llmos.sched import commands
@@ -49,12 +50,15 @@ from llmos.sched.messages import (
     DriverUp,
     Enqueue,
     Message,
+    Restore,
+    Save,
     StepFinished,
     Sweep,
 )  # fmt: skip
 from llmos.sched.policy import ResidencyPolicy
 from llmos.sched.preemption import PreemptionCosts
 from llmos.sched.residents import Residents
+from llmos.sched.saving import start_saving
 from llmos.sched.switch import ContextSwitch
 from syscalls.process import ExitStatus
 
@@ -183,6 +187,11 @@ class Core(Actor[Message]):
                     self.residents.sweep(idle_seconds)
             case Enqueue(processes):
                 commands.enqueue(self.residents, processes)
+            case Save():
+                assert self.loaded is not None
+                start_saving(self.residents, message, platform_of(self.loaded), is_up=self._link is not None)
+            case Restore(process, pages):
+                commands.restore(self.residents, process, pages)
             case DriverUp(link, loaded):
                 self._attach(link, loaded)
             case DriverDown(reason, is_final):

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import attrs
 
 from llmos.device import CopyDone, DriverLink, Loaded, StepDone
+from llmos.mm.page_copy import PageCopy
+from llmos.proc.image import Image
 from llmos.proc.pcb import Process
 from syscalls.errno import SyscallError
 
@@ -81,6 +83,26 @@ class Fork:
 
 
 @attrs.frozen
+class Save:
+    """Write a process's memory to a file, and say what it was at that moment. `done` is called when both are.
+
+    EBUSY when it has exited; EIO when its memory could not be written.
+    """
+
+    process: Process
+    path: str
+    done: Callable[[Image | SyscallError], None]
+
+
+@attrs.frozen
+class Restore:
+    """A process in state EMBRYO that belongs to this device from now on, with its memory in a file."""
+
+    process: Process
+    pages: Sequence[PageCopy]
+
+
+@attrs.frozen
 class StepFinished:
     """The device has done a step."""
 
@@ -118,4 +140,4 @@ class DriverDown:
 
 
 Command = Kill | Stop | Cont | Renice | WriteInput | Fork
-Message = Enqueue | Command | StepFinished | CopyFinished | Sweep | DriverUp | DriverDown
+Message = Enqueue | Command | Save | Restore | StepFinished | CopyFinished | Sweep | DriverUp | DriverDown

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import attrs
 import trio
@@ -18,6 +19,7 @@ from llmos.device import DriverLink
 from llmos.kernel.driver_host import OpenLink
 from llmos.kernel.system import System
 from llmos.proc.lifecycle import ProcState
+from llmos.sched.core import Core
 from syscalls.client import Client, open_client
 
 MODEL = SimModel(vocab_size=512)
@@ -73,7 +75,8 @@ async def running_kernel(
         check_leaks: off for tests that end with live processes on purpose.
         options: fields of Config.
     """
-    config = Config(device="sim", listen="", socket=str(tmp_path / "llmos.sock"), **options)
+    defaults = {"image_folder": str(tmp_path / "images")}
+    config = Config(device="sim", listen="", socket=str(tmp_path / "llmos.sock"), **defaults | options)
     sims: dict[str, list[SimDriver]] = {}
 
     def open_link(name: str) -> OpenLink:
@@ -88,6 +91,7 @@ async def running_kernel(
     async with trio.open_nursery() as nursery:
         started: tuple[System, Ready] = await nursery.start(partial(boot, config, "sim", open_link=open_link))
         system, ready = started
+        system.errands.run_blocking = run_in_place
         async with open_client(ready.socket_path, name="test") as client:
             kernel = RunningKernel(system, ready.socket_path, client, sims)
             yield kernel
@@ -95,8 +99,21 @@ async def running_kernel(
         await wait_until(lambda: system.num_sessions == 0)
         if check_leaks:
             await wait_until(lambda: all(p.state is ProcState.ZOMBIE for p in system.table))
+            await wait_until(lambda: not any(map(num_copies_under_way, system.cores.values())))
             kernel.assert_nothing_leaked()
         system.request_shutdown(0.0)
+
+
+def num_copies_under_way(core: Core) -> int:
+    """Copies between tiers that a device has not ended; they hold frames."""
+    statistics = core.statistics().swap
+    return statistics.num_in_flight if statistics else 0
+
+
+async def run_in_place(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a function that blocks for a moment: a virtual clock does not wait for threads."""
+    await trio.lowlevel.checkpoint()
+    return function(*arguments)
 
 
 async def wait_until(condition: Callable[[], bool]) -> None:

@@ -1,0 +1,78 @@
+"""Saving: from a process, whatever it does, to its description and its memory in a file.
+
+The description is taken at one moment, in the Core's own task. The copies that write the memory are fenced
+like all others: pages that they read are pinned, so a process that runs on writes to pages of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import attrs
+
+from llmos.mm.swap import Transfer
+from llmos.proc.image import Image, Platform, describe, with_checksums
+from llmos.proc.lifecycle import ProcState
+from llmos.proc.pcb import Process
+from llmos.sched.messages import Save
+from llmos.sched.residents import Residents
+from syscalls.errno import Errno, SyscallError
+
+
+@attrs.define(eq=False)
+class _Saving:
+    """A process whose memory is on its way into a file, in one copy for each tier that it is on."""
+
+    process: Process
+    image: Image
+    done: Callable[[Image | SyscallError], None]
+    num_left: int = 0  # copies that have not ended
+    checksums: dict[int, tuple[int, ...]] = attrs.field(factory=dict)  # by page
+    fault: str = ""
+
+    def note(self, transfer: Transfer) -> None:
+        """One of the copies has ended."""
+        for vpn, copy in zip(transfer.vpns, transfer.pages, strict=True):
+            self.checksums[vpn] = copy.checksums
+        if transfer.faults:
+            self.fault = next(iter(transfer.faults.values()))
+        self.num_left -= 1
+        if not self.num_left:
+            self.finish()
+
+    def finish(self) -> None:
+        """All of it is in the file, or some of it is not."""
+        status = self.process.status
+        if not self.fault and status is not None and status.reason == "error":
+            self.fault = status.message  # by a step that was in flight: what it wrote is not to be trusted
+        if self.fault:
+            self.done(SyscallError(Errno.EIO, f"process {self.process.pid} was not saved: {self.fault}"))
+        else:
+            self.done(with_checksums(self.image, [self.checksums[vpn] for vpn in sorted(self.checksums)]))
+
+
+def start_saving(residents: Residents, save: Save, platform: Platform, *, is_up: bool) -> None:
+    """Describe a process as it is now, and start to write its memory; `save.done` tells of the end.
+
+    What is not in memory or whole on a lower tier at the moment is not saved: it is computed again after a
+    restore. Without a driver (`is_up` is false) that is all of it.
+    """
+    process, switch = save.process, residents.switch
+    if process.state in (ProcState.ZOMBIE, ProcState.EMBRYO):
+        save.done(SyscallError(Errno.EBUSY, f"process {process.pid} has exited"))
+        return
+    assert switch is not None
+    space = None if process.num_arriving else process.space
+    if not is_up:
+        num_tokens = 0
+    elif space is not None:
+        # Steps in flight end before the copy begins, and known tokens are what they compute.
+        num_tokens = min(process.num_scheduled, len(process.tokens))
+    else:
+        num_tokens = process.backing.num_tokens(platform.kv.tokens_per_page)
+    saving = _Saving(process, describe(process, platform, num_tokens, time.time()), save.done)
+    transfers = switch.swap.save(space, num_tokens, process.backing, save.path, saving.note)
+    saving.num_left = len(transfers)
+    if not transfers:
+        saving.finish()
