@@ -474,7 +474,7 @@ async def test_other_tenants(tmp_path: Path, autojump_clock: trio.abc.Clock) -> 
         assert image_files(kernel) == []
 
 
-def test_nobody_else_may_ask() -> None:
+async def test_nobody_else_may_ask() -> None:
     """A session that is no administrator's is refused before anything is looked up."""
     session: Any = SimpleNamespace(tenant="one", is_admin=False)
     for handler, body in (
