@@ -14,6 +14,7 @@ HINTS = {
     Errno.ESRCH: "'ps' lists your processes",
     Errno.ENOENT: "'models' lists what is served",
     Errno.ENODEV: "'lsdev' shows the devices",
+    Errno.EDQUOT: "'tenants' shows your limits",
     Errno.E2BIG: "shorten the prompt or lower --max-tokens",
     Errno.EFAULT: "'dmesg' may say more",
     Errno.EIO: "'dmesg' may say more",

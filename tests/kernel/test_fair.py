@@ -274,3 +274,21 @@ async def test_nobody_keeps_memory_that_the_next_one_waits_for(autojump_clock, t
                 await poor.wait(pid)
             await rich.kill(chat)
             await rich.wait(chat)
+
+
+def test_who_is_held_back_by_a_cap_of_its_own_is_idle() -> None:
+    """It lifts nobody meanwhile, earns no credit, and is lifted when it has room again."""
+    accounts = Accounts()
+    capped, busy = accounts.of("capped"), accounts.of("busy")
+    accounts.start_waiting("capped")
+    accounts.set_held_back(capped, True)
+    accounts.start_waiting("busy")
+    busy.charge_prompt(1000)
+    accounts.start_waiting("back")
+    assert accounts.of("back").counter == 1000  # not the 0 of the one that is held back
+    assert capped.counter == 0
+    accounts.set_held_back(capped, False)
+    assert capped.counter == 1000
+    accounts.set_held_back(capped, False)
+    busy.charge_prompt(1000)
+    assert capped.counter == 1000

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shell.llmsh.commands import chat, jobs, memory, process, run, system, top, why
+from shell.llmsh.commands import chat, jobs, memory, process, run, system, tenant, top, why
 from shell.llmsh.table import CommandTable
 
 TABLE = CommandTable(
@@ -15,5 +15,6 @@ TABLE = CommandTable(
         *top.COMMANDS,
         *memory.COMMANDS,
         *system.COMMANDS,
+        *tenant.COMMANDS,
     )
 )

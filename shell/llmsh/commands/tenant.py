@@ -1,0 +1,80 @@
+"""Tenants: whoami, tenants."""
+
+from __future__ import annotations
+
+from shell.llmsh.loop import Shell
+from shell.llmsh.options import Arguments, Option
+from shell.llmsh.render import Column, format_bytes, make_table
+from shell.llmsh.table import JSON, Command
+from syscalls.tenant import Rate, TenantInfo
+
+
+async def show_identity(shell: Shell, arguments: Arguments) -> int:
+    """`whoami`: the tenant that this session acts for."""
+    client = await shell.client()
+    identity = await client.whoami()
+    if shell.is_json(arguments):
+        shell.screen.json(identity)
+    else:
+        shell.screen.line(identity.tenant + (" (administrator)" if identity.admin else ""))
+    return 0
+
+
+async def list_tenants(shell: Shell, arguments: Arguments) -> int:
+    """`tenants`: what each has, and may have."""
+    client = await shell.client()
+    tenants = await client.tenants(everyone=bool(arguments["all"]))
+    if shell.is_json(arguments):
+        shell.screen.json(tenants)
+        return 0
+    columns = (
+        Column("TENANT"),
+        *(Column(name, True) for name in ("WEIGHT", "SHARE", "RUN", "WAIT", "MEMORY", "TOKENS")),
+        *(Column(name, True) for name in ("REQUESTS/MIN", "TOKENS/MIN", "REFUSED")),
+    )
+    shell.screen.show(make_table(columns, [_describe(tenant) for tenant in tenants]))
+    return 0
+
+
+def _describe(tenant: TenantInfo) -> tuple[str | int, ...]:
+    usage, limits = tenant.usage, tenant.limits
+    memory = None if limits.max_resident_bytes is None else format_bytes(limits.max_resident_bytes)
+    return (
+        tenant.name,
+        f"{usage.weight:g}",
+        f"{tenant.share:.0%}",
+        _of(usage.num_running, limits.max_running),
+        _of(usage.num_waiting, limits.max_waiting),
+        _of(format_bytes(usage.num_resident_bytes), memory),
+        usage.num_prompt_tokens + usage.num_output_tokens,
+        _left(tenant.rates.requests),
+        _left(tenant.rates.tokens),
+        tenant.num_refused,
+    )
+
+
+def _of(used: int | str, limit: int | str | None) -> str:
+    return str(used) if limit is None else f"{used} of {limit}"
+
+
+def _left(rate: Rate | None) -> str:
+    return "" if rate is None else f"{rate.remaining:.0f} of {rate.limit:g}"
+
+
+COMMANDS = (
+    Command(
+        "whoami",
+        "",
+        "Print the tenant that you act for.",
+        show_identity,
+        (JSON,),
+    ),
+    Command(
+        "tenants",
+        "",
+        "Show your tenant: its share of the last minute, what it has now and what it may have, and what is "
+        "left of its limits per minute. With -a, show all (administrators).",
+        list_tenants,
+        (Option(("--all", "-a"), "everybody's"), JSON),
+    ),
+)

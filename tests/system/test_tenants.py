@@ -1,0 +1,104 @@
+"""Two keys on a real server, by the official client and the socket: one's limits do not touch the other."""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from openai import OpenAI
+
+from llmos.bench.server import Server, running_server
+from syscalls.errno import Errno, SyscallError
+from syscalls.sync import SyncClient
+from tests.system.leaks import assert_no_leak, count
+
+KEYS = {name: f"sk-llmos-{name}-{'x' * 30}" for name in ("alice", "bob")}
+PROMPT = [300 + i % 200 for i in range(400)]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose file has two tenants; one is limited."""
+    lines = []
+    for name, limits in (
+        ("alice", "requests_per_minute = 4\ntokens_per_minute = 2000"),
+        ("bob", "weight = 2"),
+    ):
+        digest = hashlib.sha256(KEYS[name].encode()).hexdigest()
+        lines.append(f'[tenant.{name}]\nkeys_sha256 = ["{digest}"]\n{limits}\n')
+    path = tmp_path_factory.mktemp("tenants") / "tenants.toml"
+    path.write_text("".join(lines))
+    options = ("--device", "cpu", "--threads", "1", "--pool-mib", "256", "--tenants", str(path))
+    with running_server(*options) as running:
+        for key in KEYS.values():  # the gateway keeps a session for each key that it has seen
+            headers = {"x-api-key": key}
+            assert httpx.get(f"{running.url}/v1/models", headers=headers, timeout=30).status_code == 200
+        before = count(running)
+        yield running
+        assert_no_leak(running, before)
+
+
+def ask(server: Server, name: str, **fields: object) -> openai.types.Completion:
+    """One completion with a tenant's key."""
+    with OpenAI(base_url=f"{server.url}/v1", api_key=KEYS[name], max_retries=0) as client:
+        return client.completions.create(
+            model="llmos-base", prompt=PROMPT, max_tokens=4, temperature=0, **fields
+        )
+
+
+def test_nobody_gets_in_without_a_key(server: Server) -> None:
+    """401 at the door and EPERM at the socket; health is public."""
+    assert httpx.get(f"{server.url}/health", timeout=30).status_code == 200
+    for key in ("nonsense", "x" * 5000):
+        with OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0) as client:
+            with pytest.raises(openai.AuthenticationError):
+                client.models.list()
+        with pytest.raises(SyscallError, match="EPERM"):
+            SyncClient(server.socket_path, key=key)
+    assert stat.S_IMODE(Path(server.socket_path).stat().st_mode) == 0o600
+
+
+def test_tenants_share_nothing_and_limits_are_their_own(server: Server) -> None:
+    """Equal prompts are found in the own cache only; one tenant runs into its limits, not the other."""
+    for name in KEYS:
+        cached = [ask(server, name).usage.prompt_tokens_details.cached_tokens for _ in range(2)]
+        assert cached[0] == 0
+        assert cached[1] > 0
+    with OpenAI(base_url=f"{server.url}/v1", api_key=KEYS["alice"], max_retries=0) as client:
+        raw = client.completions.with_raw_response.create(model="llmos-base", prompt=PROMPT, max_tokens=4)
+        assert raw.headers["x-ratelimit-limit-requests"] == "4"
+        assert int(raw.headers["x-ratelimit-remaining-tokens"]) < 2000
+    ask(server, "alice")
+    with pytest.raises(openai.RateLimitError) as caught:
+        ask(server, "alice")
+    assert int(caught.value.response.headers["retry-after"]) >= 1
+    for _ in range(6):
+        answer = ask(server, "bob")
+    assert answer.usage.completion_tokens == 4
+    with SyncClient(server.socket_path, key=KEYS["alice"]) as alice:
+        with pytest.raises(SyscallError) as refused:
+            alice.spawn(PROMPT * 5, max_tokens=1)
+        assert refused.value.errno is Errno.EDQUOT
+    with SyncClient(server.socket_path) as administrator:
+        found = {tenant.name: tenant for tenant in administrator.tenants(everyone=True)}
+        assert found["alice"].num_refused >= 2
+        assert (found["bob"].num_refused, found["bob"].usage.weight) == (0, 2.0)
+        assert found["alice"].share + found["bob"].share == pytest.approx(1)
+
+
+def test_a_tenant_sees_only_its_own(server: Server) -> None:
+    """Through the socket with a key, which gives no administrator's rights even to one."""
+    with SyncClient(server.socket_path, key=KEYS["bob"]) as bob:
+        (pid,) = bob.spawn([5, 6, 7], max_tokens=2000, ignore_eos=True).pids
+        with SyncClient(server.socket_path, key=KEYS["alice"]) as alice:
+            assert alice.ps() == ()
+            for call in (alice.kill, alice.read, alice.stat):
+                with pytest.raises(SyscallError, match="EPERM"):
+                    call(pid)
+        bob.kill(pid)
+        bob.wait(pid)
