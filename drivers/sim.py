@@ -100,7 +100,8 @@ class _Sampler:
     def count(self, position: int, token: int) -> None:
         """Let a token into the history, once."""
         if position == self.num_counted:
-            self.penalty_state += penalty_term(token, position, self.bind.num_prompt_tokens)
+            if self.bind.sampling.has_penalties:  # else nobody asks for the state
+                self.penalty_state += penalty_term(token, position, self.bind.num_prompt_tokens)
             self.num_counted += 1
 
 
@@ -383,8 +384,10 @@ class SimDriver:
             raise ProtocolViolation(f"space {bind.asid} samples at a temperature, and its seed is not set")
         previous = self._samplers.get(bind.asid)
         sampler = _Sampler(bind, 0, 0, previous.sampled if previous else None)
-        for position, token in enumerate(bind.tokens):
-            sampler.count(position, token)
+        if bind.sampling.has_penalties:
+            for position, token in enumerate(bind.tokens):
+                sampler.count(position, token)
+        sampler.num_counted = len(bind.tokens)
         self._samplers[bind.asid] = sampler
 
     def _sampler(self, row: Row) -> _Sampler:

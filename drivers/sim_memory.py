@@ -35,6 +35,7 @@ class SimSpace:
     pages: dict[int, tuple[int, ...]] = attrs.field(factory=dict)
     ahead: dict[int, tuple[int, ...]] = attrs.field(factory=dict)  # become pages when a row reaches them
     num_checked: int = 0  # positions below it are known to form one chain
+    last_state: tuple[int, int] = (0, ROOT_STATE)  # the number of positions checked last, and what follows
 
 
 @attrs.define(eq=False)
@@ -115,9 +116,17 @@ class SimMemory:
         space = self.space(asid)
         if num_tokens == 0:
             return ROOT_STATE
+        if space.last_state[0] == space.num_checked == num_tokens:  # nothing has touched its pages since
+            self._check_readable(space, (num_tokens - 1) // self.kv.tokens_per_page)
+            return space.last_state[1]
         start = min(space.num_checked, num_tokens - 1)
         state = self._slot(space, start - 1).after if start else ROOT_STATE
-        for position in range(start, num_tokens):
+        while (
+            start < num_tokens and (after := self._follow_page(space, start, num_tokens, state)) is not None
+        ):
+            state = after
+            start = min(num_tokens, start - start % self.kv.tokens_per_page + self.kv.tokens_per_page)
+        for position in range(start, num_tokens):  # one by one, for the sake of what is said of it
             slot = self._slot(space, position)
             if slot.before != state:
                 raise ProtocolViolation(
@@ -125,7 +134,7 @@ class SimMemory:
                     "its contents do not follow from the page before"
                 )
             state = slot.after
-        space.num_checked = num_tokens
+        space.num_checked, space.last_state = num_tokens, (num_tokens, state)
         return state
 
     def write(self, asid: int, position: int, states: list[int]) -> None:
@@ -150,7 +159,7 @@ class SimMemory:
                 frame.extend(
                     Slot(states[p - position], states[p - position + 1], segment) for p in range(low, high)
                 )
-        space.num_checked = end
+        space.num_checked, space.last_state = end, (end, states[-1])
 
     def frame(self, pfn: int) -> list[Slot]:
         """What a frame holds."""
@@ -167,13 +176,34 @@ class SimMemory:
         if pfn in self.being_read or pfn in self.being_filled:
             raise ProtocolViolation(f"frame {pfn} is written while a copy uses it")
 
+    def _follow_page(self, space: SimSpace, start: int, end: int, state: int) -> int | None:
+        """The state after position `end` or the page that `start` is in; None: something is wrong with it."""
+        vpn, low = divmod(start, self.kv.tokens_per_page)
+        high = min(self.kv.tokens_per_page, end - start + low)
+        self._check_readable(space, vpn)
+        expected: list[int] | None = None
+        for segment, pfn in enumerate(self._page(space, vpn)):
+            slots = self._frames.get(pfn, [])[low:high]
+            after = [slot[1] for slot in slots]
+            if expected is None:
+                if len(slots) < high - low or [slot[0] for slot in slots] != [state, *after[:-1]]:
+                    return None
+                expected = after
+            if after != expected or any(slot[2] != segment for slot in slots):
+                return None
+        return expected[-1] if expected else None
+
+    def _check_readable(self, space: SimSpace, vpn: int) -> None:
+        for pfn in self._page(space, vpn):
+            if pfn in self.being_filled:
+                raise ProtocolViolation(f"space {space.asid} reads frame {pfn} while a copy fills it")
+
     def _slot(self, space: SimSpace, position: int) -> Slot:
         """Read one position through every segment of the page table."""
         vpn, offset = divmod(position, self.kv.tokens_per_page)
+        self._check_readable(space, vpn)
         slots = []
         for segment, pfn in enumerate(self._page(space, vpn)):
-            if pfn in self.being_filled:
-                raise ProtocolViolation(f"space {space.asid} reads frame {pfn} while a copy fills it")
             frame = self._frames.get(pfn, ())
             if offset >= len(frame):
                 raise ProtocolViolation(

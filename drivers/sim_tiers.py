@@ -33,6 +33,18 @@ def unpack_frame(data: bytes) -> list[Slot]:
     return slots
 
 
+# What a copy carries: between the device and the host area as it is, else in bytes, which have a checksum.
+Data = bytes | list[Slot]
+
+
+def _as_bytes(data: Data) -> bytes:
+    return data if isinstance(data, bytes) else pack_frame(data)
+
+
+def _as_slots(data: Data) -> list[Slot]:
+    return unpack_frame(data) if isinstance(data, bytes) else data
+
+
 @attrs.define(eq=False)
 class SimTiers:
     """The host area and the swap file of one simulated device, and files for images (those are real).
@@ -44,9 +56,10 @@ class SimTiers:
 
     memory: SimMemory
     num_slots: dict[Tier, int]
-    contents: dict[tuple[Tier, int], bytes] = attrs.field(factory=dict)
+    contents: dict[tuple[Tier, int], bytes] = attrs.field(factory=dict)  # of the swap file
+    _host: dict[int, list[Slot]] = attrs.field(factory=dict)
     _in_use: dict[tuple[Tier, str, int], str] = attrs.field(factory=dict)  # "read" or "written", by copies
-    _results: dict[int, tuple[Copy, list[bytes | CopyFault]]] = attrs.field(factory=dict)
+    _results: dict[int, tuple[Copy, list[Data | CopyFault]]] = attrs.field(factory=dict)
 
     def begin(self, copy: Copy) -> None:
         """Read the sources, as they are now; nobody may change them, or look at the targets, until `end`."""
@@ -55,13 +68,13 @@ class SimTiers:
             raise ProtocolViolation(
                 f"copy {copy.id} of {len(source.slots)} slots to {len(target.slots)} slots"
             )
-        results: list[bytes | CopyFault] = []
+        results: list[Data | CopyFault] = []
         for index, slot in enumerate(source.slots):
             self._check(source, slot, "read")
             data = self._read(source, slot)
             if data is None:
                 results.append(CopyFault(index, f"{source.tier} slot {slot} cannot be read"))
-            elif copy.checksums and zlib.crc32(data) != copy.checksums[index]:
+            elif copy.checksums and zlib.crc32(_as_bytes(data)) != copy.checksums[index]:
                 results.append(CopyFault(index, f"{source.tier} slot {slot} does not have its checksum"))
             else:
                 results.append(data)
@@ -91,11 +104,12 @@ class SimTiers:
                 failed[index] = data
             if index in failed:
                 checksums.append(0)
-                self._write(copy.target, slot, pack_frame(()))  # junk
+                self._write(copy.target, slot, [])  # junk
                 continue
-            assert isinstance(data, bytes)
+            assert not isinstance(data, CopyFault)
             self._write(copy.target, slot, data)
-            checksums.append(zlib.crc32(data))
+            if copy.target.tier in ("disk", "file"):
+                checksums.append(zlib.crc32(_as_bytes(data)))
         return CopyDone(
             done.id,
             done.seconds,
@@ -125,9 +139,11 @@ class SimTiers:
         if slot < 0 or (limit is not None and slot >= limit):
             raise ProtocolViolation(f"{place.tier} slot {slot} does not exist; there are {limit}")
 
-    def _read(self, place: Place, slot: int) -> bytes | None:
+    def _read(self, place: Place, slot: int) -> Data | None:
         if place.tier == "device":
-            return pack_frame(self.memory.frame(slot))
+            return list(self.memory.frame(slot))
+        if place.tier == "host":
+            return self._host.get(slot)
         if place.tier == "file":
             size = self.memory.kv.frame_bytes
             try:
@@ -137,14 +153,16 @@ class SimTiers:
                 return None
         return self.contents.get((place.tier, slot))
 
-    def _write(self, place: Place, slot: int, data: bytes) -> None:
+    def _write(self, place: Place, slot: int, data: Data) -> None:
         if place.tier == "device":
-            self.memory.fill(slot, unpack_frame(data))
+            self.memory.fill(slot, list(_as_slots(data)))
+        elif place.tier == "host":
+            self._host[slot] = _as_slots(data)
         elif place.tier == "file":
             path = Path(place.path)
             path.touch()
             with path.open("r+b") as file:
                 file.seek(slot * self.memory.kv.frame_bytes)
-                file.write(data.ljust(self.memory.kv.frame_bytes, b"\0"))
+                file.write(_as_bytes(data).ljust(self.memory.kv.frame_bytes, b"\0"))
         else:
-            self.contents[place.tier, slot] = data
+            self.contents[place.tier, slot] = _as_bytes(data)
