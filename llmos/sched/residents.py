@@ -56,7 +56,7 @@ class Residents:
     num_preemptions: int = 0
     num_cached_tokens: int = 0
     # Those that could not grow and wait for frames that a copy out still reads: admission leaves them theirs.
-    _growing: dict[Pid, Process] = attrs.field(init=False, factory=dict)
+    _growing: set[Pid] = attrs.field(init=False, factory=set)
 
     def __attrs_post_init__(self) -> None:
         self.caps = Caps(self.accounts, self._kv, self._frames_needed)
@@ -181,7 +181,7 @@ class Residents:
             if swap.num_in_flight:
                 needed = vmm.frames_needed(process.space, start, end)
                 if needed <= vmm.num_allocatable_frames + swap.num_leaving_frames:
-                    self._growing[process.pid] = process
+                    self._growing.add(process.pid)
                     return False
             view = self.queue.view(0, self.max_running, excluding=placed)
             victim = self.policy.victim(view, process.pid)
@@ -249,16 +249,19 @@ class Residents:
         self._demote()
 
     def _num_free_frames(self) -> int:
-        """Frames that admission may hand out: free or cached, and not waited for by those who run."""
+        """Frames that admission may hand out: free or cached, and not wanted soon by those who run."""
         assert self.switch is not None
         vmm = self.switch.vmm
         promised = 0
-        for process in list(self._growing.values()):
-            needed = self._frames_needed(process) if process.state is ProcState.RUNNING else 0
-            if needed:
+        growing = set()
+        for process in (*self.queue.running, *self.queue.arriving.values()):
+            # Prompts are mapped as they are computed: what they will take is free now, and not for others.
+            if process.num_uncomputed > 1 or process.pid in self._growing:
+                needed = self._frames_needed(process)
                 promised += needed
-            else:
-                del self._growing[process.pid]
+                if needed and process.pid in self._growing:
+                    growing.add(process.pid)
+        self._growing = growing
         return max(0, vmm.num_allocatable_frames - promised)
 
     def release_heirs(self, elder: Process) -> None:
