@@ -86,7 +86,7 @@ class TransferEngine:
     Args:
         num_threads: that copy.
         max_active: jobs that take turns; those beyond it wait until one of them has ended.
-        niceness: of the threads, 0 to 19.
+        niceness: of the threads, added to that of the program; 0 to 19.
 
     Raises:
         OSError: the system has no more threads or file descriptors.

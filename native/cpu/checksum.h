@@ -9,4 +9,7 @@
  */
 uint32_t llmos_crc32c(uint32_t crc, const void *data, size_t size);
 
+/* For tests: the same, 0 in plain C, 1 by the instruction for it, 2 by vectors, or the best below that there is. */
+uint32_t llmos_crc32c_by(int32_t way, uint32_t crc, const void *data, size_t size);
+
 #endif

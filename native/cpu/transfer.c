@@ -17,8 +17,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/resource.h>
-#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 #if defined(__x86_64__)
@@ -298,7 +296,8 @@ static void give_back(llmos_transfers *engine, llmos_transfer *job)
 static void *work(void *argument)
 {
     llmos_transfers *engine = argument;
-    setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), engine->niceness); /* Linux: of this thread alone */
+    int niceness = nice(engine->niceness); /* Linux: of this thread alone */
+    (void)niceness;
     pthread_mutex_lock(&engine->lock);
     char *bounce = engine->bounces + (size_t)engine->num_bounces++ * BOUNCE_BYTES;
     for (;;) {

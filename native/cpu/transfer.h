@@ -38,7 +38,7 @@ typedef struct llmos_transfers llmos_transfers;
 /* Start threads. 0 or an errno value.
  *
  * max_active: jobs that slots are handed out of, in turn; those beyond it wait for one of them to end.
- * niceness: of the threads, 0 to 19, where 0 is that of everybody.
+ * niceness: of the threads, added to that of the program.
  */
 int llmos_transfers_open(int32_t num_threads, int32_t max_active, int32_t niceness, llmos_transfers **out);
 

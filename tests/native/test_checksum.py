@@ -5,8 +5,12 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native._cpu import ffi, lib
 
 from native.checksum import crc32c
+
+# around words, the vectors' 256 bytes, and the three chains' stretches
+SIZES = (0, 1, 7, 8, 255, 256, 4096, 12287, 12288, 12289, 30000)
 
 
 def by_definition(data: bytes) -> int:
@@ -26,12 +30,18 @@ def test_the_check_value_is_the_standards():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.binary(max_size=40), st.sampled_from([0, 1, 7, 8, 4096, 12287, 12288, 12289, 30000]), st.data())
+@given(st.binary(max_size=40), st.sampled_from(SIZES), st.data())
 def test_it_equals_the_definition_however_it_is_cut(tail, size, data):
-    """Sizes around the three chains' stretches, in one piece and in two."""
+    """In one piece and in two, in plain C, by the instruction for it, and by vectors."""
     whole = bytes((i * 131 + i // 256) & 0xFF for i in range(size)) + tail
     cut = data.draw(st.integers(0, len(whole)))
-    assert crc32c(whole) == by_definition(whole)
+    expected = by_definition(whole)
+    assert crc32c(whole) == expected
+    for way in range(3):
+        first = lib.llmos_crc32c_by(way, 0, ffi.from_buffer(whole), cut)
+        rest = ffi.from_buffer(whole[cut:])
+        assert lib.llmos_crc32c_by(way, first, rest, len(whole) - cut) == expected
+        assert lib.llmos_crc32c_by(way, 0, ffi.from_buffer(whole), len(whole)) == expected
     assert crc32c(whole[cut:], crc32c(whole[:cut])) == crc32c(whole)
 
 

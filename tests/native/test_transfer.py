@@ -336,6 +336,21 @@ def test_nothing_is_left_behind() -> None:
     assert set(os.listdir("/proc/self/task")) <= before[1]  # threads of others may have ended
 
 
+@pytest.mark.parametrize("niceness", [0, 7])
+def test_threads_are_as_nice_as_they_are_told(niceness: int) -> None:
+    """It comes on top of the program's own, which stays as it was; a thread sets it before its first job."""
+    before, own = set(os.listdir("/proc/self/task")), os.getpriority(os.PRIO_PROCESS, 0)
+    with TransferEngine(1, niceness=niceness) as engine:
+        data, into = bytes(10), bytearray(10)
+        transfer = Transfer(
+            source=Memory(data), target=Memory(into), slot_bytes=10, source_slots=[0], target_slots=[0]
+        )
+        run(engine, transfer)
+        (thread,) = set(os.listdir("/proc/self/task")) - before
+        assert os.getpriority(os.PRIO_PROCESS, int(thread)) == min(19, own + niceness)
+    assert os.getpriority(os.PRIO_PROCESS, 0) == own
+
+
 def test_what_makes_no_sense_is_refused(engine: TransferEngine) -> None:
     """Slots outside the memory, lists that do not match, memory that is read only, and a closed engine."""
     data, into = bytes(100), bytearray(100)
