@@ -226,13 +226,20 @@ def add_bench(commands: Any) -> None:
     transfer = names.add_parser("transfer", help="copies between tiers of memory, against one large copy")
     transfer.add_argument("--folder", default=None, metavar="DIR", help="of the files (default: temporary)")
     transfer.add_argument("--quick", action="store_true", help="a few bytes of each kind")
-    for parser in (kernel, workload, cpu, transfer):
+    mapping = names.add_parser("map", help="do steps wait for memory to be mapped")
+    mapping.add_argument("--threads", type=int, default=None, metavar="N", help="threads of the device")
+    mapping.add_argument(
+        "--shapes", default="base,160m", metavar="LIST", help="of models (default: %(default)s)"
+    )
+    mapping.add_argument("--quick", action="store_true", help="a tiny model, to see that it works")
+    for parser in (kernel, workload, cpu, transfer, mapping):
         parser.add_argument("--json", metavar="FILE", default=None, help="also write one JSON object per row")
         parser.add_argument("--runs", type=int, default=7, help="repetitions; the median is reported")
     kernel.set_defaults(run=run_kernel_bench)
     workload.set_defaults(run=run_workload_bench)
     cpu.set_defaults(run=run_cpu_bench)
     transfer.set_defaults(run=run_transfer_bench)
+    mapping.set_defaults(run=run_map_bench)
 
 
 def number_formats(name: str) -> list[str]:
@@ -288,6 +295,22 @@ def run_transfer_bench(options: argparse.Namespace) -> int:
     check_runs(options)
     return transfer.main(
         folder=options.folder, num_runs=options.runs, is_quick=options.quick, json_path=options.json
+    )
+
+
+def run_map_bench(options: argparse.Namespace) -> int:
+    """Measure mapping ahead of need against mapping in time and beforehand."""
+    from llmos.bench import map as mapping
+
+    check_runs(options)
+    if options.threads is not None and options.threads < 1:
+        raise ConfigError(f"threads is {options.threads}; at least 1")
+    return mapping.main(
+        shapes=mapping.choose_shapes(options.shapes),
+        threads=options.threads,
+        num_runs=options.runs,
+        is_quick=options.quick,
+        json_path=options.json,
     )
 
 
