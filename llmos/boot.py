@@ -35,6 +35,7 @@ from llmos.sched.fair import TokenFair
 from llmos.sched.messages import Kill
 from llmos.sched.policy import FirstComeFirstServed, ResidencyPolicy
 from llmos.sched.preemption import PreemptionCosts
+from llmos.sched.rerank import Rerank
 from llmos.tenants_file import read_tenants
 from native.memory import available_memory_bytes
 from syscalls.paths import default_socket_path, prepare_socket_directory
@@ -217,9 +218,15 @@ def device_names(config: Config, kind: str) -> list[str]:
     return [f"{kind}:{i}" for i in range(config.devices)]
 
 
-def make_policy(name: str, accounts: Accounts) -> ResidencyPolicy:
-    """A policy by its name in the configuration."""
-    return TokenFair(accounts) if name == TokenFair.name else FirstComeFirstServed()
+def make_policy(config: Config, accounts: Accounts) -> ResidencyPolicy:
+    """The policy that the configuration names; each device has its own, and all have one set of accounts."""
+    match config.policy:
+        case "fair":
+            return TokenFair(accounts, config.fair_quantum)
+        case "rerank":
+            return Rerank(config.rerank_steps, config.rerank_seed, config.rerank_pattern)
+        case _:
+            return FirstComeFirstServed()
 
 
 def make_image_store(config: Config) -> ImageStore:
@@ -238,7 +245,7 @@ def make_core(config: Config, name: str, system: System) -> Core:
     )
     return Core(
         name,
-        make_policy(config.policy, system.accounts),
+        make_policy(config, system.accounts),
         system.accounts,
         limits,
         config.max_running,

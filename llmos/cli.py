@@ -232,7 +232,20 @@ def add_bench(commands: Any) -> None:
         "--shapes", default="base,160m", metavar="LIST", help="of models (default: %(default)s)"
     )
     mapping.add_argument("--quick", action="store_true", help="a tiny model, to see that it works")
-    for parser in (kernel, workload, cpu, transfer, mapping):
+    fair = names.add_parser("fair", help="tenants that compete: fair shares beside first come, first served")
+    fair.add_argument(
+        "--device",
+        choices=("all", "cpu", "sim"),
+        default="all",
+        help="the built-in model, a simulated GPU on a virtual clock, or both (default: all)",
+    )
+    fair.add_argument(
+        "--cases",
+        default="",
+        metavar="LIST",
+        help="of the simulated device, like overload,arena (default: all)",
+    )
+    for parser in (kernel, workload, cpu, transfer, mapping, fair):
         parser.add_argument("--json", metavar="FILE", default=None, help="also write one JSON object per row")
         parser.add_argument("--runs", type=int, default=7, help="repetitions; the median is reported")
     kernel.set_defaults(run=run_kernel_bench)
@@ -240,6 +253,7 @@ def add_bench(commands: Any) -> None:
     cpu.set_defaults(run=run_cpu_bench)
     transfer.set_defaults(run=run_transfer_bench)
     mapping.set_defaults(run=run_map_bench)
+    fair.set_defaults(run=run_fair_bench)
 
 
 def number_formats(name: str) -> list[str]:
@@ -312,6 +326,16 @@ def run_map_bench(options: argparse.Namespace) -> int:
         is_quick=options.quick,
         json_path=options.json,
     )
+
+
+def run_fair_bench(options: argparse.Namespace) -> int:
+    """Measure what tenants get."""
+    from llmos.bench import fair
+
+    check_runs(options)
+    configure_logging("error", "console")  # a kernel runs in this process, and preempts a lot
+    cases = [name.strip() for name in options.cases.split(",") if name.strip()]
+    return fair.main(device=options.device, cases=cases, json_path=options.json, num_runs=options.runs)
 
 
 if __name__ == "__main__":

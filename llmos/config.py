@@ -70,15 +70,26 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     ] = None
     max_waiting: Annotated[int, Meta(ge=1, description="processes that may wait, per device")] = 4096
     policy: Annotated[
-        Literal["fair", "fcfs"],
-        Meta(description="who is resident: by tokens served, or who came first"),
+        Literal["fair", "fcfs", "rerank"],
+        Meta(description="who is resident: by tokens served, who came first, or at random (an experiment)"),
     ] = "fair"
+    fair_quantum: Annotated[
+        float, Meta(gt=0, description="under policy = fair: tokens of service before anybody gives way")
+    ] = 512.0
     tenant_weights: Annotated[
         str, Meta(description="shares under policy = fair, TENANT=WEIGHT,…; others have 1")
     ] = ""
     tenants: Annotated[str | None, Meta(description="TOML file of tenants: keys, users, weights, limits")] = (
         None
     )
+    rerank_steps: Annotated[
+        int, Meta(ge=1, description="under policy = rerank: steps between draws of priorities")
+    ] = 25
+    rerank_seed: Annotated[int, Meta(description="under policy = rerank: of what is drawn")] = 0
+    rerank_pattern: Annotated[
+        Literal["random", "markov"],
+        Meta(description="under policy = rerank: everybody's priority changes, or some of them"),
+    ] = "random"
     prefix_cache: Annotated[bool, Meta(description="keep ended processes' pages for sharing")] = True
     cache_policy: Annotated[
         Literal["cost", "lru"],

@@ -16,10 +16,13 @@ class Spawn(msgspec.Struct, frozen=True, tag="spawn"):
 
     With `num_samples` = n, one prefill is shared copy-on-write by n processes; sample i uses seed + i.
 
-    Errors: EINVAL (empty prompt, token id outside the vocabulary, bad sampling value), E2BIG (prompt +
-    max_tokens over the context), ENOMEM (could never fit in device memory, or in what the tenant may have of
-    it), EAGAIN (process table full), EDQUOT (a limit of the tenant), ENOENT (no such model), ESHUTDOWN
-    (draining).
+    A deadline is a wish: of processes of one tenant, nice level and time of arrival (to two seconds) the one
+    with the earlier deadline goes first. Nothing happens when it passes.
+
+    Errors: EINVAL (empty prompt, token id outside the vocabulary, bad sampling value or deadline), E2BIG
+    (prompt + max_tokens over the context), ENOMEM (could never fit in device memory, or in what the tenant
+    may have of it), EAGAIN (process table full), EDQUOT (a limit of the tenant), ENOENT (no such model),
+    ESHUTDOWN (draining).
     """
 
     prompt: tuple[int, ...]  # token ids
@@ -35,6 +38,9 @@ class Spawn(msgspec.Struct, frozen=True, tag="spawn"):
     auto_reap: bool = False  # reaped when its last read was delivered, no wait needed
     nice: int = 0
     label: str = ""  # shown by ps
+    deadline_seconds: float | None = (
+        None  # for each turn, from when it is asked for; among equals the earlier
+    )
 
 
 class Spawned(msgspec.Struct, frozen=True, tag="spawned"):

@@ -117,6 +117,7 @@ class SpawnOptions(TypedDict, total=False):
     auto_reap: bool
     nice: int
     label: str
+    deadline_seconds: float | None
 
 
 class ClientSession:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import msgspec
@@ -74,6 +75,8 @@ def check_spawn(core: Core, tenant: Tenant, body: Spawn) -> int:
         raise _invalid(f"num_samples is {body.num_samples}; the limit is 1 to {MAX_SAMPLES}")
     if not MIN_NICE <= body.nice <= MAX_NICE:
         raise _invalid(f"nice is {body.nice}; the limit is {MIN_NICE} to {MAX_NICE}")
+    if body.deadline_seconds is not None and not 0 < body.deadline_seconds < math.inf:
+        raise _invalid(f"deadline_seconds is {body.deadline_seconds}; it must be positive and finite")
     if not 0 <= body.min_tokens <= wanted:
         raise _invalid(f"min_tokens is {body.min_tokens}; the limit is 0 to max_tokens, {wanted}")
     if len(body.stop_token_ids) > MAX_STOP_TOKENS:
@@ -125,6 +128,7 @@ def make_processes(system: System, core: Core, session: Session, body: Spawn) ->
             min_tokens=body.min_tokens,
             interactive=body.interactive,
             auto_reap=body.auto_reap,
+            deadline_seconds=body.deadline_seconds,
             spawned_at=now,
             turn_started_at=now,
             arrival=pid,
@@ -173,6 +177,7 @@ def make_children(system: System, session: Session, parent: Process, body: Fork)
             min_tokens=parent.min_tokens,
             interactive=parent.interactive,
             auto_reap=body.auto_reap,
+            deadline_seconds=parent.deadline_seconds,
             spawned_at=now,
             turn_started_at=now,
             arrival=pid,

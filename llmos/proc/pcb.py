@@ -12,6 +12,7 @@ the one before it samples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NewType
 
@@ -52,6 +53,7 @@ class Process:
     min_tokens: int = 0
     interactive: bool = False
     auto_reap: bool = False
+    deadline_seconds: float | None = None  # from the beginning of a turn to when it should be over
     spawned_at: float  # kernel clock, seconds
     arrival: int  # order among all spawns
 
@@ -85,6 +87,7 @@ class Process:
     # Accounting, written by the Core.
     num_prompt_tokens: int = 0  # every token written to it
     num_uncharged: int = 0  # of those, the last ones, that its tenant has not been charged for yet
+    service_at_admission: float = 0.0  # weighted tokens served, when it was last let run
     num_cached_tokens: int = 0
     num_preemptions: int = 0
     resident_since: float | None = None  # when holding memory was last charged for; None: it holds none
@@ -105,6 +108,11 @@ class Process:
     def num_uncomputed(self) -> int:
         """Positions that the device has not been given yet; at least 1 for one that can run."""
         return len(self.tokens) + self.num_pending - self.num_scheduled
+
+    @property
+    def deadline_at(self) -> float:
+        """When this turn should be over, on the kernel's clock; infinite: whenever."""
+        return math.inf if self.deadline_seconds is None else self.turn_started_at + self.deadline_seconds
 
     @property
     def wants_sample(self) -> bool:

@@ -11,6 +11,11 @@ OUTPUT_WEIGHT = 2.0  # of a token that is sampled: the weights are read for it
 RESIDENCY_WEIGHT = 1e-3  # of holding one token's keys and values for a second
 
 
+def weigh(num_prompt_tokens: int, num_output_tokens: int) -> float:
+    """Service in weighted tokens."""
+    return PROMPT_WEIGHT * num_prompt_tokens + OUTPUT_WEIGHT * num_output_tokens
+
+
 @attrs.define(eq=False)
 class Account:
     """What one tenant has been served. Each token counts once, however often it was computed."""
@@ -29,7 +34,7 @@ class Account:
     observe: Callable[[float, int], None] = lambda service, num_output_tokens: None  # told of each charge
 
     def charge_prompt(self, num_tokens: int) -> None:
-        """Account for prompt tokens that are to be computed for the first time."""
+        """Account for prompt tokens that are computed for the first time."""
         self.num_prompt_tokens += num_tokens
         self.counter += PROMPT_WEIGHT * num_tokens / self.weight
         self.observe(PROMPT_WEIGHT * num_tokens, 0)

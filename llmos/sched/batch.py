@@ -22,6 +22,7 @@ from llmos.params import MAX_STRETCH, MIN_PROMPT_TOKENS, STEPS_IN_FLIGHT
 from llmos.proc.pcb import Process
 
 Predict = Callable[[StepWork], float]  # seconds that a step will take; more for more work, or as many
+Standing = Callable[[str], float]  # of a tenant: less goes first
 
 
 @attrs.frozen
@@ -41,8 +42,16 @@ class Share(NamedTuple):  # a tuple: one is made for every row of every step
     num_tokens: int
 
 
-def compose(running: Iterable[Process], limits: BatchLimits, predict: Predict | None = None) -> list[Share]:
-    """Divide the budget: one token to each process that decodes, then prompt chunks, in the order given.
+def compose(
+    running: Iterable[Process],
+    limits: BatchLimits,
+    predict: Predict | None = None,
+    standing: Standing = lambda tenant: 0.0,
+) -> list[Share]:
+    """Divide the budget: one token to each process that decodes, in the order given, then prompt chunks.
+
+    Prompts go by their tenants' standing, the least first, so that one with many of them does not hold up
+    another's only one; those of one tenant in the order given.
 
     Beside decodes, prompts get what fits into the target. Where decodes alone take more than half of it, the
     step may take twice as long as they do: with less than half of the time, prompts would hold everybody up
@@ -56,6 +65,7 @@ def compose(running: Iterable[Process], limits: BatchLimits, predict: Predict | 
         running: processes in the policy's order.
         limits: the budget.
         predict: how long steps take; None: not known, and the target is not minded.
+        standing: of a tenant; when all are equal, prompts too go in the order given.
 
     Returns:
         Shares with num_tokens >= 1, decodes first, at most one for a process.
@@ -75,6 +85,8 @@ def compose(running: Iterable[Process], limits: BatchLimits, predict: Predict | 
         ):
             shares.append(Share(process, 1))
             budget -= 1
+    if len(prompts) > 1:
+        prompts.sort(key=lambda process: standing(process.tenant))  # stable
     if prompts and shares and predict is not None:
         _add_prompts_in_time(shares, prompts, budget, limits, predict)
     else:

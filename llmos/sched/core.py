@@ -151,7 +151,7 @@ class Core(Actor[Message]):
         self.mapping = mapping
         self._link: DriverLink | None = None
         self._in_flight: deque[InFlight] = deque()
-        self._step_id = 0
+        self._step_id = self._next_review = 0
         self.num_steps = self.num_prompt_tokens = self.num_output_tokens = 0
         self.device_seconds = 0.0
 
@@ -210,6 +210,9 @@ class Core(Actor[Message]):
         assert switch is not None
         if residents.accounts.has_memory_caps:
             residents.keep_within_caps()
+        if residents.policy.review_steps and self._step_id >= self._next_review:
+            self._next_review = self._step_id + residents.policy.review_steps
+            residents.review()
         if residents.admission_is_due:
             residents.admit()
         orders: list[Step | Copy] = []
@@ -229,7 +232,7 @@ class Core(Actor[Message]):
         elders: list[Process] = []
         num_tokens = num_context_tokens = num_pairs = 0
         predict = self.forecast.step_seconds if self.forecast else None
-        for share in compose(residents.queue.running, self.limits, predict):
+        for share in compose(residents.queue.running, self.limits, predict, residents.policy.standing):
             process = share.process
             if process.state is not ProcState.RUNNING:
                 continue  # gave its memory up for one before it in this very step
@@ -254,6 +257,8 @@ class Core(Actor[Message]):
             num_context_tokens += end
             num_pairs += end if share.num_tokens == 1 else count_pairs(start, share.num_tokens)
             process.num_scheduled = end
+            if process.num_uncharged:
+                residents.charge_prompt(process, start, end)
             if end < known:
                 vmm.map_ahead(space, min(known, end + share.num_tokens))
             if sample:

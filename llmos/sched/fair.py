@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import heapq
+import itertools
+import math
 from collections.abc import Iterator
 
 import attrs
@@ -11,27 +13,47 @@ from llmos.sched.accounts import PROMPT_WEIGHT, Accounts
 from llmos.sched.policy import Candidate, Order, View, last_in_order
 
 SECONDS_PER_LEVEL = 2.0  # of waiting make up for one nice level, so 78 s for all of them: nobody starves
+LEVELS_TO_GIVE_WAY = 5  # that a tenant's own process must be behind another one, to be stopped for it
+DEFAULT_QUANTUM = 512.0  # weighted tokens
 
 
 @attrs.define(eq=False)
 class TokenFair:
-    """Tenants by virtual token counter; inside a tenant by nice level with ageing.
+    """Tenants by virtual token counter; inside a tenant by nice level with ageing, in a level by deadline.
 
     Admission takes the first process of the tenant with the least counter, again and again, and stops at one
     that does not fit: skipping it for a smaller one would starve it, and break the bound of the counters. A
-    counter counts the prompts of those admitted in the same breath. Work-conserving: whoever is alone gets
-    everything. Under pressure the memory of those that do not run goes first, then that of the tenant served
-    most, its last process first.
+    counter is taken with the prompts that were admitted and are still to be computed. Work-conserving:
+    whoever is alone gets everything. Under pressure the memory of those that do not run goes first, then that
+    of the tenant served most, its last process first.
 
-    Source: Sheng et al. 2024, Fairness in Serving Large Language Models (VTC).
+    Who waits need not wait for others to end. When the process that is next does not fit, running ones give
+    way to it: the last ones of a tenant that was served more than its own and, for its weight, still runs
+    as many when they have stopped; one more, if it is ahead by more than a quantum; or of its own tenant,
+    those behind it by some nice levels. Each has been served a quantum since it was admitted, which pays for
+    its switch, and tenants that run equally many do not push each other out in turn.
+
+    Args:
+        accounts: of all tenants.
+        quantum: in weighted tokens; infinite: nobody gives way.
+
+    Source: Sheng et al. 2024, Fairness in Serving Large Language Models (VTC), for the counters. They never
+    preempt; the bound of 2 U is then a bound of what runs at once, and with `give_way` of the quantum.
     """
 
     accounts: Accounts
+    quantum: float = DEFAULT_QUANTUM
     name = "fair"
+    review_steps = 1  # a look is cheap where nobody is to stop, and whoever waits waits for it
 
-    def order(self, nice: int, arrival: int, asked_at: float) -> Order:
+    def order(self, nice: int, arrival: int, asked_at: float, deadline: float) -> Order:
         """See ResidencyPolicy. All who wait age alike, so when they began decides, and that stands."""
-        return (nice + asked_at / SECONDS_PER_LEVEL, arrival)
+        level = nice + asked_at / SECONDS_PER_LEVEL
+        return (math.floor(level), deadline, level, arrival)
+
+    def standing(self, tenant: str) -> float:
+        """See ResidencyPolicy. By what was computed, so that no prompt is behind for having been admitted."""
+        return self.accounts.of(tenant).counter
 
     def admit(self, view: View) -> list[int]:
         """See ResidencyPolicy."""
@@ -41,7 +63,7 @@ class TokenFair:
         tenants: list[tuple[float, str]] = []  # a heap: counter, with what was admitted just now
         for tenant, queue in view.queues.items():
             queues[tenant] = iter(queue)
-            tenants.append((self.accounts.of(tenant).counter, tenant))
+            tenants.append((self._promised(view, tenant), tenant))
         heapq.heapify(tenants)
         while tenants and len(admitted) < places:
             counter, tenant = tenants[0]
@@ -60,6 +82,66 @@ class TokenFair:
     def victim(self, view: View, for_pid: int) -> int | None:
         """See ResidencyPolicy."""
         return last_in_order(view, for_pid, self._place)
+
+    def give_way(self, view: View) -> list[int]:
+        """See ResidencyPolicy. Nobody stops in vain: all together they make room, or nobody is named."""
+        if not view.queues:
+            return []
+        counters = {tenant: self._promised(view, tenant) for tenant in view.queues}
+        heads = (
+            head
+            for tenant in sorted(counters, key=lambda name: (counters[name], name))
+            for head in itertools.islice(view.queues[tenant], 1)
+        )
+        head = next(heads, None)  # a tenant's queue may be empty: all of it waits for a limit of the tenant
+        if head is None:
+            return []
+        free, has_place = view.num_free_frames, view.num_running < view.max_running
+        stopped: list[int] = []
+        for candidate in self._behind(view, head, counters[head.tenant]):
+            if (has_place or stopped) and head.frames_needed <= free:
+                break
+            stopped.append(candidate.pid)
+            free += candidate.frames_held
+        if not stopped or head.frames_needed > free:
+            return []
+        if has_place and any(not c.is_running and c.pid != head.pid for c in view.holding):
+            return []  # memory of those that do not run comes first, and admission takes it
+        return stopped
+
+    def _behind(self, view: View, head: Candidate, counter: float) -> Iterator[Candidate]:
+        """The running processes that should give way to `head`, whose tenant stands at `counter`."""
+        ahead = [
+            (promised - counter, tenant)
+            for tenant in view.running
+            if tenant != head.tenant and (promised := self._promised(view, tenant)) > counter
+        ]
+        own = self._load(head.tenant, 1)  # with the head
+        for gap, tenant in sorted(ahead, reverse=True):
+            num_stopped = 0
+            for candidate in view.running[tenant]:
+                # Equal shares of places are always right; one place beyond them is for who was served less.
+                spare = 1 if gap > self.quantum else 0
+                if self._load(tenant, spare - 1 - num_stopped) < own:
+                    break
+                if candidate.service >= self.quantum:
+                    num_stopped += 1
+                    yield candidate
+        for candidate in view.running.get(head.tenant, ()):
+            if candidate.order[0] - head.order[0] < LEVELS_TO_GIVE_WAY:
+                break
+            if candidate.service >= self.quantum:
+                yield candidate
+
+    def _load(self, tenant: str, more: int) -> float:
+        """Processes that run, for a tenant's weight, with so many more."""
+        account = self.accounts.of(tenant)
+        return (account.num_running + more) / account.weight
+
+    def _promised(self, view: View, tenant: str) -> float:
+        """A tenant's counter when all is computed that it was admitted with."""
+        account = self.accounts.of(tenant)
+        return account.counter + PROMPT_WEIGHT * view.num_promised(tenant) / account.weight
 
     def _place(self, candidate: Candidate) -> tuple[float, ...]:
         return (self.accounts.of(candidate.tenant).counter, *candidate.order)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import attrs
 
-Order = tuple[float, int]  # less goes first
+Order = tuple[float, ...]  # less goes first
 
 
 @attrs.frozen
@@ -19,7 +19,9 @@ class Candidate:
     order: Order  # the policy's own, see ResidencyPolicy.order
     is_running: bool  # holds memory and takes part in steps
     frames_needed: int  # to run what it has now, beyond what it holds
+    frames_held: int  # those that it shares included
     new_tokens: int  # of its prompt, that its tenant has not been charged for
+    service: float  # weighted tokens, since it was last admitted
 
 
 @attrs.frozen
@@ -28,6 +30,8 @@ class View:
 
     waiting: Iterable[Candidate]  # READY, in the policy's order; made lazily, to be walked once
     queues: Mapping[str, Iterable[Candidate]]  # the same by tenant; lazy as well
+    running: Mapping[str, Iterable[Candidate]]  # RUNNING, by tenant, the last in order first; lazy
+    num_promised: Callable[[str], int]  # of a tenant: prompt tokens admitted, and not yet charged
     holding: Iterable[Candidate]  # those with memory, whether they run or not; lazy as well, in no order
     num_free_frames: int  # free, or cached and given up on demand
     num_running: int
@@ -38,15 +42,20 @@ class ResidencyPolicy(Protocol):
     """Decides who is resident. Never awaits, never sees a device."""
 
     name: str
+    review_steps: int  # `give_way` is asked once in so many steps; 0: never
 
-    def order(self, nice: int, arrival: int, asked_at: float) -> Order:
+    def order(self, nice: int, arrival: int, asked_at: float, deadline: float) -> Order:
         """Where a process stands among others of its tenant. It must not change while the process waits.
 
         Args:
             nice: −20 to 19, less goes first.
             arrival: order among spawns.
             asked_at: when this turn was asked for, in seconds on the kernel's clock.
+            deadline: when it should be done, on the same clock; infinite: whenever.
         """
+
+    def standing(self, tenant: str) -> float:
+        """Whose prompts go first in a step: those of the tenant for which this is least."""
 
     def admit(self, view: View) -> list[int]:
         """Return the pids of waiting candidates to admit now, in order. They fit in what is free."""
@@ -57,6 +66,9 @@ class ResidencyPolicy(Protocol):
         None means that `for_pid` itself must wait.
         """
 
+    def give_way(self, view: View) -> list[int]:
+        """Return the pids of running processes that should lose their memory now, so that others can run."""
+
 
 class FirstComeFirstServed:
     """Nice level first, then order of arrival; nobody overtakes.
@@ -66,10 +78,15 @@ class FirstComeFirstServed:
     """
 
     name = "fcfs"
+    review_steps = 0
 
-    def order(self, nice: int, arrival: int, asked_at: float) -> Order:
+    def order(self, nice: int, arrival: int, asked_at: float, deadline: float) -> Order:
         """See ResidencyPolicy."""
         return (nice, arrival)
+
+    def standing(self, tenant: str) -> float:
+        """See ResidencyPolicy. All tenants are one."""
+        return 0.0
 
     def admit(self, view: View) -> list[int]:
         """See ResidencyPolicy."""
@@ -86,6 +103,10 @@ class FirstComeFirstServed:
     def victim(self, view: View, for_pid: int) -> int | None:
         """See ResidencyPolicy."""
         return last_in_order(view, for_pid, lambda candidate: candidate.order)
+
+    def give_way(self, view: View) -> list[int]:
+        """See ResidencyPolicy. Who runs has come first."""
+        return []
 
 
 def last_in_order(view: View, for_pid: int, key: Callable[[Candidate], tuple[float, ...]]) -> int | None:

@@ -22,11 +22,13 @@ from llmos.sched.caps import Caps
 from llmos.sched.fair import TokenFair
 from llmos.sched.policy import ResidencyPolicy
 from llmos.sched.recorder import Recorder
-from llmos.sched.runqueue import RunQueue
+from llmos.sched.runqueue import RunQueue, service_of
 from llmos.sched.switch import ContextSwitch
 from syscalls.process import ExitStatus
 
 log = structlog.get_logger("residents")
+
+GROWTH_TOKENS = 32  # that admission leaves room for, for each process that runs
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -60,7 +62,7 @@ class Residents:
 
     def __attrs_post_init__(self) -> None:
         self.caps = Caps(self.accounts, self._kv, self._frames_needed)
-        self.queue = RunQueue(self.policy, self.accounts, self._frames_needed, self.caps)
+        self.queue = RunQueue(self.policy, self.accounts, self._frames_needed, self._frames_held, self.caps)
         self.recorder = Recorder(self.accounts, self.policy.name == TokenFair.name)
 
     # --- in and out of memory -----------------------------------------------------------------------------
@@ -84,7 +86,7 @@ class Residents:
                     break
                 if first_time:
                     self.num_cached_tokens += process.num_cached_tokens
-                self._charge_prompt(process)
+                self._begin_service(process)
                 self.set_state(process, ProcState.BLOCKED if process.num_arriving else ProcState.RUNNING)
             if self.queue.num_places_taken >= self.max_running:
                 return
@@ -146,13 +148,35 @@ class Residents:
         while (victim := self.caps.choose_victim(members.values(), self.queue.order)) is not None:
             self.preempt(victim)
 
-    def _charge_prompt(self, process: Process) -> None:
-        """Charge for input that is computed for the first time: not for what others had computed."""
-        missing = len(process.tokens) - process.num_scheduled
-        self.accounts.of(process.tenant).charge_prompt(min(process.num_uncharged, missing))
-        process.num_uncharged = 0
+    def review(self) -> None:
+        """Take memory from those that the policy says should give way to others; admission follows."""
+        assert self.switch is not None
+        if not self.queue.waiting:
+            return
+        num_free = self._num_free_frames() + self.switch.swap.num_leaving_frames
+        pids = self.policy.give_way(self.queue.view(num_free, self.max_running))
+        if not pids:
+            return
+        chosen = self.policy.admit(self.queue.view(sys.maxsize, self.queue.num_places_taken + 1))
+        head = self.queue.members[Pid(chosen[0])] if chosen else None
+        for pid in pids:
+            self.preempt(self.queue.members[Pid(pid)], head)
+
+    def _begin_service(self, process: Process) -> None:
+        """Account for an admission."""
+        process.service_at_admission = service_of(process)
         if process.resident_since is None:
             process.resident_since = trio.current_time()
+
+    def charge_prompt(self, process: Process, start: int, end: int) -> None:
+        """Charge for input that is computed for the first time.
+
+        What lies before `start` is in memory and was computed by others, or charged for earlier.
+        """
+        num_behind = min(process.num_uncharged, process.turn_start - start)
+        num_left = min(num_behind, max(0, process.turn_start - end))
+        self.accounts.of(process.tenant).charge_prompt(num_behind - num_left)
+        process.num_uncharged = num_left
 
     def charge_residency(self, process: Process, now: float) -> None:
         """Charge for the memory that a process has held since this was last called."""
@@ -249,10 +273,15 @@ class Residents:
         self._demote()
 
     def _num_free_frames(self) -> int:
-        """Frames that admission may hand out: free or cached, and not wanted soon by those who run."""
+        """Frames that admission may hand out: free or cached, and not wanted soon by those who run.
+
+        Without some for their growth, whoever is admitted last would be stopped again a few steps later.
+        Negative when there is less than they want.
+        """
         assert self.switch is not None
         vmm = self.switch.vmm
-        promised = 0
+        growth = vmm.kv.num_pages(GROWTH_TOKENS * self.queue.num_places_taken)  # pages, on average
+        promised = growth * vmm.kv.frames_per_page
         growing = set()
         for process in (*self.queue.running, *self.queue.arriving.values()):
             # Prompts are mapped as they are computed: what they will take is free now, and not for others.
@@ -262,7 +291,7 @@ class Residents:
                 if needed and process.pid in self._growing:
                     growing.add(process.pid)
         self._growing = growing
-        return max(0, vmm.num_allocatable_frames - promised)
+        return vmm.num_allocatable_frames - promised
 
     def release_heirs(self, elder: Process) -> None:
         """Let the siblings that wait for this prefill go on, over its pages where they are there."""
@@ -362,6 +391,10 @@ class Residents:
     def _frames_needed(self, process: Process) -> int:
         assert self.switch is not None
         return self.switch.frames_needed(process)
+
+    def _frames_held(self, process: Process) -> int:
+        assert self.switch is not None
+        return self.switch.frames_held(process)
 
     def check_integrity(self) -> None:
         """Raise AssertionError where queue, processes and memory contradict each other."""

@@ -9,7 +9,7 @@ import attrs
 
 from llmos.proc.lifecycle import WAITING, ProcState
 from llmos.proc.pcb import Pid, Process
-from llmos.sched.accounts import Accounts
+from llmos.sched.accounts import Accounts, weigh
 from llmos.sched.caps import Caps
 from llmos.sched.policy import Candidate, Order, ResidencyPolicy, View
 
@@ -22,12 +22,14 @@ class RunQueue:
         policy: whose order it is.
         accounts: told who waits and who runs.
         frames_needed: frames that a process needs to run, beyond what it holds.
+        frames_held: frames that a process holds.
         caps: pass over those that wait for a cap of their own tenant.
     """
 
     policy: ResidencyPolicy
     accounts: Accounts
     frames_needed: Callable[[Process], int]
+    frames_held: Callable[[Process], int]
     caps: Caps
     members: dict[Pid, Process] = attrs.field(factory=dict)  # everyone who has not exited
     waiting: list[Process] = attrs.field(factory=list)  # READY or SWAPPED
@@ -36,6 +38,7 @@ class RunQueue:
         factory=dict
     )  # BLOCKED(Swap): they have a place, and wait for memory
     _queues: dict[str, list[Process]] = attrs.field(init=False, factory=dict)  # those that wait, by tenant
+    _crews: dict[str, list[Process]] = attrs.field(init=False, factory=dict)  # those that run, by tenant
 
     @property
     def num_places_taken(self) -> int:
@@ -44,13 +47,14 @@ class RunQueue:
 
     def order(self, process: Process) -> Order:
         """Where a process stands."""
-        return self.policy.order(process.nice, process.arrival, process.turn_started_at)
+        return self.policy.order(process.nice, process.arrival, process.turn_started_at, process.deadline_at)
 
     def add(self, process: Process) -> None:
         """Enter a process in the lists of its state; call after the state was set. Mutates the queue."""
         self.members[process.pid] = process
         if process.state is ProcState.RUNNING:
             bisect.insort(self.running, process, key=self.order)
+            bisect.insort(self._crews.setdefault(process.tenant, []), process, key=self.order)
             self.accounts.start_running(process.tenant)
         elif process.state is ProcState.BLOCKED and process.num_arriving:
             self.arriving[process.pid] = process
@@ -64,19 +68,22 @@ class RunQueue:
         self.arriving.pop(process.pid, None)
         if process.state is ProcState.RUNNING:
             self._remove(self.running, process)
+            self._remove_of_tenant(self._crews, process)
             self.accounts.stop_running(process.tenant)
         elif process.state in WAITING:
             self._remove(self.waiting, process)
-            queue = self._queues[process.tenant]
-            self._remove(queue, process)
-            if not queue:
-                del self._queues[process.tenant]
+            self._remove_of_tenant(self._queues, process)
             self.accounts.stop_waiting(process.tenant)
 
     def _remove(self, queue: list[Process], process: Process) -> None:
         place = bisect.bisect_left(queue, self.order(process), key=self.order)
         assert queue[place] is process
         del queue[place]
+
+    def _remove_of_tenant(self, lists: dict[str, list[Process]], process: Process) -> None:
+        self._remove(lists[process.tenant], process)
+        if not lists[process.tenant]:
+            del lists[process.tenant]
 
     def forget(self, process: Process) -> None:
         """Take a process out for good. Mutates the queue."""
@@ -98,13 +105,18 @@ class RunQueue:
                 order=self.order(process),
                 is_running=process.state is ProcState.RUNNING,
                 frames_needed=self.frames_needed(process),
+                frames_held=self.frames_held(process),
                 new_tokens=process.num_uncharged,
+                service=service_of(process) - process.service_at_admission,
             )
             for process in processes
         )
 
     def _admissible(self, queue: Iterable[Process]) -> Iterable[Process]:
         return self.caps.pass_over(queue, self.members.values())
+
+    def _num_promised(self, tenant: str) -> int:
+        return sum(process.num_uncharged for process in self._crews.get(tenant, ()))
 
     def view(self, num_free_frames: int, max_running: int, excluding: set[Pid] | None = None) -> View:
         """Make the policy's view of this moment, without those excluded among the ones that hold memory."""
@@ -117,7 +129,9 @@ class RunQueue:
         )
         return View(
             waiting=self._candidates(self._admissible(self.waiting)),
-            queues=_Queues(self._queues, lambda queue: self._candidates(self._admissible(queue))),
+            queues=_ByTenant(self._queues, lambda queue: self._candidates(self._admissible(queue))),
+            running=_ByTenant(self._crews, lambda crew: self._candidates(reversed(crew))),
+            num_promised=self._num_promised,
             holding=self._candidates(holding),
             num_free_frames=num_free_frames,
             num_running=self.num_places_taken,
@@ -125,15 +139,20 @@ class RunQueue:
         )
 
 
-class _Queues(Mapping[str, Iterable[Candidate]]):
-    """Waiting candidates by tenant, made when one is looked at."""
+def service_of(process: Process) -> float:
+    """Weighted tokens that a process has been served in its life."""
+    return weigh(process.num_prompt_tokens - process.num_uncharged, len(process.output))
+
+
+class _ByTenant(Mapping[str, Iterable[Candidate]]):
+    """Candidates by tenant, made when one is looked at."""
 
     def __init__(
         self,
-        queues: dict[str, list[Process]],
-        make: Callable[[Iterable[Process]], Iterator[Candidate]],
+        lists: dict[str, list[Process]],
+        make: Callable[[list[Process]], Iterator[Candidate]],
     ) -> None:
-        self._lists = queues
+        self._lists = lists
         self._make = make
 
     def __getitem__(self, tenant: str) -> Iterable[Candidate]:

@@ -53,6 +53,10 @@ class ContextSwitch:
             return self.vmm.kv.num_pages(end) * self.vmm.kv.frames_per_page
         return self.vmm.frames_needed(process.space, process.num_scheduled, end)
 
+    def frames_held(self, process: Process) -> int:
+        """Frames that a process has mapped, those that it shares included."""
+        return process.space.num_pages * self.vmm.kv.frames_per_page if process.space is not None else 0
+
     # --- in ----------------------------------------------------------------------------------------------
 
     def switch_in(self, process: Process) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -22,7 +23,8 @@ from llmos.sched.accounts import OUTPUT_WEIGHT, PROMPT_WEIGHT, Accounts
 from llmos.sched.fair import SECONDS_PER_LEVEL, TokenFair
 from llmos.sched.policy import Candidate, FirstComeFirstServed, ResidencyPolicy, View
 from syscalls.client import open_client
-from tests.kernel.harness import running_kernel, wait_until
+from syscalls.errno import SyscallError
+from tests.kernel.harness import MODEL, running_kernel, wait_until
 
 
 @attrs.define(eq=False)
@@ -50,8 +52,8 @@ class Device:
 
     def candidates(self, jobs: list[Job]) -> Iterator[Candidate]:
         for job in jobs:
-            order = self.policy.order(0, job.pid, 0.0)
-            yield Candidate(job.pid, job.tenant, order, False, job.prompt + job.output, job.prompt)
+            order = self.policy.order(0, job.pid, 0.0, math.inf)
+            yield Candidate(job.pid, job.tenant, order, False, job.prompt + job.output, 0, job.prompt, 0.0)
 
     def step(self) -> None:
         free = self.num_frames - sum(job.prompt + job.output for job in self.running)
@@ -59,7 +61,9 @@ class Device:
         queues = {
             name: list(self.candidates([j for j in self.waiting if j.tenant == name])) for name in tenants
         }
-        view = View(self.candidates(self.waiting), queues, (), free, len(self.running), 10**6)
+        view = View(
+            self.candidates(self.waiting), queues, {}, lambda tenant: 0, (), free, len(self.running), 10**6
+        )
         by_pid = {job.pid: job for job in self.waiting}
         admitted = [by_pid[pid] for pid in self.policy.admit(view)]
         assert sum(job.prompt + job.output for job in admitted) <= free
@@ -207,10 +211,34 @@ def test_idleness_earns_no_credit() -> None:
 def test_waiting_makes_up_for_nice(first: tuple[int, float], second: tuple[int, float]) -> None:
     """Whoever has waited longer by two seconds a level goes first, so nobody starves."""
     policy = TokenFair(Accounts())
-    goes_first = policy.order(first[0], 1, first[1]) < policy.order(second[0], 2, second[1])
+    goes_first = policy.order(first[0], 1, first[1], math.inf) < policy.order(
+        second[0], 2, second[1], math.inf
+    )
     advantage = (second[1] - first[1]) / SECONDS_PER_LEVEL + second[0] - first[0]
     if abs(advantage) > 1e-6:
         assert goes_first == (advantage > 0)
+
+
+@given(
+    levels=st.tuples(*2 * [st.tuples(st.integers(-20, 19), st.integers(0, 50))]),
+    deadlines=st.tuples(*2 * [st.sampled_from([5.0, 60.0, math.inf])]),
+)
+def test_deadlines_decide_between_equals(
+    levels: tuple[tuple[int, int], tuple[int, int]], deadlines: tuple[float, float]
+) -> None:
+    """Inside a level of nice and age the earlier deadline is first, no deadline last; levels come before."""
+    policy = TokenFair(Accounts())
+    orders = [
+        policy.order(nice, pid, pid + halves / 2, deadline)
+        for pid, ((nice, halves), deadline) in enumerate(zip(levels, deadlines, strict=True))
+    ]
+    floors = [
+        math.floor(nice + (pid + halves / 2) / SECONDS_PER_LEVEL) for pid, (nice, halves) in enumerate(levels)
+    ]
+    if floors[0] != floors[1]:
+        assert (orders[0] < orders[1]) == (floors[0] < floors[1])
+    elif deadlines[0] != deadlines[1]:
+        assert (orders[0] < orders[1]) == (deadlines[0] < deadlines[1])
 
 
 # --- on a whole kernel -----------------------------------------------------------------------------------
@@ -234,6 +262,66 @@ async def test_a_light_tenant_is_served_beside_a_flood(autojump_clock, tmp_path,
         assert accounts.of("uid:3000").num_prompt_tokens == 40
         assert accounts.of("uid:3000").num_output_tokens == 40
         assert accounts.of("uid:2000").num_output_tokens == 60 * 40
+
+
+async def test_the_earlier_deadline_is_served_first(autojump_clock, tmp_path) -> None:
+    """One place: whoever wants to be done sooner goes first, then who does not mind; nonsense is named."""
+    async with running_kernel(tmp_path, max_running=1) as kernel:
+        client = kernel.client
+        deadlines = [None, None, 30.0, 5.0, 20.0]
+        pids = [
+            (await client.spawn((1, 2, 3), max_tokens=20, deadline_seconds=deadline)).pids[0]
+            for deadline in deadlines
+        ]
+        table = kernel.system.table
+        await wait_until(lambda: all(table.get(pid).ended_at for pid in pids))
+        ended = sorted(pids[1:], key=lambda pid: table.get(pid).ended_at)
+        assert ended == [pids[3], pids[4], pids[2], pids[1]]  # pids[0] ran before the others came
+        assert table.get(pids[3]).deadline_at == table.get(pids[3]).spawned_at + 5.0
+        (child,) = (await client.spawn((1,), max_tokens=5, interactive=True, deadline_seconds=9.0)).pids
+        (fork,) = (await client.fork(child)).pids
+        assert table.get(fork).deadline_seconds == 9.0
+        for pid in (*pids, child, fork):
+            await client.kill(pid)
+            await client.wait(pid)
+        for nonsense in (0.0, -1.0, math.inf, math.nan):
+            with pytest.raises(SyscallError, match="deadline_seconds"):
+                await client.spawn((1,), deadline_seconds=nonsense)
+
+
+async def test_a_flood_of_long_processes_gives_way(autojump_clock, tmp_path, monkeypatch) -> None:
+    """Processes of thousands of tokens have all places; another user's need not wait for their end."""
+    monkeypatch.setattr(server, "peer_credentials", lambda sock: PeerCredentials(1, next(uids), 1))
+    waits = {}
+    for quantum in (100.0, 1e9):
+        uids = iter([1000, 2000, 3000])
+        async with (
+            running_kernel(tmp_path, max_running=4, fair_quantum=quantum) as kernel,
+            open_client(kernel.socket_path) as flood,
+            open_client(kernel.socket_path) as light,
+        ):
+            pids = [(await flood.spawn((1, 2, i), max_tokens=2000)).pids[0] for i in range(4)]
+            await trio.sleep(5)
+            (pid,) = (await light.spawn(range(100, 140), max_tokens=10)).pids
+            waited = await light.wait(pid)
+            waits[quantum] = waited.usage.queued_seconds
+            outputs = [await flood.wait(each) for each in pids]
+            assert sum(each.usage.num_preemptions for each in outputs) == (quantum < 1e9)
+            assert all(each.usage.num_output_tokens == 2000 for each in outputs)
+    assert waits[100.0] < 1.0 < 10.0 < waits[1e9]
+
+
+async def test_priorities_drawn_at_random_change_no_token(autojump_clock, tmp_path) -> None:
+    """Under `rerank` everybody is preempted again and again, and emits what a quiet run emits."""
+    async with running_kernel(tmp_path, max_running=3, policy="rerank", rerank_steps=5) as kernel:
+        prompts = [tuple((i * j) % 97 for j in range(1, 50)) for i in range(1, 9)]
+        pids = [(await kernel.client.spawn(prompt, max_tokens=60)).pids[0] for prompt in prompts]
+        for pid, prompt in zip(pids, prompts, strict=True):
+            tokens = [token async for output in kernel.client.stream(pid) for token in output.tokens]
+            assert tuple(tokens) == MODEL.expected_tokens(prompt, 60)
+            await kernel.client.wait(pid)
+        (core,) = kernel.system.cores.values()
+        assert core.statistics().num_preemptions > 20
 
 
 async def test_service_is_charged_once(autojump_clock, tmp_path) -> None:

@@ -146,6 +146,24 @@ def test_prompts_progress(running: list[Process], limits: BatchLimits, cost: Cos
     assert sum(share.num_tokens for share in shares) - decodes >= least
 
 
+@given(PROCESSES, LIMITS, COSTS, st.lists(st.sampled_from("abc"), min_size=12, max_size=12))
+def test_prompts_go_by_their_tenants_standing(
+    running: list[Process], limits: BatchLimits, cost: CostModel, tenants: list[str]
+) -> None:
+    """Decodes are what they were; prompts are as if they had come in the order of what their tenants got."""
+    standing = {"a": 20.0, "b": 10.0, "c": 10.0}.__getitem__
+    for process, tenant in zip(running, tenants, strict=False):
+        process.tenant = tenant
+    by_standing = sorted(running, key=lambda process: standing(process.tenant))
+    decodes = [process for process in running if process.num_pending]
+    prompts = [process for process in by_standing if not process.num_pending]
+    expected = compose(decodes + prompts, limits, cost.step_seconds)
+    assert compose(running, limits, cost.step_seconds, standing) == expected
+    assert compose(running, limits, cost.step_seconds, lambda tenant: 1.0) == compose(
+        running, limits, cost.step_seconds
+    )
+
+
 @given(PROCESSES, LIMITS, COSTS, st.floats(1, 10))
 def test_a_longer_target_gives_no_less(
     running: list[Process], limits: BatchLimits, cost: CostModel, factor: float

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from shell.llmsh.errors import UsageError
 from shell.llmsh.options import Arguments, Option
 from syscalls.process import MAX_NICE, MIN_NICE
@@ -30,6 +32,17 @@ def read_nice(text: str) -> int:
     return level
 
 
+def read_seconds(text: str) -> float:
+    """Convert a time that is not nothing. Raises ValueError."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise ValueError("a number of seconds above 0 is needed")
+    return seconds
+
+
 GENERATION_OPTIONS = (
     Option(("--model", "-m"), "the model to run; the kernel's default otherwise", "NAME", completes="model"),
     Option(("--max-tokens",), "most tokens of output; otherwise up to the context", "N", read_count),
@@ -40,6 +53,7 @@ GENERATION_OPTIONS = (
     Option(("--seed",), "repeat a sampled output; otherwise the kernel draws one", "S", int),
     Option(("--stop-token",), "end at this token id; may be repeated", "ID", int, is_repeated=True),
     Option(("--nice",), "-20 (first) to 19 (last)", "N", read_nice),
+    Option(("--deadline",), "done within so long, please; a wish among equals", "SECONDS", read_seconds),
 )
 
 
@@ -58,5 +72,6 @@ def make_spawn_options(arguments: Arguments, label: str) -> SpawnOptions:
         sampling=sampling,
         stop_token_ids=arguments["stop_token"],
         nice=arguments["nice"] or 0,
+        deadline_seconds=arguments["deadline"],
         label=" ".join(label.split())[:LABEL_CHARACTERS],
     )

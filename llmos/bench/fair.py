@@ -1,0 +1,209 @@
+"""`llmos bench fair`: what the fair policy gives to tenants that compete, beside first come, first served.
+
+On the simulated device, on the virtual clock: the suites of VTC's evaluation on a device like theirs (7B on
+an A10G, a pool of 10,000 tokens), and a flood. On the real driver: a flood and an overload of the built-in
+model. What the virtual clock measures is exact and needs no second run; on the real driver the policies take
+turns, and medians count.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import attrs
+import trio
+import trio.testing
+from rich.progress import track
+
+from drivers.sim import DEFAULT_KV, SimDriver
+from llmos.bench import suites
+from llmos.bench.fairness import (
+    contended_windows,
+    first_token_seconds,
+    jain,
+    largest_gap,
+    p99,
+    service_differences,
+    token_gaps,
+)
+from llmos.bench.report import Report
+from llmos.bench.traffic import Outcome, Traffic, observe
+from llmos.config import Config, ConfigError
+from llmos.device import CostModel, DriverLink
+from llmos.kernel.driver_host import OpenLink
+
+Policy = Literal["fair", "fcfs"]
+Measure = Callable[[Policy, Traffic], Outcome]
+
+POOL_TOKENS = 10_000
+# Of 7B in 16 bits on an A10G: near 880 tokens/s with 256 in and 256 out, as published; 5,000 prompt tokens/s;
+# half a megabyte of keys and values for each token, at 600 GB/s.
+COST = CostModel(base=0.042, per_token=2e-4, per_context_token=8.7e-7)
+ARENA = Path("../shared/data/vtc-multi-tenant/arena_clients.csv")
+WINDOW_SECONDS = 60.0  # of Jain's index, on the simulated device
+REAL_SECONDS, REAL_WINDOW_SECONDS = 20.0, 4.0  # on the real one, where a request takes a fraction of a second
+
+
+@attrs.frozen
+class Case:
+    """One load, and what is reported of it beside throughput."""
+
+    name: str
+    traffic: Traffic
+    light: tuple[str, ...] = ()  # tenants whose latency is compared with being alone
+    has_difference: bool = False  # report the service difference of VTC's artifact
+
+
+def simulated_cases(names: Sequence[str]) -> list[Case]:
+    """The cases of the simulated device, or some of them; the arena's only where its data is. ConfigError."""
+    makers: dict[str, Callable[[], Case]] = {
+        "overload": lambda: Case("overload, 1.5 and 3 req/s", suites.of_rates(1.5, 3.0)),
+        "overload-multi": lambda: Case(
+            "overload of eight, 3 of 0.4 and 5 of 0.6 req/s", suites.of_rates(*3 * [0.4], *5 * [0.6])
+        ),
+        "weighted": lambda: Case("weights 1 to 4, 0.8 to 1.6 req/s", suites.weighted()),
+        "on-off": lambda: Case("on and off, 0.5 beside 2 req/s", suites.on_off(0.5, 2.0), ("on-off",)),
+        "flood": lambda: Case("flood of 64, four of 0.15 req/s", suites.flood(), suites.LIGHT),
+        "arena": lambda: Case("arena, 27 clients", suites.arena(ARENA), has_difference=True),
+    }
+    for name in names:
+        if name not in makers:
+            raise ConfigError(f"case {name!r} is not one of {', '.join(makers)}")
+    if "arena" in names and not ARENA.exists():
+        raise ConfigError(f"{ARENA} does not exist")
+    chosen = names or [name for name in makers if name != "arena" or ARENA.exists()]
+    return [makers[name]() for name in chosen]
+
+
+def real_cases() -> list[Case]:
+    """The cases of the real driver."""
+    return [
+        Case("overload, 64 and 128 outstanding", suites.small_overload(REAL_SECONDS)),
+        Case("flood of 64, four of 2 req/s", suites.small_flood(REAL_SECONDS), suites.LIGHT),
+    ]
+
+
+def simulate(policy: Policy, traffic: Traffic) -> Outcome:
+    """Run on a simulated device, on the virtual clock."""
+
+    def open_link(name: str) -> OpenLink:
+        async def open_one() -> DriverLink:
+            await trio.lowlevel.checkpoint()
+            num_frames = POOL_TOKENS // DEFAULT_KV.tokens_per_page * DEFAULT_KV.frames_per_page
+            return SimDriver(name=name, cost=COST, num_frames=num_frames)
+
+        return open_one
+
+    config = Config(device="sim", policy=policy)
+    run = partial(observe, config, "sim", traffic, sample_seconds=1.0, open_link=open_link)
+    return trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def serve(policy: Policy, traffic: Traffic) -> Outcome:
+    """Run on the CPU's driver with the built-in model."""
+    config = Config(device="cpu", policy=policy, max_running=32)
+    return trio.run(partial(observe, config, "cpu", traffic, sample_seconds=0.1))
+
+
+@attrs.frozen
+class Numbers:
+    """What one run of a policy, or the light tenants alone, has shown; NaN: there was none."""
+
+    throughput: float
+    jain_mean: float
+    jain_least: float
+    gap: float
+    difference_mean: float
+    difference_most: float
+    first_token: float  # P99 over the light tenants' requests, seconds
+    token_gap: float
+
+    @classmethod
+    def of(cls, case: Case, outcomes: Sequence[Outcome], window_seconds: float) -> Numbers:
+        """Of one outcome, or of several that count as one: of light tenants that were alone."""
+        windows = [
+            jain(window.values())
+            for outcome in outcomes
+            for window in contended_windows(outcome, window_seconds)
+        ]
+        differences = service_differences(outcomes[0]) if case.has_difference else []
+        firsts = [seconds for o in outcomes for seconds in first_token_seconds(o, case.light)]
+        gaps = [seconds for o in outcomes for seconds in token_gaps(o, case.light)]
+        return cls(
+            throughput=statistics.fmean(outcome.throughput for outcome in outcomes),
+            jain_mean=statistics.fmean(windows) if windows else NONE,
+            jain_least=min(windows, default=NONE),
+            gap=max(map(largest_gap, outcomes)),
+            difference_mean=statistics.fmean(differences) if differences else NONE,
+            difference_most=max(differences, default=NONE),
+            first_token=p99(firsts) if firsts else NONE,
+            token_gap=p99(gaps) if gaps else NONE,
+        )
+
+
+NONE = float("nan")
+METRICS = (  # field, metric, unit, whether more is better
+    ("throughput", "throughput", "tokens/s", True),
+    ("jain_mean", "Jain index, mean of windows", "", True),
+    ("jain_least", "Jain index, least of windows", "", True),
+    ("gap", "largest gap of two that both wait", "weighted tokens", False),
+    ("difference_mean", "service difference, mean", "weighted tokens/s", False),
+    ("difference_most", "service difference, most", "weighted tokens/s", False),
+    ("first_token", "P99 TTFT of light tenants", "s", False),
+    ("token_gap", "P99 TBT of light tenants", "s", False),
+)
+
+
+def median_of(runs: Sequence[Numbers]) -> Numbers:
+    """Each number's median."""
+    columns = zip(*map(attrs.astuple, runs), strict=True)
+    return Numbers(*(statistics.median(column) for column in columns))
+
+
+def measure_case(
+    case: Case, measure: Measure, window_seconds: float, num_runs: int
+) -> tuple[Numbers, Numbers, Numbers | None]:
+    """The fair policy, first come first served, and the light tenants each alone, if there are any."""
+    fair, fcfs, alone = [], [], []
+    for _ in range(num_runs):
+        fair.append(Numbers.of(case, [measure("fair", case.traffic)], window_seconds))
+        fcfs.append(Numbers.of(case, [measure("fcfs", case.traffic)], window_seconds))
+        if case.light:
+            quiet = [measure("fair", case.traffic.alone(tenant)) for tenant in case.light]
+            alone.append(Numbers.of(case, quiet, window_seconds))
+    return median_of(fair), median_of(fcfs), median_of(alone) if alone else None
+
+
+def add_rows(
+    report: Report, case: str, fair: Numbers, fcfs: Numbers, alone: Numbers | None, num_runs: int
+) -> None:
+    """A row for each number that there is, against first come first served; latencies against alone, too."""
+    for field, metric, unit, is_more_better in METRICS:
+        value, other = getattr(fair, field), getattr(fcfs, field)
+        for name, baseline in (("fcfs", other), ("alone", getattr(alone, field) if alone else NONE)):
+            if not (value > 0 and baseline > 0) or (name == "alone" and is_more_better):
+                continue
+            ratio = value / baseline if is_more_better else baseline / value
+            against = f"{name}: {baseline:,.4g}"
+            report.add(case, metric, value, unit, against=against, ratio=ratio, runs=num_runs)
+
+
+def main(*, device: str, cases: Sequence[str], json_path: str | None, num_runs: int) -> int:
+    """Measure on one device, or on the simulated one and then the CPU; print the table, write the rows."""
+    report = Report("fair")
+    plan: list[tuple[str, Case, Measure, float, int]] = []
+    if device in ("sim", "all"):
+        plan += [("simulated A10G", case, simulate, WINDOW_SECONDS, 1) for case in simulated_cases(cases)]
+    if device in ("cpu", "all"):
+        plan += [("cpu", case, serve, REAL_WINDOW_SECONDS, num_runs) for case in real_cases()]
+    for where, case, measure, window_seconds, runs in track(plan, "bench fair", transient=True):
+        found = measure_case(case, measure, window_seconds, runs)
+        add_rows(report, f"{where}: {case.name}", *found, runs)
+    report.print_table()
+    if json_path:
+        report.write_json(json_path)
+    return 0

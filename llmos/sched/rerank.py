@@ -1,0 +1,91 @@
+"""An experiment, not a way to serve: priorities that change at random, to see what context switches cost.
+
+Evaluations of preemptive serving drive an engine with priorities that somebody else's fairness policy would
+set, and change them often (FastSwitch, section 5). This policy draws them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import attrs
+
+from llmos.sched.policy import Candidate, Order, View, last_in_order
+
+CHANCE_OF_CHANGE = 0.25  # of a conversation's priority, in a draw of pattern "markov"
+
+
+@attrs.define(eq=False)
+class Rerank:
+    """Everybody gets a new priority once in so many steps; the first that fit into memory run, nobody else.
+
+    A conversation is a process. With pattern "random" every draw is new for all; with "markov" each
+    conversation keeps its priority from one draw to the next with a chance of 3 in 4. What is drawn depends
+    on the seed, the number of the draw and the pid alone.
+
+    Args:
+        review_steps: between two draws; 25 or 50 in FastSwitch.
+        seed: of what is drawn.
+        pattern: how priorities change.
+    """
+
+    review_steps: int
+    seed: int = 0
+    pattern: Literal["random", "markov"] = "random"
+    num_draws: int = 0
+    name = "rerank"
+
+    def order(self, nice: int, arrival: int, asked_at: float, deadline: float) -> Order:
+        """See ResidencyPolicy. Priorities change while processes wait, so they are not in it."""
+        return (arrival,)
+
+    def standing(self, tenant: str) -> float:
+        """See ResidencyPolicy. Tenants do not matter."""
+        return 0.0
+
+    def admit(self, view: View) -> list[int]:
+        """See ResidencyPolicy. The waiting by priority; nobody is skipped."""
+        waiting = self._ranked(view.waiting)
+        needed = [candidate.frames_needed for candidate in waiting]
+        num_fit = _num_that_fit(needed, view.num_free_frames, view.max_running - view.num_running)
+        return [candidate.pid for candidate in waiting[:num_fit]]
+
+    def victim(self, view: View, for_pid: int) -> int | None:
+        """See ResidencyPolicy."""
+        return last_in_order(view, for_pid, self._rank)
+
+    def give_way(self, view: View) -> list[int]:
+        """Draw new priorities; those that run and are no longer among the first that fit give way."""
+        self.num_draws += 1
+        running = [candidate for crew in view.running.values() for candidate in crew]
+        live = self._ranked([*view.waiting, *running])
+        num_frames = view.num_free_frames + sum(candidate.frames_held for candidate in live)
+        sizes = [candidate.frames_held + candidate.frames_needed for candidate in live]
+        num_fit = _num_that_fit(sizes, num_frames, view.max_running)
+        return [candidate.pid for candidate in live[num_fit:] if candidate.is_running]
+
+    def priority(self, pid: int) -> float:
+        """A process's priority since the last draw, from 0, the first, to 1."""
+        draw = self.num_draws
+        if self.pattern == "markov":
+            while draw and self._chance("change", draw, pid) >= CHANCE_OF_CHANGE:
+                draw -= 1
+        return self._chance("priority", draw, pid)
+
+    def _chance(self, what: str, draw: int, pid: int) -> float:
+        return random.Random(f"{self.seed}/{what}/{draw}/{pid}").random()
+
+    def _rank(self, candidate: Candidate) -> tuple[float, ...]:
+        return (self.priority(candidate.pid), candidate.pid)
+
+    def _ranked(self, candidates: Iterable[Candidate]) -> list[Candidate]:
+        return sorted(candidates, key=self._rank)
+
+
+def _num_that_fit(sizes: Sequence[int], num_frames: int, places: int) -> int:
+    """How many of the first fit together, in so many frames and places."""
+    ends = itertools.accumulate(sizes[:places])
+    return sum(1 for end in ends if end <= num_frames)
