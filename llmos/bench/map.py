@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import msgspec
 from attrs import define, field
@@ -148,6 +148,14 @@ def running_driver(num_threads: int, frames: Sequence[int] = ()) -> Iterator[Dri
         process.wait()
 
 
+class DecodeStep(NamedTuple):
+    """One step under one way of mapping."""
+
+    seconds: float
+    waits: bool  # for a map
+    maps_ahead: bool
+
+
 @define(eq=False)
 class Decoder:
     """Processes that decode under one way of mapping, with a share of the driver's memory."""
@@ -183,8 +191,8 @@ class Decoder:
         binds = [Bind(row.asid, Sampling(), row.tokens, len(row.tokens)) for row in rows]
         driver.run([*self.edits(), *binds], rows)
 
-    def step(self, driver: Driver) -> tuple[float, bool]:
-        """Decode one token of each; seconds, and whether the step had to wait for a map."""
+    def step(self, driver: Driver) -> DecodeStep:
+        """Decode one token of each."""
         before = self.vmm.statistics().maps
         for index, (space, length) in enumerate(zip(self.spaces, self.lengths, strict=True)):
             self.vmm.grow(space, length, length + 1)
@@ -196,7 +204,9 @@ class Decoder:
         ]
         num_sync = after.num_sync - before.num_sync
         seconds = driver.run(self.edits(), rows)
-        return seconds, num_sync > after.num_reused - before.num_reused
+        num_ahead = after.num_ahead - before.num_ahead
+        waits = num_sync > after.num_reused - before.num_reused
+        return DecodeStep(seconds, waits, num_ahead > 0)
 
     def close(self, driver: Driver) -> None:
         """End all of them."""
@@ -205,7 +215,7 @@ class Decoder:
         driver.run(self.edits(), [])
 
 
-Times = dict[tuple[str, str], list[tuple[float, bool]]]  # by pass and mode: seconds, whether it waited
+Times = dict[tuple[str, str], list[DecodeStep]]  # by pass and mode
 
 
 def decode_in_turn(driver: Driver, shape: str, num_rows: int, num_steps: int) -> Times:
@@ -252,9 +262,9 @@ def report_modes(report: Report, shape: str, num_rows: int, runs: Sequence[Times
         for mode in MODES:
             for share in (0.5, 0.99):
                 found[mode, share] = statistics.median(
-                    percentile([seconds for seconds, _ in times[name, mode]], share) for times in runs
+                    percentile([step.seconds for step in times[name, mode]], share) for times in runs
                 )
-            steps = [waited for times in runs for _, waited in times[name, mode]]
+            steps = [step.waits for times in runs for step in times[name, mode]]
             share = sum(steps) / len(steps)
             if mode != "premapped":
                 report.add(
@@ -265,13 +275,29 @@ def report_modes(report: Report, shape: str, num_rows: int, runs: Sequence[Times
             for share, metric in ((0.5, "P50"), (0.99, "P99")):
                 # each run's ratio, so that a run on a busy machine counts as one
                 ratio = statistics.median(
-                    percentile([s for s, _ in times[name, "premapped"]], share)
-                    / percentile([s for s, _ in times[name, mode]], share)
+                    percentile([step.seconds for step in times[name, "premapped"]], share)
+                    / percentile([step.seconds for step in times[name, mode]], share)
                     for times in runs
                 )
                 report.add(
                     case, f"{metric} step, {mode}", 1e3 * found[mode, share], "ms",
                     against="premapped", ratio=ratio, runs=len(runs),
+                )  # fmt: skip
+
+        for mode, what in (("sync", "a wait for a map"), ("ahead", "a map ahead")):
+            # beside the premapped step of the same tokens, which ran just before it or after it
+            pairs = [
+                (step.seconds, other.seconds)
+                for times in runs
+                for step, other in zip(times[name, mode], times[name, "premapped"], strict=True)
+                if (step.waits if mode == "sync" else step.maps_ahead)
+            ]
+            if pairs:
+                report.add(
+                    case, f"{what} adds, median of {len(pairs)} steps",
+                    1e6 * statistics.median(mine - other for mine, other in pairs), "us",
+                    against="premapped", ratio=statistics.median(other / mine for mine, other in pairs),
+                    runs=len(runs),
                 )  # fmt: skip
 
 
@@ -288,7 +314,7 @@ def report_frames(report: Report, driver: Driver, shape: str, num_rows: int, num
             decoder = Decoder(VMM(kv, loaded.num_frames, num_rows, longest, prefix_cache=False), 0, 0)
             lengths = [150 + 7 * index % 200 for index in range(num_rows)]
             decoder.open(driver, lengths)
-            medians[kib].append(statistics.median(decoder.step(driver)[0] for _ in range(num_steps)))
+            medians[kib].append(statistics.median(decoder.step(driver).seconds for _ in range(num_steps)))
             page_bytes = kv.frames_per_page * kv.frame_bytes
             token_bytes = sum(segment.bytes_per_token for segment in kv.segments)
             held = sum(space.num_pages for space in decoder.spaces) * page_bytes
