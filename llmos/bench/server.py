@@ -26,9 +26,10 @@ class ServerDidNotStart(LlmosError):
 class Server:
     """Where a running server can be reached."""
 
-    def __init__(self, url: str, socket_path: str, ready_seconds: float) -> None:
+    def __init__(self, url: str, socket_path: str, ready_seconds: float, os_pid: int = 0) -> None:
         self.url = url
         self.socket_path = socket_path
+        self.os_pid = os_pid  # of the kernel; 0: it is somebody else's
         self.ready_seconds = ready_seconds  # from exec to the line that says so
 
 
@@ -48,7 +49,7 @@ def running_server(*options: str, gateway: bool = True) -> Iterator[Server]:
             if not line:
                 raise ServerDidNotStart(f"{' '.join(command)} ended before it was ready")
             ready = msgspec.json.decode(line, type=Ready)
-            yield Server(ready.url, ready.socket_path, time.perf_counter() - began)
+            yield Server(ready.url, ready.socket_path, time.perf_counter() - began, process.pid)
         finally:
             try:
                 with SyncClient(socket_path) as client:

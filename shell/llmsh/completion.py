@@ -29,7 +29,7 @@ class Candidate:
     meaning: str = ""
 
 
-Lookup = Callable[[str], Sequence[Candidate]]  # "pid", "job" or "model" to the names of now
+Lookup = Callable[[str], Sequence[Candidate]]  # "pid", "job", "model" or "image" to the names of now
 
 
 def complete(text: str, table: CommandTable[Any], look_up: Lookup) -> tuple[int, list[Candidate]]:
@@ -79,6 +79,8 @@ async def look_up_names(shell: Shell, kind: str) -> list[Candidate]:
             client = await shell.client()
             if kind == "model":
                 candidates += [Candidate(model.name, model.dtype) for model in await client.models()]
+            elif kind == "image":
+                candidates += [Candidate(image.name, image.label) for image in await client.images()]
             else:
                 jobs_only = {pid for job in shell.jobs for pid in job.pids} if kind == "job" else None
                 candidates += [

@@ -12,7 +12,10 @@ EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 HINTS = {
     Errno.ESRCH: "'ps' lists your processes",
-    Errno.ENOENT: "'models' lists what is served",
+    Errno.ENOENT: "'models' lists what is served, 'images' what was saved",
+    Errno.EEXIST: "choose another name, or --force",
+    Errno.ENOEXEC: "'images' lists what can be restored",
+    Errno.EBADMSG: "'images' lists what can be restored",
     Errno.ENODEV: "'lsdev' shows the devices",
     Errno.EDQUOT: "'tenants' shows your limits",
     Errno.E2BIG: "shorten the prompt or lower --max-tokens",

@@ -30,7 +30,7 @@ class Command(Generic[S]):
         function: carries it out, and returns the exit code.
         options: what it accepts beside --help.
         min_operands, max_operands: how many there may be; None: any number.
-        completes: what its operands name: "pid", "job", "command" or "".
+        completes: what its operands name: "pid", "job", "image", "command" or "".
         can_background: `&` may follow it.
     """
 

@@ -16,6 +16,7 @@ from trio.testing import MockClock
 
 from drivers.sim import SimDriver, SimFaults
 from llmos.device import CopyCost
+from llmos.proc.image import Image, read_tail
 from syscalls.errno import Errno, SyscallError
 from syscalls.sampling import Sampling
 from tests.kernel.harness import MODEL, RunningKernel, running_kernel
@@ -42,13 +43,62 @@ TOUCH = st.tuples(
 )
 PAUSE = st.tuples(st.just("pause"), st.floats(0.001, 0.2))
 CRASH = st.tuples(st.just("crash"))
-OPERATIONS = st.lists(st.one_of(SPAWN, SPAWN, TOUCH, TOUCH, PAUSE, CRASH), min_size=8, max_size=40)
+PLACE = st.integers(0, 4)  # of an image
+SAVE = st.tuples(st.just("checkpoint"), st.integers(0, 30), PLACE)
+RESTORE = st.tuples(st.sampled_from(["restore", "restore", "damage"]), PLACE, st.integers(0, 5000))
+OPERATIONS = st.lists(
+    st.one_of(SPAWN, SPAWN, TOUCH, TOUCH, SAVE, RESTORE, PAUSE, CRASH), min_size=8, max_size=40
+)
+
+
+@attrs.define
+class Album:
+    """Images that were made: in each place the file of the last one, and what its process should emit."""
+
+    kernel: RunningKernel
+    images: dict[int, tuple[str, Life]] = attrs.field(factory=dict)
+    num_saves: int = 0
+
+    async def save(self, life: Life, place: int) -> None:
+        """Save a process while life goes on around it."""
+        self.num_saves += 1
+        name = f"image-{self.num_saves}"
+        try:
+            await self.kernel.client.checkpoint(life.pid, name)
+        except SyscallError as error:
+            if error.errno not in (Errno.EBUSY, Errno.EIO):  # it has exited, or the driver has
+                raise
+        else:
+            self.images[place] = (name, life)
+
+    async def restore(self, place: int) -> Life:
+        """Another process from an image."""
+        name, life = self.images[place]
+        (pid,) = (await self.kernel.client.restore(name)).pids
+        return Life(pid, life.expected)
+
+    def damage(self, place: int, where: int) -> None:
+        """Flip a bit in the frames of an image, if it has so many."""
+        (path,) = self.kernel.system.images.folder.glob(f"*/{self.images[place][0]}")
+        with path.open("r+b") as file:
+            if where < read_tail(file, Image).num_frame_bytes:
+                file.seek(where)
+                byte = file.read(1)[0]
+                file.seek(where)
+                file.write(bytes([byte ^ 1]))
 
 
 async def disturb(kernel: RunningKernel, operations: list[tuple]) -> list[Life]:
+    """Carry the operations out, and wait until what they began has ended."""
+    async with trio.open_nursery() as nursery:
+        return await carry_out(kernel, operations, nursery)
+
+
+async def carry_out(kernel: RunningKernel, operations: list[tuple], nursery: trio.Nursery) -> list[Life]:
     """Carry the operations out; refusals that the contract allows are part of life."""
     client = kernel.client
     lives: list[Life] = []
+    album = Album(kernel)
     num_crashes = 0
     for name, *arguments in operations:
         if name == "pause":
@@ -67,6 +117,15 @@ async def disturb(kernel: RunningKernel, operations: list[tuple]) -> list[Life]:
             for pid, own_seed in zip(spawned.pids, spawned.seeds, strict=True):
                 own = msgspec.structs.replace(sampling, seed=own_seed)
                 lives.append(Life(pid, MODEL.expected_tokens(prompt, max_tokens, sampling=own)))
+        elif name == "restore":
+            if arguments[0] in album.images:
+                lives.append(await album.restore(arguments[0]))
+        elif name == "damage":
+            if arguments[0] in album.images:
+                album.damage(*arguments)
+        elif name == "checkpoint":
+            if lives:
+                nursery.start_soon(album.save, lives[arguments[0] % len(lives)], arguments[1])
         elif lives:
             life = lives[arguments[0] % len(lives)]
             try:
@@ -143,7 +202,7 @@ OPTIONS = st.fixed_dictionaries(
 @settings(max_examples=60, deadline=None)
 @given(operations=OPERATIONS, options=OPTIONS)
 def test_no_process_can_tell(operations: list[tuple], options: dict) -> None:
-    """Preempted, forked, stopped, crashed under, starved: the tokens are a quiet run's, nothing leaks."""
+    """Preempted, forked, saved, crashed under, starved: the tokens are a quiet run's, nothing leaks."""
     trio.run(live, operations, dict(options), clock=MockClock(autojump_threshold=0))
 
 

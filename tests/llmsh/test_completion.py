@@ -15,7 +15,7 @@ from tests.llmsh.harness import open_shell
 from tests.llmsh.programs import Gate
 from tests.scripted_kernel import open_scripted_kernel
 
-NAMES = {"pid": ["12", "130"], "job": ["%1"], "model": ["base", "big model"]}
+NAMES = {"pid": ["12", "130"], "job": ["%1"], "model": ["base", "big model"], "image": ["old"]}
 
 
 def look_up(kind: str) -> Sequence[Candidate]:
@@ -39,6 +39,9 @@ def offer(text: str) -> list[str]:
         ("nice 5 1", ["12", "130"]),
         ("fg ", ["%1"]),
         ("help shu", ["shutdown"]),
+        ("checkpoint ", ["12", "130"]),
+        ("restore ", ["old"]),
+        ("rm-image x o", ["old"]),
         ("run --max", ["--max-tokens"]),
         ("run -m ", ["base", "big model"]),
         ("run --model 'big", ["big model"]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shell.llmsh.commands import chat, jobs, memory, process, run, system, tenant, top, why
+from shell.llmsh.commands import chat, image, jobs, memory, process, run, system, tenant, top, why
 from shell.llmsh.table import CommandTable
 
 TABLE = CommandTable(
@@ -12,6 +12,7 @@ TABLE = CommandTable(
         *why.COMMANDS,
         *jobs.COMMANDS,
         *chat.COMMANDS,
+        *image.COMMANDS,
         *top.COMMANDS,
         *memory.COMMANDS,
         *system.COMMANDS,
