@@ -51,7 +51,7 @@ ARROWS: dict[str, set[str]] = {
 # The functional core: plain synchronous code that never waits.
 SYNCHRONOUS = (
     "llmos/mm", "llmos/proc", "llmos/place", "llmos/sched/policy.py", "llmos/sched/batch.py",
-    "llmos/sched/accounts.py", "llmos/sched/fair.py", "llmos/sched/rerank.py",
+    "llmos/sched/accounts.py", "llmos/sched/caps.py", "llmos/sched/fair.py", "llmos/sched/rerank.py",
     "llmos/sched/runqueue.py", "llmos/sched/switch.py", "llmos/config.py",
 )  # fmt: skip
 

@@ -406,12 +406,16 @@ OPERATIONS = st.lists(
 )
 
 
-async def live(operations: list[tuple], policy: str, num_frames: int, max_running: int) -> None:
+async def live(
+    operations: list[tuple], policy: str, num_frames: int, max_running: int, swap_mib: int
+) -> None:
     """Two tenants, one with caps, on a small device: what each asks for ends, and the caps hold."""
     with tempfile.TemporaryDirectory() as folder:
         caps = f"max_resident_mib = 1\nmax_running = {max_running}"
         make_sim = partial(SimDriver, kv=BIG_PAGES, num_frames=num_frames)
-        async with two_tenants(Path(folder), alice=caps, make_sim=make_sim, policy=policy) as pair:
+        async with two_tenants(
+            Path(folder), alice=caps, make_sim=make_sim, policy=policy, swap_mib=swap_mib
+        ) as pair:
             tenant = pair.kernel.system.tenants.of("alice")
             pids: list[tuple[Client, int]] = []
             is_over = False
@@ -467,9 +471,12 @@ async def live(operations: list[tuple], policy: str, num_frames: int, max_runnin
     policy=st.sampled_from(["fair", "fcfs"]),
     num_frames=st.sampled_from([16, 24, 64]),
     max_running=st.integers(1, 5),
+    swap_mib=st.sampled_from([0, 1, 16]),
 )
 def test_caps_hold_and_everybody_is_served(
-    operations: list[tuple], policy: str, num_frames: int, max_running: int
+    operations: list[tuple], policy: str, num_frames: int, max_running: int, swap_mib: int
 ) -> None:
     """Whatever two tenants do: no cap is passed, no process waits for ever, nothing leaks."""
-    trio.run(live, operations, policy, num_frames, max_running, clock=MockClock(autojump_threshold=0))
+    trio.run(
+        live, operations, policy, num_frames, max_running, swap_mib, clock=MockClock(autojump_threshold=0)
+    )
