@@ -18,6 +18,7 @@ from drivers.sim import SimDriver, SimFaults
 from llmos.device import CopyCost
 from llmos.proc.image import Image, read_tail
 from syscalls.errno import Errno, SyscallError
+from syscalls.process import WhyInfo
 from syscalls.sampling import Sampling
 from tests.kernel.harness import MODEL, RunningKernel, running_kernel
 
@@ -29,6 +30,7 @@ class Life:
     pid: int
     expected: tuple[int, ...]
     was_killed: bool = False
+    was_forked: bool = False
 
 
 SPAWN = st.tuples(
@@ -141,11 +143,24 @@ async def carry_out(kernel: RunningKernel, operations: list[tuple], nursery: tri
                         await client.nice(life.pid, arguments[1])
                     case "fork":
                         forked = await client.fork(life.pid, 1 + arguments[1] % 3)
-                        lives += [Life(pid, life.expected) for pid in forked.pids]
+                        lives += [Life(pid, life.expected, was_forked=True) for pid in forked.pids]
             except SyscallError as error:
                 if error.errno is not Errno.EBUSY:  # it has exited, or was not stopped: part of life
                     raise
     return lives
+
+
+def check_timeline(info: WhyInfo, life: Life, num_output: int) -> None:
+    """What why says of a process that has ended: times in order, and every token in one of its runs."""
+    assert info.entries[-1].kind == "ended"
+    assert sum(info.seconds.values()) == pytest.approx(info.entries[-1].at)
+    assert min(info.seconds.values()) >= 0
+    assert all(entry.seconds >= 0 for entry in info.entries)
+    assert info.verdict
+    runs = sum(entry.num_tokens for entry in info.entries if entry.kind == "decoding")
+    if not info.num_dropped and not life.was_forked:
+        assert runs == num_output
+    assert runs <= num_output
 
 
 async def live(operations: list[tuple], options: dict) -> None:
@@ -176,6 +191,7 @@ async def live(operations: list[tuple], options: dict) -> None:
                     assert len(tokens) == len(life.expected)
                 else:
                     assert life.was_killed
+                check_timeline(await kernel.client.why(life.pid), life, len(tokens))
                 await kernel.client.wait(life.pid)
 
 

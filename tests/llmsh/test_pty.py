@@ -210,7 +210,7 @@ async def test_chat_at_a_terminal(tmp_path: Path) -> None:
 
 
 async def test_top_redraws_until_q(tmp_path: Path) -> None:
-    """top draws frame after frame on the alternate screen, shows what changed, and leaves at q."""
+    """top draws frames on the alternate screen, and leaves at q, at Ctrl-C, or after -n of them."""
 
     def person(child: pexpect.spawn[str]) -> None:
         child.sendline("top -d 0.25")
@@ -223,6 +223,12 @@ async def test_top_redraws_until_q(tmp_path: Path) -> None:
         child.sendline("top")
         child.expect("since boot")
         child.sendintr()
+        child.expect(r"\x1b\[\?1049l")
+        child.expect(PROMPT)
+        child.sendline("top -n 2 -d 0.25")
+        child.expect(r"\x1b\[\?1049h")
+        child.expect("119.0 MiB private")
+        child.expect("TENANT")
         child.expect(r"\x1b\[\?1049l")
         child.expect(PROMPT)
         child.sendline("run hi")
