@@ -75,7 +75,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     ] = "fair"
     fair_quantum: Annotated[
         float, Meta(gt=0, description="under policy = fair: tokens of service before anybody gives way")
-    ] = 512.0
+    ] = 128.0
     tenant_weights: Annotated[
         str, Meta(description="shares under policy = fair, TENANT=WEIGHT,…; others have 1")
     ] = ""

@@ -14,7 +14,7 @@ from llmos.sched.policy import Candidate, Order, View, last_in_order
 
 SECONDS_PER_LEVEL = 2.0  # of waiting make up for one nice level, so 78 s for all of them: nobody starves
 LEVELS_TO_GIVE_WAY = 5  # that a tenant's own process must be behind another one, to be stopped for it
-DEFAULT_QUANTUM = 512.0  # weighted tokens
+DEFAULT_QUANTUM = 128.0  # weighted tokens
 
 
 @attrs.define(eq=False)
