@@ -30,7 +30,7 @@ INLINE vf load_format_first(const void *p, int format, int32_t n)
 
 /* scores[r][16 t ..] = q[r] . keys of tile t, for R rows and T tiles. */
 INLINE void score_block(const int R, const int T, const int format, const float *q, int32_t dim, const int32_t width,
-                        const char *const *keys, float *scores)
+                        const char *const *keys, float *scores, int32_t fetches)
 {
     vf sum[KEY_ROWS][FEW_TILES]; /* R and T, but not as a variable length: that would live in memory */
     int32_t item = kv_item_bytes(format);
@@ -40,7 +40,7 @@ INLINE void score_block(const int R, const int T, const int format, const float 
         for (int t = 0; t < T; t++)
             sum[r][t] = vf_set(0.0f);
     for (int32_t d0 = 0; d0 < dim; d0 += 4) {
-        if (width == 16) { /* in the order of addresses, not of use */
+        if (fetches) { /* in the order of addresses, not of use */
             int32_t at = T * d0;
             fetch_lines(keys[at / dim + TILES_AHEAD] + (int64_t)(at % dim) * 16 * item, 64 * item * T);
         }
@@ -67,8 +67,9 @@ INLINE void score_block(const int R, const int T, const int format, const float 
             vf_store(scores + r * SCORE_STRIDE + t * 16, sum[r][t]);
 }
 
-#define SCORE_CALL(n, tiles) \
-    score_block(n, tiles, format, s->q + (int64_t)row * QUERY_STRIDE, dim, 16, keys, scores + (int64_t)row * SCORE_STRIDE)
+#define SCORE_CALL(n, tiles)                                                                                           \
+    score_block(n, tiles, format, s->q + (int64_t)row * QUERY_STRIDE, dim, 16, keys,                                   \
+                scores + (int64_t)row * SCORE_STRIDE, row == 0)
 #define SCORE_FEW(n) SCORE_CALL(n, FEW_TILES)
 #define SCORE_TWO(n) SCORE_CALL(n, 2)
 #define SCORE_ONE(n) SCORE_CALL(n, 1)
@@ -81,7 +82,7 @@ INLINE void score_tiles(const attention_scratch_t *s, const attention_tiles *til
         for (; tile < tiles->to; tile++)
             for (int32_t row = 0; row < rows; row++)
                 score_block(1, 1, format, s->q + (int64_t)row * QUERY_STRIDE, dim, width, tiles->keys + tile,
-                            s->scores + (int64_t)row * SCORE_STRIDE + tile * width);
+                            s->scores + (int64_t)row * SCORE_STRIDE + tile * width, 0);
         return;
     }
     if (rows <= FEW_ROWS)
@@ -145,8 +146,8 @@ INLINE void value_block(const int R, const int C, const int lanes, const int for
 }
 
 #define VALUE_CALL(n, columns, lanes)                                                                                  \
-    value_block(n, columns, lanes, format, weights + (int64_t)row * SCORE_STRIDE, values, width, dim, column, from, to, \
-                sums + row * s->sum_stride + column, s->sum_stride, row == 0)
+    value_block(n, columns, lanes, format, weights + (int64_t)row * SCORE_STRIDE, values, width, dim, column, from,    \
+                to, sums + row * s->sum_stride + column, s->sum_stride, row == 0)
 #define VALUE_FOUR(n) VALUE_CALL(n, 4, 16)
 #define VALUE_TWO(n) VALUE_CALL(n, 2, 16)
 #define VALUE_ONE(n) VALUE_CALL(n, 1, 16)

@@ -4,29 +4,25 @@
 /* Queries of 15 bits in two bytes: x = 128 high + low, low in [-64, 64); four high bytes, then their low ones. */
 static void pack_query_int8(attention_scratch_t *s, int32_t row, const float *from, float factor, int32_t dim)
 {
-    int8_t *q = (int8_t *)(s->q + (int64_t)row * QUERY_STRIDE);
+    uint8_t *q = (uint8_t *)(s->q + (int64_t)row * QUERY_STRIDE);
     vf zero = vf_set(0.0f), most = vf_set(16256.0f), magnitude = zero, nothing = zero;
     for (int32_t d = 0; d < dim; d += 16) {
         vf x = vf_load_first(from + d, dim - d < 16 ? dim - d : 16);
         magnitude = vf_max(vf_max(x, vf_sub(zero, x)), magnitude);
     }
     float largest = vf_largest(magnitude), inverse = largest > 0.0f ? 16256.0f / largest : 0.0f;
-    int32_t sum = 0;
+    vf sum = zero; /* exact: whole numbers below 2^24 */
     for (int32_t d = 0; d < dim; d += 16) {
-        int32_t count = dim - d < 16 ? dim - d : 16;
-        vf x = vf_mul(vf_load_first(from + d, count), vf_set(inverse));
+        vf x = vf_mul(vf_load_first(from + d, dim - d < 16 ? dim - d : 16), vf_set(inverse));
         nothing = vf_add(nothing, vf_sub(x, x)); /* unless x is not a number */
-        float numbers[16];
-        vf_store(numbers, vf_round(vf_max(vf_min(x, most), vf_sub(zero, most))));
-        for (int32_t i = 0; i < count; i++) {
-            int32_t number = (int32_t)numbers[i], high = (number + 64) >> 7;
-            q[2 * d + i / 4 * 8 + i % 4] = (int8_t)high;
-            q[2 * d + i / 4 * 8 + 4 + i % 4] = (int8_t)(number - high * 128);
-            sum += number;
-        }
+        vf number = vf_round(vf_max(vf_min(x, most), vf_sub(zero, most)));
+        sum = vf_add(sum, number);
+        store_parts(q + 2 * d, vf_fma(number, vf_set(2.0f), vf_set(32768.0f + 128.0f)));
     }
+    for (int32_t i = 0; i < 2 * dim; i++) /* 256 (high + 128) + 2 (low + 64) was stored */
+        q[i] = (uint8_t)(i & 4 ? (q[i] >> 1) - 64 : q[i] - 128);
     int32_t is_number = vf_sum(nothing) == 0.0f;
-    s->q_sum[row] = sum * 128;
+    s->q_sum[row] = (int32_t)vf_sum(sum) * 128;
     s->q_scale[row] = is_number ? largest / 16256.0f * factor : NAN; /* so that a broken query stays one */
 }
 
