@@ -13,6 +13,7 @@ import msgspec
 import trio
 
 from llmos import doctor
+from llmos.bench.conversations import DEFAULT_TRACE
 from llmos.boot import Ready, serve
 from llmos.config import Config, ConfigError, field_types, load_config
 from llmos.device import Progress
@@ -245,7 +246,23 @@ def add_bench(commands: Any) -> None:
         metavar="LIST",
         help="of the simulated device, like overload,arena (default: all)",
     )
-    for parser in (kernel, workload, cpu, transfer, mapping, fair):
+    switch = names.add_parser("switch", help="ways to take a process's memory and to give it back")
+    switch.add_argument(
+        "--device", choices=["cpu", "cuda", "sim"], default="cpu", help="default: %(default)s"
+    )
+    switch.add_argument("--threads", type=int, default=None, metavar="N", help="threads of the device")
+    switch.add_argument(
+        "--trace", default=DEFAULT_TRACE, metavar="FILE", help="lengths of turns (default: %(default)s)"
+    )
+    switch.add_argument(
+        "--seconds", type=float, default=20.0, help="of each run on a real device (default: %(default)g)"
+    )
+    switch.add_argument(
+        "--loads", default=None, metavar="LIST", help="on sim, like knee,above (default: all)"
+    )
+    switch.add_argument("--conversations", type=int, default=300, help="on sim (default: %(default)s)")
+    switch.add_argument("model", nargs="?", default=None, help="model folder (default: the built-in)")
+    for parser in (kernel, workload, cpu, transfer, mapping, fair, switch):
         parser.add_argument("--json", metavar="FILE", default=None, help="also write one JSON object per row")
         parser.add_argument("--runs", type=int, default=7, help="repetitions; the median is reported")
     kernel.set_defaults(run=run_kernel_bench)
@@ -254,6 +271,7 @@ def add_bench(commands: Any) -> None:
     transfer.set_defaults(run=run_transfer_bench)
     mapping.set_defaults(run=run_map_bench)
     fair.set_defaults(run=run_fair_bench)
+    switch.set_defaults(run=run_switch_bench, runs=3)
 
 
 def number_formats(name: str) -> list[str]:
@@ -299,6 +317,20 @@ def run_cpu_bench(options: argparse.Namespace) -> int:
     return cpu.main(
         only=options.only, threads=options.threads, num_runs=options.runs, is_quick=options.quick,
         json_path=options.json,
+    )  # fmt: skip
+
+
+def run_switch_bench(options: argparse.Namespace) -> int:
+    """Measure context switches; a run is a round of all variants, or a seed on sim."""
+    from llmos.bench import switch
+
+    check_runs(options)
+    if options.conversations < 1 or options.seconds <= 0:
+        raise ConfigError("conversations and seconds must be above 0")
+    return switch.main(
+        model=options.model, device=options.device, threads=options.threads, trace=options.trace,
+        loads=options.loads, num_conversations=options.conversations, seconds=options.seconds,
+        num_runs=options.runs, json_path=options.json,
     )  # fmt: skip
 
 

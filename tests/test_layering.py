@@ -38,7 +38,7 @@ ARROWS: dict[str, set[str]] = {
     | set(SPINE)
     | {"llmos.config", "llmos.models", "llmos.tenants_file", "native"}
     | WIRED_DRIVERS,
-    "llmos.bench": SHARED | set(SPINE) | {"llmos.boot", "llmos.config", "drivers.sim"},
+    "llmos.bench": SHARED | set(SPINE) | {"llmos.boot", "llmos.config", "llmos.log", "drivers.sim"},
     "llmos.cli": SHARED
     | {"llmos.boot", "llmos.config", "llmos.doctor", "llmos.log", "llmos.bench", "llmos.tenants_file"},
     # Between themselves drivers are free; of the kernel they know the interface and its framing.

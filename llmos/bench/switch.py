@@ -1,0 +1,144 @@
+"""`llmos bench switch`: what it costs to take a process's memory and to give it back, in several ways.
+
+Conversations of several turns share a device whose memory holds about a third of them, and a policy draws
+everybody's priority anew every few steps, so that processes lose their memory all the time. The same
+conversations are held with every way to take it, and their tokens must not differ.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.progress import Progress
+
+from llmos.bench.conversations import TraceRow, make_conversations, read_trace
+from llmos.bench.crossover import measure_crossover
+from llmos.bench.report import Report
+from llmos.bench.switch_loads import LOADS, Load
+from llmos.bench.switch_real import describe
+from llmos.bench.switch_report import add_recompute_rows, add_rows, check_runs
+from llmos.bench.switch_rounds import NUM_RUNS_BEFORE, RealBench
+from llmos.bench.switch_run import SwitchRun
+from llmos.bench.switch_sim import A10, simulate
+from llmos.bench.switch_variants import AUTO, NUM_VARIANTS, RECOMPUTE, make_variants
+from llmos.config import ConfigError, num_cores
+from llmos.log import configure_logging
+
+CROSSOVER_LENGTHS = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # tokens
+
+
+class Job(NamedTuple):
+    """One run on the simulated device."""
+
+    load: Load
+    variant: str
+    seed: int
+    num_conversations: int
+
+
+def run_job(job: Job, rows: Sequence[TraceRow]) -> SwitchRun:
+    """Do one run; what comes of it depends on the arguments alone."""
+    configure_logging("warning", "console")
+    load = job.load
+    conversations = make_conversations(
+        rows, job.num_conversations, load.per_second, load.pause_seconds, A10.context, job.seed
+    )
+    variant = make_variants(A10.block_bytes, load.rerank_steps, job.seed)[job.variant]
+    return simulate(A10, conversations, variant.options)
+
+
+def choose_loads(listed: str | None) -> list[Load]:
+    """The loads that a list names; None: all. Raises ConfigError."""
+    if listed is None:
+        return list(LOADS)
+    names = [name.strip() for name in listed.split(",")]
+    for name in names:
+        if name not in {load.name for load in LOADS}:
+            raise ConfigError(f"load {name!r} is not one of {', '.join(load.name for load in LOADS)}")
+    return [load for load in LOADS if load.name in names]
+
+
+def measure_simulated(
+    rows: Sequence[TraceRow], loads: Sequence[Load], num_conversations: int, num_seeds: int
+) -> Report:
+    """All runs on the simulated device, as many at once as there are processors, and their report.
+
+    Raises:
+        NothingMeasured: see `check_runs`.
+    """
+    jobs = [
+        Job(load, variant, seed, num_conversations)
+        for load in loads
+        for seed in range(1, num_seeds + 1)
+        for variant in load.variants
+    ]
+    found: dict[Job, SwitchRun] = {}
+    console = Console(stderr=True)
+    spawning = multiprocessing.get_context("spawn")
+    with (
+        Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as bar,
+        ProcessPoolExecutor(num_cores(), spawning) as pool,
+    ):
+        task = bar.add_task("bench switch", total=len(jobs))
+        futures = {pool.submit(run_job, job, rows): job for job in jobs}
+        for future in as_completed(futures):
+            found[futures[future]] = future.result()
+            bar.advance(task)
+    report = Report("switch")
+    for load in loads:
+        runs = {
+            variant: [found[Job(load, variant, seed, num_conversations)] for seed in range(1, num_seeds + 1)]
+            for variant in load.variants
+        }
+        case = f"{A10.name}, simulated, {load.name}, {num_conversations} conversations"
+        check_runs(runs, case, is_light=load.name == "light")
+        add_rows(report, case, runs)
+        if RECOMPUTE in runs:
+            add_recompute_rows(report, case, AUTO, runs)
+    return report
+
+
+def measure_real(
+    rows: Sequence[TraceRow], options: dict[str, Any], seconds: float, num_rounds: int
+) -> Report:
+    """All runs on a device of this machine, one after the other, and their report.
+
+    Raises:
+        NothingMeasured: see `check_runs`.
+    """
+    machine = describe(options)
+    report = Report("switch")
+    lengths = [length for length in CROSSOVER_LENGTHS if length < machine.context * 3 // 4]
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
+        total = NUM_RUNS_BEFORE + num_rounds * NUM_VARIANTS + len(lengths)
+        task = bar.add_task("bench switch", total=total)
+
+        def advance() -> None:
+            bar.advance(task)
+
+        measure_crossover(machine, report, lengths, advance)
+        RealBench(machine, rows, seconds, advance).measure(report, num_rounds)
+    return report
+
+
+def main(
+    *, model: str | None, device: str, threads: int | None, trace: str, loads: str | None,
+    num_conversations: int, seconds: float, num_runs: int, json_path: str | None,
+) -> int:  # fmt: skip
+    """Measure, print the table, write the rows."""
+    rows = read_trace(trace)
+    if device == "sim":
+        report = measure_simulated(rows, choose_loads(loads), num_conversations, num_runs)
+    else:
+        options: dict[str, Any] = {"device": device, "threads": threads}
+        report = measure_real(rows, options | ({"model": model} if model else {}), seconds, num_runs)
+    report.print_table()
+    if json_path:
+        report.write_json(json_path)
+    return 0

@@ -1,0 +1,102 @@
+"""`llmos bench switch`: its arithmetic, what it refuses, and small runs on the virtual clock."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import pytest
+
+from llmos.bench.chats import Held, Latencies, TurnTimes
+from llmos.bench.conversations import TraceRow, make_conversations
+from llmos.bench.report import Report
+from llmos.bench.switch import choose_loads
+from llmos.bench.switch_report import NothingMeasured, add_recompute_rows, add_rows, check_runs
+from llmos.bench.switch_run import SwitchRun
+from llmos.bench.switch_sim import A10, simulate
+from llmos.bench.switch_variants import AUTO, BLOCKS, FCFS, GROUPS, RECOMPUTE, REUSE, make_variants
+from llmos.config import Config, ConfigError
+
+ROWS = [TraceRow(prompt, 10 + prompt % 53) for prompt in range(16, 3000, 5)]
+SMALL = attrs.evolve(A10, pool_tokens=2048, context=1024)
+
+
+def run_of(ttft: float, tbt: float = 0.1, num_bytes: int = 1, **changes: Any) -> SwitchRun:
+    """A run with these numbers, of one conversation."""
+    latencies = Latencies(
+        dict.fromkeys((50.0, 95.0, 99.0), ttft), dict.fromkeys((50.0, 99.0, 99.9), tbt), 9.0
+    )
+    run = SwitchRun(latencies, {0: "answer"}, 1, num_bytes, 0, 0, 100)
+    return attrs.evolve(run, **changes)
+
+
+def test_latencies_are_counted_from_the_asking() -> None:
+    """TTFT per turn; TBT within turns, not between them; throughput over the whole run."""
+    turns = [TurnTimes(0.0, [1.0, 1.5, 1.5]), TurnTimes(10.0, [13.0, 13.5])]
+    latencies = Latencies.of(Held(turns, 13.5, {}, 5))
+    assert latencies.ttft[50.0] == pytest.approx(2.0)
+    assert latencies.ttft[99.0] == pytest.approx(2.98)
+    assert latencies.tbt[50.0] == 0.5
+    assert latencies.tbt[99.9] == 0.5
+    assert latencies.throughput == pytest.approx(5 / 13.5)
+
+
+def test_rows_have_medians_of_ratios() -> None:
+    """A run is compared with the baseline's run over the same conversations; more throughput is better."""
+    report = Report("switch")
+    runs = {
+        BLOCKS: [run_of(1.0), run_of(4.0), run_of(9.0)],
+        AUTO: [run_of(0.5), run_of(1.0), run_of(3.0, num_bytes=0)],
+        RECOMPUTE: [run_of(2.0, num_bytes=0)] * 3,
+    }
+    add_rows(report, "a load", runs)
+    add_recompute_rows(report, "a load", AUTO, runs)
+    found = {(row.case, row.metric, row.against): row for row in report.rows}
+    row = found["a load: auto", "P99 TTFT", BLOCKS]
+    assert (row.value, row.ratio, row.runs) == (1.0, 3.0, 3)
+    assert found["a load: auto", "P99 TTFT", RECOMPUTE].ratio == 2.0
+    assert found[f"a load: {BLOCKS}", "throughput", BLOCKS].ratio == 1.0
+    assert ("a load: recompute", "bytes out", BLOCKS) not in found
+
+
+def test_runs_that_say_nothing_are_refused() -> None:
+    """Nobody preempted, except where that is known; and answers that differ, always."""
+    quiet = run_of(1.0, num_preemptions=0)
+    check_runs({BLOCKS: [run_of(1.0)], AUTO: [run_of(1.0)]}, "knee")
+    check_runs({BLOCKS: [quiet]}, "light", is_light=True)
+    with pytest.raises(NothingMeasured, match="preempted"):
+        check_runs({BLOCKS: [quiet], AUTO: [run_of(1.0)]}, "knee")
+    with pytest.raises(NothingMeasured, match=r"'auto'.*\[0\]"):
+        check_runs({BLOCKS: [quiet], AUTO: [run_of(1.0, digests={0: "other"})]}, "light", is_light=True)
+
+
+def test_loads_are_chosen_by_name() -> None:
+    """All, some, and a stranger by its name."""
+    assert len(choose_loads(None)) == 5
+    assert [load.name for load in choose_loads("knee, light")] == ["light", "knee"]
+    with pytest.raises(ConfigError, match="'midday'"):
+        choose_loads("midday")
+
+
+def test_variants_are_configurations() -> None:
+    """Each variant's options are fields of Config that are accepted together."""
+    variants = make_variants(block_bytes=32 << 10, rerank_steps=25, seed=3)
+    assert all(Config(**variant.options) for variant in variants.values())
+    assert variants[BLOCKS].options["swap_piece_kib"] == 32
+
+
+def test_all_ways_give_the_same_answers() -> None:
+    """Small runs on the virtual clock: the same tokens, preemptions, and what each way is said to do."""
+    conversations = make_conversations(ROWS, 6, 0.0, 0.0, SMALL.context, seed=2, scale=0.25)
+    variants = make_variants(SMALL.block_bytes, rerank_steps=10, seed=2)
+    runs = {
+        name: simulate(SMALL, conversations, variants[name].options)
+        for name in (FCFS, RECOMPUTE, BLOCKS, GROUPS, REUSE)
+    }
+    check_runs({name: [run] for name, run in runs.items()}, "small")
+    assert set(runs[FCFS].digests) == set(range(6))
+    assert runs[RECOMPUTE].num_bytes_out == 0
+    assert runs[RECOMPUTE].num_prompt_tokens > runs[GROUPS].num_prompt_tokens
+    assert runs[BLOCKS].latencies.tbt[99.9] > runs[GROUPS].latencies.tbt[99.9]
+    assert 0 < runs[REUSE].num_bytes_out < runs[GROUPS].num_bytes_out
+    assert simulate(SMALL, conversations, variants[REUSE].options) == runs[REUSE]
