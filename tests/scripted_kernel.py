@@ -313,7 +313,7 @@ class ScriptedKernel:
                 return self._checkpoint(self._find(pid), name, overwrite)
             case Restore(name):
                 saved, _ = self._find_image(name)
-                copy = self._fork(saved, session, None)
+                copy = self._fork(saved, session, None, is_over=saved.spawn.interactive)
                 copy.parent = None
                 return Spawned((copy.pid,), (copy.seed,))
             case Images():
@@ -401,12 +401,17 @@ class ScriptedKernel:
         pids, seeds = tuple(process.pid for process in made), tuple(process.seed for process in made)
         return Spawned(pids, seeds, self.rates)
 
-    def _fork(self, parent: ScriptedProcess, session: FakeSession, seed: int | None) -> ScriptedProcess:
+    def _fork(
+        self, parent: ScriptedProcess, session: FakeSession, seed: int | None, *, is_over: bool = False
+    ) -> ScriptedProcess:
         child = self._add(session, parent.spawn, parent.seed if seed is None else seed, parent.sample)
         child.parent = parent.pid
         child.tokens, child.output = list(parent.tokens), list(parent.output)
         child.num_prompt_tokens, child.max_tokens = parent.num_prompt_tokens, parent.max_tokens
-        self._start_turn(child)
+        if is_over:
+            child.end = STOPPED_BY_MODEL
+        else:
+            self._start_turn(child)
         return child
 
     def _add(self, session: FakeSession, body: Spawn, seed: int, sample: int) -> ScriptedProcess:

@@ -124,3 +124,39 @@ async def test_a_model_without_template_cannot_chat(tmp_path: Path) -> None:
     async with open_scripted_kernel(tmp_path, has_template=False), open_shell(tmp_path) as shell:
         assert (await shell.run("chat"))[0] == 1
         assert shell.errors == "chat: model scripted has no chat template; use 'run'\n"
+
+
+async def test_a_chat_is_saved_and_goes_on_in_another_shell(tmp_path: Path) -> None:
+    """/save makes an image, again under its own name, and not over another's; --image goes on from it."""
+    async with open_scripted_kernel(tmp_path, answer_turns("one", "two")) as kernel:
+        lines = ["/save", "/save early", "first", "/save mine", "/save mine", "/save taken", "/exit"]
+        async with open_shell(tmp_path, lines, is_interactive=True) as shell:
+            await shell.run("run --detach hi")
+            assert (await shell.run("checkpoint 1 taken"))[0] == 0
+            assert await run_chat(shell) == 0
+            assert shell.errors == (
+                "chat: /save takes the name of an image\n"
+                "chat: there is nothing to save yet\n"
+                "chat: EEXIST: there is an image taken; it was not replaced\n"
+            )
+        async with open_shell(tmp_path, ["second", "/exit"], is_interactive=True) as shell:
+            assert (await shell.run("chat --image mine"))[0] == 0
+            assert shell.out.getvalue() == "two\n"
+            assert (await shell.run("chat --image taken"))[0] == 1
+            assert "image taken is of no chat" in shell.errors
+        assert kernel.spawned[-1].prompt == (
+            "<|user|>first<|end|><|assistant|>one<|end|><|user|>second<|end|><|assistant|>two<|end|>"
+        )
+
+
+async def test_a_restored_chat_does_not_forget_silently(tmp_path: Path) -> None:
+    """When its process is killed, what was said before is gone with it: the next turn says so."""
+    async with open_scripted_kernel(tmp_path, answer_turns("one", "two")) as kernel:
+        async with open_shell(tmp_path, ["first", "/save mine", "/exit"], is_interactive=True) as shell:
+            await run_chat(shell)
+        async with open_shell(tmp_path, [], is_interactive=True) as shell, trio.open_nursery() as nursery:
+            nursery.start_soon(shell.run, "chat --image mine")
+            await wait_until(lambda: len(shell.terminal.prompts) == 1)
+            kernel.kill(kernel.spawned[-1])
+            shell.terminal.send("second", "/exit")
+        assert "its process is gone; 'chat --image' goes on" in shell.errors

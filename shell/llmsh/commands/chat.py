@@ -10,7 +10,7 @@ from shell.llmsh.commands.jobs import GRACE_SECONDS
 from shell.llmsh.errors import CommandError
 from shell.llmsh.jobs import Sample
 from shell.llmsh.loop import Shell
-from shell.llmsh.options import Arguments, suggest
+from shell.llmsh.options import Arguments, Option, suggest
 from shell.llmsh.table import Command
 from shell.llmsh.terminal import CHAT_PROMPT, EndOfInput, LineAborted
 from shell.llmsh.text import Turn, encode_conversation, encode_next_turn
@@ -20,7 +20,7 @@ from syscalls.process import ExitStatus
 from syscalls.session import SpawnOptions
 from syscalls.text.tokenizer import TextModel
 
-EXIT_WORD = "/exit"
+EXIT_WORD, SAVE_WORD = "/exit", "/save"
 
 
 async def chat(shell: Shell, arguments: Arguments) -> int:
@@ -34,10 +34,16 @@ async def chat(shell: Shell, arguments: Arguments) -> int:
     if not text.chat_template.is_available:
         raise CommandError(f"model {model.name} has no chat template; use 'run'")
     conversation = Conversation(shell, text, options)
-    shell.screen.note(f"{model.name}: {EXIT_WORD} or Ctrl-D ends the chat, Ctrl-C an answer")
+    ends = f"{EXIT_WORD} or Ctrl-D ends the chat, Ctrl-C an answer"
+    shell.screen.note(f"{model.name}: {ends}; {SAVE_WORD} NAME saves it")
     try:
+        if (image := arguments["image"]) is not None:
+            await conversation.restore(image)
         while (line := await _read_turn(shell)) is not None:
-            await conversation.take_turn(line)
+            if line.split()[0] == SAVE_WORD:
+                await conversation.save(line.split()[1])
+            else:
+                await conversation.take_turn(line)
     finally:
         await conversation.close()
     return 0
@@ -53,9 +59,13 @@ async def _read_turn(shell: Shell) -> str | None:
             return None
         if line == EXIT_WORD:
             return None
-        if line.startswith("/") and " " not in line:
+        word, *operands = line.split() or [""]
+        if word == SAVE_WORD and len(operands) != 1:
+            shell.screen.error(f"chat: {SAVE_WORD} takes the name of an image")
+        elif line.startswith("/") and " " not in line:
+            words = [EXIT_WORD, SAVE_WORD]
             shell.screen.error(
-                f"chat: unknown command {line!r}{suggest(line, [EXIT_WORD])}; {EXIT_WORD} ends the chat"
+                f"chat: unknown command {line!r}{suggest(line, words)}; {EXIT_WORD} ends the chat"
             )
         elif line:
             return line
@@ -77,6 +87,34 @@ class Conversation:
     _client: Client | None = None
     _offset: int = 0  # output tokens of earlier turns
     _last_end: ExitStatus | None = None
+    _images: set[str] = attrs.field(factory=set)  # that it was restored from or saved as: its own to replace
+    _began_elsewhere: bool = False  # `turns` lacks what was said before it was restored
+
+    async def restore(self, name: str) -> None:
+        """Go on from an image: the turn that it was saved in first, if that is not over."""
+        client = self._client = await self.shell.client()
+        if any(image.name == name and not image.interactive for image in await client.images()):
+            raise CommandError(f"image {name} is of no chat; 'restore {name}' lets it go on")
+        self.pid = (await client.restore(name)).pids[0]
+        self._images.add(name)
+        self._began_elsewhere = True
+        info = await client.stat(self.pid)
+        self._offset, self._last_end = info.usage.num_output_tokens, info.status
+        if info.status is None:
+            await self._show_answer(client, self.pid)
+
+    async def save(self, name: str) -> None:
+        """Save it as an image. A failure does not end the chat."""
+        if self.pid is None or self._client is None:
+            self.shell.screen.error("chat: there is nothing to save yet")
+            return
+        try:
+            await self._client.checkpoint(self.pid, name, overwrite=name in self._images)
+        except SyscallError as error:
+            self.shell.screen.error(f"chat: {error}")
+        else:
+            self._images.add(name)
+            self.shell.screen.note(f"[saved; 'chat --image {name}' goes on from here]")
 
     async def take_turn(self, line: str) -> None:
         """Send the user's turn and show the answer. A failure or Ctrl-C ends the answer, not the chat."""
@@ -109,6 +147,10 @@ class Conversation:
 
     async def _answer(self, line: str) -> None:
         pid, client = await self._send(line)
+        self.turns.append(("user", line))
+        await self._show_answer(client, pid)
+
+    async def _show_answer(self, client: Client, pid: int) -> None:
         sample = Sample(pid, 0, self.text.decoder(), offset=self._offset)
         try:
             async for output in client.stream(pid, self._offset):
@@ -118,7 +160,7 @@ class Conversation:
             await self.close()
             raise
         finally:
-            self.turns += [("user", line), ("assistant", sample.text)]
+            self.turns.append(("assistant", sample.text))
         self._offset, self._last_end = sample.offset, sample.end
         assert sample.end is not None
         if sample.end.reason == "length":
@@ -144,6 +186,8 @@ class Conversation:
                 await self.close()  # killed by somebody
             else:
                 return self.pid, client
+        if self._began_elsewhere:
+            raise CommandError("its process is gone; 'chat --image' goes on from where it was saved")
         tokens = await encode_conversation(self.text, [*self.turns, ("user", line)])
         spawned = await client.spawn(tokens, **self.options)
         self.pid, self._offset = spawned.pids[0], 0
@@ -155,8 +199,9 @@ COMMANDS = (
         "chat",
         "",
         "Talk with a model. Each line is a turn; one process holds the conversation, so that a turn costs "
-        "only its own tokens. Ctrl-C ends an answer, /exit or Ctrl-D the chat.",
+        "only its own tokens. Ctrl-C ends an answer, /exit or Ctrl-D the chat. /save NAME saves it as an "
+        "image, and --image goes on from one, with the sampling that it had.",
         chat,
-        GENERATION_OPTIONS,
+        (*GENERATION_OPTIONS, Option(("--image",), "go on from an image", "NAME", completes="image")),
     ),
 )
