@@ -159,6 +159,7 @@ def _make_process(
         turn_started_at=now,
         arrival=pid,
         nice=saved.nice,
+        deadline_seconds=saved.deadline_seconds,
         tokens=list(saved.tokens),
         output=list(saved.output),
         logprobs=list(saved.logprobs),

@@ -14,6 +14,7 @@ Bits are promised only between equal platforms, so an image of another one is re
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 import zlib
@@ -100,6 +101,7 @@ class SavedProcess(msgspec.Struct, frozen=True):
     min_tokens: int
     interactive: bool
     nice: int
+    deadline_seconds: float | None
     status: ExitStatus | None  # of an interactive one whose turn is over
     num_prompt_tokens: int
     num_uncharged: int
@@ -163,6 +165,7 @@ def describe(process: Process, platform: Platform, num_saved_tokens: int, saved_
             min_tokens=process.min_tokens,
             interactive=process.interactive,
             nice=process.nice,
+            deadline_seconds=process.deadline_seconds,
             status=process.status,
             num_prompt_tokens=process.num_prompt_tokens,
             num_uncharged=process.num_uncharged,
@@ -254,6 +257,10 @@ def _explain_contradiction(image: Image, num_frame_bytes: int) -> str | None:
         ),
         (process.min_tokens >= 0, f"min_tokens is {process.min_tokens}"),
         (MIN_NICE <= process.nice <= MAX_NICE, f"nice is {process.nice}"),
+        (
+            process.deadline_seconds is None or 0 < process.deadline_seconds < math.inf,
+            f"deadline_seconds is {process.deadline_seconds}",
+        ),
         (process.sampling.seed is not None, "no seed"),
         (
             process.status is None or (process.interactive and process.status.reason in ("stop", "length")),

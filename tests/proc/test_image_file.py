@@ -67,6 +67,7 @@ def images(draw: st.DrawFn) -> Image:
         min_tokens=draw(st.integers(0, 3)),
         interactive=is_over or draw(st.booleans()),
         nice=draw(st.integers(-20, 19)),
+        deadline_seconds=draw(st.none() | st.floats(0.1, 1e6)),
         status=ExitStatus("length") if is_over else None,
         num_prompt_tokens=num_prompt,
         num_uncharged=draw(st.integers(0, num_prompt)),
@@ -152,6 +153,7 @@ LIES: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": CONTEXT}, "max_tokens is 200"),
     ({"min_tokens": -1}, "min_tokens is -1"),
     ({"nice": 20}, "nice is 20"),
+    ({"deadline_seconds": 0.0}, "deadline_seconds is 0.0"),
     ({"sampling": Sampling()}, "no seed"),
     ({"sampling": Sampling(seed=1, temperature=9.0)}, "temperature is 9.0"),
     ({"status": ExitStatus("length")}, "a process that has ended"),
@@ -170,7 +172,7 @@ LIES: list[tuple[dict[str, Any], str]] = [
 def test_a_description_that_contradicts_itself_is_refused(change: dict[str, Any], problem: str) -> None:
     """Checksums right and numbers wrong: nothing is made of it, and nothing is allocated by it."""
     good = SavedProcess(
-        [1, 2, 3], [3], [], 2, 9, Sampling(seed=1), [], 0, False, 0, None, 2, 0, 3, [(1, 2)]
+        [1, 2, 3], [3], [], 2, 9, Sampling(seed=1), [], 0, False, 0, None, None, 2, 0, 3, [(1, 2)]
     )  # fmt: skip
     kv = KVFormat("fp32", (Segment("K", 4), Segment("V", 4)), 16, 4)
     image = Image(Platform(3, "ab", "", "bf16", "plain", kv, VOCABULARY, CONTEXT), "base", "", 0.0, good)
@@ -192,7 +194,7 @@ def test_a_description_that_contradicts_itself_is_refused(change: dict[str, Any]
 )
 def test_a_format_without_pages_is_refused(kv: KVFormat) -> None:
     """Nothing is divided by zero."""
-    good = SavedProcess([1, 2, 3], [3], [], 2, 9, Sampling(seed=1), [], 0, False, 0, None, 2, 0, 0, [])
+    good = SavedProcess([1, 2, 3], [3], [], 2, 9, Sampling(seed=1), [], 0, False, 0, None, None, 2, 0, 0, [])
     image = Image(Platform(3, "ab", "", "bf16", "plain", kv, VOCABULARY, CONTEXT), "base", "", 0.0, good)
     with pytest.raises(DamagedImage, match="a KV format of"):
         read_tail(io.BytesIO(seal(msgspec.msgpack.encode(image))), Image)
