@@ -261,6 +261,7 @@ def add_bench(commands: Any) -> None:
         "--loads", default=None, metavar="LIST", help="on sim, like knee,above (default: all)"
     )
     switch.add_argument("--conversations", type=int, default=300, help="on sim (default: %(default)s)")
+    switch.add_argument("--shape", default=None, help="random weights of this shape, like 160m, for a model")
     switch.add_argument("model", nargs="?", default=None, help="model folder (default: the built-in)")
     for parser in (kernel, workload, cpu, transfer, mapping, fair, switch):
         parser.add_argument("--json", metavar="FILE", default=None, help="also write one JSON object per row")
@@ -327,8 +328,11 @@ def run_switch_bench(options: argparse.Namespace) -> int:
     check_runs(options)
     if options.conversations < 1 or options.seconds <= 0:
         raise ConfigError("conversations and seconds must be above 0")
+    if options.shape and (options.model or options.device == "sim"):
+        raise ConfigError("shape is for a real device, in place of a model")
     return switch.main(
-        model=options.model, device=options.device, threads=options.threads, trace=options.trace,
+        model=options.model, shape=options.shape, device=options.device, threads=options.threads,
+        trace=options.trace,
         loads=options.loads, num_conversations=options.conversations, seconds=options.seconds,
         num_runs=options.runs, json_path=options.json,
     )  # fmt: skip

@@ -8,9 +8,13 @@ conversations are held with every way to take it, and their tokens must not diff
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -127,8 +131,23 @@ def measure_real(
     return report
 
 
+@contextmanager
+def random_model(shape: str) -> Iterator[str]:
+    """A folder with a model of this shape and random weights, while it is needed. Blocks.
+
+    Raises:
+        ConfigError: there is no such shape; what is written to standard error names those that are.
+    """
+    with tempfile.TemporaryDirectory(prefix="llmos-bench-") as folder:
+        path = str(Path(folder) / f"random-{shape}")
+        command = [sys.executable, "-m", "drivers.bench.random_checkpoint", shape, path]
+        if subprocess.run(command, check=False).returncode:
+            raise ConfigError(f"no model of shape {shape!r} could be made")
+        yield path
+
+
 def main(
-    *, model: str | None, device: str, threads: int | None, trace: str, loads: str | None,
+    *, model: str | None, shape: str | None, device: str, threads: int | None, trace: str, loads: str | None,
     num_conversations: int, seconds: float, num_runs: int, json_path: str | None,
 ) -> int:  # fmt: skip
     """Measure, print the table, write the rows."""
@@ -137,7 +156,8 @@ def main(
         report = measure_simulated(rows, choose_loads(loads), num_conversations, num_runs)
     else:
         options: dict[str, Any] = {"device": device, "threads": threads}
-        report = measure_real(rows, options | ({"model": model} if model else {}), seconds, num_runs)
+        with random_model(shape) if shape else nullcontext(model) as path:
+            report = measure_real(rows, options | ({"model": path} if path else {}), seconds, num_runs)
     report.print_table()
     if json_path:
         report.write_json(json_path)

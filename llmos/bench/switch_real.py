@@ -115,4 +115,5 @@ async def _describe(options: dict[str, Any]) -> RealMachine:
         raise ConfigError(f"{model.path} has no config.json; bench switch needs a Hugging Face folder")
     num_layers = msgspec.json.decode(shape.read_bytes())["num_hidden_layers"]
     name = f"{core.name.partition(':')[0]}, {model.name} {model.dtype} kv {kv.name}"
+    options = options | {"weights": model.dtype, "kv": kv.name}  # what "auto" found need not be found again
     return RealMachine(name, options, kv, num_layers, model.vocab_size, model.max_model_len)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -10,7 +11,7 @@ import pytest
 from llmos.bench.chats import Held, Latencies, TurnTimes
 from llmos.bench.conversations import TraceRow, make_conversations
 from llmos.bench.report import Report
-from llmos.bench.switch import choose_loads
+from llmos.bench.switch import choose_loads, random_model
 from llmos.bench.switch_report import NothingMeasured, add_recompute_rows, add_rows, check_runs
 from llmos.bench.switch_run import SwitchRun
 from llmos.bench.switch_sim import A10, simulate
@@ -76,6 +77,15 @@ def test_loads_are_chosen_by_name() -> None:
     assert [load.name for load in choose_loads("knee, light")] == ["light", "knee"]
     with pytest.raises(ConfigError, match="'midday'"):
         choose_loads("midday")
+
+
+def test_models_of_a_shape_come_and_go() -> None:
+    """A folder with a model while it is needed; an unknown shape is refused by name."""
+    with random_model("tiny") as path:
+        assert {file.name for file in Path(path).iterdir()} == {"config.json", "model.safetensors"}
+    assert not Path(path).exists()
+    with pytest.raises(ConfigError, match="'huge'"), random_model("huge"):
+        pass
 
 
 def test_variants_are_configurations() -> None:
