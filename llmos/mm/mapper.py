@@ -2,8 +2,8 @@
 
 A page that is mapped in the step that writes it makes that step wait. So the next page of a process is mapped
 a few tokens before it is needed, if a frame is free, with an edit that the device carries out beside its
-computation. Nothing is evicted and nobody preempted for such a page, and as long as it is not used, its
-frames count as free: it is given back before anything else is evicted.
+computation. Nobody is preempted for such a page, and as long as it is not used, its frames count as free: it
+is given back before anything else is evicted.
 
 Source: Prabhu et al. 2024, "vAttention", arXiv:2405.04437.
 """

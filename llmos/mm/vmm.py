@@ -214,7 +214,7 @@ class VMM:
             and end <= self.max_model_len
         ):
             if end > page_end - space.ahead_tokens and not space.ahead and first + 1 == len(entries):
-                self._mapper.extend(space, first + 2)
+                self._map_ahead(space, first + 2)
             return
         self._check_open(space)
         if not 0 <= start <= len(entries) * tokens_per_page or end > self.max_model_len:
@@ -240,7 +240,7 @@ class VMM:
                 self._release_pages((old,))
             self._mapper.map(space, vpn, new)
         if end > len(entries) * tokens_per_page - space.ahead_tokens:
-            self._mapper.extend(space, len(entries) + 1)
+            self._map_ahead(space, len(entries) + 1)
 
     def map_ahead(self, space: AddressSpace, end: int) -> None:
         """Map the pages of positions below `end` beside the step that runs, as far as frames are free.
@@ -253,7 +253,7 @@ class VMM:
         """
         self._check_open(space)
         if space.ahead_tokens:
-            self._mapper.extend(space, self.kv.num_pages(end))
+            self._map_ahead(space, self.kv.num_pages(end))
 
     def frames_needed(self, space: AddressSpace, start: int, end: int) -> int:
         """Count the frames that `grow` with these arguments would take; 0 when nothing is to do."""
@@ -422,6 +422,18 @@ class VMM:
             self._mapper.reclaim(num_frames - self._pool.num_free, space, num_ahead)
         if num_frames > self._pool.num_free:
             self._index.evict(num_frames - self._pool.num_free)
+
+    def _map_ahead(self, space: AddressSpace, num_pages: int) -> None:
+        """Map pages that a space will write in a few steps.
+
+        In the long run the cache fills every frame. These pages would be evicted for in any case, then with a
+        step waiting.
+        """
+        wanted = min(num_pages, space.max_pages) - space.num_pages - len(space.ahead)
+        missing = wanted * self.kv.frames_per_page - self._pool.num_free
+        if wanted > 0 and missing > 0 and self._index.num_idle_frames:
+            self._index.evict(min(missing, self._index.num_idle_frames))
+        self._mapper.extend(space, num_pages)
 
     def _open(self, salt: str, shared: Sequence[PageFrames], num_pages: int) -> AddressSpace:
         """Open a space that will share some pages, and need `num_pages` before long. Raises OutOfSpaces."""
