@@ -41,5 +41,5 @@ LOADS = (
     Load("knee", 0.35, 25, (FCFS, RECOMPUTE, *ABLATION, AUTO)),
     Load("above", 0.42, 25, (*ABLATION, AUTO)),
     Load("backlog", 0.0, 25, (BLOCKS, GROUPS, AUTO)),
-    Load("backlog, often re-ranked", 0.0, 10, (BLOCKS, GROUPS, AUTO)),
+    Load("backlog re-ranked often", 0.0, 10, (BLOCKS, GROUPS, AUTO)),
 )

@@ -73,7 +73,9 @@ def test_runs_that_say_nothing_are_refused() -> None:
 
 def test_loads_are_chosen_by_name() -> None:
     """All, some, and a stranger by its name."""
-    assert len(choose_loads(None)) == 5
+    loads = choose_loads(None)
+    assert len(loads) == 5
+    assert choose_loads(",".join(load.name for load in loads)) == loads
     assert [load.name for load in choose_loads("knee, light")] == ["light", "knee"]
     with pytest.raises(ConfigError, match="'midday'"):
         choose_loads("midday")
