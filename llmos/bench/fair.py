@@ -33,7 +33,7 @@ from llmos.bench.fairness import (
 from llmos.bench.report import Report
 from llmos.bench.traffic import Outcome, Traffic, observe
 from llmos.config import Config, ConfigError
-from llmos.device import CostModel, DriverLink
+from llmos.device import CopyCost, CostModel, DriverLink
 from llmos.kernel.driver_host import OpenLink
 
 Policy = Literal["fair", "fcfs"]
@@ -43,6 +43,9 @@ POOL_TOKENS = 10_000
 # Of 7B in 16 bits on an A10G: near 880 tokens/s with 256 in and 256 out, as published; 5,000 prompt tokens/s;
 # half a megabyte of keys and values for each token, at 600 GB/s.
 COST = CostModel(base=0.042, per_token=2e-4, per_context_token=8.7e-7)
+# Half a megabyte a token over PCIe 4 x16, as 32 bytes on the simulated device; room for 120,000 tokens.
+HOST_COST = CopyCost(base=1e-5, bytes_per_second=32 * 24e9 / 2**19)
+HOST_MIB = 4
 ARENA = Path("../shared/data/vtc-multi-tenant/arena_clients.csv")
 WINDOW_SECONDS = 60.0  # of Jain's index, on the simulated device
 REAL_SECONDS, REAL_WINDOW_SECONDS = 20.0, 4.0  # on the real one, where a request takes a fraction of a second
@@ -94,11 +97,11 @@ def simulate(policy: Policy, traffic: Traffic) -> Outcome:
         async def open_one() -> DriverLink:
             await trio.lowlevel.checkpoint()
             num_frames = POOL_TOKENS // DEFAULT_KV.tokens_per_page * DEFAULT_KV.frames_per_page
-            return SimDriver(name=name, cost=COST, num_frames=num_frames)
+            return SimDriver(name=name, cost=COST, num_frames=num_frames, host_cost=HOST_COST)
 
         return open_one
 
-    config = Config(device="sim", policy=policy)
+    config = Config(device="sim", policy=policy, swap_mib=HOST_MIB)
     run = partial(observe, config, "sim", traffic, sample_seconds=1.0, open_link=open_link)
     return trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
 

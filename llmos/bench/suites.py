@@ -61,8 +61,11 @@ def on_off(rate: float, other: float) -> Traffic:
 
 
 def flood() -> Traffic:
-    """One tenant with 64 requests outstanding, four that send one now and then: half of their fair share."""
-    streams = (poisson(tenant, 0.15, SECONDS) for tenant in LIGHT)
+    """One tenant with 64 requests outstanding, four that send one now and then: a sixth of their fair share.
+
+    A request takes 15 s, and a fair share is five at a time: at this rate even a chance cluster is within it.
+    """
+    streams = (poisson(tenant, 0.05, SECONDS) for tenant in LIGHT)
     return Traffic(merge(*streams), SECONDS, (Flood("flood", 64, TOKENS, TOKENS),))
 
 

@@ -420,6 +420,12 @@ class Swap:
         """Is there a tier below at all?"""
         return any(area.num_slots for area in self._areas.values())
 
+    def has_free_host_pages(self, num_pages: int) -> bool:
+        """Is there room in the host area, without giving up what is there, and with an eighth to spare?"""
+        area = self._areas["host"]
+        num_left = area.num_free - num_pages * self.vmm.kv.frames_per_page
+        return num_left * DEMOTE_BELOW >= area.num_slots
+
     def statistics(self) -> SwapStatistics:
         """Count."""
         return SwapStatistics(

@@ -78,6 +78,8 @@ class Accounts:
     _running: dict[str, Account] = attrs.field(init=False, factory=dict)
     has_caps: bool = attrs.field(init=False, default=False)  # some tenant has one
     has_memory_caps: bool = attrs.field(init=False, default=False)
+    _num_running: int = attrs.field(init=False, default=0)
+    _running_weight: float = attrs.field(init=False, default=0.0)  # of the tenants that run something
     _last_level: float = attrs.field(init=False, default=0.0)  # of the tenant that stopped waiting last
 
     def of(self, tenant: str) -> Account:
@@ -105,15 +107,25 @@ class Accounts:
     def start_running(self, tenant: str) -> None:
         """A process takes part in steps from now on."""
         account = self.of(tenant)
+        if not account.num_running:
+            self._running[tenant] = account
+            self._running_weight += account.weight
         account.num_running += 1
-        self._running[tenant] = account
+        self._num_running += 1
 
     def stop_running(self, tenant: str) -> None:
         """A process takes part in steps no longer."""
         account = self._running[tenant]
         account.num_running -= 1
+        self._num_running -= 1
         if not account.num_running:
             del self._running[tenant]
+            self._running_weight = self._running_weight - account.weight if self._running else 0.0
+
+    @property
+    def mean_load(self) -> float:
+        """Running processes for each unit of weight of the tenants that run any; 0 when nobody runs."""
+        return self._num_running / self._running_weight if self._running_weight else 0.0
 
     def busiest(self) -> tuple[str, int] | None:
         """The tenant with most running processes, and how many; None when nobody runs."""

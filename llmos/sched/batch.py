@@ -18,11 +18,12 @@ from typing import NamedTuple
 import attrs
 
 from llmos.device import StepWork
-from llmos.params import MAX_STRETCH, MIN_PROMPT_TOKENS, STEPS_IN_FLIGHT
+from llmos.params import COURTEOUS_STRETCH, MAX_STRETCH, MIN_PROMPT_TOKENS, STEPS_IN_FLIGHT
 from llmos.proc.pcb import Process
 
 Predict = Callable[[StepWork], float]  # seconds that a step will take; more for more work, or as many
 Standing = Callable[[str], float]  # of a tenant: less goes first
+IsOverShare = Callable[[str], bool]  # of a tenant: it runs much more than its share
 
 
 @attrs.frozen
@@ -47,6 +48,7 @@ def compose(
     limits: BatchLimits,
     predict: Predict | None = None,
     standing: Standing = lambda tenant: 0.0,
+    is_over_share: IsOverShare = lambda tenant: False,
 ) -> list[Share]:
     """Divide the budget: one token to each process that decodes, in the order given, then prompt chunks.
 
@@ -57,7 +59,8 @@ def compose(
     step may take twice as long as they do: with less than half of the time, prompts would hold everybody up
     in the end, since who waits for a prompt does not decode. And MIN_PROMPT_TOKENS they get in any case. The
     first prompt that time cuts short is the last of the step: those behind it wait for it, even where one of
-    their tokens would be cheaper.
+    their tokens would be cheaper. Prompts of a tenant that is over its share, beside decodes of one that is
+    not, stretch the step by COURTEOUS_STRETCH only: a flood does not make others' tokens come slowly.
 
     Neither mutates nor looks at memory: whether the shares can be mapped is the caller's business.
 
@@ -66,6 +69,7 @@ def compose(
         limits: the budget.
         predict: how long steps take; None: not known, and the target is not minded.
         standing: of a tenant; when all are equal, prompts too go in the order given.
+        is_over_share: of a tenant.
 
     Returns:
         Shares with num_tokens >= 1, decodes first, at most one for a process.
@@ -88,7 +92,7 @@ def compose(
     if len(prompts) > 1:
         prompts.sort(key=lambda process: standing(process.tenant))  # stable
     if prompts and shares and predict is not None:
-        _add_prompts_in_time(shares, prompts, budget, limits, predict)
+        _add_prompts_in_time(shares, prompts, budget, limits, predict, is_over_share)
     else:
         _add_prompts(shares, prompts, budget, limits)
     return shares
@@ -104,18 +108,27 @@ def _add_prompts(shares: list[Share], prompts: list[Process], budget: int, limit
 
 
 def _add_prompts_in_time(
-    shares: list[Share], prompts: list[Process], budget: int, limits: BatchLimits, predict: Predict
+    shares: list[Share],
+    prompts: list[Process],
+    budget: int,
+    limits: BatchLimits,
+    predict: Predict,
+    is_over_share: IsOverShare,
 ) -> None:
     work = StepWork()
     for process, _ in shares:
         work = work.with_row(process.num_scheduled, 1)
-    most_seconds = max(limits.target_seconds, MAX_STRETCH * predict(work))
+    decode_seconds = predict(work)
+    most_seconds = max(limits.target_seconds, MAX_STRETCH * decode_seconds)
+    is_anybody_modest = not all(map(is_over_share, {process.tenant for process, _ in shares}))
     guaranteed = MIN_PROMPT_TOKENS
     for process in prompts:
         if budget <= 0 or len(shares) >= limits.max_rows:
             break
         start = process.num_scheduled
         wanted = min(process.num_uncomputed, budget, limits.max_chunk_tokens)
+        if is_anybody_modest and is_over_share(process.tenant):
+            most_seconds = COURTEOUS_STRETCH * decode_seconds
         count = _fit(work, start, wanted, predict, most_seconds)
         count = min(wanted, max(count, guaranteed))
         if count:

@@ -218,6 +218,7 @@ class Core(Actor[Message]):
         orders: list[Step | Copy] = []
         if not switch.must_wait(residents.queue.running) and (step := self._plan_step(switch)) is not None:
             orders.append(step)
+        residents.clean()
         copies = switch.take_copies()
         if copies and not orders and (edits := switch.take_edits()):
             orders.append(self._issue(Step(self._step_id + 1, edits, ()), [], StepWork()))
@@ -232,7 +233,10 @@ class Core(Actor[Message]):
         elders: list[Process] = []
         num_tokens = num_context_tokens = num_pairs = 0
         predict = self.forecast.step_seconds if self.forecast else None
-        for share in compose(residents.queue.running, self.limits, predict, residents.policy.standing):
+        policy = residents.policy
+        for share in compose(
+            residents.queue.running, self.limits, predict, policy.standing, policy.is_over_share
+        ):
             process = share.process
             if process.state is not ProcState.RUNNING:
                 continue  # gave its memory up for one before it in this very step

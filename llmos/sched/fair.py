@@ -14,6 +14,7 @@ from llmos.sched.policy import Candidate, Order, View, last_in_order
 
 SECONDS_PER_LEVEL = 2.0  # of waiting make up for one nice level, so 78 s for all of them: nobody starves
 LEVELS_TO_GIVE_WAY = 5  # that a tenant's own process must be behind another one, to be stopped for it
+OVER_SHARE = 1.5  # times its share is what a tenant may run before its prompts give way to others' decodes
 DEFAULT_QUANTUM = 128.0  # weighted tokens
 
 
@@ -54,6 +55,10 @@ class TokenFair:
     def standing(self, tenant: str) -> float:
         """See ResidencyPolicy. By what was computed, so that no prompt is behind for having been admitted."""
         return self.accounts.of(tenant).counter
+
+    def is_over_share(self, tenant: str) -> bool:
+        """See ResidencyPolicy. The share is of what runs, among those who run something."""
+        return self._load(tenant, 0) > OVER_SHARE * self.accounts.mean_load
 
     def admit(self, view: View) -> list[int]:
         """See ResidencyPolicy."""

@@ -57,6 +57,9 @@ class ResidencyPolicy(Protocol):
     def standing(self, tenant: str) -> float:
         """Whose prompts go first in a step: those of the tenant for which this is least."""
 
+    def is_over_share(self, tenant: str) -> bool:
+        """Does a tenant run so much that its prompts should not hold up others' decodes?"""
+
     def admit(self, view: View) -> list[int]:
         """Return the pids of waiting candidates to admit now, in order. They fit in what is free."""
 
@@ -87,6 +90,10 @@ class FirstComeFirstServed:
     def standing(self, tenant: str) -> float:
         """See ResidencyPolicy. All tenants are one."""
         return 0.0
+
+    def is_over_share(self, tenant: str) -> bool:
+        """See ResidencyPolicy."""
+        return False
 
     def admit(self, view: View) -> list[int]:
         """See ResidencyPolicy."""

@@ -53,6 +53,22 @@ class PreemptionCosts:
             return True
         return copy.seconds(num_bytes) <= self.recompute_seconds(start, end)
 
+    @property
+    def may_swap(self) -> bool:
+        """False when memory is never to be copied."""
+        return self.preempt != "recompute"
+
+    def prefers_to_drop(self, start: int, end: int) -> bool:
+        """Should positions [start, end), which have no clean copy, be computed again, so that nobody waits?
+
+        Frames that need no copy are free at once; a copy takes the steps in flight to begin, and one to end.
+        """
+        if self.preempt != "auto" or self.forecast is None:
+            return False
+        row = StepWork().with_row(start, 1)
+        extra = StepWork().with_row(start, end - start)
+        return self.forecast.step_seconds(extra) <= 2 * self.forecast.step_seconds(row)
+
     def recompute_seconds(self, start: int, end: int) -> float:
         """Time to compute positions [start, end) in chunks, on a device that does nothing else."""
         assert self.forecast is not None

@@ -46,6 +46,10 @@ class Rerank:
         """See ResidencyPolicy. Tenants do not matter."""
         return 0.0
 
+    def is_over_share(self, tenant: str) -> bool:
+        """See ResidencyPolicy."""
+        return False
+
     def admit(self, view: View) -> list[int]:
         """See ResidencyPolicy. The waiting by priority; nobody is skipped."""
         waiting = self._ranked(view.waiting)

@@ -28,6 +28,8 @@ from syscalls.process import ExitStatus
 
 log = structlog.get_logger("residents")
 
+MAX_COPIES_TO_CLEAN = 4  # in flight; beyond them pages of running processes are not copied in advance
+
 GROWTH_TOKENS = 32  # that admission leaves room for, for each process that runs
 
 
@@ -243,6 +245,24 @@ class Residents:
             num_bytes=out.num_bytes,
             tier=out.tier,
         )
+
+    def clean(self) -> None:
+        """While others wait, and little is being copied: copy the running process that has most to be copied.
+
+        Whoever gives way later gives frames that are free at once, and is brought back but for a few tokens.
+        """
+        assert self.switch is not None
+        is_busy = self.switch.swap.num_in_flight >= MAX_COPIES_TO_CLEAN
+        if not self.queue.waiting or is_busy or not self.switch.costs.may_swap:
+            return
+        size = self.switch.vmm.kv.tokens_per_page
+        dirtiest = max(
+            self.queue.running,
+            key=lambda process: process.num_computed // size - len(process.backing.pages),
+            default=None,
+        )
+        if dirtiest is not None:
+            self.switch.clean(dirtiest)
 
     def sweep(self, idle_seconds: float) -> None:
         """Swap out who has waited for input for so long; it comes back with the next write."""

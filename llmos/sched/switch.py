@@ -161,15 +161,33 @@ class ContextSwitch:
         dirty = self.swap.plan_out(process.space, num_tokens, process.backing)
         if not dirty:
             return SwitchedOut(num_kept_tokens=num_tokens)
+        num_clean = process.backing.num_tokens(self.vmm.kv.tokens_per_page)
+        if num_clean and self.costs.prefers_to_drop(num_clean, num_tokens):
+            return SwitchedOut(num_kept_tokens=num_clean)
         page_bytes = self.vmm.kv.frames_per_page * self.vmm.kv.frame_bytes
         bytes_in = self.vmm.kv.num_pages(num_tokens) * page_bytes
         tier = self.swap.tier_with_room(len(dirty))
         if tier is None or not self.costs.prefers_swap(num_tokens, len(dirty) * page_bytes, bytes_in, tier):
-            return SwitchedOut(num_kept_tokens=process.backing.num_tokens(self.vmm.kv.tokens_per_page))
+            return SwitchedOut(num_kept_tokens=num_clean)
         transfer = self.swap.swap_out(
             process.space, dirty, num_tokens, process.backing, tier, self.on_departure
         )
         return SwitchedOut(transfer.num_bytes, num_tokens, tier)
+
+    def clean(self, process: Process) -> bool:
+        """Copy whole pages of a process that runs on, so that its memory can be taken without a wait.
+
+        Returns:
+            False when there was nothing to copy, or no room for it.
+        """
+        assert process.space is not None
+        size = self.vmm.kv.tokens_per_page
+        num_tokens = min(process.num_computed, len(process.tokens)) // size * size
+        dirty = self.swap.plan_out(process.space, num_tokens, process.backing)
+        if not dirty or not self.swap.has_free_host_pages(len(dirty)):
+            return False
+        self.swap.swap_out(process.space, dirty, num_tokens, process.backing, "host", self.on_departure)
+        return True
 
     # --- the device's side -------------------------------------------------------------------------------
 

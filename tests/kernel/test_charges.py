@@ -30,13 +30,15 @@ class Bookkeeper:
 
     A row that starts at a position finds all before it in memory: computed earlier, by whomever. So a process
     owes for input behind the furthest position that one of its rows, or its parent's before a fork, has
-    touched or found; and for each token of output that is not its parent's.
+    touched or found; and for each token of output that is not its parent's. The last token of a turn may be
+    computed with the input of the next: that one was output.
     """
 
     def __init__(self) -> None:
         self.pids: dict[int, Process] = {}
         self.known: dict[Process, int] = {}
         self.inherited: dict[Process, int] = {}
+        self.turns: dict[Process, tuple[int, int, int]] = {}  # where input began and ended, output before it
         self.num_prompt_tokens: Counter[str] = Counter()
 
     def watch(self, core: Core, step: Step) -> None:
@@ -48,11 +50,18 @@ class Bookkeeper:
                 self.pids[process.pid] = process
                 self.known[process] = self.known.get(forked_from, 0)
                 self.inherited[process] = len(process.output)
+                if forked_from in self.turns:
+                    self.turns[process] = self.turns[forked_from]
         owners = {process.space.asid: process for process in members.values() if process.space is not None}
         for row in step.rows:
             process = owners[row.asid]
+            began, ended, num_output = self.turns.get(process, (0, process.turn_start, len(process.output)))
+            if ended != process.turn_start:  # a new turn's input follows the last one's output
+                began, num_output = ended + len(process.output) - num_output, len(process.output)
+            self.turns[process] = (began, process.turn_start, num_output)
             found, end = max(self.known[process], row.start), row.start + row.num_tokens
-            self.num_prompt_tokens[process.tenant] += max(0, min(end, process.turn_start) - found)
+            num_new = max(0, min(end, process.turn_start) - max(found, began))
+            self.num_prompt_tokens[process.tenant] += num_new
             self.known[process] = max(found, end)
 
     @property
