@@ -121,13 +121,14 @@ class TokenFair:
             for tenant in view.running
             if tenant != head.tenant and (promised := self._promised(view, tenant)) > counter
         ]
-        own = self._load(head.tenant, 1)  # with the head
+        own, own_with_head = self._load(head.tenant, 0), self._load(head.tenant, 1)
         for gap, tenant in sorted(ahead, reverse=True):
             num_stopped = 0
             for candidate in view.running[tenant]:
-                # Equal shares of places are always right; one place beyond them is for who was served less.
-                spare = 1 if gap > self.quantum else 0
-                if self._load(tenant, spare - 1 - num_stopped) < own:
+                # Equal shares of places are always right. Beyond them a place changes hands only to turn the
+                # difference round: from who was served more, and still is served faster.
+                is_equal = self._load(tenant, -1 - num_stopped) >= own_with_head
+                if not is_equal and not (gap > self.quantum and self._load(tenant, -num_stopped) > own):
                     break
                 if candidate.service >= self.quantum:
                     num_stopped += 1

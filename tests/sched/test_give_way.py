@@ -59,9 +59,11 @@ def test_whoever_gives_way_should(
                 account, own = engine.accounts.of(candidate.tenant), engine.accounts.of(head.tenant)
                 gap = account.counter - counter
                 assert gap > 0
+                before, others = running[candidate.tenant], running.get(head.tenant, 0)
                 running[candidate.tenant] -= 1
-                left = running[candidate.tenant] + (gap > QUANTUM)
-                assert left / account.weight >= (running.get(head.tenant, 0) + 1) / own.weight
+                is_equal = (before - 1) / account.weight >= (others + 1) / own.weight
+                turns_round = gap > QUANTUM and before / account.weight > others / own.weight
+                assert is_equal or turns_round
 
 
 @settings(deadline=None, max_examples=12)
