@@ -151,6 +151,7 @@ def main(
     num_conversations: int, seconds: float, num_runs: int, json_path: str | None,
 ) -> int:  # fmt: skip
     """Measure, print the table, write the rows."""
+    configure_logging("warning", "console")
     rows = read_trace(trace)
     if device == "sim":
         report = measure_simulated(rows, choose_loads(loads), num_conversations, num_runs)

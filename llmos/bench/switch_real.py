@@ -76,6 +76,8 @@ async def _hold(
 def mean_live_tokens(conversations: Sequence[Conversation], seconds_per_token: float) -> float:
     """Context of all conversations that live at a time, on average from the first start to the last.
 
+    A turn counts whole, with its answer, from when it is asked.
+
     Args:
         conversations: with their starts and pauses.
         seconds_per_token: that an answer takes.
