@@ -10,7 +10,8 @@ import statistics
 import time
 
 from drivers.tiers import Tiers
-from llmos.device import Copy, CopyCost, Place, Tier
+from llmos.cost import CopyCost
+from llmos.device import Copy, Place, Tier
 
 __all__ = ["fit_copy_cost", "measure_copy_cost"]
 

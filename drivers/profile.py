@@ -20,7 +20,8 @@ from attrs import frozen
 from drivers.arena import Arena
 from drivers.backend import Backend
 from drivers.model.transformer import Model
-from llmos.device import CostModel, KVFormat, Load, Map, Profile, Row, StepWork
+from llmos.cost import CostModel, Profile, StepWork
+from llmos.device import KVFormat, Load, Map, Row
 
 __all__ = ["MeasuredStep", "fit_cost", "profile_model"]
 

@@ -16,15 +16,14 @@ import trio
 from drivers.sim_memory import ProtocolViolation, SimMemory
 from drivers.sim_model import SimModel, mix, penalty_term
 from drivers.sim_tiers import SimTiers
+from llmos.cost import CopyCost, CostModel, Profile, StepWork
 from llmos.device import (
     DRIVER_ABI,
     Bind,
     Copy,
-    CopyCost,
     CopyDone,
     CopyFault,
     CopyPage,
-    CostModel,
     DriverLost,
     Edit,
     Failed,
@@ -35,7 +34,6 @@ from llmos.device import (
     Loaded,
     Map,
     ModelInfo,
-    Profile,
     Release,
     Reserve,
     Row,
@@ -43,7 +41,6 @@ from llmos.device import (
     Segment,
     Step,
     StepDone,
-    StepWork,
     StopDriver,
     Tier,
     ToDriver,

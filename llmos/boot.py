@@ -16,7 +16,8 @@ from drivers.builtin import base_path
 from drivers.sim import SimDriver
 from drivers.sim_model import SimModel
 from llmos.config import Config, ConfigError, parse_weights, processors_of, threads_per_device
-from llmos.device import CostModel, DriverLink, Load, Progress
+from llmos.cost import CostModel
+from llmos.device import DriverLink, Load, Progress
 from llmos.ipc.credentials import listen_unix
 from llmos.ipc.supervisor import ChildSpec, open_supervisor
 from llmos.kernel.driver_host import DriverHost, OpenLink

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("native", "syscalls", "llmos", "drivers", "shell")
 
 # What any part of the kernel may import: the contract with clients, the contract with drivers, plain values.
-SHARED = {"syscalls", "llmos.device", "llmos.errors", "llmos.params"}
+SHARED = {"syscalls", "llmos.cost", "llmos.device", "llmos.errors", "llmos.params"}
 # Each may import those before it, never those after it.
 SPINE = ("llmos.ipc", "llmos.mm", "llmos.proc", "llmos.sched", "llmos.place", "llmos.kernel")
 # The simulated driver lives in the kernel's process, and the built-in model is where a package can find it.
@@ -28,7 +28,8 @@ ARROWS: dict[str, set[str]] = {
     "llmos.errors": set(),
     "llmos.params": set(),
     "llmos.log": set(),
-    "llmos.device": {"syscalls"},
+    "llmos.cost": set(),
+    "llmos.device": {"llmos.cost", "syscalls"},
     "llmos.config": {"llmos.errors"},
     "llmos.tenants_file": {"llmos.config", "syscalls"},
     "llmos.models": {"llmos.errors"},
@@ -42,7 +43,7 @@ ARROWS: dict[str, set[str]] = {
     "llmos.cli": SHARED
     | {"llmos.boot", "llmos.config", "llmos.doctor", "llmos.log", "llmos.bench", "llmos.tenants_file"},
     # Between themselves drivers are free; of the kernel they know the interface and its framing.
-    "drivers": {"llmos.device", "llmos.ipc", "native"},
+    "drivers": {"llmos.cost", "llmos.device", "llmos.ipc", "native"},
     # User space: the contract, and nothing of each other.
     "shell.gateway": {"syscalls"},
     "shell.llmsh": {"syscalls"},

@@ -17,7 +17,8 @@ import numpy as np
 from drivers.bench.random_model import random_native_model
 from drivers.cpu import CpuDriver
 from drivers.profile import MeasuredStep, fit_cost
-from llmos.device import CostModel, Map, Row, StepWork, choose_kv_format
+from llmos.cost import CostModel, StepWork
+from llmos.device import Map, Row, choose_kv_format
 
 LONG = 1024
 FITTED = [

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import trio
 
 from drivers.sim import SimDriver
-from llmos.device import CostModel, FromDriver, Load, Loaded, StepDone, ToDriver
+from llmos.cost import CostModel
+from llmos.device import FromDriver, Load, Loaded, StepDone, ToDriver
 from llmos.proc.pcb import Pid, Process
 from llmos.sched.accounts import Accounts
 from llmos.sched.batch import BatchLimits

@@ -20,7 +20,7 @@ from llmos.bench.in_process import booted
 from llmos.bench.report import Report
 from llmos.bench.switch_real import NEVER_SECONDS, RealMachine
 from llmos.config import Config
-from llmos.device import StepWork
+from llmos.cost import StepWork
 from llmos.sched.core import Core
 from llmos.sched.preemption import PreemptionCosts
 from syscalls.client import Client, open_client

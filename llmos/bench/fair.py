@@ -33,7 +33,8 @@ from llmos.bench.fairness import (
 from llmos.bench.report import Report
 from llmos.bench.traffic import Outcome, Traffic, observe
 from llmos.config import Config, ConfigError
-from llmos.device import CopyCost, CostModel, DriverLink
+from llmos.cost import CopyCost, CostModel
+from llmos.device import DriverLink
 from llmos.kernel.driver_host import OpenLink
 
 Policy = Literal["fair", "fcfs"]

@@ -20,7 +20,8 @@ from llmos.bench.in_process import booted
 from llmos.bench.inside_chat import open_inside_chat
 from llmos.bench.switch_run import SwitchRun
 from llmos.config import Config
-from llmos.device import CopyCost, CostModel, DriverLink, KVFormat, Segment
+from llmos.cost import CopyCost, CostModel
+from llmos.device import DriverLink, KVFormat, Segment
 from llmos.kernel.driver_host import OpenLink
 
 

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from llmos.cost import Profile, StepWork
 from llmos.device import (
     DRIVER_ABI,
     CopyDone,
@@ -19,10 +20,8 @@ from llmos.device import (
     Hello,
     Load,
     Loaded,
-    Profile,
     Progress,
     StepDone,
-    StepWork,
 )  # fmt: skip
 from llmos.errors import LlmosError
 from llmos.ipc.mailbox import MailboxClosed

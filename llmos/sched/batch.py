@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import attrs
 
-from llmos.device import StepWork
+from llmos.cost import StepWork
 from llmos.params import COURTEOUS_STRETCH, MAX_STRETCH, MIN_PROMPT_TOKENS, STEPS_IN_FLIGHT
 from llmos.proc.pcb import Process
 

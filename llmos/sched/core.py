@@ -15,6 +15,7 @@ import attrs
 import structlog
 import trio
 
+from llmos.cost import StepWork, count_pairs
 from llmos.device import (
     Copy,
     CopyDone,
@@ -25,9 +26,7 @@ from llmos.device import (
     Row,
     Step,
     StepDone,
-    StepWork,
     Tier,
-    count_pairs,
 )  # fmt: skip
 from llmos.errors import OutOfFrames
 from llmos.ipc.actor import Actor, ActorStatistics

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import attrs
 
-from llmos.device import CostModel, StepWork
+from llmos.cost import CostModel, StepWork
 
 LEARNING_RATE = 1 / 8  # of a step as long as the target: most of a change is followed within 16 steps
 MAX_SURPRISE = 4.0  # one step counts for no more than so many times longer, or shorter, than it should be

@@ -6,7 +6,8 @@ from typing import Literal
 
 import attrs
 
-from llmos.device import CopyCost, Profile, StepWork, Tier
+from llmos.cost import CopyCost, Profile, StepWork
+from llmos.device import Tier
 from llmos.sched.forecast import Forecast
 
 Preempt = Literal["auto", "swap", "recompute"]

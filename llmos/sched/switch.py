@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 
 import attrs
 
-from llmos.device import Bind, Copy, Edit, StepWork, Tier
+from llmos.cost import StepWork
+from llmos.device import Bind, Copy, Edit, Tier
 from llmos.errors import OutOfFrames
 from llmos.mm.swap import Direction, Swap, Transfer
 from llmos.mm.vmm import VMM

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from drivers.arena import VirtualArena
 from drivers.copy_cost import fit_copy_cost, measure_copy_cost
 from drivers.tiers import Tiers
-from llmos.device import Copy, CopyCost, CopyDone, CopyFault, KVFormat, Map, Segment
+from llmos.cost import CopyCost
+from llmos.device import Copy, CopyDone, CopyFault, KVFormat, Map, Segment
 
 KV = KVFormat("fp32", (Segment("K", 256), Segment("V", 256)), 4096, 16)
 

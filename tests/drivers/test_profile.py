@@ -13,9 +13,9 @@ from model_zoo import load_request, save_checkpoint
 from drivers.cpu import CpuDriver
 from drivers.engine import Engine
 from drivers.profile import MeasuredStep, fit_cost, profile_model
+from llmos.cost import CostModel, StepWork
 from llmos.device import (
     Bind,
-    CostModel,
     Load,
     Loaded,
     Map,
@@ -23,7 +23,6 @@ from llmos.device import (
     Row,
     Sampling,
     Step,
-    StepWork,
     choose_kv_format,
 )
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from drivers.sim import ProtocolViolation, SimDriver, SimFaults, SimModel
+from llmos.cost import CostModel
 from llmos.device import (
     Bind,
     CopyPage,
-    CostModel,
     DriverLost,
     Edit,
     Failed,

@@ -15,7 +15,7 @@ import trio
 
 from drivers.sim import DEFAULT_KV, SimDriver, SimFaults
 from drivers.sim_model import SimModel
-from llmos.device import CopyCost
+from llmos.cost import CopyCost
 from llmos.kernel import calls_image
 from llmos.kernel.system import System
 from llmos.proc.image import Image, encode_tail, read_tail

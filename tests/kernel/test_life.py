@@ -10,7 +10,8 @@ import trio
 
 from drivers.sim import SimDriver, SimFaults
 from drivers.sim_model import SimModel
-from llmos.device import CostModel, FromDriver, StepDone
+from llmos.cost import CostModel
+from llmos.device import FromDriver, StepDone
 from syscalls.client import open_client
 from syscalls.errno import Errno, SyscallError
 from syscalls.sampling import Sampling

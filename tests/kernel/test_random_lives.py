@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from drivers.sim import SimDriver, SimFaults
-from llmos.device import CopyCost
+from llmos.cost import CopyCost
 from llmos.proc.image import Image, read_tail
 from syscalls.errno import Errno, SyscallError
 from syscalls.process import WhyInfo

@@ -8,7 +8,8 @@ from pathlib import Path
 import trio
 
 from drivers.sim import SimDriver
-from llmos.device import CostModel, Step, StepWork
+from llmos.cost import CostModel, StepWork
+from llmos.device import Step
 from tests.kernel.harness import MODEL, RunningKernel, running_kernel
 
 COST = CostModel(base=0.002, per_token=0.5e-3, per_row=0.1e-3)

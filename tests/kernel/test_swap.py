@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from drivers.sim import SimDriver, SimFaults
-from llmos.device import CopyCost
+from llmos.cost import CopyCost
 from llmos.mm.swap import SwapStatistics
 from llmos.proc.lifecycle import ProcState
 from syscalls.client import Client

@@ -20,7 +20,7 @@ from trio.testing import MockClock
 
 from drivers.sim import DEFAULT_KV, SimDriver
 from llmos.config import ConfigError
-from llmos.device import CostModel
+from llmos.cost import CostModel
 from llmos.ipc.credentials import PeerCredentials
 from llmos.kernel import server
 from llmos.kernel.tenants import Tenant

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from drivers.sim import SimDriver
-from llmos.device import CopyCost, CostModel
+from llmos.cost import CopyCost, CostModel
 from llmos.ipc.credentials import PeerCredentials
 from llmos.kernel import server
 from syscalls.client import open_client

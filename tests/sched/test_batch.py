@@ -8,7 +8,7 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmos.device import CostModel, StepWork
+from llmos.cost import CostModel, StepWork
 from llmos.params import MAX_STRETCH, MIN_PROMPT_TOKENS
 from llmos.proc.pcb import Pid, Process
 from llmos.sched.batch import BatchLimits, Share, compose

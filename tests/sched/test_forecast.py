@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmos.device import CostModel, StepWork
+from llmos.cost import CostModel, StepWork
 from llmos.sched.forecast import MAX_CORRECTION, Forecast
 
 COST = CostModel(base=0.02, per_token=1e-3, per_row=1e-4)

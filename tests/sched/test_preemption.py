@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmos.device import CopyCost, CostModel, Profile, StepWork
+from llmos.cost import CopyCost, CostModel, Profile, StepWork
 from llmos.mm.eviction import DEFAULT_KNEE_TOKENS, CostAware, LeastRecentlyUsed, make_eviction
 from llmos.sched.forecast import Forecast
 from llmos.sched.preemption import PreemptionCosts
