@@ -74,6 +74,7 @@ class Process:
     space: AddressSpace | None = None
     backing: Backing = attrs.field(factory=Backing)  # what it has on lower tiers
     num_arriving: int = 0  # copies that bring its memory back
+    num_bytes_cleaned: int = 0  # copied to the host area while it ran, since it lost its memory last
     idle_since: float | None = None  # since when it waits for input
     heirs: list[Process] = attrs.field(factory=list)  # siblings that wait for this one's prefill
     status: ExitStatus | None = None  # of the process, or of an interactive one's last turn

@@ -64,7 +64,7 @@ def enqueue(residents: Residents, processes: Sequence[Process]) -> None:
 def restore(residents: Residents, process: Process, pages: Sequence[PageCopy]) -> None:
     """Take in a process from an image: it goes on, or waits for input, with its memory in a file."""
     assert residents.switch is not None
-    residents.switch.swap.adopt(process.backing, pages)
+    residents.switch.swap.copies.adopt(process.backing, pages)
     if process.turn_is_over:
         process.idle_since = trio.current_time()
         move(process, ProcState.BLOCKED, Input())

@@ -54,11 +54,6 @@ class PreemptionCosts:
             return True
         return copy.seconds(num_bytes) <= self.recompute_seconds(start, end)
 
-    @property
-    def may_swap(self) -> bool:
-        """False when memory is never to be copied."""
-        return self.preempt != "recompute"
-
     def prefers_to_drop(self, start: int, end: int) -> bool:
         """Should positions [start, end), which have no clean copy, be computed again, so that nobody waits?
 

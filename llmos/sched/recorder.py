@@ -86,5 +86,6 @@ class Recorder:
         how = "swap" if out.num_kept_tokens else "recompute"
         num_lost = max(0, num_computed - out.num_kept_tokens)
         process.timeline.preempted(now, by, how, num_lost, is_fair_share=is_fair_share)
-        if out.num_bytes and out.tier is not None:
-            process.timeline.swapped_out(now, out.num_bytes, out.tier)
+        num_bytes, process.num_bytes_cleaned = out.num_bytes + process.num_bytes_cleaned, 0
+        if num_bytes and out.num_kept_tokens:
+            process.timeline.swapped_out(now, num_bytes, out.tier or "host")

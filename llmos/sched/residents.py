@@ -14,7 +14,7 @@ import trio
 
 from llmos.device import KVFormat
 from llmos.errors import OutOfFrames, OutOfSpaces
-from llmos.mm.swap import Transfer
+from llmos.mm.transfer import Transfer
 from llmos.proc.lifecycle import WAITING, BlockReason, Input, Prefill, ProcState, Swap, move
 from llmos.proc.pcb import Pid, Process
 from llmos.sched.accounts import Accounts
@@ -133,7 +133,7 @@ class Residents:
     def _demote(self) -> None:
         """Keep some of the host area free: who will be away longest goes on to the swap file."""
         assert self.switch is not None
-        if not self.switch.swap.is_host_short:
+        if not self.switch.swap.copies.is_host_short or self.switch.swap.is_demoting:
             return
         away = [process for process in self.queue.members.values() if process.backing.is_needed]
         idle = [process for process in away if process.idle_since is not None]
@@ -253,7 +253,7 @@ class Residents:
         """
         assert self.switch is not None
         is_busy = self.switch.swap.num_in_flight >= MAX_COPIES_TO_CLEAN
-        if not self.queue.waiting or is_busy or not self.switch.costs.may_swap:
+        if not self.queue.waiting or is_busy:
             return
         size = self.switch.vmm.kv.tokens_per_page
         dirtiest = max(
@@ -262,7 +262,7 @@ class Residents:
             default=None,
         )
         if dirtiest is not None:
-            self.switch.clean(dirtiest)
+            dirtiest.num_bytes_cleaned += self.switch.clean(dirtiest)
 
     def sweep(self, idle_seconds: float) -> None:
         """Swap out who has waited for input for so long; it comes back with the next write."""
@@ -271,7 +271,7 @@ class Residents:
         for process in self.queue.members.values():
             if process.space is None or process.idle_since is None or process.num_arriving:
                 continue
-            if now - process.idle_since >= idle_seconds and self.switch.swap.has_room():
+            if now - process.idle_since >= idle_seconds and self.switch.swap.copies.has_room():
                 out = self.switch.switch_out(process, keep=True)
                 if out.num_bytes and out.tier is not None:
                     process.timeline.swapped_out(now, out.num_bytes, out.tier)
@@ -382,7 +382,7 @@ class Residents:
             if process.space is not None:
                 process.timeline.device_lost(trio.current_time(), process.num_computed)
             if self.switch is not None:
-                self.switch.swap.forget(process.backing)
+                self.switch.swap.copies.forget(process.backing)
             wants_to_run = process.state in (ProcState.RUNNING, ProcState.SWAPPED)
             wants_to_run = wants_to_run or process.pid in self.queue.arriving
             process.num_arriving = 0

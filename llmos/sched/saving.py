@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import attrs
 
-from llmos.mm.swap import Transfer
+from llmos.mm.transfer import Transfer
 from llmos.proc.image import Image, Platform, describe, with_checksums
 from llmos.proc.lifecycle import ProcState
 from llmos.proc.pcb import Process

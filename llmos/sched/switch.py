@@ -13,7 +13,8 @@ import attrs
 from llmos.cost import StepWork
 from llmos.device import Bind, Copy, Edit, Tier
 from llmos.errors import OutOfFrames
-from llmos.mm.swap import Direction, Swap, Transfer
+from llmos.mm.swap import Swap
+from llmos.mm.transfer import Direction, Transfer
 from llmos.mm.vmm import VMM
 from llmos.proc.pcb import Process
 from llmos.sched.preemption import PreemptionCosts
@@ -87,7 +88,7 @@ class ContextSwitch:
                 transfers = self.swap.swap_in(space, first, stop, process.backing, arrival.note)
                 process.num_arriving = len(transfers)
         if not process.num_arriving:
-            self.swap.set_needed(process.backing, False)
+            self.swap.copies.set_needed(process.backing, False)
 
     def _is_worth_a_copy(self, process: Process, first: int, stop: int, start: int, end: int) -> bool:
         page_bytes = self.vmm.kv.frames_per_page * self.vmm.kv.frame_bytes
@@ -107,7 +108,7 @@ class ContextSwitch:
 
     def inherit(self, parent: Process, child: Process) -> None:
         """Give a child the copies of a parent that has no memory on the device. Mutates the child."""
-        self.swap.inherit(parent.backing, child.backing)
+        self.swap.copies.inherit(parent.backing, child.backing)
 
     def bind(self, process: Process) -> None:
         """Tell the device how the process samples, once for each time it has a space and for each turn."""
@@ -147,9 +148,9 @@ class ContextSwitch:
             self.vmm.close_space(process.space, known)
             process.space = None
         if keep:
-            self.swap.set_needed(process.backing, True)
+            self.swap.copies.set_needed(process.backing, True)
         else:
-            self.swap.abandon(process.backing)
+            self.swap.copies.abandon(process.backing)
         process.num_scheduled = process.num_computed = 0
         process.bound = False
         return out
@@ -157,7 +158,7 @@ class ContextSwitch:
     def _send_down(self, process: Process, num_tokens: int) -> SwitchedOut:
         """Copy what has no clean copy yet, if that is cheaper than to compute all of it again."""
         assert process.space is not None
-        if not self.swap.has_room():
+        if not self.swap.copies.has_room():
             return SwitchedOut()
         dirty = self.swap.plan_out(process.space, num_tokens, process.backing)
         if not dirty:
@@ -167,7 +168,7 @@ class ContextSwitch:
             return SwitchedOut(num_kept_tokens=num_clean)
         page_bytes = self.vmm.kv.frames_per_page * self.vmm.kv.frame_bytes
         bytes_in = self.vmm.kv.num_pages(num_tokens) * page_bytes
-        tier = self.swap.tier_with_room(len(dirty))
+        tier = self.swap.copies.tier_with_room(len(dirty))
         if tier is None or not self.costs.prefers_swap(num_tokens, len(dirty) * page_bytes, bytes_in, tier):
             return SwitchedOut(num_kept_tokens=num_clean)
         transfer = self.swap.swap_out(
@@ -175,20 +176,26 @@ class ContextSwitch:
         )
         return SwitchedOut(transfer.num_bytes, num_tokens, tier)
 
-    def clean(self, process: Process) -> bool:
+    def clean(self, process: Process) -> int:
         """Copy whole pages of a process that runs on, so that its memory can be taken without a wait.
 
         Returns:
-            False when there was nothing to copy, or no room for it.
+            Bytes on their way; 0: nothing was to be copied, there was no room, or computing is cheaper.
         """
         assert process.space is not None
         size = self.vmm.kv.tokens_per_page
         num_tokens = min(process.num_computed, len(process.tokens)) // size * size
         dirty = self.swap.plan_out(process.space, num_tokens, process.backing)
-        if not dirty or not self.swap.has_free_host_pages(len(dirty)):
-            return False
-        self.swap.swap_out(process.space, dirty, num_tokens, process.backing, "host", self.on_departure)
-        return True
+        page_bytes = self.vmm.kv.frames_per_page * self.vmm.kv.frame_bytes
+        bytes_in = num_tokens // size * page_bytes
+        if not dirty or not self.swap.copies.has_free_host_pages(len(dirty)):
+            return 0
+        if not self.costs.prefers_swap(num_tokens, len(dirty) * page_bytes, bytes_in, "host"):
+            return 0
+        transfer = self.swap.swap_out(
+            process.space, dirty, num_tokens, process.backing, "host", self.on_departure
+        )
+        return transfer.num_bytes
 
     # --- the device's side -------------------------------------------------------------------------------
 
@@ -247,5 +254,5 @@ class _Arrival:
         if not process.num_arriving:
             # What was attached before the copies were sent for stays good.
             process.num_scheduled = process.num_computed = max(process.num_computed, self.num_tokens)
-            self.switch.swap.set_needed(process.backing, False)
+            self.switch.swap.copies.set_needed(process.backing, False)
         self.switch.on_arrival(process, transfer)

@@ -251,7 +251,8 @@ async def test_swapping_is_in_the_timeline_and_in_the_ledger(autojump_clock, tmp
         back = [entry for info in infos for entry in info.entries if entry.kind == "swapped in"]
         (core,) = kernel.system.cores.values()
         tiers = core.statistics().swap.tiers
-        assert sum(entry.num_bytes for entry in out) == tiers["host"].num_bytes_out > 0
+        # What was copied in advance, and then not needed because its process ended, is nobody's swap.
+        assert 0 < sum(entry.num_bytes for entry in out) <= tiers["host"].num_bytes_out
         assert sum(entry.num_bytes for entry in back) == tiers["host"].num_bytes_in > 0
         assert all(entry.text == "host" and entry.seconds >= 1e-3 for entry in back)
         info = next(info for info in infos if any(entry.kind == "swapped in" for entry in info.entries))

@@ -148,12 +148,12 @@ class SwapMachine(RuleBasedStateMachine):
                     arrived.append(bad)
                     if not owner.arriving:
                         owner.covered = max(owner.covered, min(arrived))
-                        self.swap.set_needed(owner.backing, False)
+                        self.swap.copies.set_needed(owner.backing, False)
 
                 arrived: list[int] = []
                 owner.arriving = len(self.swap.swap_in(space, first, stop, owner.backing, arrive))
         if not owner.arriving:
-            self.swap.set_needed(owner.backing, False)
+            self.swap.copies.set_needed(owner.backing, False)
         self.carry_out()
 
     @precondition(lambda self: any(o.space is not None for o in self.owners))
@@ -163,12 +163,12 @@ class SwapMachine(RuleBasedStateMachine):
         known = owner.tokens[: owner.covered]
         if known:
             dirty = self.swap.plan_out(owner.space, len(known), owner.backing)
-            tier = self.swap.tier_with_room(len(dirty)) if dirty else None
+            tier = self.swap.copies.tier_with_room(len(dirty)) if dirty else None
             if tier is not None:
                 self.swap.swap_out(owner.space, dirty, len(known), owner.backing, tier, lambda transfer: None)
         self.vmm.close_space(owner.space, known)
         owner.space, owner.arriving, owner.covered = None, 0, 0
-        self.swap.set_needed(owner.backing, True)
+        self.swap.copies.set_needed(owner.backing, True)
         self.carry_out()
 
     @precondition(lambda self: any(o.space is not None and not o.arriving and o.covered for o in self.owners))
@@ -193,7 +193,7 @@ class SwapMachine(RuleBasedStateMachine):
         if owner.space is not None:
             self.vmm.close_space(owner.space, owner.tokens[: owner.covered])
             owner.space = None
-        self.swap.abandon(owner.backing)
+        self.swap.copies.abandon(owner.backing)
         self.carry_out()
 
     @precondition(lambda self: self.owners)
@@ -244,7 +244,7 @@ class SwapMachine(RuleBasedStateMachine):
         for owner in self.owners:
             if owner.space is not None:
                 self.vmm.close_space(owner.space, owner.tokens[: owner.covered])
-            self.swap.abandon(owner.backing)
+            self.swap.copies.abandon(owner.backing)
         assert all(tier.num_free == tier.num_slots for tier in self.swap.statistics().tiers.values())
         assert self.vmm.num_allocatable_frames == NUM_FRAMES
 
