@@ -20,10 +20,10 @@ check: $(VENV)/.installed-dev  ## lint, format, types, import arrows
 	$(BIN)/pytest -q tests/test_layering.py
 
 test: $(VENV)/.installed-dev  ## the quick suite
-	$(BIN)/pytest -m "not slow and not gpu" $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not gpu" $(ARGS)
 
 test-slow: $(VENV)/.installed-dev  ## the long one
-	$(BIN)/pytest -m "slow and not gpu" $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile -m "slow and not gpu" $(ARGS)
 
 bench: $(VENV)/.installed-dev  ## measure the kernel's cost
 	$(BIN)/llmos bench kernel $(ARGS)

@@ -30,6 +30,7 @@ from llmos.bench.fairness import (
     service_differences,
     token_gaps,
 )
+from llmos.bench.in_process import settle_order
 from llmos.bench.report import Report
 from llmos.bench.traffic import Outcome, Traffic, observe
 from llmos.config import Config, ConfigError
@@ -103,7 +104,11 @@ def simulate(policy: Policy, traffic: Traffic) -> Outcome:
         return open_one
 
     config = Config(device="sim", policy=policy, swap_mib=HOST_MIB)
-    run = partial(observe, config, "sim", traffic, sample_seconds=1.0, open_link=open_link)
+
+    async def run() -> Outcome:
+        settle_order()
+        return await observe(config, "sim", traffic, sample_seconds=1.0, open_link=open_link)
+
     return trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
 
 

@@ -16,7 +16,7 @@ import trio.testing
 from drivers.sim import SimDriver, SimModel
 from llmos.bench.chats import hold_all
 from llmos.bench.conversations import Conversation
-from llmos.bench.in_process import booted
+from llmos.bench.in_process import booted, settle_order
 from llmos.bench.inside_chat import open_inside_chat
 from llmos.bench.switch_run import SwitchRun
 from llmos.config import Config
@@ -101,16 +101,8 @@ async def _simulate(
 
     config = Config(device="sim", swap_mib=machine.host_mib, swap_idle_seconds=NEVER_SECONDS, **options)
     async with booted(config, "sim", open_link) as (system, _):
-        _settle_order()
+        settle_order()
         (core,) = system.cores.values()
         open_chat = partial(open_inside_chat, system, core)
         held = await hold_all(conversations, MODEL.vocab_size, open_chat, advance)
         return SwitchRun.of(held, core.statistics())
-
-
-def _settle_order() -> None:
-    """Let tasks that are ready at one moment run in the same order in every run from here on.
-
-    Trio draws that order; frameworks that want to repeat a run seed what it draws from.
-    """
-    trio._core._run._r.seed(0)

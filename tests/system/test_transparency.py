@@ -136,8 +136,9 @@ async def test_batched_and_chunked(
 
 
 async def test_little_memory(options: tuple[str, ...], quiet: list[tuple[int, ...]]) -> None:
-    """With memory for a few of the thirty-two, processes are preempted and recompute: the same bits."""
-    with running_server(*options, "--pool-mib", "2", gateway=False) as server:
+    """With memory for a few, and changing priorities, processes are preempted and recompute: the same bits."""
+    changing = ("--policy", "rerank", "--rerank-steps", "7", "--preempt", "recompute")
+    with running_server(*options, "--pool-mib", "2", *changing, gateway=False) as server:
         assert await run_together(server) == quiet
         async with open_client(server.socket_path) as client:
             assert (await client.statistics()).num_preemptions > 0
@@ -150,6 +151,7 @@ async def test_swapped(
     """With memory for a few, processes go to lower tiers and back, chats in every pause: the same bits."""
     size = ("--swap-mib", "64") if tier == "host" else ("--swap-mib", "0", "--swap-file-mib", "64")
     swap = (*size, "--preempt", "swap", "--swap-idle-seconds", "0.05", "--no-prefix-cache")
+    swap += ("--policy", "rerank", "--rerank-steps", "7")
     with running_server(*options, "--pool-mib", "2", *swap, gateway=False) as swapping:
         before = count(swapping)
         assert await run_together(swapping) == quiet
