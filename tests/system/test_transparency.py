@@ -136,7 +136,7 @@ async def test_batched_and_chunked(
 
 
 async def test_little_memory(options: tuple[str, ...], quiet: list[tuple[int, ...]]) -> None:
-    """With memory for a few, and changing priorities, processes are preempted and recompute: the same bits."""
+    """With memory for a few and changing priorities, processes are preempted and recompute: same bits."""
     changing = ("--policy", "rerank", "--rerank-steps", "7", "--preempt", "recompute")
     with running_server(*options, "--pool-mib", "2", *changing, gateway=False) as server:
         assert await run_together(server) == quiet
