@@ -76,7 +76,7 @@ def compose(
     """
     shares: list[Share] = []
     prompts: list[Process] = []
-    budget = limits.max_step_tokens
+    most = min(limits.max_step_tokens, limits.max_rows)
     for process in running:
         waiting = len(process.tokens) + process.num_pending - process.num_scheduled
         if waiting > 1:
@@ -84,11 +84,10 @@ def compose(
         elif (
             process.num_pending < STEPS_IN_FLIGHT
             and len(process.tokens) - process.turn_start + process.num_pending < process.max_tokens
-            and budget > 0
-            and len(shares) < limits.max_rows
+            and len(shares) < most
         ):
             shares.append(Share(process, 1))
-            budget -= 1
+    budget = limits.max_step_tokens - len(shares)
     if len(prompts) > 1:
         prompts.sort(key=lambda process: standing(process.tenant))  # stable
     if prompts and shares and predict is not None:

@@ -38,7 +38,7 @@ from llmos.mm.vmm import VMM, VmmStatistics
 from llmos.params import STEPS_IN_FLIGHT
 from llmos.proc.image import platform_of
 from llmos.proc.lifecycle import ProcState
-from llmos.proc.pcb import Pid, Process
+from llmos.proc.pcb import Process
 from llmos.sched import commands
 from llmos.sched.accounts import Accounts
 from llmos.sched.batch import BatchLimits, compose
@@ -228,50 +228,48 @@ class Core(Actor[Message]):
         residents, vmm = self.residents, switch.vmm
         rows: list[Row] = []
         entries: list[tuple[Process, int, int, bool]] = []
-        placed: set[Pid] = set()
         elders: list[Process] = []
         num_tokens = num_context_tokens = num_pairs = 0
         predict = self.forecast.step_seconds if self.forecast else None
         policy = residents.policy
-        for share in compose(
+        for process, num_new in compose(
             residents.queue.running, self.limits, predict, policy.standing, policy.is_over_share
         ):
-            process = share.process
             if process.state is not ProcState.RUNNING:
                 continue  # gave its memory up for one before it in this very step
             start = process.num_scheduled
-            end = start + share.num_tokens
+            end = start + num_new
             space = process.space
             assert space is not None
             try:
                 vmm.grow(space, start, end)
             except OutOfFrames:
+                placed = {entry[0].pid for entry in entries}
                 if not residents.make_room(process, start, end, placed):
                     continue
             if not process.bound:
                 switch.bind(process)
             known = len(process.tokens)
             tokens = tuple(process.tokens[start:end]) if start < known else ()
-            sample = end >= known and process.wants_sample
+            sample = end >= known and known - process.turn_start + process.num_pending < process.max_tokens
             rows.append(Row(space.asid, start, tokens, sample))
             entries.append((process, process.epoch, end, sample))
-            placed.add(process.pid)
-            num_tokens += share.num_tokens
+            num_tokens += num_new
             num_context_tokens += end
-            num_pairs += end if share.num_tokens == 1 else count_pairs(start, share.num_tokens)
+            num_pairs += end if num_new == 1 else count_pairs(start, num_new)
             process.num_scheduled = end
             if process.num_uncharged:
                 residents.charge_prompt(process, start, end)
             if end < known:
-                vmm.map_ahead(space, min(known, end + share.num_tokens))
+                vmm.map_ahead(space, min(known, end + num_new))
             if sample:
                 process.num_pending += 1
             if tokens and not process.timeline.is_decoding:
                 now = trio.current_time()
                 if process.first_step_at is None:
                     process.first_step_at = now
-                if start < process.turn_start or share.num_tokens > 1:
-                    process.timeline.computes(now, share.num_tokens)
+                if start < process.turn_start or num_new > 1:
+                    process.timeline.computes(now, num_new)
             if process.heirs and end >= process.turn_start - 1:
                 elders.append(process)
         if not rows:
@@ -312,7 +310,8 @@ class Core(Actor[Message]):
             if faults and i in faults:
                 self.residents.terminate(process, ExitStatus("error", message=faults[i]), is_clean=False)
                 continue
-            self.num_prompt_tokens += max(0, min(end, process.turn_start) - process.num_computed)
+            if process.num_computed < process.turn_start:
+                self.num_prompt_tokens += max(0, min(end, process.turn_start) - process.num_computed)
             process.num_computed = end
             if not sample:
                 continue
@@ -335,7 +334,7 @@ class Core(Actor[Message]):
             served[process.tenant] = served.get(process.tenant, 0) + 1
             if token in process.stop_tokens:
                 self.residents.end_turn(process, ExitStatus("stop", stop_token=token))
-            elif process.num_turn_output >= process.max_tokens:
+            elif len(process.tokens) - process.turn_start >= process.max_tokens:
                 self.residents.end_turn(process, ExitStatus("length"))
             elif process.readers:
                 woken.append(process)
