@@ -15,7 +15,7 @@ HANDSHAKE_SECONDS: Final = 10.0  # a session that has not said Hello by then is 
 
 STEPS_IN_FLIGHT: Final = 2  # the kernel plans step N+1 while the device computes step N
 MAX_STRETCH: Final = 2.0  # of a step by prompts, if its decodes take more than half of the target
-COURTEOUS_STRETCH: Final = 1.25  # the same, by a tenant that is over its share, for one that is not
+COURTEOUS_SECONDS: Final = 0.01  # added to a step by a tenant over its share: nobody sees it
 MIN_PROMPT_TOKENS: Final = 16  # that a step carries if prompts wait, however long its decodes take
 EVENT_RING_SIZE: Final = 8_192  # lines of dmesg kept
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import attrs
 
 from llmos.cost import StepWork
-from llmos.params import COURTEOUS_STRETCH, MAX_STRETCH, MIN_PROMPT_TOKENS, STEPS_IN_FLIGHT
+from llmos.params import COURTEOUS_SECONDS, MAX_STRETCH, MIN_PROMPT_TOKENS, STEPS_IN_FLIGHT
 from llmos.proc.pcb import Process
 
 Predict = Callable[[StepWork], float]  # seconds that a step will take; more for more work, or as many
@@ -60,7 +60,8 @@ def compose(
     in the end, since who waits for a prompt does not decode. And MIN_PROMPT_TOKENS they get in any case. The
     first prompt that time cuts short is the last of the step: those behind it wait for it, even where one of
     their tokens would be cheaper. Prompts of a tenant that is over its share, beside decodes of one that is
-    not, stretch the step by COURTEOUS_STRETCH only: a flood does not make others' tokens come slowly.
+    not, stretch the step by a quarter or COURTEOUS_SECONDS only: a flood does not make others' tokens come
+    slowly.
 
     Neither mutates nor looks at memory: whether the shares can be mapped is the caller's business.
 
@@ -127,7 +128,7 @@ def _add_prompts_in_time(
         start = process.num_scheduled
         wanted = min(process.num_uncomputed, budget, limits.max_chunk_tokens)
         if is_anybody_modest and is_over_share(process.tenant):
-            most_seconds = COURTEOUS_STRETCH * decode_seconds
+            most_seconds = min(most_seconds, decode_seconds + max(decode_seconds / 4, COURTEOUS_SECONDS))
         count = _fit(work, start, wanted, predict, most_seconds)
         count = min(wanted, max(count, guaranteed))
         if count:
