@@ -72,7 +72,7 @@ def simulated_cases(names: Sequence[str]) -> list[Case]:
         ),
         "weighted": lambda: Case("weights 1 to 4, 0.8 to 1.6 req/s", suites.weighted()),
         "on-off": lambda: Case("on and off, 0.5 beside 2 req/s", suites.on_off(0.5, 2.0), ("on-off",)),
-        "flood": lambda: Case("flood of 64, four of 0.15 req/s", suites.flood(), suites.LIGHT),
+        "flood": lambda: Case("flood of 64, four of 0.05 req/s", suites.flood(), suites.LIGHT),
         "arena": lambda: Case("arena, 27 clients", suites.arena(ARENA), has_difference=True),
     }
     for name in names:
