@@ -298,6 +298,7 @@ class Swap:
         for transfer in lost:
             for copy in (*transfer.pages, *transfer.sources):
                 copy.num_transfers = 0
+                copy.holds_slots = copy.holds_slots and copy.tier == "file"  # the areas are made anew
                 if copy.state is CopyState.PENDING:
                     copy.state = CopyState.LOST
             transfer.faults = dict.fromkeys(transfer.vpns, "the device was lost before the copy had ended")
