@@ -106,6 +106,11 @@ class KVFormat(msgspec.Struct, frozen=True):
         return num_frames // self.frames_per_page * self.tokens_per_page
 
     @property
+    def page_bytes(self) -> int:
+        """Of one virtual page, in all segments."""
+        return self.frames_per_page * self.frame_bytes
+
+    @property
     def frames_per_page(self) -> int:
         """Frames behind one virtual page: one in each segment."""
         return len(self.segments)

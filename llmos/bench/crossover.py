@@ -97,7 +97,7 @@ def _predict(core: Core, machine: RealMachine, length: int, preempt: str) -> flo
         return None
     turn = forecast.step_seconds(StepWork().with_row(length, 1))
     if preempt == "swap":
-        num_bytes = machine.kv.num_pages(length) * machine.kv.frames_per_page * machine.kv.frame_bytes
+        num_bytes = machine.kv.num_pages(length) * machine.kv.page_bytes
         return turn + 2 * profile.host.seconds(num_bytes)
     costs = PreemptionCosts(max_step_tokens=core.limits.max_step_tokens, forecast=forecast, profile=profile)
     return turn + costs.recompute_seconds(0, length)

@@ -315,7 +315,7 @@ def report_frames(report: Report, driver: Driver, shape: str, num_rows: int, num
             lengths = [150 + 7 * index % 200 for index in range(num_rows)]
             decoder.open(driver, lengths)
             medians[kib].append(statistics.median(decoder.step(driver).seconds for _ in range(num_steps)))
-            page_bytes = kv.frames_per_page * kv.frame_bytes
+            page_bytes = kv.page_bytes
             token_bytes = sum(segment.bytes_per_token for segment in kv.segments)
             held = sum(space.num_pages for space in decoder.spaces) * page_bytes
             waste[kib] = (held - sum(decoder.lengths) * token_bytes) / num_rows

@@ -95,9 +95,9 @@ class RealBench:
         live = mean_live_tokens(conversations, seconds_per_token)
         longest = max(c.num_tokens for c in conversations) + kv.tokens_per_page
         num_pages = kv.num_pages(math.ceil(max(live * SHARE_IN_MEMORY, longest))) + 1
-        pool_bytes = num_pages * kv.frames_per_page * kv.frame_bytes
+        pool_bytes = num_pages * kv.page_bytes
         all_pages = sum(kv.num_pages(c.num_tokens) + 1 for c in conversations)
-        all_bytes = all_pages * kv.frames_per_page * kv.frame_bytes
+        all_bytes = all_pages * kv.page_bytes
         num_turns = sum(len(c.turns) for c in conversations)
         rate = per_second * num_turns / len(conversations)
         return Traffic(rate, conversations, -(-pool_bytes >> 20), -(-all_bytes >> 20))

@@ -70,7 +70,7 @@ async def _checkpoint(system: System, process: Process, body: Checkpoint) -> Ans
 def _estimate_bytes(core: Core, process: Process) -> int:
     assert core.loaded is not None
     kv, num_tokens = core.loaded.kv, len(process.tokens)
-    return kv.num_pages(num_tokens) * kv.frames_per_page * kv.frame_bytes + num_tokens * BYTES_PER_TOKEN
+    return kv.num_pages(num_tokens) * kv.page_bytes + num_tokens * BYTES_PER_TOKEN
 
 
 async def _save(core: Core, process: Process, path: Path) -> Image:

@@ -141,7 +141,7 @@ def map_list(system: System, process: Process) -> MapList:
     for (kind, num_references), run in groupby(enumerate(process.space.page_table.entries), describe):
         num_pages = sum(1 for _ in run)
         end = start + num_pages * kv.tokens_per_page
-        num_bytes = num_pages * kv.frames_per_page * kv.frame_bytes
+        num_bytes = num_pages * kv.page_bytes
         ranges.append(MapRange(start, end, kind, num_references, num_bytes))
         start = end
     return MapList(process.pid, process.device, tuple(ranges))

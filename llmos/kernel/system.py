@@ -329,7 +329,7 @@ def _cache_info(memory: VmmStatistics, kv: KVFormat, policy: str) -> CacheInfo:
     prefix = memory.prefix
     return CacheInfo(
         policy=policy,
-        page_bytes=kv.frame_bytes * kv.frames_per_page,
+        page_bytes=kv.page_bytes,
         tokens_per_page=kv.tokens_per_page,
         num_pages=prefix.num_pages,
         num_idle_pages=prefix.num_idle_pages,

@@ -81,7 +81,7 @@ def take_ledger(vmm: VMM, holders: Iterable[Holder]) -> Ledger:
         holders: everybody who has a space there, or copies.
     """
     kv, refcounts = vmm.kv, vmm.refcounts
-    page_bytes = kv.frames_per_page * kv.frame_bytes
+    page_bytes = kv.page_bytes
     total = Usage()
     tenants: dict[str, Usage] = {}
     models: dict[str, Usage] = {}

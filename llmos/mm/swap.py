@@ -119,7 +119,7 @@ class Swap:
             self.copies.put(backing, vpn, copy)
             copies.append(copy)
             self.copies.remember(frames[i], copy)
-        page_bytes = frames_per_page * self.vmm.kv.frame_bytes
+        page_bytes = self.vmm.kv.page_bytes
         self._num_clean_bytes += (self.vmm.kv.num_pages(num_tokens) - len(dirty)) * page_bytes
         return self._start(
             Direction.OUT, tier, copies, frames, list(dirty), Place("device", in_runs(frames)), on_end=on_end

@@ -335,7 +335,7 @@ class VMM:
             Bytes of physical memory behind it, and how many of those others refer to as well.
         """
         entries = space.page_table.entries
-        page_bytes = self.kv.frames_per_page * self.kv.frame_bytes
+        page_bytes = self.kv.page_bytes
         num_shared = sum(self._refcounts[frames[0]] > 1 for frames in entries)
         return len(entries) * page_bytes, num_shared * page_bytes
 

@@ -122,7 +122,7 @@ class Image(msgspec.Struct, frozen=True):
     def num_frame_bytes(self) -> int:
         """Where the description begins."""
         kv = self.platform.kv
-        return kv.num_pages(self.process.num_saved_tokens) * kv.frames_per_page * kv.frame_bytes
+        return kv.num_pages(self.process.num_saved_tokens) * kv.page_bytes
 
 
 class Counts(msgspec.Struct, frozen=True):

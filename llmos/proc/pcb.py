@@ -116,11 +116,6 @@ class Process:
         return math.inf if self.deadline_seconds is None else self.turn_started_at + self.deadline_seconds
 
     @property
-    def wants_sample(self) -> bool:
-        """True while this turn may sample more than what is in flight."""
-        return self.num_turn_output + self.num_pending < self.max_tokens
-
-    @property
     def turn_is_over(self) -> bool:
         """True when nothing more will be output, or not before the next write."""
         return self.status is not None

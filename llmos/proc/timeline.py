@@ -36,7 +36,6 @@ class Kind(enum.StrEnum):
     SWAPPED_OUT = "swapped out"  # text: to which tier; bytes
     SWAPPED_IN = "swapped in"  # text: from which tier; bytes
     DEVICE_LOST = "device lost"  # tokens: to be computed again
-    RESTORED = "restored"  # tokens: that were copied back instead
     ENDED = "ended"  # text: why
 
 
@@ -216,10 +215,6 @@ class Timeline:
         self._add(Kind.DEVICE_LOST, now, num_tokens=num_tokens)
         self.turn.num_device_losses += 1
         self._waits_for = Activity.DEVICE
-
-    def restored(self, now: float, num_tokens: int, tier: str) -> None:
-        """After a loss, `num_tokens` were copied back from a lower tier instead of being computed again."""
-        self._add(Kind.RESTORED, now, num_tokens=num_tokens, text=tier)
 
     # --- looking -----------------------------------------------------------------------------------------
 

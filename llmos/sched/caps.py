@@ -125,7 +125,7 @@ class Caps:
 
     def _max_pages(self, account: Account) -> int:
         assert account.max_resident_bytes is not None
-        return account.max_resident_bytes // page_bytes(self.kv())
+        return account.max_resident_bytes // self.kv().page_bytes
 
     def _count_pages(self, processes: Iterable[Process]) -> int:
         """Pages that hold what some processes have, and what those that run are about to have."""
@@ -145,8 +145,3 @@ class Caps:
 def has_place(process: Process) -> bool:
     """Does it take part in steps, or will as soon as its memory has come back?"""
     return process.state is ProcState.RUNNING or isinstance(process.blocked_on, Swap)
-
-
-def page_bytes(kv: KVFormat) -> int:
-    """Memory of one page, in bytes."""
-    return kv.frames_per_page * kv.frame_bytes

@@ -86,6 +86,10 @@ class Recorder:
         how = "swap" if out.num_kept_tokens else "recompute"
         num_lost = max(0, num_computed - out.num_kept_tokens)
         process.timeline.preempted(now, by, how, num_lost, is_fair_share=is_fair_share)
+        self.note_swap(process, out)
+
+    def note_swap(self, process: Process, out: SwitchedOut) -> None:
+        """What a process had has gone to a lower tier, some of it perhaps while it ran."""
         num_bytes, process.num_bytes_cleaned = out.num_bytes + process.num_bytes_cleaned, 0
         if num_bytes and out.num_kept_tokens:
-            process.timeline.swapped_out(now, num_bytes, out.tier or "host")
+            process.timeline.swapped_out(trio.current_time(), num_bytes, out.tier or "host")

@@ -273,8 +273,7 @@ class Residents:
                 continue
             if now - process.idle_since >= idle_seconds and self.switch.swap.copies.has_room():
                 out = self.switch.switch_out(process, keep=True)
-                if out.num_bytes and out.tier is not None:
-                    process.timeline.swapped_out(now, out.num_bytes, out.tier)
+                self.recorder.note_swap(process, out)
                 self.charge_residency(process, now)
                 self.admission_is_due = True
 
@@ -385,7 +384,7 @@ class Residents:
                 self.switch.swap.copies.forget(process.backing)
             wants_to_run = process.state in (ProcState.RUNNING, ProcState.SWAPPED)
             wants_to_run = wants_to_run or process.pid in self.queue.arriving
-            process.num_arriving = 0
+            process.num_arriving = process.num_bytes_cleaned = 0
             process.space = None
             process.resident_since = None  # nobody pays for a driver that died
             process.epoch += 1

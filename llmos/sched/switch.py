@@ -91,7 +91,7 @@ class ContextSwitch:
             self.swap.copies.set_needed(process.backing, False)
 
     def _is_worth_a_copy(self, process: Process, first: int, stop: int, start: int, end: int) -> bool:
-        page_bytes = self.vmm.kv.frames_per_page * self.vmm.kv.frame_bytes
+        page_bytes = self.vmm.kv.page_bytes
         slowest: Tier = "host"
         for vpn in range(first, stop):
             copy = process.backing.usable(vpn)
@@ -166,7 +166,7 @@ class ContextSwitch:
         num_clean = process.backing.num_tokens(self.vmm.kv.tokens_per_page)
         if num_clean and self.costs.prefers_to_drop(num_clean, num_tokens):
             return SwitchedOut(num_kept_tokens=num_clean)
-        page_bytes = self.vmm.kv.frames_per_page * self.vmm.kv.frame_bytes
+        page_bytes = self.vmm.kv.page_bytes
         bytes_in = self.vmm.kv.num_pages(num_tokens) * page_bytes
         tier = self.swap.copies.tier_with_room(len(dirty))
         if tier is None or not self.costs.prefers_swap(num_tokens, len(dirty) * page_bytes, bytes_in, tier):
@@ -186,7 +186,7 @@ class ContextSwitch:
         size = self.vmm.kv.tokens_per_page
         num_tokens = min(process.num_computed, len(process.tokens)) // size * size
         dirty = self.swap.plan_out(process.space, num_tokens, process.backing)
-        page_bytes = self.vmm.kv.frames_per_page * self.vmm.kv.frame_bytes
+        page_bytes = self.vmm.kv.page_bytes
         bytes_in = num_tokens // size * page_bytes
         if not dirty or not self.swap.copies.has_free_host_pages(len(dirty)):
             return 0

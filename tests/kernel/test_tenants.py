@@ -24,7 +24,7 @@ from llmos.cost import CostModel
 from llmos.ipc.credentials import PeerCredentials
 from llmos.kernel import server
 from llmos.kernel.tenants import Tenant
-from llmos.sched.caps import has_place, page_bytes
+from llmos.sched.caps import has_place
 from syscalls.client import Client, open_client
 from syscalls.errno import Errno, SyscallError
 from tests.kernel.harness import RunningKernel, running_kernel, wait_until
@@ -96,9 +96,8 @@ def resident_bytes(kernel: RunningKernel, tenant: str) -> int:
     """Memory of a tenant's processes on the only device; what is mapped ahead of need counts as free."""
     (core,) = kernel.system.cores.values()
     spaces = [process.space for process in kernel.system.tenants.of(tenant).processes if process.space]
-    return len({frames for space in spaces for frames in space.page_table.entries}) * page_bytes(
-        core.loaded.kv
-    )
+    pages = {frames for space in spaces for frames in space.page_table.entries}
+    return len(pages) * core.loaded.kv.page_bytes
 
 
 # --- who --------------------------------------------------------------------------------------------------
@@ -314,7 +313,7 @@ async def test_memory_of_a_tenant_stays_within_its_cap(autojump_clock, tmp_path)
     ) as pair:
         (core,) = pair.kernel.system.cores.values()
         kv = core.loaded.kv
-        most = (1 << 20) // page_bytes(kv)
+        most = (1 << 20) // kv.page_bytes
         page = kv.tokens_per_page
         assert most >= 4
         (other,) = (await pair.bob.spawn([7] * page, max_tokens=page, interactive=True)).pids
@@ -322,7 +321,7 @@ async def test_memory_of_a_tenant_stays_within_its_cap(autojump_clock, tmp_path)
         pids = [(await pair.alice.spawn([9 + i] * (page - 3), max_tokens=page)).pids[0] for i in range(12)]
         tenant, peak = pair.kernel.system.tenants.of("alice"), 0
         while any(not process.turn_is_over for process in tenant.processes):
-            held = resident_bytes(pair.kernel, "alice") // page_bytes(kv)
+            held = resident_bytes(pair.kernel, "alice") // kv.page_bytes
             peak = max(peak, held)
             assert held <= most
             await trio.sleep(0.002)

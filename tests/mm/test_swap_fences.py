@@ -217,6 +217,17 @@ class SwapMachine(RuleBasedStateMachine):
         assert self.swap.finish(CopyDone(copy.id, 0.0, checksums, faults)) is not None
         self.carry_out()
 
+    @rule()
+    def lose_device(self) -> None:
+        """All memory is gone, lower tiers too, with copies under way; nobody has anything left."""
+        self.vmm.reset()
+        self.swap.reset()
+        self.device = Device()
+        for owner in self.owners:
+            self.swap.copies.forget(owner.backing)
+            self.swap.copies.set_needed(owner.backing, True)
+            owner.space, owner.arriving, owner.covered = None, 0, 0
+
     # --- what must hold ----------------------------------------------------------------------------------
 
     @invariant()
