@@ -295,7 +295,7 @@ class PrefixIndex:
             if elsewhere.parent is not parent or not same_tokens:
                 raise KernelPanic(f"frame {frames[0]} holds the pages of two prefixes")
         is_full = len(key) == self._tokens_per_page * TOKEN_BYTES
-        similar, num_common = parent.most_similar(key)
+        _, num_common = parent.most_similar(key)
         if not is_full and num_common * TOKEN_BYTES == len(key):
             return None  # some page holds all of it and more
         if elsewhere is not None:  # forked while a step was filling it: now it is known to hold more
@@ -303,9 +303,11 @@ class PrefixIndex:
             elsewhere.key = key
             parent.adopt(elsewhere)
             return elsewhere
-        while similar is not None and similar.is_idle and key.startswith(similar.key):
-            self._drop(similar)
-            similar, _ = parent.most_similar(key)
+        # Idle pages that hold only the first of these tokens: it holds them, too, and more.
+        for num_tokens in range(self.min_tail_tokens, num_common + 1):
+            shorter = parent.children.get(key[: num_tokens * TOKEN_BYTES])
+            if shorter is not None and shorter.is_idle:
+                self._drop(shorter)
         child = PageNode(parent, key, parent.salt, frames, number * self._tokens_per_page)
         parent.adopt(child)
         self._nodes[frames[0]] = child

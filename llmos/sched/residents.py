@@ -256,12 +256,12 @@ class Residents:
         if not self.queue.waiting or is_busy:
             return
         size = self.switch.vmm.kv.tokens_per_page
-        dirtiest = max(
-            self.queue.running,
-            key=lambda process: process.num_computed // size - len(process.backing.pages),
-            default=None,
-        )
-        if dirtiest is not None:
+
+        def num_dirty_pages(process: Process) -> int:
+            return process.num_computed // size - len(process.backing.pages)
+
+        dirtiest = max(self.queue.running, key=num_dirty_pages, default=None)
+        if dirtiest is not None and num_dirty_pages(dirtiest) > 0:
             dirtiest.num_bytes_cleaned += self.switch.clean(dirtiest)
 
     def sweep(self, idle_seconds: float) -> None:

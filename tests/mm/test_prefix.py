@@ -264,3 +264,19 @@ def test_a_page_forked_while_a_step_filled_it_is_known_by_its_longer_tokens() ->
     assert index.insert("alice", [1], [page]) == 0  # a sibling of the child
     assert index.match("alice", [1, 2, 5]) == Match([], page, 2)
     index.check_integrity()
+
+
+def test_a_page_replaces_every_idle_one_that_it_continues() -> None:
+    """Not only the one that it is most like: a page with the same first token, kept when it was in use."""
+    pool = FramePool(NUM_FRAMES)
+    index = PrefixIndex(pool, TOKENS_PER_PAGE, FRAMES_PER_PAGE)
+    pages = [tuple(pool.allocate(FRAMES_PER_PAGE)) for _ in range(3)]
+    for tokens, frames in zip(([7], [7, 7], [7, 8]), pages, strict=True):
+        index.insert("bob", tokens, [frames])  # the first is in use while the second comes
+        if len(tokens) == 2:
+            for each in pages[:2] if frames is pages[1] else [frames]:
+                for pfn in each:
+                    pool.release(pfn)
+                index.note_release(each)
+    assert set(index.frames()) == set(pages[1:])
+    index.check_integrity()
