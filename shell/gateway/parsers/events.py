@@ -1,0 +1,56 @@
+"""What a model's text turns out to be, part by part: words for the user, thoughts, calls of functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import attrs
+
+
+@attrs.frozen
+class Content:
+    """Text for the user."""
+
+    text: str
+
+
+@attrs.frozen
+class Reasoning:
+    """Text that the model thought before it answered."""
+
+    text: str
+
+
+@attrs.frozen
+class CallBegun:
+    """A call of a function begins. Its arguments follow, then `CallEnded`, with nothing in between."""
+
+    name: str
+
+
+@attrs.frozen
+class CallArguments:
+    """The next part of the arguments; all parts of a call that has ended, joined, are a JSON object."""
+
+    text: str
+
+
+@attrs.frozen
+class CallEnded:
+    """The call is complete. Missing only when the text was cut inside a call that was certain."""
+
+
+Event = Content | Reasoning | CallBegun | CallArguments | CallEnded
+
+
+def join_events(events: Iterable[Event]) -> list[Event]:
+    """Join neighbours of one kind, so that two readings of a text can be compared however it was cut."""
+    joined: list[Event] = []
+    for event in events:
+        last = joined[-1] if joined else None
+        match last, event:
+            case (Content(), Content()) | (Reasoning(), Reasoning()) | (CallArguments(), CallArguments()):
+                joined[-1] = attrs.evolve(event, text=last.text + event.text)
+            case _:
+                joined.append(event)
+    return [event for event in joined if getattr(event, "text", "x")]
