@@ -204,6 +204,9 @@ def gateway_options(config: Config, socket_path: str) -> list[str]:
         "listen": config.listen,
         "socket": socket_path,
         "sampling-defaults": config.sampling_defaults,
+        "tool-parser": config.tool_parser,
+        "reasoning-parser": config.reasoning_parser,
+        "reasoning-field": config.reasoning_field,
         "max-body-bytes": config.max_body_mib << 20,
         "sse-ping-interval": config.sse_ping_interval,
         "send-timeout": config.send_timeout_seconds,
@@ -211,7 +214,8 @@ def gateway_options(config: Config, socket_path: str) -> list[str]:
         "log-level": config.log_level,
         "log-format": config.log_format,
     }
-    return [f"--{name}={value}" for name, value in options.items()]
+    switches = ["--allow-chat-template"] if config.allow_chat_template else []
+    return [f"--{name}={value}" for name, value in options.items()] + switches
 
 
 def device_names(config: Config, kind: str) -> list[str]:

@@ -144,6 +144,22 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     sampling_defaults: Annotated[
         Literal["model", "openai"], Meta(description="gateway: where absent sampling fields come from")
     ] = "model"
+    tool_parser: Annotated[
+        Literal["auto", "hermes", "llama3", "mistral", "mistral-named", "json"],
+        Meta(description="gateway: how the model writes calls; auto: by its chat template"),
+    ] = "auto"
+    reasoning_parser: Annotated[
+        Literal["auto", "think", "mistral", "none"],
+        Meta(description="gateway: how the model marks its thoughts; auto: by its chat template"),
+    ] = "auto"
+    reasoning_field: Annotated[
+        Literal["both", "reasoning_content", "reasoning"],
+        Meta(description="gateway: fields of messages that hold thoughts"),
+    ] = "both"
+    allow_chat_template: Annotated[
+        bool,
+        Meta(description="gateway: requests may bring a chat template; it renders in a process of its own"),
+    ] = False
     max_body_mib: Annotated[int, Meta(ge=1, le=1024, description="gateway: largest request body")] = 64
     sse_ping_interval: Annotated[
         float, Meta(ge=-1, description="gateway: seconds between keep-alives of a stream; -1: off")

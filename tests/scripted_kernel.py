@@ -106,7 +106,13 @@ CONTEXT = 4096
 STOPPED_BY_MODEL = ExitStatus("stop", stop_token=END)
 
 
-def write_model_folder(folder: Path, *, has_template: bool = True) -> Path:
+def write_model_folder(
+    folder: Path,
+    *,
+    has_template: bool = True,
+    template: str = CHAT_TEMPLATE,
+    more_special_tokens: tuple[str, ...] = (),
+) -> Path:
     """Write the text files of a model whose tokens are bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     vocab = {character: byte for byte, character in enumerate(_list_byte_characters())}
@@ -114,12 +120,12 @@ def write_model_folder(folder: Path, *, has_template: bool = True) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(
-        [AddedToken(text, special=True, normalized=False) for text in SPECIAL_TOKENS]
+        [AddedToken(text, special=True, normalized=False) for text in (*SPECIAL_TOKENS, *more_special_tokens)]
     )
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>"}))
     if has_template:
-        (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+        (folder / "chat_template.jinja").write_text(template)
     return folder
 
 

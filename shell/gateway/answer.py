@@ -13,6 +13,7 @@ from shell.gateway.exchange import Exchange
 from shell.gateway.generation import Generation, open_generation
 from shell.gateway.limits import rate_headers
 from shell.gateway.parameters import Job
+from shell.gateway.parsers.events import Content, Event
 from shell.gateway.service import Service
 from shell.gateway.sse import DONE, EventWriter, SendStalled, encode_event
 
@@ -24,20 +25,20 @@ class Collected:
     """A whole choice."""
 
     choice: Choice
-    texts: list[str] = attrs.field(factory=list)
+    parts: list[Event] = attrs.field(factory=list)
     entries: list[TokenEntry] = attrs.field(factory=list)
     tokens: list[int] = attrs.field(factory=list)
 
     def add(self, delta: Delta) -> None:
         """Take the next part."""
-        self.texts.append(delta.text)
+        self.parts += delta.parts
         self.entries += delta.entries
         self.tokens += delta.tokens
 
     @property
     def text(self) -> str:
-        """The text so far."""
-        return "".join(self.texts)
+        """The text for the user so far."""
+        return "".join(part.text for part in self.parts if isinstance(part, Content))
 
 
 class Shape(Protocol):
@@ -59,12 +60,15 @@ class Shape(Protocol):
 def make_usage(generation: Generation) -> Json:
     """Return the `usage` object as of now."""
     num_prompt, num_completion = generation.num_prompt_tokens, generation.num_completion_tokens
-    return {
+    usage: Json = {
         "prompt_tokens": num_prompt,
         "completion_tokens": num_completion,
         "total_tokens": num_prompt + num_completion,
         "prompt_tokens_details": {"cached_tokens": generation.num_cached_tokens},
     }
+    if generation.job.reading.reasoning_marks is not None:
+        usage["completion_tokens_details"] = {"reasoning_tokens": generation.num_reasoning_tokens}
+    return usage
 
 
 async def answer(

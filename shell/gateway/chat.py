@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import secrets
-import time
-from collections import defaultdict
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 import attrs
 from msgspec import Meta
 
-from shell.gateway.answer import Collected, Json, Shape, answer
+from shell.gateway.answer import Json, Shape, answer
 from shell.gateway.body import parse_body
-from shell.gateway.choice import Choice, Delta, TokenEntry
-from shell.gateway.errors import invalid, invalid_value
+from shell.gateway.chat_shape import ChatShape
+from shell.gateway.config import GatewayConfig
+from shell.gateway.conversation import adapt_messages, takes_documents
+from shell.gateway.errors import invalid, invalid_value, unsupported
 from shell.gateway.exchange import Exchange
 from shell.gateway.fields import FieldTable, accepted, convert, implemented, refused, take_fields
-from shell.gateway.logprobs import chat_logprobs
 from shell.gateway.messages import count_characters, read_messages
 from shell.gateway.parameters import (
     SHARED_FIELDS,
@@ -27,27 +24,32 @@ from shell.gateway.parameters import (
     make_job,
     read_stream_options,
 )
+from shell.gateway.parsers.choose import choose_reasoning_marks, choose_tool_parser
+from shell.gateway.reader import Reading
 from shell.gateway.service import Endpoint, Service
+from shell.gateway.template_process import Rendering, render_apart
+from shell.gateway.tools import ToolUse, read_tool_use
 from syscalls.sampling import MAX_LOGPROBS
 from syscalls.text.template import TemplateError
+from syscalls.text.tokenizer import TextModel
 
 CHAT_FIELDS: FieldTable = {
     **SHARED_FIELDS,
     **implemented(
         "messages", "max_completion_tokens", "top_logprobs", "add_generation_prompt",
-        "continue_final_message", "chat_template_kwargs", "reasoning_effort",
+        "continue_final_message", "chat_template_kwargs", "reasoning_effort", "tools", "tool_choice",
+        "parallel_tool_calls", "include_reasoning", "documents", "chat_template",
     ),
-    **accepted("verbosity", "parallel_tool_calls"),  # the latter without effect while tools are refused
+    **accepted("verbosity"),
     **refused(
-        tools=([],), tool_choice=("none", "auto"), functions=([],), function_call=("none", "auto"), audio=(),
-        modalities=(["text"],), web_search_options=(), prediction=(), include_reasoning=True, echo=False,
-        best_of=1, suffix=("",),
+        functions=([],), function_call=("none", "auto"), audio=(), modalities=(["text"],),
+        web_search_options=(), prediction=(), echo=False, best_of=1, suffix=("",),
     ),
 }  # fmt: skip
 
 # What the template is given by us, not by `chat_template_kwargs`.
 RESERVED_VARIABLES = frozenset(
-    {"messages", "tools", "add_generation_prompt", "continue_final_message", "self"}
+    {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "self"}
 )
 
 
@@ -60,82 +62,14 @@ class ChatFields(SharedFields, kw_only=True):
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
+    chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None
     reasoning_effort: str | None = None
-
-
-@attrs.define(eq=False)
-class ChatShape:
-    """Writes `chat.completion` and `chat.completion.chunk` objects."""
-
-    job: Job
-    id: str = attrs.field(factory=lambda: f"chatcmpl-{secrets.token_hex(14)}")
-    created: int = attrs.field(factory=lambda: int(time.time()))
-    _begun: set[int] = attrs.field(factory=set)  # choices whose role was told
-    _untold: defaultdict[int, list[int]] = attrs.field(factory=lambda: defaultdict(list))  # token ids
-
-    def _envelope(self, kind: str, choices: list[Json]) -> Json:
-        envelope = {
-            "id": self.id,
-            "object": kind,
-            "created": self.created,
-            "model": self.job.model.name,
-            "system_fingerprint": self.job.model.fingerprint,
-            "choices": choices,
-        }
-        if self.job.return_token_ids and not self._begun:
-            envelope["prompt_token_ids"] = list(self.job.prompts[0])
-        return envelope
-
-    def _chunk(self, choice: Choice, delta: Json, **more: Any) -> Json:
-        row = {"index": choice.index, "delta": delta, "logprobs": None, "finish_reason": None, **more}
-        return self._envelope("chat.completion.chunk", [row])
-
-    def chunks(self, choice: Choice, delta: Delta) -> list[Json]:
-        """Role with the first token, then text, then the finish."""
-        found = []
-        if choice.index not in self._begun:
-            found.append(self._chunk(choice, {"role": "assistant", "content": ""}))
-            self._begun.add(choice.index)
-        more: Json = {}
-        if delta.entries:
-            more["logprobs"] = self._logprobs(delta.entries)
-        if self.job.return_token_ids:
-            self._untold[choice.index] += delta.tokens
-            if delta.text or delta.finish_reason is not None:  # no chunk only for tokens without text
-                more["token_ids"] = self._untold.pop(choice.index)
-        if delta.text:
-            found.append(self._chunk(choice, {"content": delta.text}, **more))
-            more = {}
-        if delta.finish_reason is not None:
-            reasons = {"finish_reason": delta.finish_reason, "stop_reason": delta.stop_reason}
-            found.append(self._chunk(choice, {}, **more, **reasons))
-        return found
-
-    def usage_chunk(self) -> Json:
-        """A chunk without choices."""
-        return self._envelope("chat.completion.chunk", [])
-
-    def complete(self, collected: list[Collected]) -> Json:
-        """The whole response."""
-        choices = []
-        for each in collected:
-            row = {
-                "index": each.choice.index,
-                "message": {"role": "assistant", "content": each.text},
-                "logprobs": self._logprobs(each.entries),
-                "finish_reason": each.choice.finish_reason,
-                "stop_reason": each.choice.stop_reason,
-            }
-            if self.job.return_token_ids:
-                row["token_ids"] = each.tokens
-            choices.append(row)
-        return self._envelope("chat.completion", choices)
-
-    def _logprobs(self, entries: Sequence[TokenEntry]) -> Json | None:
-        if self.job.num_top_logprobs is None:
-            return None
-        return chat_logprobs(self.job.model.text, entries, self.job.num_top_logprobs)
+    include_reasoning: bool = True
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool = True
 
 
 class ChatCompletions(Endpoint):
@@ -172,34 +106,115 @@ def read_chat_fields(body: Json, ignored: list[str]) -> tuple[ChatFields, list[J
     return fields, messages
 
 
-async def prepare_chat(service: Service, exchange: Exchange, body: Json) -> tuple[Job, Shape]:
-    """Turn a body into a job. Raises ApiError."""
-    fields, messages = read_chat_fields(body, exchange.ignored)
-    model = await service.catalog.resolve(fields.model)
+@attrs.frozen(kw_only=True)
+class ChatPrompt:
+    """A conversation that is ready to be answered."""
+
+    tokens: tuple[int, ...]
+    reading: Reading
+
+
+async def encode_chat(
+    service: Service, text: TextModel, fields: ChatFields, messages: list[Json], tool_use: ToolUse | None
+) -> ChatPrompt:
+    """Render and encode a conversation, and say how its answer is to be read. Raises ApiError 400."""
+    config = service.config
+    source = _choose_template(config, text, fields, with_tools=tool_use is not None)
+    parser = choose_tool_parser(config.tool_parser, source)
+    marks = choose_reasoning_marks(config.reasoning_parser, source)
+    tools = tool_use.describe() if tool_use is not None else []
     variables = dict(fields.chat_template_kwargs or {})
     if fields.reasoning_effort is not None:
         variables["reasoning_effort"] = fields.reasoning_effort
-    add_prompt = not fields.continue_final_message and fields.add_generation_prompt is not False
+    if fields.documents:
+        if not takes_documents(source):
+            raise unsupported("documents", ": this model's chat template has no place for them")
+        variables["documents"] = fields.documents
+    rendering = Rendering(
+        template=source,
+        special_tokens=dict(text.special_tokens),
+        messages=adapt_messages(messages, source, tools, parser.STYLE),
+        add_generation_prompt=not fields.continue_final_message and fields.add_generation_prompt is not False,
+        continue_final_message=fields.continue_final_message,
+        tools=tools or None,
+        variables=variables,
+    )
 
-    def encode() -> tuple[int, ...]:
-        try:
-            prompt = model.text.chat_template.render(
-                messages, add_prompt, fields.continue_final_message, **variables
-            )
-        except TemplateError as error:
-            raise invalid("invalid_value", f"The chat template refused: {error}.", "messages") from None
-        return tuple(model.text.encode(prompt, bool(fields.add_special_tokens)))
+    def render() -> str:
+        return text.chat_template.render(
+            rendering.messages,
+            rendering.add_generation_prompt,
+            rendering.continue_final_message,
+            rendering.tools,
+            **rendering.variables,
+        )
 
-    prompt = await service.do_text_work(count_characters(messages), encode)
+    num_characters = count_characters(rendering.messages)
+    try:
+        if fields.chat_template is not None:
+            prompt = await render_apart(rendering)
+        else:
+            prompt = await service.do_text_work(num_characters, render)
+    except TemplateError as error:
+        raise invalid("invalid_value", f"The chat template refused: {error}.", "messages") from None
+    tokens = await service.do_text_work(
+        len(prompt), lambda: tuple(text.encode(prompt, bool(fields.add_special_tokens)))
+    )
+    reading = Reading(
+        reasoning_marks=marks,
+        is_thinking=marks is not None and _opens_thought(prompt, marks, fields, messages),
+        tool_parser=parser if tool_use is not None else None,
+        function_names=tool_use.names if tool_use is not None else frozenset(),
+        has_one_call=tool_use is not None and tool_use.has_one_call,
+    )
+    return ChatPrompt(tokens=tokens, reading=reading)
+
+
+def _choose_template(config: GatewayConfig, text: TextModel, fields: ChatFields, *, with_tools: bool) -> str:
+    """Return the source of the template to use; "" when the model has none, of which rendering complains."""
+    if fields.chat_template is not None:
+        if not config.allow_chat_template:
+            raise unsupported("chat_template", ": the operator allows no templates but the models' own")
+        return fields.chat_template
+    try:
+        return text.chat_template.source(with_tools=with_tools)
+    except TemplateError:
+        return ""
+
+
+def _opens_thought(prompt: str, marks: tuple[str, str], fields: ChatFields, messages: list[Json]) -> bool:
+    """True when the answer begins inside a thought: the prompt, or the message to continue, has opened it."""
+    opens, closes = marks
+    if fields.continue_final_message:
+        final: str = messages[-1]["content"]
+        return final.rfind(opens) > final.rfind(closes)
+    return prompt.rstrip().endswith(opens)
+
+
+async def prepare_chat(service: Service, exchange: Exchange, body: Json) -> tuple[Job, Shape]:
+    """Turn a body into a job. Raises ApiError."""
+    fields, messages = read_chat_fields(body, exchange.ignored)
+    tool_use = read_tool_use(
+        fields.tools or [], fields.tool_choice, fields.parallel_tool_calls, exchange.ignored
+    )
+    if tool_use is not None and tool_use.is_forced:
+        raise unsupported("tool_choice", " other than 'auto' and 'none'")
+    model = await service.catalog.resolve(fields.model)
+    prompt = await encode_chat(service, model.text, fields, messages, tool_use)
     given = fields.max_completion_tokens
     job = make_job(
         fields,
         model,
         service.config.sampling_defaults,
-        (prompt,),
+        (prompt.tokens,),
         max_tokens=fields.max_tokens if given is None else given,
         num_top_logprobs=(fields.top_logprobs or 0) if fields.logprobs else None,
         param="messages",
         label=exchange.request_id,
+        reading=prompt.reading,
     )
-    return job, ChatShape(job)
+    return job, ChatShape(
+        job=job,
+        is_named=tool_use is not None and tool_use.named is not None,
+        reasoning_fields=service.config.reasoning_fields if fields.include_reasoning else (),
+    )

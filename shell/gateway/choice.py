@@ -1,8 +1,8 @@
-"""One choice of a response: the tokens of its process to text, log-probabilities and an end. Plain and sync.
+"""One choice of a response: the tokens of its process to parts of a message, log-probabilities and an end.
 
-Text is held back while it could still turn out otherwise: inside a character, or inside what may become a
-stop string. A token's log-probabilities come out together with the first of its text, and never when a stop
-string swallowed it, so tokens and text stay aligned in every chunk.
+Plain and sync. Text is held back while it could still turn out otherwise: inside a character, a mark, a call,
+or what may become a stop string. A token's log-probabilities come out together with the first of its text
+(of a call: perhaps earlier), and never when a stop string swallowed it, so tokens and text stay aligned.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from collections import deque
 
 import attrs
 
+from shell.gateway.parsers.events import Content, Event, join_events
+from shell.gateway.reader import MessageReader
 from syscalls.process import ExitStatus, Output, Usage
 from syscalls.sampling import TokenLogprobs
 from syscalls.text.detokenizer import IncrementalDecoder
-from syscalls.text.stop import StopMatcher
 
 
 @attrs.frozen
 class TokenEntry:
-    """A token of the visible text with its log-probabilities; `start` counts characters of that text."""
+    """A token of the decoded text with its log-probabilities; `start` counts characters of that text."""
 
     token: int
     start: int
@@ -30,11 +31,16 @@ class TokenEntry:
 class Delta:
     """What one read added to a choice."""
 
-    text: str
-    entries: tuple[TokenEntry, ...]  # of tokens whose text begins in `text`
+    parts: tuple[Event, ...]
+    entries: tuple[TokenEntry, ...]  # of tokens whose text no stop string can swallow any more
     tokens: tuple[int, ...]  # everything sampled since the last delta, an end token included
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+
+    @property
+    def text(self) -> str:
+        """The text for the user."""
+        return "".join(part.text for part in self.parts if isinstance(part, Content))
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -48,12 +54,13 @@ class Choice:
     pid: int
     prompt_index: int = 0
     decoder: IncrementalDecoder
-    matcher: StopMatcher
+    reader: MessageReader
     include_stop: bool = False  # text of an end token asked for by id is shown too
     end_tokens: frozenset[int] = frozenset()  # the process ends with the first of them
     extra_end_tokens: frozenset[int] = frozenset()  # those of them that the request named
 
     num_tokens: int = 0  # sampled, as far as this choice goes
+    num_thinking: int = 0  # of those, before it was seen that the text is no thought, or no longer
     num_shown: int = 0
     num_decoded: int = 0
     finish_reason: str | None = None
@@ -69,11 +76,16 @@ class Choice:
         """True when nothing follows."""
         return self.finish_reason is not None or self.failure is not None
 
+    @property
+    def num_reasoning_tokens(self) -> int:
+        """Tokens of the thought, its marks included."""
+        return self.num_thinking if self.reader.has_thought else 0
+
     def feed(self, output: Output) -> Delta:
         """Take what was read. Tokens past a stop string are not counted; they should not have been made."""
         self.usage = output.usage
         end = output.end
-        shown: list[str] = []
+        parts: list[Event] = []
         for position, token in enumerate(output.tokens):
             logprobs = output.logprobs[position] if output.logprobs else None
             self.num_tokens += 1
@@ -81,49 +93,49 @@ class Choice:
             if token in self.end_tokens and not (self.include_stop and token in self.extra_end_tokens):
                 continue  # an end token is not text; the exit that it causes may come with a later read
             self._pending.append(TokenEntry(token, self.num_decoded, logprobs))
+            self.num_thinking += self.reader.is_thinking
             (piece,) = self.decoder.push_each((token,))
             self.num_decoded += len(piece)
             if piece:
-                text, matched = self.matcher.push(piece)
-                shown.append(text)
-                if matched is not None:
+                parts += self.reader.push(piece)
+                if self.reader.is_complete:
                     self.has_exited = end is not None
-                    return self._finish(shown, "stop", matched)
+                    return self._finish(parts, "stop", self.reader.matched)
         if end is None:
-            return self._make_delta(shown)
+            return self._make_delta(parts)
         self.has_exited = True
         if end.reason not in ("stop", "length"):
             self.failure = end
-            return self._make_delta(shown)
+            return self._make_delta(parts)
         self.num_tokens = max(self.num_tokens, output.usage.num_output_tokens)
         rest = self.decoder.flush()
         self.num_decoded += len(rest)
-        text, matched = self.matcher.push(rest) if rest else ("", None)
-        shown.append(text)
-        if matched is not None:
-            return self._finish(shown, "stop", matched)
-        shown.append(self.matcher.flush())
+        parts += self.reader.push(rest) if rest else []
+        if self.reader.matched is not None:
+            return self._finish(parts, "stop", self.reader.matched)
+        parts += self.reader.flush()
+        if self.reader.matched is not None:  # a mark that was none, let out at the end, was a stop string
+            return self._finish(parts, "stop", self.reader.matched)
         stop_token = end.stop_token if end.stop_token in self.extra_end_tokens else None
-        return self._finish(shown, end.reason, stop_token)
+        return self._finish(parts, end.reason, stop_token)
 
-    def _finish(self, shown: list[str], reason: str, stop_reason: str | int | None) -> Delta:
+    def _finish(self, parts: list[Event], reason: str, stop_reason: str | int | None) -> Delta:
         self.finish_reason, self.stop_reason = reason, stop_reason
-        delta = self._make_delta(shown)
+        delta = self._make_delta(parts)
         self._pending.clear()
         return delta
 
-    def _make_delta(self, shown: list[str]) -> Delta:
-        text = "".join(shown)
-        self.num_shown += len(text)
+    def _make_delta(self, parts: list[Event]) -> Delta:
+        self.num_shown = self.reader.num_released
         entries: list[TokenEntry] = []
         while self._pending and self._pending[0].start < self.num_shown:
             entries.append(self._pending.popleft())
-        if self.finish_reason is not None and not self.matcher.matched:  # tokens without text of their own
+        if self.finish_reason is not None and self.reader.matched is None:  # tokens without text of their own
             entries += self._pending
             self._pending.clear()
         tokens, self._untold = tuple(self._untold), []
         return Delta(
-            text=text,
+            parts=tuple(join_events(parts)),
             entries=tuple(entries),
             tokens=tokens,
             finish_reason=self.finish_reason,

@@ -7,7 +7,10 @@ import enum
 
 import attrs
 
+from shell.gateway.parsers.choose import AUTO, REASONING_MARKS, TOOL_PARSERS
+
 MEBIBYTE = 1 << 20
+REASONING_FIELDS = ("reasoning_content", "reasoning")
 
 
 class SamplingDefaults(enum.StrEnum):
@@ -27,6 +30,10 @@ class GatewayConfig:
     ready_fd: int | None = None
     life_fd: int | None = None  # its end of file means that whoever started us is gone
     sampling_defaults: SamplingDefaults = SamplingDefaults.MODEL
+    tool_parser: str = AUTO  # a key of TOOL_PARSERS, or "auto": by the chat template
+    reasoning_parser: str = AUTO  # a key of REASONING_MARKS, "auto", or "none"
+    reasoning_field: str = "both"  # where thoughts go: "reasoning_content", "reasoning", or both
+    allow_chat_template: bool = False  # requests may bring a template of their own
     max_body_bytes: int = 64 * MEBIBYTE
     max_in_flight: int = 1024  # generation requests; beyond: 503 at once
     max_processes_per_request: int = 1024  # prompts times samples
@@ -35,6 +42,11 @@ class GatewayConfig:
     shutdown_timeout: float = 30.0
     log_level: str = "info"  # the least that is logged; requests are "info"
     log_format: str = "auto"  # "json", "console", or by whether stderr is a terminal
+
+    @property
+    def reasoning_fields(self) -> tuple[str, ...]:
+        """The fields of messages and deltas that hold a thought."""
+        return REASONING_FIELDS if self.reasoning_field == "both" else (self.reasoning_field,)
 
     @property
     def ping_interval_or_none(self) -> float | None:
@@ -71,6 +83,10 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
         choices=[d.value for d in SamplingDefaults],
         default=default.sampling_defaults.value,
     )
+    add("--tool-parser", choices=[AUTO, *TOOL_PARSERS], default=default.tool_parser)
+    add("--reasoning-parser", choices=[AUTO, "none", *REASONING_MARKS], default=default.reasoning_parser)
+    add("--reasoning-field", choices=["both", *REASONING_FIELDS], default=default.reasoning_field)
+    add("--allow-chat-template", action="store_true", help="requests may bring a template of their own")
     add("--max-body-bytes", type=int, default=default.max_body_bytes)
     add("--max-in-flight", type=int, default=default.max_in_flight, help="generation requests at once")
     add("--sse-ping-interval", type=float, default=default.sse_ping_interval, help="seconds; -1: off")
@@ -98,6 +114,10 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
         ready_fd=given.ready_fd,
         life_fd=given.life_fd,
         sampling_defaults=SamplingDefaults(given.sampling_defaults),
+        tool_parser=given.tool_parser,
+        reasoning_parser=given.reasoning_parser,
+        reasoning_field=given.reasoning_field,
+        allow_chat_template=given.allow_chat_template,
         max_body_bytes=given.max_body_bytes,
         max_in_flight=given.max_in_flight,
         sse_ping_interval=given.sse_ping_interval,

@@ -22,7 +22,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 # Free-form values: a null inside is the client's own data, not an absent field of ours.
 OPAQUE_FIELDS = frozenset(
-    {"response_format", "tools", "metadata", "chat_template_kwargs", "structured_outputs"}
+    {"response_format", "tools", "metadata", "chat_template_kwargs", "structured_outputs", "documents"}
 )
 
 _COMPLAINT = re.compile(r"^(?P<text>.*?)(?: - at `(?P<key>key in )?\$(?P<path>.*)`)?$", re.DOTALL)

@@ -17,7 +17,6 @@ from syscalls.client import Client, ConnectionLost
 from syscalls.errno import SyscallError
 from syscalls.process import ExitStatus
 from syscalls.tenant import Rates
-from syscalls.text.stop import StopMatcher
 
 KILL_GRACE_SECONDS = 10.0
 
@@ -49,6 +48,11 @@ class Generation:
         return sum(choice.num_tokens for choice in self.choices)
 
     @property
+    def num_reasoning_tokens(self) -> int:
+        """Of those, tokens of thoughts."""
+        return sum(choice.num_reasoning_tokens for choice in self.choices)
+
+    @property
     def num_cached_tokens(self) -> int:
         """Prompt tokens that were found in memory; of each prompt's first choice, which alone computes."""
         return sum(choice.usage.num_cached_tokens for choice in self.choices[:: self.job.num_samples])
@@ -77,8 +81,10 @@ class Generation:
             index=index,
             pid=pid,
             prompt_index=prompt_index,
-            decoder=job.model.text.decoder(job.skip_special_tokens, continues=True),
-            matcher=StopMatcher(job.stops, job.include_stop),
+            decoder=job.model.text.decoder(
+                job.skip_special_tokens, continues=True, shown_tokens=job.reading.markup
+            ),
+            reader=job.reading.open(job.stops, job.include_stop),
             include_stop=job.include_stop,
             end_tokens=own | extra,
             extra_end_tokens=extra,
@@ -100,7 +106,7 @@ class Generation:
 
     async def _read(self, choice: Choice, deliver: Deliver) -> None:
         if choice.is_finished:
-            await deliver(choice, Delta(text="", entries=(), tokens=(), finish_reason=choice.finish_reason))
+            await deliver(choice, Delta(parts=(), entries=(), tokens=(), finish_reason=choice.finish_reason))
         offset = 0
         last_read: float | None = None
         while not choice.is_finished:

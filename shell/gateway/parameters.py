@@ -12,6 +12,7 @@ from shell.gateway.catalog import ServedModel
 from shell.gateway.config import SamplingDefaults
 from shell.gateway.errors import context_length_exceeded, invalid, invalid_value
 from shell.gateway.fields import FieldTable, accepted, implemented, refused
+from shell.gateway.reader import PLAIN_TEXT, Reading
 from syscalls.process import MAX_NICE, MAX_SAMPLES, MIN_NICE
 from syscalls.sampling import MAX_LOGIT_BIAS, Sampling
 from syscalls.session import SpawnOptions
@@ -102,6 +103,7 @@ class Job:
     stops: tuple[str, ...]
     include_stop: bool
     skip_special_tokens: bool
+    reading: Reading  # thoughts and calls in the text
     num_top_logprobs: int | None  # None: no log-probabilities
     return_token_ids: bool
     stream: bool
@@ -191,6 +193,7 @@ def make_job(
     num_top_logprobs: int | None,
     param: str,
     label: str,
+    reading: Reading = PLAIN_TEXT,
 ) -> Job:
     """Check what the fields mean together, and put it into the kernel's terms.
 
@@ -203,6 +206,7 @@ def make_job(
         num_top_logprobs: for each token; None: none wanted.
         param: the field that held the prompt, for errors.
         label: shown by ps.
+        reading: what to look for in the text.
 
     Raises:
         ApiError: 400, naming the field.
@@ -239,6 +243,7 @@ def make_job(
         stops=_read_stops(fields),
         include_stop=fields.include_stop_str_in_output or fields.no_stop_trim,
         skip_special_tokens=fields.skip_special_tokens,
+        reading=reading,
         num_top_logprobs=num_top_logprobs,
         return_token_ids=fields.return_token_ids,
         stream=fields.stream,

@@ -16,15 +16,22 @@ class IncrementalDecoder:
     Args:
         pieces: the tokenizer's table (`TextModel.pieces`).
         skip_special_tokens: leave out tokens that mark structure.
+        shown_tokens: ids of special tokens that are not left out.
         continues: the tokens go on from an earlier text: a space at their start is kept, which tokenizers
             with a "dummy prefix" would strip from the start of a text.
     """
 
     def __init__(
-        self, pieces: PieceTable, *, skip_special_tokens: bool = True, continues: bool = False
+        self,
+        pieces: PieceTable,
+        *,
+        skip_special_tokens: bool = True,
+        continues: bool = False,
+        shown_tokens: frozenset[int] = frozenset(),
     ) -> None:
         self._pieces = pieces
         self._skip_special_tokens = skip_special_tokens
+        self._shown_tokens = shown_tokens
         self._is_start = not continues
         self._num_leading_spaces = 0 if continues else pieces.num_leading_spaces
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
@@ -42,7 +49,8 @@ class IncrementalDecoder:
         return self._strip(self._utf8.decode(b"", final=True))
 
     def _push_one(self, token_id: int) -> str:
-        if self._skip_special_tokens and self._pieces.is_special(token_id):
+        is_special = self._skip_special_tokens and self._pieces.is_special(token_id)
+        if is_special and token_id not in self._shown_tokens:
             return ""
         piece = self._pieces.first(token_id) if self._is_start else self._pieces[token_id]
         self._is_start = False

@@ -113,9 +113,23 @@ class TextModel:
         decoder = self.decoder(skip_special_tokens, continues)
         return decoder.push(token_ids) + decoder.flush()
 
-    def decoder(self, skip_special_tokens: bool = True, continues: bool = False) -> IncrementalDecoder:
-        """Start decoding one stream of tokens. See `IncrementalDecoder`."""
-        return IncrementalDecoder(self.pieces, skip_special_tokens=skip_special_tokens, continues=continues)
+    def decoder(
+        self, skip_special_tokens: bool = True, continues: bool = False, shown_tokens: Iterable[str] = ()
+    ) -> IncrementalDecoder:
+        """Start decoding one stream of tokens. See `IncrementalDecoder`.
+
+        Args:
+            skip_special_tokens: leave out tokens that mark structure.
+            continues: the tokens go on from an earlier text.
+            shown_tokens: spellings of special tokens that are not left out, if there are such tokens.
+        """
+        ids = map(self.tokenizer.token_to_id, shown_tokens)
+        return IncrementalDecoder(
+            self.pieces,
+            skip_special_tokens=skip_special_tokens,
+            continues=continues,
+            shown_tokens=frozenset(token_id for token_id in ids if token_id is not None),
+        )
 
     def token_bytes(self, token_id: int) -> bytes:
         """Bytes of one token inside a text, perhaps part of a character (`bytes` of a log-probability)."""

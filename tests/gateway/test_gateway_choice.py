@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shell.gateway.choice import Choice, Delta
+from shell.gateway.reader import MessageReader
 from syscalls.process import ExitStatus, Output, Usage
 from syscalls.sampling import TokenLogprobs
 from syscalls.text.stop import StopMatcher
@@ -30,7 +31,7 @@ def run(
         index=0,
         pid=1,
         decoder=text_model.decoder(continues=True),
-        matcher=StopMatcher(stops),
+        reader=MessageReader(StopMatcher(stops)),
         end_tokens=frozenset({END}),
     )
     deltas = []
@@ -92,7 +93,7 @@ def test_entries_spell_the_text(text_model: TextModel, text: str, cuts: list[int
 @pytest.mark.parametrize("reason", ["killed", "error"])
 def test_bad_end_is_a_failure(text_model: TextModel, reason: str) -> None:
     """What was killed has no finish reason."""
-    choice = Choice(index=0, pid=1, decoder=text_model.decoder(), matcher=StopMatcher([]))
+    choice = Choice(index=0, pid=1, decoder=text_model.decoder(), reader=MessageReader(StopMatcher([])))
     delta = choice.feed(Output(0, (97,), (), ExitStatus(reason, message="why"), Usage()))
     assert (delta.text, delta.finish_reason) == ("a", None)
     assert choice.failure is not None
@@ -102,16 +103,16 @@ def test_bad_end_is_a_failure(text_model: TextModel, reason: str) -> None:
 
 def test_end_token_that_is_not_among_the_tokens_counts(text_model: TextModel) -> None:
     """The kernel's own count decides at a natural end."""
-    choice = Choice(index=0, pid=1, decoder=text_model.decoder(), matcher=StopMatcher([]))
+    choice = Choice(index=0, pid=1, decoder=text_model.decoder(), reader=MessageReader(StopMatcher([])))
     choice.feed(Output(0, (97,), (), ExitStatus("stop", stop_token=END), Usage(num_output_tokens=2)))
     assert choice.num_tokens == 2
 
 
 def test_end_token_is_hidden_before_the_end_is_known(text_model: TextModel) -> None:
     """An end token that is read before the exit it causes is not shown meanwhile."""
-    matcher = StopMatcher([])
+    reader = MessageReader(StopMatcher([]))
     choice = Choice(
-        index=0, pid=1, decoder=text_model.decoder(), matcher=matcher, end_tokens=frozenset({ord("!")})
+        index=0, pid=1, decoder=text_model.decoder(), reader=reader, end_tokens=frozenset({ord("!")})
     )
     assert choice.feed(Output(0, tuple(b"ab!"))).text == "ab"
     last = choice.feed(Output(3, (), (), ExitStatus("stop", stop_token=ord("!")), Usage(num_output_tokens=3)))

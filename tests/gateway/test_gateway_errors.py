@@ -20,6 +20,12 @@ from tests.gateway.harness import (
 )
 from tests.scripted_kernel import CONTEXT, VOCAB_SIZE
 
+
+def function(name: str, **more: Any) -> dict[str, Any]:
+    """A tool of a body."""
+    return {"type": "function", "function": {"name": name, **more}}
+
+
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 
@@ -87,7 +93,34 @@ def check_error(response: httpx.Response, status: int, code: str, param: str | N
             "invalid_value",
             "chat_template_kwargs.messages",
         ),
-        (CHAT, hello(tools=[{"type": "function"}]), "unsupported_parameter", "tools"),
+        (CHAT, hello(tools=[{"type": "function"}]), "missing_required_parameter", "tools[0].function"),
+        (CHAT, hello(tools=[{"type": "web_search"}]), "unsupported_parameter", "tools[0].type"),
+        (
+            CHAT,
+            hello(tools=[{"type": "function", "function": {}}]),
+            "missing_required_parameter",
+            "tools[0].function.name",
+        ),
+        (CHAT, hello(tools=[function("a b")]), "invalid_value", "tools[0].function.name"),
+        (CHAT, hello(tools=[function("f"), function("f")]), "invalid_value", "tools[1].function.name"),
+        (CHAT, hello(tools=[function("f", parameters=[])]), "invalid_type", "tools[0].function.parameters"),
+        (CHAT, hello(tool_choice="required"), "invalid_value", "tool_choice"),
+        (CHAT, hello(tools=[function("f")], tool_choice="any"), "invalid_value", "tool_choice"),
+        (
+            CHAT,
+            hello(tools=[function("f")], tool_choice={"type": "function", "function": {"name": "g"}}),
+            "invalid_value",
+            "tool_choice.function.name",
+        ),
+        (
+            CHAT,
+            hello(tools=[function("f")], tool_choice={"type": "allowed_tools"}),
+            "unsupported_parameter",
+            "tool_choice.type",
+        ),
+        (CHAT, hello(documents=[{"text": "x"}]), "unsupported_parameter", "documents"),
+        (CHAT, hello(chat_template="{{ messages }}"), "unsupported_parameter", "chat_template"),
+        (CHAT, hello(chat_template_kwargs={"tools": []}), "invalid_value", "chat_template_kwargs.tools"),
         (CHAT, hello(response_format={"type": "json_object"}), "unsupported_parameter", "response_format"),
         (CHAT, hello(functions=[{"name": "f"}]), "unsupported_parameter", "functions"),
         (CHAT, hello(audio={"voice": "a"}), "unsupported_parameter", "audio"),

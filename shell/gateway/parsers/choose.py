@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from shell.gateway.parsers.generic import JsonParser
 from shell.gateway.parsers.hermes import HermesParser
 from shell.gateway.parsers.llama3 import Llama3Parser
-from shell.gateway.parsers.mistral import MistralParser
+from shell.gateway.parsers.mistral import MistralNamedParser, MistralParser
 from shell.gateway.parsers.tool_parser import ToolParser
 
 AUTO = "auto"
@@ -16,6 +16,7 @@ TOOL_PARSERS: Mapping[str, type[ToolParser]] = {
     "hermes": HermesParser,
     "llama3": Llama3Parser,
     "mistral": MistralParser,
+    "mistral-named": MistralNamedParser,
     "json": JsonParser,
 }
 
@@ -36,7 +37,7 @@ def choose_tool_parser(option: str, template: str) -> type[ToolParser]:
     if option != AUTO:
         return TOOL_PARSERS[option]
     if "[TOOL_CALLS]" in template:
-        return MistralParser
+        return MistralNamedParser if "[ARGS]" in template else MistralParser
     if "<tool_call>" in template and "<function=" not in template:
         return HermesParser
     if "<|start_header_id|>" in template and ("<|python_tag|>" in template or '"parameters"' in template):

@@ -48,9 +48,13 @@ def join_events(events: Iterable[Event]) -> list[Event]:
     joined: list[Event] = []
     for event in events:
         last = joined[-1] if joined else None
-        match last, event:
-            case (Content(), Content()) | (Reasoning(), Reasoning()) | (CallArguments(), CallArguments()):
-                joined[-1] = attrs.evolve(event, text=last.text + event.text)
+        match event, last:
+            case Content(text), Content(before):
+                joined[-1] = Content(before + text)
+            case Reasoning(text), Reasoning(before):
+                joined[-1] = Reasoning(before + text)
+            case CallArguments(text), CallArguments(before):
+                joined[-1] = CallArguments(before + text)
             case _:
                 joined.append(event)
-    return [event for event in joined if getattr(event, "text", "x")]
+    return joined

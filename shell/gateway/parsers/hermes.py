@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
+from shell.gateway.parsers.style import CallStyle
 from shell.gateway.parsers.tool_parser import ToolParser
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
@@ -16,6 +17,7 @@ class HermesParser(ToolParser):
     """
 
     MARKUP = (OPEN, CLOSE)
+    STYLE = CallStyle(before_name=f'{OPEN}\n{{"name": "', after_arguments=f"}}\n{CLOSE}")
 
     def _read(self) -> Generator[None, None, None]:
         while (yield from self._tell_until(OPEN)):

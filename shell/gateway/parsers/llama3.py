@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
+from shell.gateway.parsers.style import CallStyle
 from shell.gateway.parsers.tool_parser import ToolParser
 
 TAG = "<|python_tag|>"
@@ -16,6 +17,7 @@ class Llama3Parser(ToolParser):
     """
 
     MARKUP = (TAG,)
+    STYLE = CallStyle(before_arguments='", "parameters": ', separator="; ")
 
     def _read(self) -> Generator[None, None, None]:
         at = yield from self._skip_blanks(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Generator
 
+from shell.gateway.parsers.style import CallStyle
 from shell.gateway.parsers.tool_parser import ToolParser, read_arguments
 
 MARK, ARGUMENTS, CALL_ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
@@ -18,6 +19,7 @@ class MistralParser(ToolParser):
     `[TOOL_CALLS]f[ARGS]{…}`, repeated for each call."""
 
     MARKUP = (MARK, ARGUMENTS, CALL_ID)
+    STYLE = CallStyle(opening=f"{MARK} [", separator=", ", closing="]")
 
     def _read(self) -> Generator[None, None, None]:
         while (yield from self._tell_until(MARK)):
@@ -57,3 +59,9 @@ class MistralParser(ToolParser):
         self._drop(end)
         self._tell_call(head[1], arguments)
         return True
+
+
+class MistralNamedParser(MistralParser):
+    """The same for models that were taught the newer form."""
+
+    STYLE = CallStyle(before_name=MARK, before_arguments=ARGUMENTS, after_arguments="", separator="")

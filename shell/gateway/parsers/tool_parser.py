@@ -20,6 +20,7 @@ import msgspec
 
 from shell.gateway.parsers.events import CallArguments, CallBegun, CallEnded, Content, Event
 from shell.gateway.parsers.json_span import JsonSpan
+from shell.gateway.parsers.style import CallStyle
 
 BLANKS = " \t\r\n"
 
@@ -71,6 +72,7 @@ class ToolParser:
     """
 
     MARKUP: ClassVar[tuple[str, ...]] = ()  # special tokens that must be in the text for us to see
+    STYLE: ClassVar[CallStyle] = CallStyle()  # how we would write calls
 
     def __init__(self, names: frozenset[str], *, is_certain: bool = False) -> None:
         self.num_ended = 0  # calls that are complete

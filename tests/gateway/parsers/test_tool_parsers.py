@@ -67,7 +67,8 @@ WRITERS: dict[str, list[Callable[[list[Call]], str]]] = {
         lambda calls: "```\n" + "\n".join(map(write_object, calls)) + "\n```",
     ],
 }
-MARKED = {"hermes", "mistral"}  # formats whose calls may follow other text
+WRITERS["mistral-named"] = WRITERS["mistral"]
+MARKED = {"hermes", "mistral", "mistral-named"}  # formats whose calls may follow other text
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-99, 99) | st.text(alphabet='a"\\{}[]<>/日\n', max_size=8),
@@ -248,3 +249,14 @@ def test_arguments_stream_only_when_certain() -> None:
     certain = TOOL_PARSERS["hermes"](NAMES, is_certain=True)
     assert certain.feed(begun) == [CallBegun("f"), CallArguments('{"a": ')]
     assert certain.feed("1}") == [CallArguments("1}"), CallEnded()]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@settings(deadline=None, max_examples=50)
+@given(wanted=calls, is_certain=st.booleans())
+def test_style_is_read_back(name: str, wanted: list[Call], is_certain: bool) -> None:
+    """Calls written in a format's own style come out of its parser, and nothing else does."""
+    written = TOOL_PARSERS[name].STYLE.write([(call[0], json.dumps(call[1])) for call in wanted])
+    events = read(name, [written], is_certain=is_certain)
+    assert told_calls(events) == wanted
+    assert not told_content(events)
