@@ -168,6 +168,7 @@ class Engine:
         started = time.perf_counter()
         tokens: list[int | None] = [None] * len(step.rows)
         logprobs: list[TokenLogprobs | None] = [None] * len(step.rows)
+        mus: dict[int, float] = {}
         faults: dict[int, str] = {}
         good: dict[int, Row] = {}
         failed = self._apply_edits(session, step.edits)
@@ -182,7 +183,7 @@ class Engine:
                 faults[index] = message or "it has no tokens"
         if good:
             try:
-                self._run_rows(session, step.rows, good, tokens, logprobs, faults)
+                self._run_rows(session, step.rows, good, tokens, logprobs, mus, faults)
             except Exception as error:
                 traceback.print_exc()
                 self.backend.check_health()
@@ -197,6 +198,7 @@ class Engine:
             seconds=time.perf_counter() - started,
             logprobs=tuple(logprobs) if any(logprobs) else (),
             faults=tuple(RowFault(index, faults[index]) for index in sorted(faults)),
+            mus=tuple(mus.get(index) for index in range(len(step.rows))) if mus else (),
         )
 
     def _apply_edits(self, session: _Session, edits: tuple[Edit, ...]) -> str | None:
@@ -262,9 +264,10 @@ class Engine:
         good: dict[int, Row],
         tokens: list[int | None],
         logprobs: list[TokenLogprobs | None],
+        mus: dict[int, float],
         faults: dict[int, str],
     ) -> None:
-        """Run good rows, by index; fill tokens, logprobs and faults in."""
+        """Run good rows, by index; fill tokens, logprobs, mus and faults in."""
         batch = list(good.values())
         if self.debug:
             _poison_tails(session, batch)
@@ -283,6 +286,8 @@ class Engine:
             else:
                 tokens[index], logprobs[index] = sampled.token, sampled.logprobs
                 self._sampled[asid] = (position, sampled.token)
+                if sampled.mu is not None:
+                    mus[index] = sampled.mu
 
     @property
     def num_copies(self) -> int:

@@ -14,7 +14,7 @@ import attrs
 import trio
 
 from drivers.sim_memory import ProtocolViolation, SimMemory
-from drivers.sim_model import SimModel, mix, penalty_term
+from drivers.sim_model import SimModel, mix, next_mu, penalty_term
 from drivers.sim_tiers import SimTiers
 from llmos.cost import CopyCost, CostModel, Profile, StepWork
 from llmos.device import (
@@ -92,6 +92,7 @@ class _Sampler:
     num_counted: int  # positions below it are in `penalty_state`
     penalty_state: int
     sampled: tuple[int, int] | None = None  # position and token
+    mu: float | None = None
     has_failed: bool = False  # its last row was faulty: there is no sample to feed
 
     def count(self, position: int, token: int) -> None:
@@ -331,12 +332,14 @@ class SimDriver:
         tokens: list[int | None] = []
         logprobs: list[TokenLogprobs | None] = []
         faults: list[RowFault] = []
+        mus: list[float | None] = []
         for index, row in enumerate(step.rows):
             if not row.tokens and self._sampler(row).has_failed:
                 # Planned before the kernel could know; it fails too, and does not touch memory.
                 faults.append(RowFault(index, "the sample that it feeds on has failed"))
                 tokens.append(None)
                 logprobs.append(None)
+                mus.append(None)
                 continue
             inputs = self._resolve(row)
             state = self._run(row, inputs)
@@ -350,8 +353,11 @@ class SimDriver:
                 token, logprob = self._sample(row, state)
             tokens.append(token)
             logprobs.append(logprob)
+            mus.append(self._sampler(row).mu if token is not None else None)
         wanted = tuple(logprobs) if any(logprobs) else ()
-        self._answer(seconds, StepDone(step.id, tuple(tokens), seconds, wanted, tuple(faults)))
+        has_mu = any(mu is not None for mu in mus)
+        done = StepDone(step.id, tuple(tokens), seconds, wanted, tuple(faults), tuple(mus) if has_mu else ())
+        self._answer(seconds, done)
 
     def _apply(self, edit: Edit) -> None:
         match edit:
@@ -380,7 +386,7 @@ class SimDriver:
         if bind.sampling.temperature > 0 and bind.sampling.seed is None:
             raise ProtocolViolation(f"space {bind.asid} samples at a temperature, and its seed is not set")
         previous = self._samplers.get(bind.asid)
-        sampler = _Sampler(bind, 0, 0, previous.sampled if previous else None)
+        sampler = _Sampler(bind, 0, 0, previous.sampled if previous else None, bind.mu)
         if bind.sampling.has_penalties:
             for position, token in enumerate(bind.tokens):
                 sampler.count(position, token)
@@ -436,7 +442,9 @@ class SimDriver:
                 f"space {row.asid} samples position {position}; its sampler knows {sampler.num_counted}"
             )
         penalty_state = sampler.penalty_state & ((1 << 64) - 1)
-        token = self.model.next_token(state, position, sampler.bind, penalty_state)
+        if sampler.bind.sampling.mirostat is not None:
+            sampler.mu = next_mu(sampler.mu, state)
+        token = self.model.next_token(state, position, sampler.bind, penalty_state, sampler.mu)
         sampler.sampled = (position, token)
         sampler.count(position, token)
         count = sampler.bind.sampling.logprobs

@@ -7,12 +7,19 @@ changes everything that follows, as it would in a real model, at a cost of O(1) 
 
 from __future__ import annotations
 
+import zlib
+
 import attrs
 
 from llmos.device import Bind, Sampling, TokenLogprobs
 
 ROOT_STATE = 0x243F6A8885A308D3  # the state before position 0
 _MASK = (1 << 64) - 1
+OTHERS = (
+    "typical_p", "top_n_sigma", "repeat_last_n", "dry", "xtc", "dynatemp", "mirostat", "cuts", "bad_words",
+    "allowed_token_ids",
+)  # fmt: skip
+DEFAULTS = [getattr(Sampling(), name) for name in OTHERS]
 
 
 def mix(state: int, value: int) -> int:
@@ -35,7 +42,15 @@ def sampling_key(sampling: Sampling) -> int:
             key = mix(key, round(value * 1e6))
     for token, bias in sorted(sampling.logit_bias.items()):
         key = mix(mix(key, token), round(bias * 1e6))
+    others = [getattr(sampling, name) for name in OTHERS]
+    if others != DEFAULTS:
+        key = mix(key, zlib.crc32(repr(others).encode()))
     return key
+
+
+def next_mu(mu: float | None, state: int) -> float:
+    """What stands for mirostat's mu: a number in [0, 1) that depends on the logits of all samples so far."""
+    return mix(state, round((mu or 0.0) * 2**32)) % 2**32 / 2**32
 
 
 @attrs.frozen
@@ -49,7 +64,9 @@ class SimModel:
     eos_token_ids: tuple[int, ...] = ()
     eos_every: int = 0
 
-    def next_token(self, state: int, position: int, bind: Bind, penalty_state: int) -> int:
+    def next_token(
+        self, state: int, position: int, bind: Bind, penalty_state: int, mu: float | None = None
+    ) -> int:
         """Sample the token at `position`, given the state at `position - 1`.
 
         `penalty_state` sums `penalty_term` over the history; it counts only under penalties. Stop tokens are
@@ -58,6 +75,8 @@ class SimModel:
         draw = mix(mix(state, sampling_key(bind.sampling)), position)
         if bind.sampling.has_penalties:
             draw = mix(draw, penalty_state)
+        if mu is not None:
+            draw = mix(draw, round(mu * 2**32))
         barred: set[int] = set()
         if position - bind.num_prompt_tokens < bind.min_tokens:
             barred.update(bind.stop_token_ids)
@@ -90,9 +109,12 @@ class SimModel:
         """
         bind = Bind(0, sampling, prompt, len(prompt), stop_token_ids, min_tokens)
         state, penalty_state, tokens = ROOT_STATE, 0, list(prompt)
+        mu: float | None = None
         for position in range(len(prompt) + num_tokens):
             if position >= len(prompt):
-                tokens.append(self.next_token(state, position, bind, penalty_state))
+                if sampling.mirostat is not None:
+                    mu = next_mu(mu, state)
+                tokens.append(self.next_token(state, position, bind, penalty_state, mu))
                 if tokens[-1] in stop_token_ids:
                     break
             state = mix(state, tokens[position])

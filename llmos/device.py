@@ -19,9 +19,10 @@ from typing import Literal, NewType, Protocol
 import msgspec
 
 from llmos.cost import Profile
-from syscalls.sampling import Sampling, TokenLogprobs
+from syscalls.sampling import CUTS, Dry, Sampling, TokenLogprobs
 
 __all__ = [
+    "CUTS",
     "DEFAULT_PAGE_TOKENS",
     "DRIVER_ABI",
     "LENGTH",
@@ -34,6 +35,7 @@ __all__ = [
     "CopyPage",
     "DriverLink",
     "DriverLost",
+    "Dry",
     "Edit",
     "Failed",
     "FromDriver",
@@ -66,7 +68,7 @@ __all__ = [
     "to_driver_decoder",
 ]
 
-DRIVER_ABI = 3
+DRIVER_ABI = 4
 MAX_MESSAGE_BYTES = 64 << 20
 LENGTH = struct.Struct("<I")
 
@@ -183,7 +185,8 @@ class Bind(msgspec.Struct, frozen=True, tag="bind", array_like=True):
     `tokens` is the whole history that is known when the edit is made, and `num_prompt_tokens` how much of it
     was prompt: the sampler's counts start from there and advance by what it samples and by the input tokens
     of later rows at positions >= len(tokens). While fewer than `min_tokens` tokens were sampled since
-    `num_prompt_tokens`, the ids in `stop_token_ids` are never sampled.
+    `num_prompt_tokens`, the ids in `stop_token_ids` are never sampled. `mu` is what mirostat has come to: a
+    process's own, from the last `StepDone` whose token the kernel has taken; None: nothing was sampled yet.
     """
 
     asid: int
@@ -192,6 +195,7 @@ class Bind(msgspec.Struct, frozen=True, tag="bind", array_like=True):
     num_prompt_tokens: int
     stop_token_ids: tuple[int, ...] = ()
     min_tokens: int = 0
+    mu: float | None = None
 
 
 Edit = Reserve | Release | Map | CopyPage | Bind
@@ -332,6 +336,7 @@ class StepDone(msgspec.Struct, frozen=True, tag="step_done"):
     seconds: float  # device time
     logprobs: tuple[TokenLogprobs | None, ...] = ()
     faults: tuple[RowFault, ...] = ()
+    mus: tuple[float | None, ...] = ()  # of mirostat, after each row's token; empty when no row has one
 
 
 # --- copies between tiers ----------------------------------------------------------------------------------

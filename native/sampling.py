@@ -12,7 +12,18 @@ from attrs import field, frozen
 from native._cpu import ffi, lib
 from native.gemm import aligned_empty
 
-__all__ = ["Choice", "Draw", "bind_sample", "read_choice", "sample", "write_draw"]
+__all__ = [
+    "CUT_KINDS",
+    "Choice",
+    "Cut",
+    "Draw",
+    "MirostatDraw",
+    "bind_sample",
+    "read_choice",
+    "repeats",
+    "sample",
+    "write_draw",
+]
 
 Ids = npt.NDArray[np.int64]
 
@@ -21,11 +32,42 @@ def _no_ids() -> Ids:
     return np.empty(0, dtype=np.int64)
 
 
+CUT_KINDS = {
+    "temperature": lib.LLMOS_TEMPERATURE,
+    "dynatemp": lib.LLMOS_DYNAMIC_TEMPERATURE,
+    "top_n_sigma": lib.LLMOS_TOP_N_SIGMA,
+    "top_k": lib.LLMOS_TOP_K,
+    "typical_p": lib.LLMOS_TYPICAL_P,
+    "top_p": lib.LLMOS_TOP_P,
+    "min_p": lib.LLMOS_MIN_P,
+    "xtc": lib.LLMOS_XTC,
+}
+
+
+class Cut(NamedTuple):
+    """A step from scores to the tokens that may be drawn; `llmos_cut` of native/cpu/sample.h."""
+
+    kind: str  # of CUT_KINDS
+    value: float
+    spread: float = 0.0
+    exponent: float = 1.0
+
+
+class MirostatDraw(NamedTuple):
+    """Mirostat at one position."""
+
+    version: int
+    tau: float
+    eta: float
+    mu: float
+
+
 @frozen(eq=False)
 class Draw:
     """Everything besides its logits that a row's token depends on; arrays are contiguous.
 
-    Order of application: penalties, bias and bans on the raw logits, then temperature, top-k, top-p, min-p.
+    Order of application: what is allowed, penalties, bias and bans on the raw logits, then temperature,
+    top-k, top-p, min-p; or where there are cuts those instead, and mirostat.
     """
 
     temperature: float = 0.0  # 0: the lowest id of the largest
@@ -38,15 +80,20 @@ class Draw:
     presence_penalty: float = 0.0
     seen_ids: Ids = field(factory=_no_ids)  # tokens that the penalties are about, each once
     num_output: Ids = field(factory=_no_ids)  # how often each of those is in the output
-    bias_ids: Ids = field(factory=_no_ids)  # each once
+    bias_ids: Ids = field(factory=_no_ids)  # may name one several times: all are added
     bias_values: npt.NDArray[np.float64] = field(factory=lambda: np.empty(0))
     banned_ids: Ids = field(factory=_no_ids)
     num_top: int | None = None  # log-probabilities besides the token's own; None: none at all
+    allowed_ids: Ids = field(factory=_no_ids)  # none: all are
+    cuts: tuple[Cut, ...] | None = None  # instead of the four; None: the four
+    mirostat: MirostatDraw | None = None  # takes cuts, if only ()
+    is_processed: bool = False  # log-probabilities are of what is drawn from; takes cuts too
+    given: int | None = None  # draw nothing: tell the log-probabilities and the rank of this token
 
     @property
     def is_adjusted(self) -> bool:
         """True when the token is drawn from other scores than the raw logits."""
-        return len(self.seen_ids) + len(self.bias_ids) + len(self.banned_ids) > 0
+        return len(self.seen_ids) + len(self.bias_ids) + len(self.banned_ids) + len(self.allowed_ids) > 0
 
 
 class Choice(NamedTuple):
@@ -57,6 +104,8 @@ class Choice(NamedTuple):
     logprob: float = 0.0  # of the token, where log-probabilities were wanted
     top_ids: tuple[int, ...] = ()
     top_logprobs: tuple[float, ...] = ()
+    rank: int = 0  # of a given token: 1 is the best
+    mu: float | None = None  # for the next draw, with mirostat
 
 
 def write_draw(to: Any, draw: Draw, vocab_size: int) -> list[object]:
@@ -64,7 +113,8 @@ def write_draw(to: Any, draw: Draw, vocab_size: int) -> list[object]:
     to.temperature, to.uniform = draw.temperature, draw.uniform
     to.top_k, to.top_p, to.min_p = min(draw.top_k, vocab_size), draw.top_p, draw.min_p
     to.num_seen, to.num_bias = len(draw.seen_ids), len(draw.bias_ids)
-    to.num_banned = len(draw.banned_ids)
+    to.num_banned, to.num_allowed = len(draw.banned_ids), len(draw.allowed_ids)
+    to.given = -1 if draw.given is None else draw.given
     if draw.is_adjusted:
         to.repetition_penalty = draw.repetition_penalty
         to.frequency_penalty, to.presence_penalty = draw.frequency_penalty, draw.presence_penalty
@@ -73,21 +123,61 @@ def write_draw(to: Any, draw: Draw, vocab_size: int) -> list[object]:
         to.bias_ids = ffi.cast("int64_t *", draw.bias_ids.ctypes.data)
         to.bias_values = ffi.cast("double *", draw.bias_values.ctypes.data)
         to.banned_ids = ffi.cast("int64_t *", draw.banned_ids.ctypes.data)
+        to.allowed_ids = ffi.cast("int64_t *", draw.allowed_ids.ctypes.data)
+    kept: list[object] = [draw]
+    to.by_cuts = draw.cuts is not None
+    if draw.cuts is not None:
+        kept.append(_write_cuts(to, draw, draw.cuts))
     if draw.num_top is None:
         to.num_top = -1
-        return [draw]
+        return kept
     to.num_top = min(draw.num_top, vocab_size)
     top_ids, top_logprobs = ffi.new("int32_t[]", to.num_top), ffi.new("double[]", to.num_top)
     to.top_ids, to.top_logprobs = top_ids, top_logprobs
-    return [draw, top_ids, top_logprobs]
+    return [*kept, top_ids, top_logprobs]
+
+
+def _write_cuts(to: Any, draw: Draw, cuts: tuple[Cut, ...]) -> object:
+    to.is_processed, to.num_cuts = draw.is_processed, len(cuts)
+    to.mirostat = 0
+    if draw.mirostat is not None:
+        to.mirostat, to.tau, to.eta, to.mu = draw.mirostat
+    to.cuts = memory = ffi.new(
+        "llmos_cut[]", [(CUT_KINDS[kind], value, spread, power) for kind, value, spread, power in cuts]
+    )
+    return memory
 
 
 def read_choice(choice: Any, draw: Any | None) -> Choice:
     """What an `llmos_choice` says, drawn as the `llmos_draw` asked, or without one."""
-    if draw is None or draw.num_top < 0 or choice.num_bad or choice.token < 0:
+    if draw is None or choice.num_bad or choice.token < 0:
         return Choice(choice.token, choice.num_bad)
-    top_ids, top_logprobs = draw.top_ids[0 : draw.num_top], draw.top_logprobs[0 : draw.num_top]
-    return Choice(choice.token, 0, choice.logprob, tuple(top_ids), tuple(top_logprobs))
+    mu = choice.mu if draw.by_cuts and draw.mirostat else None
+    if draw.num_top < 0:
+        return Choice(choice.token, mu=mu)
+    top_ids, top_logprobs = draw.top_ids[0 : choice.num_top], draw.top_logprobs[0 : choice.num_top]
+    return Choice(choice.token, 0, choice.logprob, tuple(top_ids), tuple(top_logprobs), choice.rank, mu)
+
+
+def repeats(tokens: npt.NDArray[np.int32], limit: int) -> npt.NDArray[np.int32]:
+    """For each token, how many before it equal the last ones of all, up to a limit.
+
+    Args:
+        tokens: [n], contiguous.
+        limit: at least 0.
+
+    Returns:
+        [n]: element i is the largest k <= limit with tokens[i - k:i] == tokens[n - k:n].
+
+    Raises:
+        ValueError: tokens are not contiguous int32.
+    """
+    if tokens.dtype != np.int32 or tokens.ndim != 1 or not tokens.flags.c_contiguous:
+        raise ValueError(f"{tokens.dtype} of shape {tokens.shape} is not a row of int32")
+    lengths = np.empty(len(tokens), dtype=np.int32)
+    from_, to = (ffi.cast("int32_t *", array.ctypes.data) for array in (tokens, lengths))
+    lib.llmos_repeats(from_, len(tokens), limit, to)
+    return lengths
 
 
 def sample(logits: npt.NDArray[np.float32], draw: Draw) -> Choice:
@@ -96,7 +186,8 @@ def sample(logits: npt.NDArray[np.float32], draw: Draw) -> Choice:
     The bits of the result are the same in every variant of the kernels.
 
     Raises:
-        ValueError: logits are not contiguous fp32 of at least one token, or an id is outside of them.
+        ValueError: logits are not contiguous fp32 of at least one token, an id is outside of them, or there
+            is mirostat, or processed log-probabilities, without cuts.
     """
     return bind_sample(logits, draw)()
 
@@ -107,9 +198,12 @@ def bind_sample(logits: npt.NDArray[np.float32], draw: Draw) -> Callable[[], Cho
         raise ValueError(f"{logits.dtype} of shape {logits.shape} is not a row of fp32")
     for name, ids in (
         ("seen_ids", draw.seen_ids), ("bias_ids", draw.bias_ids), ("banned_ids", draw.banned_ids),
+        ("allowed_ids", draw.allowed_ids), ("given", np.array(() if draw.given is None else (draw.given,))),
     ):  # fmt: skip
         if len(ids) and not 0 <= ids.min() <= ids.max() < len(logits):
             raise ValueError(f"{name} from {ids.min()} to {ids.max()} in a vocabulary of {len(logits)}")
+    if draw.cuts is None and (draw.mirostat is not None or draw.is_processed):
+        raise ValueError("mirostat and processed log-probabilities take cuts, if only ()")
     request, choice = ffi.new("llmos_draw *"), ffi.new("llmos_choice *")
     scratch = aligned_empty(lib.llmos_sample_scratch_bytes(len(logits)))
     kept = (logits, scratch, write_draw(request, draw, len(logits)))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from drivers.model.reference_cuts import apply_cut, apply_mirostat, logprobs_of, next_mu
 from drivers.ops.interface import Ops
 from native.sampling import Choice, Draw
 
@@ -19,6 +20,7 @@ __all__ = [
     "adjust_logits",
     "choose_token",
     "choose_tokens",
+    "cut_scores",
     "draw_token",
     "kept_probabilities",
     "raw_logprobs",
@@ -50,27 +52,64 @@ def choose_tokens(logits: torch.Tensor, draws: Sequence[Draw | None], ops: Ops) 
 def choose_token(logits: np.ndarray, draw: Draw) -> Choice:
     """Choose a token by raw logits [vocab_size], fp32, all finite."""
     raw = logits.astype(np.float64)
+    if draw.given is not None:
+        rank = 1 + int((raw > raw[draw.given]).sum())
+        return Choice(draw.given, 0, *raw_logprobs(raw, draw.given, draw.num_top or 0), rank)
     scores = adjust_logits(raw, draw)
     if not scores.max() > -np.inf:
         return Choice(-1)
+    if draw.cuts is not None:
+        return _choose_by_cuts(raw, scores, draw)
     token = draw_token(scores, draw)
     return (
         Choice(token) if draw.num_top is None else Choice(token, 0, *raw_logprobs(raw, token, draw.num_top))
     )
 
 
+def _choose_by_cuts(raw: np.ndarray, scores: np.ndarray, draw: Draw) -> Choice:
+    """Choose a token by raw logits and adjusted ones, through the cuts and mirostat."""
+    scores = scores - scores.max()
+    mu = None if draw.mirostat is None else draw.mirostat.mu
+    if draw.temperature == 0.0:
+        token = int(np.argmax(scores))
+    else:
+        scores = cut_scores(scores, draw)
+        with np.errstate(under="ignore"):
+            token = _draw_by_weight(np.exp(scores), draw.uniform)
+        if draw.mirostat is not None:
+            mu = next_mu(float(logprobs_of(scores)[token]), draw.mirostat)
+    if draw.num_top is None:
+        return Choice(token, mu=mu)
+    if not draw.is_processed:
+        return Choice(token, 0, *raw_logprobs(raw, token, draw.num_top), mu=mu)
+    with np.errstate(under="ignore"):
+        num_left = int((np.exp(scores) > 0).sum())
+    return Choice(token, 0, *raw_logprobs(scores, token, min(draw.num_top, num_left)), mu=mu)
+
+
+def cut_scores(scores: np.ndarray, draw: Draw) -> np.ndarray:
+    """What is left of adjusted scores [vocab_size] after the cuts and mirostat; the largest is 0."""
+    scores = scores - scores.max()
+    for cut in draw.cuts or ():
+        scores = apply_cut(scores, cut)
+    return scores if draw.mirostat is None else apply_mirostat(scores, draw.mirostat)
+
+
 def adjust_logits(raw: np.ndarray, draw: Draw) -> np.ndarray:
-    """Apply penalties, bias and bans to raw logits [vocab_size], fp64; returns a copy.
+    """Apply what is allowed, penalties, bias and bans to raw logits [vocab_size], fp64; returns a copy.
 
     Source: Keskar et al. 2019, "CTRL", arXiv:1909.05858 (repetition penalty).
     """
     scores = raw.copy()
+    if len(draw.allowed_ids):
+        scores = np.full_like(raw, -np.inf)
+        scores[draw.allowed_ids] = raw[draw.allowed_ids]
     seen = scores[draw.seen_ids]
     seen = np.where(seen > 0, seen / draw.repetition_penalty, seen * draw.repetition_penalty)
     seen -= draw.frequency_penalty * draw.num_output
     seen -= draw.presence_penalty * (draw.num_output > 0)
     scores[draw.seen_ids] = seen
-    scores[draw.bias_ids] += draw.bias_values
+    np.add.at(scores, draw.bias_ids, draw.bias_values)
     scores[draw.banned_ids] = -np.inf
     return scores
 
@@ -83,9 +122,13 @@ def draw_token(scores: np.ndarray, draw: Draw) -> int:
     """
     if draw.temperature == 0.0:
         return int(np.argmax(scores))  # numpy's argmax is the first of equals
-    cumulative = np.cumsum(kept_probabilities(scores, draw))
+    return _draw_by_weight(kept_probabilities(scores, draw), draw.uniform)
+
+
+def _draw_by_weight(weights: np.ndarray, uniform: float) -> int:
+    cumulative = np.cumsum(weights)
     # below the total even when the product rounds up to it, so a token of probability 0 is never reached
-    target = min(draw.uniform * cumulative[-1], np.nextafter(cumulative[-1], 0.0))
+    target = min(uniform * cumulative[-1], np.nextafter(cumulative[-1], 0.0))
     return int(np.searchsorted(cumulative, target, side="right"))
 
 

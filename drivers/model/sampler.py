@@ -27,6 +27,7 @@ class Sampled(NamedTuple):
     token: int | None
     logprobs: TokenLogprobs | None
     fault: str | None
+    mu: float | None = None  # of mirostat, after this token
 
 
 class Sampler:
@@ -107,5 +108,7 @@ class Sampler:
                 logprobs = (
                     TokenLogprobs(choice.logprob, choice.top_ids, choice.top_logprobs) if wanted else None
                 )
-                results.append(Sampled(choice.token, logprobs, None))
+                if choice.mu is not None:
+                    state.mu = choice.mu
+                results.append(Sampled(choice.token, logprobs, None, state.mu))
         return results

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
+from attrs import evolve
 
-from drivers.model.randomness import uniform
-from llmos.device import Bind
-from native.sampling import Draw
+from drivers.model.randomness import XTC, uniform
+from drivers.model.token_history import BadWords, DryPenalty, TokenHistory
+from llmos.device import CUTS, Bind, Sampling
+from native.sampling import Cut, Draw, MirostatDraw
 
-__all__ = ["SamplingState"]
+__all__ = ["SamplingState", "list_cuts", "needs_cuts"]
 
 NO_IDS = np.empty(0, dtype=np.int64)
 
@@ -54,13 +57,22 @@ class SamplingState:
         self.num_prompt_tokens = bind.num_prompt_tokens
         self.min_tokens = bind.min_tokens
         self.last_token = bind.tokens[-1] if bind.tokens else None
-        self.stop_ids = np.array(
-            [token for token in bind.stop_token_ids if 0 <= token < vocab_size], dtype=np.int64
-        )
+        self.stop_ids = _ids(bind.stop_token_ids, vocab_size)
         bias = {token: value for token, value in sampling.logit_bias.items() if 0 <= token < vocab_size}
         self.bias_ids = np.fromiter(bias.keys(), dtype=np.int64, count=len(bias))
         self.bias_values = np.fromiter(bias.values(), dtype=np.float64, count=len(bias))
-        self.counts = TokenCounts(vocab_size) if sampling.has_penalties else None
+        self.allowed_ids = _ids(sampling.allowed_token_ids, vocab_size)
+        self.mu = bind.mu
+        if self.mu is None and sampling.mirostat is not None:
+            self.mu = sampling.mirostat.first_mu
+        counts_all = sampling.has_penalties and sampling.repeat_last_n < 0
+        self.counts = TokenCounts(vocab_size) if counts_all else None
+        self.history = TokenHistory(vocab_size) if sampling.needs_history else None
+        self._dry = DryPenalty(sampling.dry, vocab_size) if sampling.dry is not None else None
+        self._bad_words = BadWords(
+            [word for word in sampling.bad_words if all(0 <= token < vocab_size for token in word)]
+        )
+        self._needs_cuts = needs_cuts(sampling)
         self._num_known = 0
         self.note(0, bind.tokens)
 
@@ -73,6 +85,8 @@ class SamplingState:
             num_prompt = max(0, self.num_prompt_tokens - (start + len(tokens) - len(fresh)))
             self.counts.add(fresh[:num_prompt], output=False)
             self.counts.add(fresh[num_prompt:], output=True)
+        if self.history is not None:
+            self.history.add(fresh)
         self._num_known = start + len(tokens)
 
     def must_not_stop(self, position: int) -> bool:
@@ -84,12 +98,22 @@ class SamplingState:
 
         Arrays are views: they hold until the next `note`.
         """
-        sampling, is_banned = self.sampling, self.must_not_stop(position)
-        is_adjusted = self.counts is not None or len(self.bias_ids) > 0 or is_banned
-        if sampling.temperature == 0.0 and not is_adjusted and sampling.logprobs is None:
+        sampling = self.sampling
+        seen_ids, num_output = self._seen()
+        bias_ids, bias_values = self.bias_ids, self.bias_values
+        banned_ids = self.stop_ids if self.must_not_stop(position) else NO_IDS
+        if self.history is not None:
+            if self._dry is not None:
+                dry_ids, penalties = self._dry.biases(self.history)
+                bias_ids = np.concatenate((bias_ids, dry_ids))
+                bias_values = np.concatenate((bias_values, penalties))
+            if words := self._bad_words.banned(self.history):
+                banned_ids = np.union1d(banned_ids, np.array(words, dtype=np.int64))
+        num_named = len(seen_ids) + len(bias_ids) + len(banned_ids) + len(self.allowed_ids)
+        is_greedy = sampling.temperature == 0.0
+        if is_greedy and not num_named and sampling.logprobs is None:
             return None
-        seen_ids, num_output = (NO_IDS, NO_IDS) if self.counts is None else self.counts.arrays()
-        return Draw(
+        draw = Draw(
             sampling.temperature,
             uniform(sampling.seed or 0, position),
             sampling.top_k,
@@ -100,8 +124,78 @@ class SamplingState:
             sampling.presence_penalty,
             seen_ids,
             num_output,
-            self.bias_ids,
-            self.bias_values,
-            self.stop_ids if is_banned else NO_IDS,
+            bias_ids,
+            bias_values,
+            banned_ids,
             sampling.logprobs,
+            self.allowed_ids,
         )
+        return evolve(draw, **self._by_cuts(position)) if self._needs_cuts else draw
+
+    def _seen(self) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens that the penalties are about, and how often each is in the output."""
+        if self.counts is not None:
+            return self.counts.arrays()
+        sampling = self.sampling
+        if self.history is not None and sampling.has_penalties:
+            return self.history.count_last(sampling.repeat_last_n, self.num_prompt_tokens)
+        return NO_IDS, NO_IDS
+
+    def _by_cuts(self, position: int) -> dict[str, Any]:
+        sampling = self.sampling
+        mirostat = None
+        if sampling.mirostat is not None and sampling.temperature > 0.0:
+            assert self.mu is not None
+            given = sampling.mirostat
+            mirostat = MirostatDraw(given.version, given.tau, given.eta, self.mu)
+        return {
+            "cuts": list_cuts(sampling, position) if sampling.temperature > 0.0 else (),
+            "mirostat": mirostat,
+            "is_processed": sampling.processed_logprobs,
+        }
+
+
+def _ids(tokens: Iterable[int], vocab_size: int) -> np.ndarray:
+    return np.unique([token for token in tokens if 0 <= token < vocab_size]).astype(np.int64)
+
+
+def needs_cuts(sampling: Sampling) -> bool:
+    """True unless temperature, top-k, top-p and min-p, in this order, are all that there is to do."""
+    return (
+        sampling.typical_p < 1.0
+        or sampling.top_n_sigma is not None
+        or (sampling.xtc is not None and sampling.xtc.probability > 0.0)
+        or sampling.dynatemp is not None
+        or sampling.mirostat is not None
+        or sampling.cuts != CUTS
+        or (sampling.processed_logprobs and sampling.logprobs is not None)
+    )
+
+
+def list_cuts(sampling: Sampling, position: int) -> tuple[Cut, ...]:
+    """The cuts that are made at a position, in their order; with mirostat, the temperature alone.
+
+    `sampling.temperature` is above 0.
+    """
+    found = []
+    for name in CUTS[:1] if sampling.mirostat is not None else sampling.cuts:
+        match name:
+            case "temperature" if sampling.dynatemp is not None:
+                spread, exponent = sampling.dynatemp.spread, sampling.dynatemp.exponent
+                found.append(Cut("dynatemp", sampling.temperature, spread, exponent))
+            case "temperature":
+                found.append(Cut(name, sampling.temperature))
+            case "top_n_sigma" if sampling.top_n_sigma is not None:
+                found.append(Cut(name, sampling.top_n_sigma))
+            case "top_k" if sampling.top_k:
+                found.append(Cut(name, sampling.top_k))
+            case "typical_p" if sampling.typical_p < 1.0:
+                found.append(Cut(name, sampling.typical_p))
+            case "top_p" if sampling.top_p < 1.0:
+                found.append(Cut(name, sampling.top_p))
+            case "min_p" if sampling.min_p > 0.0:
+                found.append(Cut(name, sampling.min_p))
+            case "xtc" if sampling.xtc is not None:
+                if uniform(sampling.seed or 0, position, XTC) < sampling.xtc.probability:
+                    found.append(Cut(name, sampling.xtc.threshold))
+    return tuple(found)

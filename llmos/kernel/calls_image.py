@@ -163,6 +163,7 @@ def _make_process(
         tokens=list(saved.tokens),
         output=list(saved.output),
         logprobs=list(saved.logprobs),
+        mu=saved.mu,
         turn_start=saved.turn_start,
         max_tokens=saved.max_tokens,
         status=saved.status,

@@ -81,7 +81,8 @@ def check_spawn(core: Core, tenant: Tenant, body: Spawn) -> int:
         raise _invalid(f"min_tokens is {body.min_tokens}; the limit is 0 to max_tokens, {wanted}")
     if len(body.stop_token_ids) > MAX_STOP_TOKENS:
         raise _invalid(f"stop_token_ids has {len(body.stop_token_ids)} ids; the limit is {MAX_STOP_TOKENS}")
-    for name, ids in (("stop_token_ids", body.stop_token_ids), ("logit_bias", body.sampling.logit_bias)):
+    named = {"stop_token_ids": set(body.stop_token_ids), **body.sampling.token_ids}
+    for name, ids in named.items():
         if not all(0 <= token < model.vocab_size for token in ids):
             raise _invalid(f"{name} holds an id outside the vocabulary of {model.vocab_size}")
     if (problem := body.sampling.explain_invalid()) is not None:

@@ -107,6 +107,7 @@ class SavedProcess(msgspec.Struct, frozen=True):
     num_uncharged: int
     num_saved_tokens: int  # whose keys and values are in the file
     checksums: list[tuple[int, ...]]  # CRC-32C of each page's slots, as the driver counts them
+    mu: float | None = None  # of mirostat
 
 
 class Image(msgspec.Struct, frozen=True):
@@ -171,6 +172,7 @@ def describe(process: Process, platform: Platform, num_saved_tokens: int, saved_
             num_uncharged=process.num_uncharged,
             num_saved_tokens=num_saved_tokens,
             checksums=[],
+            mu=process.mu,
         ),
     )
 
@@ -262,6 +264,7 @@ def _explain_contradiction(image: Image, num_frame_bytes: int) -> str | None:
             f"deadline_seconds is {process.deadline_seconds}",
         ),
         (process.sampling.seed is not None, "no seed"),
+        (process.mu is None or math.isfinite(process.mu), f"mu is {process.mu}"),
         (
             process.status is None or (process.interactive and process.status.reason in ("stop", "length")),
             f"a process that has ended: {process.status}",

@@ -82,6 +82,7 @@ class Process:
     # Written by the Core, read by readers.
     output: list[int] = attrs.field(factory=list)
     logprobs: list[TokenLogprobs] = attrs.field(factory=list)
+    mu: float | None = None  # of mirostat, after the last token of `tokens`; None: nothing was sampled yet
     readers: list[Reader] = attrs.field(factory=list)
     exit_callbacks: list[Callable[[Process], None]] = attrs.field(factory=list)
 

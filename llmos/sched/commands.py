@@ -147,6 +147,7 @@ def fork(residents: Residents, parent: Process, children: Sequence[Process]) -> 
         child.tokens = list(parent.tokens)
         child.output = list(parent.output)
         child.logprobs = list(parent.logprobs)
+        child.mu = parent.mu
         child.turn_start = parent.turn_start
         child.max_tokens = parent.max_tokens
         child.num_prompt_tokens = parent.num_prompt_tokens

@@ -326,6 +326,8 @@ class Core(Actor[Message]):
                 logprobs = result.logprobs[i]
                 if logprobs is not None:
                     process.logprobs.append(logprobs)
+            if result.mus:
+                process.mu = result.mus[i]
             if not process.timeline.is_decoding:
                 is_first = process.num_turn_output == 1 or process.first_token_at is None  # that of a child
                 process.timeline.decodes(now, len(process.output), is_first)

@@ -121,6 +121,7 @@ class ContextSwitch:
                 num_prompt_tokens=process.turn_start,
                 stop_token_ids=tuple(sorted(process.stop_tokens)),
                 min_tokens=process.min_tokens,
+                mu=process.mu,
             )
             process.bound = True
 

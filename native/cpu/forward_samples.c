@@ -58,7 +58,7 @@ void llmos_forward_choose(const forward *f)
     const llmos_step *step = f->step;
     for (int32_t i = 0; i < step->num_greedy; i++) {
         float value = -INFINITY;
-        llmos_choice choice = {0, 0, 0.0};
+        llmos_choice choice = {.token = 0};
         for (int32_t item = 0; item < f->num_head_items; item++) {
             int64_t part = (int64_t)item * step->num_greedy + i;
             if (f->values[part] > value) { /* items ascend, so of equals the lowest id stays */

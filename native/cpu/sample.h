@@ -4,10 +4,32 @@
 
 /* --- sample.c: from one row of logits to a token --------------------------------------------------------- */
 
-/* How a token is drawn; the order is that of the fields: penalties, bias, bans, temperature, top-k, top-p, min-p.
- * Ids are inside the vocabulary, and no list names an id twice.
+/* A step from scores to the tokens that may be drawn. */
+typedef struct {
+    int32_t kind;    /* one of the following */
+    double value;    /* of temperatures: what scores are divided by; otherwise the limit */
+    double spread;   /* of a dynamic temperature: it is value - spread to value + spread, */
+    double exponent; /* by the part of the greatest entropy that there is, to this power */
+} llmos_cut;
+
+enum {
+    LLMOS_TEMPERATURE,
+    LLMOS_DYNAMIC_TEMPERATURE,
+    LLMOS_TOP_N_SIGMA, /* standard deviations from the best score */
+    LLMOS_TOP_K,
+    LLMOS_TYPICAL_P, /* those nearest to the average log-probability, that together have this probability */
+    LLMOS_TOP_P,
+    LLMOS_MIN_P, /* of the best one's probability */
+    LLMOS_XTC,   /* of those with this probability or more, all but the least likely go */
+};
+
+/* How a token is drawn; the order is that of the fields: what is allowed, penalties, bias, bans, and then either
+ * temperature, top-k, top-p, min-p, or the cuts. Ids are inside the vocabulary, and no list but that of biases names
+ * an id twice.
  */
 typedef struct {
+    int32_t num_allowed;       /* 0: all are */
+    const int64_t *allowed_ids;
     double repetition_penalty;
     double frequency_penalty;
     double presence_penalty;
@@ -23,8 +45,17 @@ typedef struct {
     int32_t top_k;             /* 0: off */
     double top_p;              /* 1: off */
     double min_p;              /* 0: off */
+    int32_t by_cuts;           /* then of the four above only whether the temperature is 0 counts */
+    int32_t num_cuts;
+    const llmos_cut *cuts;
+    int32_t mirostat;          /* after the cuts: version 1 or 2; 0: off */
+    double tau;
+    double eta;
+    double mu;
     double uniform;            /* the random number, in [0, 1) */
+    int32_t given;             /* draw nothing: tell of this token; -1: draw */
     int32_t num_top;           /* log-probabilities besides the token's own; -1: none at all */
+    int32_t is_processed;      /* of what is drawn from, which takes by_cuts, instead of the raw logits */
     int32_t *top_ids;          /* [num_top], most likely first, lowest id first among equals */
     double *top_logprobs;      /* [num_top] */
 } llmos_draw;
@@ -32,17 +63,27 @@ typedef struct {
 typedef struct {
     int32_t token;   /* -1: no token is allowed */
     int32_t num_bad; /* logits that are not finite; unless 0, the rest means nothing */
+    int32_t num_top; /* how many are in top_ids: fewer than asked for where fewer can be drawn */
+    int32_t rank;    /* of a given token: 1 is the best */
     double logprob;  /* of the token, where num_top is not -1 */
+    double mu;       /* for the next draw, with mirostat */
 } llmos_choice;
 
 int64_t llmos_sample_scratch_bytes(int32_t vocab_size);
 
 /* Draw a token from logits [vocab_size]. The running sum of kept probabilities, in the order of ids, first exceeds
- * draw->uniform at the token; log-probabilities are of the raw logits. All sums are fp64, in an order that only the
+ * draw->uniform at the token. All sums are fp64, in an order that only the
  * row decides, and no product is fused with a sum: bits depend neither on threads nor on the variant.
  *
  * scratch is 64-byte aligned.
  */
 void llmos_sample(const float *logits, int32_t vocab_size, const llmos_draw *draw, llmos_choice *choice, void *scratch);
+
+/* --- repeats.c: where the end of a text has been before ---------------------------------------------------- */
+
+/* lengths[i] = how many tokens before tokens[i] equal the last ones of all, up to a limit: the largest such k with
+ * tokens[i - k .. i) = tokens[n - k .. n). lengths[0] is 0.
+ */
+void llmos_repeats(const int32_t *tokens, int32_t n, int32_t limit, int32_t *lengths);
 
 #endif

@@ -26,6 +26,7 @@ from shell.gateway.parameters import (
 )
 from shell.gateway.parsers.choose import choose_reasoning_marks, choose_tool_parser
 from shell.gateway.reader import Reading
+from shell.gateway.sampler_fields import list_replaced
 from shell.gateway.service import Endpoint, Service
 from shell.gateway.template_process import Rendering, render_apart
 from shell.gateway.tools import ToolUse, read_tool_use
@@ -90,6 +91,7 @@ def read_chat_fields(body: Json, ignored: list[str]) -> tuple[ChatFields, list[J
         taken["stream_options"] = take_fields(options, STREAM_OPTIONS_FIELDS, ignored, "stream_options")
     messages = read_messages(taken.pop("messages", None), ignored)
     fields = convert(taken, ChatFields)
+    ignored += list_replaced(fields, taken)
     read_stream_options(fields.stream_options, fields.stream)
     if fields.top_logprobs is not None and not fields.logprobs:
         raise invalid_value("top_logprobs", "'top_logprobs' is only allowed when 'logprobs' is true.")
@@ -202,6 +204,8 @@ async def prepare_chat(service: Service, exchange: Exchange, body: Json) -> tupl
     model = await service.catalog.resolve(fields.model)
     prompt = await encode_chat(service, model.text, fields, messages, tool_use)
     given = fields.max_completion_tokens
+    if fields.dry_multiplier:  # its breakers are looked for in every token
+        await service.do_text_work(model.info.vocab_size, lambda: model.text.piece_search)
     job = make_job(
         fields,
         model,

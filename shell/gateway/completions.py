@@ -27,6 +27,7 @@ from shell.gateway.parameters import (
     make_job,
     read_stream_options,
 )
+from shell.gateway.sampler_fields import list_replaced
 from shell.gateway.service import Endpoint, Service
 from syscalls.sampling import MAX_LOGPROBS
 
@@ -142,6 +143,7 @@ def read_completion_fields(body: Json, ignored: list[str]) -> CompletionFields:
     if isinstance(options := taken.get("stream_options"), dict):
         taken["stream_options"] = take_fields(options, STREAM_OPTIONS_FIELDS, ignored, "stream_options")
     fields = convert(taken, CompletionFields)
+    ignored += list_replaced(fields, taken)
     read_stream_options(fields.stream_options, fields.stream)
     if fields.max_tokens == 0 and not fields.echo:
         raise invalid_value("max_tokens", "'max_tokens' may be 0 only together with 'echo'.")
@@ -196,6 +198,8 @@ async def prepare_completion(service: Service, exchange: Exchange, body: Json) -
 
     size = sum(map(len, prompts))
     encoded = await service.do_text_work(size, encode)
+    if fields.dry_multiplier:  # its breakers are looked for in every token
+        await service.do_text_work(model.info.vocab_size, lambda: model.text.piece_search)
     job = make_job(
         fields,
         model,

@@ -13,6 +13,7 @@ from shell.gateway.config import SamplingDefaults
 from shell.gateway.errors import context_length_exceeded, invalid, invalid_value
 from shell.gateway.fields import FieldTable, accepted, implemented, refused
 from shell.gateway.reader import PLAIN_TEXT, Reading
+from shell.gateway.sampler_fields import SAMPLER_FIELDS, SamplerFields, read_samplers
 from syscalls.process import MAX_NICE, MAX_SAMPLES, MIN_NICE
 from syscalls.sampling import MAX_LOGIT_BIAS, Sampling
 from syscalls.session import SpawnOptions
@@ -25,24 +26,19 @@ SHARED_FIELDS: FieldTable = {
         "frequency_penalty", "presence_penalty", "repetition_penalty", "repeat_penalty", "logit_bias", "seed",
         "max_tokens", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "include_stop_str_in_output",
         "no_stop_trim", "skip_special_tokens", "add_special_tokens", "return_token_ids", "logprobs",
-        "priority",
+        "priority", "deadline_ms", *SAMPLER_FIELDS,
     ),
     **accepted(
         "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
-        # Parameters of samplers whose switch (below) is refused: without effect while it is off.
-        "dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers", "xtc_threshold",
-        "dynatemp_exponent", "mirostat_tau", "mirostat_eta",
     ),
     **refused(
-        typical_p=1, top_n_sigma=(-1, 0), repeat_last_n=-1, dry_multiplier=0, xtc_probability=0,
-        dynatemp_range=0, mirostat=0, samplers=([],), bad_words=([],), allowed_token_ids=([],),
-        t_max_predict_ms=(0, -1), logprobs_mode=("raw", "raw_logprobs"),
+        t_max_predict_ms=(0, -1),
         structured_outputs=({},), guided_json=(), guided_regex=(), guided_choice=(), guided_grammar=(),
         regex=(), ebnf=(), json_schema=(), grammar=("",), response_format=({"type": "text"},),
         truncate_prompt_tokens=(), documents=([],), prompt_logprobs=(), chat_template=(),
         spaces_between_special_tokens=True, return_tokens_as_token_ids=False, timings_per_token=False,
         return_progress=False, lora=([],), lora_path=(), speculative=({},),
-        request_id=(), rid=(), deadline_ms=(), cache_prompt=True, pin_ttl_s=0, cache_salt=(),
+        request_id=(), rid=(), cache_prompt=True, pin_ttl_s=0, cache_salt=(),
     ),
 }  # fmt: skip
 
@@ -63,7 +59,7 @@ STREAM_OPTIONS_FIELDS: FieldTable = {
 }
 
 
-class SharedFields(msgspec.Struct, kw_only=True):
+class SharedFields(SamplerFields, msgspec.Struct, kw_only=True):
     """Common body fields. None is absent."""
 
     model: str | None = None
@@ -90,6 +86,7 @@ class SharedFields(msgspec.Struct, kw_only=True):
     add_special_tokens: bool | None = None
     return_token_ids: bool = False
     priority: Annotated[int, Meta(ge=-20, le=19)] = 0
+    deadline_ms: Annotated[float, Meta(gt=0, le=1e12)] | None = None
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -169,6 +166,7 @@ def make_sampling(
         logit_bias=_read_logit_bias(fields, model.info.vocab_size),
         seed=fields.seed,
         logprobs=num_top_logprobs,
+        **read_samplers(fields, model),
     )
     if complaint := sampling.explain_invalid():
         raise invalid("invalid_value", f"Invalid sampling parameters: {complaint}.")
@@ -238,6 +236,7 @@ def make_job(
             auto_reap=True,
             nice=min(MAX_NICE, max(MIN_NICE, -fields.priority)),  # ours: larger is more important
             label=label,
+            deadline_seconds=None if fields.deadline_ms is None else fields.deadline_ms / 1000,
         ),
         num_samples=fields.n,
         stops=_read_stops(fields),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import msgspec
 from tokenizers import Tokenizer
 
 from syscalls.text.detokenizer import IncrementalDecoder
+from syscalls.text.piece_search import PieceSearch
 from syscalls.text.pieces import PieceTable
 from syscalls.text.template import ChatTemplate
 
@@ -130,6 +132,11 @@ class TextModel:
             continues=continues,
             shown_tokens=frozenset(token_id for token_id in ids if token_id is not None),
         )
+
+    @cached_property
+    def piece_search(self) -> PieceSearch:
+        """Finds tokens by a text in them. The first use takes up to half a second."""
+        return PieceSearch(self.pieces, self.vocab_size)
 
     def token_bytes(self, token_id: int) -> bytes:
         """Bytes of one token inside a text, perhaps part of a character (`bytes` of a log-probability)."""

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 
 from syscalls.process import ExitStatus, Kill, Spawn
-from syscalls.sampling import TokenLogprobs
+from syscalls.sampling import Dry, Dynatemp, Mirostat, Sampling, TokenLogprobs, Xtc
 from tests.gateway.harness import Gateway, KernelThread, events_of, hello, say_forever, says
 from tests.scripted_kernel import (
+    ASSISTANT,
     CONTEXT,
     END,
     STOPPED_BY_MODEL,
+    SYSTEM,
     USER,
     ScriptedProcess,
     make_model,
@@ -190,6 +192,49 @@ def test_sampling_reaches_the_kernel(gateway: Gateway, kernel: KernelThread) -> 
     assert (sampling.repetition_penalty, sampling.seed) == (1.5, -7)
     assert sampling.logit_bias == {5: -100.0, 6: 1.5}
     assert (spawn.min_tokens, spawn.nice, sampling.logprobs) == (2, -5, None)
+
+
+def test_every_sampler_reaches_the_kernel(gateway: Gateway, kernel: KernelThread) -> None:
+    """What llama.cpp, vLLM and SGLang call their samplers arrives in the kernel's terms."""
+    gateway.post(CHAT, hello())
+    assert last_spawn(kernel).sampling == Sampling(temperature=1.0)
+    gateway.post(
+        CHAT,
+        hello(
+            typical_p=0.9, top_n_sigma=1.5, repeat_last_n=64, dry_multiplier=0.8, dry_base=2,
+            dry_allowed_length=3, dry_penalty_last_n=100, dry_sequence_breakers=["\n", "<|"],
+            xtc_probability=0.5, xtc_threshold=0.2, dynatemp_range=0.3, dynatemp_exponent=2,
+            bad_words=["no", " no"], allowed_token_ids=[9, 7, 9], logprobs_mode="processed_logprobs",
+            deadline_ms=1500,
+        ),
+    )  # fmt: skip
+    spawn = last_spawn(kernel)
+    no, space_no = tuple(b"no"), tuple(b" no")
+    assert spawn.deadline_seconds == 1.5
+    assert spawn.sampling == Sampling(
+        temperature=1.0, typical_p=0.9, top_n_sigma=1.5, repeat_last_n=64,
+        dry=Dry(0.8, 2.0, 3, 100, (10, END, USER, ASSISTANT, SYSTEM)), xtc=Xtc(0.5, 0.2),
+        dynatemp=Dynatemp(0.3, 2.0), bad_words=(no, space_no), allowed_token_ids=(9, 7),
+        processed_logprobs=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("samplers", [["penalties", "top_k", "typ_p", "temperature"], "ekyt"])
+def test_the_order_of_samplers_is_the_request_s(gateway: Gateway, kernel: KernelThread, samplers) -> None:
+    """What `samplers` does not name is not done; by names or by letters."""
+    gateway.post(CHAT, hello(samplers=samplers, dry_multiplier=1.0, top_p=0.5, repeat_penalty=1.1))
+    sampling = last_spawn(kernel).sampling
+    assert sampling.cuts == ("top_k", "typical_p", "temperature")
+    assert (sampling.dry, sampling.has_penalties) == (None, True)
+    gateway.post(CHAT, hello(samplers=["top_k"], repeat_penalty=1.1))
+    assert not last_spawn(kernel).sampling.has_penalties
+
+
+def test_mirostat_replaces_the_cuts_and_says_so(gateway: Gateway, kernel: KernelThread) -> None:
+    """As in llama.cpp; what has no effect is listed."""
+    response = gateway.post(CHAT, hello(mirostat=2, mirostat_tau=3, top_k=40, min_p=0.1, temperature=0.7))
+    assert response.headers["x-llmos-ignored-params"] == "top_k,min_p"
+    assert last_spawn(kernel).sampling.mirostat == Mirostat(2, 3.0, 0.1)
 
 
 def _logprob_program(text: str, *, token_top: tuple[int, ...] = (ord("a"), ord("b"))) -> Any:
