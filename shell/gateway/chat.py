@@ -11,7 +11,7 @@ from shell.gateway.answer import Json, Shape, answer
 from shell.gateway.body import parse_body
 from shell.gateway.chat_shape import ChatShape
 from shell.gateway.config import GatewayConfig
-from shell.gateway.conversation import adapt_messages, takes_documents
+from shell.gateway.conversation import adapt_messages, takes_documents, takes_tools
 from shell.gateway.errors import invalid, invalid_value, unsupported
 from shell.gateway.exchange import Exchange
 from shell.gateway.fields import FieldTable, accepted, convert, implemented, refused, take_fields
@@ -24,7 +24,8 @@ from shell.gateway.parameters import (
     make_job,
     read_stream_options,
 )
-from shell.gateway.parsers.choose import choose_reasoning_marks, choose_tool_parser
+from shell.gateway.parsers.choose import AUTO, choose_reasoning_marks, choose_tool_parser
+from shell.gateway.parsers.generic import JsonParser
 from shell.gateway.reader import Reading
 from shell.gateway.sampler_fields import list_replaced
 from shell.gateway.service import Endpoint, Service
@@ -124,6 +125,8 @@ async def encode_chat(
     source = _choose_template(config, text, fields, with_tools=tool_use is not None)
     parser = choose_tool_parser(config.tool_parser, source)
     marks = choose_reasoning_marks(config.reasoning_parser, source)
+    # A template whose format we cannot tell would teach the model calls that nobody reads: words do better.
+    is_native = takes_tools(source) and (config.tool_parser != AUTO or parser is not JsonParser)
     tools = tool_use.describe() if tool_use is not None else []
     variables = dict(fields.chat_template_kwargs or {})
     if fields.reasoning_effort is not None:
@@ -135,10 +138,10 @@ async def encode_chat(
     rendering = Rendering(
         template=source,
         special_tokens=dict(text.special_tokens),
-        messages=adapt_messages(messages, source, tools, parser.STYLE),
+        messages=adapt_messages(messages, source, tools, parser.STYLE, is_native=is_native),
         add_generation_prompt=not fields.continue_final_message and fields.add_generation_prompt is not False,
         continue_final_message=fields.continue_final_message,
-        tools=tools or None,
+        tools=(tools or None) if is_native else None,
         variables=variables,
     )
 
@@ -193,14 +196,24 @@ def _opens_thought(prompt: str, marks: tuple[str, str], fields: ChatFields, mess
     return prompt.rstrip().endswith(opens)
 
 
+def _refuse_constraints(tool_use: ToolUse | None) -> None:
+    """Refuse what only a grammar can promise. Raises ApiError 400."""
+    if tool_use is None:
+        return
+    if tool_use.is_forced:
+        raise unsupported("tool_choice", " other than 'auto' and 'none'")
+    for index, function in enumerate(tool_use.functions):
+        if function.strict:
+            raise unsupported(f"tools[{index}].function.strict")
+
+
 async def prepare_chat(service: Service, exchange: Exchange, body: Json) -> tuple[Job, Shape]:
     """Turn a body into a job. Raises ApiError."""
     fields, messages = read_chat_fields(body, exchange.ignored)
     tool_use = read_tool_use(
         fields.tools or [], fields.tool_choice, fields.parallel_tool_calls, exchange.ignored
     )
-    if tool_use is not None and tool_use.is_forced:
-        raise unsupported("tool_choice", " other than 'auto' and 'none'")
+    _refuse_constraints(tool_use)
     model = await service.catalog.resolve(fields.model)
     prompt = await encode_chat(service, model.text, fields, messages, tool_use)
     given = fields.max_completion_tokens

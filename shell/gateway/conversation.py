@@ -14,14 +14,14 @@ Json = dict[str, Any]
 
 SHORT_ID_LENGTH = 9
 
-_TOOLS = re.compile(r"\btools\b|\btool_calls\b")
+_TOOLS = re.compile(r"\btools\b")
 _DOCUMENTS = re.compile(r"\bdocuments\b")
 _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 _SHORT_ID_RULE = re.compile(r"length\s*!=\s*9")  # Mistral's templates refuse any other
 
 
 def takes_tools(template: str) -> bool:
-    """True when a template writes tools and calls itself."""
+    """True when a template writes tools itself."""
     return _TOOLS.search(template) is not None
 
 
@@ -31,11 +31,16 @@ def takes_documents(template: str) -> bool:
 
 
 def adapt_messages(
-    messages: Sequence[Json], template: str, tools: Sequence[Json], style: CallStyle
+    messages: Sequence[Json],
+    template: str,
+    tools: Sequence[Json],
+    style: CallStyle,
+    *,
+    is_native: bool,
 ) -> list[Json]:
     """Return a conversation in the form that a template takes.
 
-    Where it knows no tools, the functions are described in the system message, calls are text of the
+    Without its help the functions are described in the system message, calls are text of the
     assistant and results are text of the user. Where it wants ids of nine characters, ids get such a form.
 
     Args:
@@ -43,8 +48,9 @@ def adapt_messages(
         template: its source.
         tools: functions on offer.
         style: how the model is told to write calls.
+        is_native: the template writes tools, calls and results.
     """
-    if takes_tools(template):
+    if is_native:
         return (
             [_shorten_ids(message) for message in messages]
             if _SHORT_ID_RULE.search(template)

@@ -118,6 +118,13 @@ def check_error(response: httpx.Response, status: int, code: str, param: str | N
             "unsupported_parameter",
             "tool_choice.type",
         ),
+        (CHAT, hello(tools=[function("f")], tool_choice="required"), "unsupported_parameter", "tool_choice"),
+        (
+            CHAT,
+            hello(tools=[function("f", strict=True)]),
+            "unsupported_parameter",
+            "tools[0].function.strict",
+        ),
         (CHAT, hello(documents=[{"text": "x"}]), "unsupported_parameter", "documents"),
         (CHAT, hello(chat_template="{{ messages }}"), "unsupported_parameter", "chat_template"),
         (CHAT, hello(chat_template_kwargs={"tools": []}), "invalid_value", "chat_template_kwargs.tools"),

@@ -69,6 +69,21 @@ def test_chat_with_logprobs_and_samples(client: OpenAI, model: str) -> None:
     assert [choice.index for choice in answer.choices] == [0, 1, 2]
 
 
+def test_tools(client: OpenAI, model: str) -> None:
+    """Functions are offered: whole and streamed, the answer is the same text or the same calls."""
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    tool = {"type": "function", "function": {"name": "get_weather", "parameters": schema}}
+    fields = {"model": model, "messages": MESSAGES, "tools": [tool], "max_tokens": 12, "temperature": 0}
+    (choice,) = client.chat.completions.create(**fields).choices
+    chunks = [chunk.choices[0] for chunk in client.chat.completions.create(**fields, stream=True)]
+    assert "".join(chunk.delta.content or "" for chunk in chunks) == (choice.message.content or "")
+    parts = [part for chunk in chunks for part in chunk.delta.tool_calls or ()]
+    arguments = "".join(part.function.arguments for part in parts)
+    calls = choice.message.tool_calls or ()
+    assert arguments == "".join(call.function.arguments for call in calls)
+    assert chunks[-1].finish_reason == choice.finish_reason
+
+
 def test_completions(client: OpenAI, model: str) -> None:
     """Text completions of strings and token ids, whole and streamed."""
     answer = client.completions.create(model=model, prompt=["Once", "Twice"], max_tokens=4, temperature=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,11 +14,13 @@ from syscalls.process import ExitStatus
 from syscalls.sampling import TokenLogprobs
 from tests.gateway.harness import Gateway, KernelThread, events_of, hello, running_gateway, says
 from tests.scripted_kernel import (
+    CHAT_TEMPLATE,
     END,
     STOPPED_BY_MODEL,
     VOCAB_SIZE,
     ScriptedProcess,
     make_model,
+    read_tokens,
     write_model_folder,
 )
 
@@ -35,6 +38,7 @@ QWEN = (
     "{% if add_generation_prompt %}<|assistant|>{% if open %}<think>\n{% endif %}{% endif %}"
 )
 MISTRAL = (
+    "{{ tools or '' }}"
     "{% for m in messages %}{% if m.tool_call_id and m.tool_call_id | length != 9 %}"
     "{{ raise_exception('ids have nine characters') }}{% endif %}"
     "<|{{ 'user' if m.role == 'tool' else m.role }}|>{{ m.content }}"
@@ -42,6 +46,8 @@ MISTRAL = (
     "{{ m.tool_call_id or '' }}<|end|>{% endfor %}"
     "<|assistant|>{{ documents or '' }}"
 )
+# Writes tools in a format that is not among ours.
+OTHER = "{% for t in tools or [] %}<odd>{{ t }}</odd>{% endfor %}" + CHAT_TEMPLATE
 LLAMA = "{{ tools }}<|python_tag|>{% for m in messages %}<|start_header_id|>{{ m.content }}{% endfor %}"
 PLAIN = "plain"  # the kernel's own model, whose template knows no tools
 
@@ -51,7 +57,7 @@ def model_kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelThr
     """A scripted kernel with a model of each kind."""
     folder = tmp_path_factory.mktemp("models")
     with KernelThread(tmp_path_factory.mktemp("kernel")) as kernel:
-        for name, template in (("qwen", QWEN), ("mistral", MISTRAL), ("llama", LLAMA)):
+        for name, template in (("qwen", QWEN), ("mistral", MISTRAL), ("llama", LLAMA), ("other", OTHER)):
             special = ("[TOOL_CALLS]",) if name == "mistral" else ()
             path = write_model_folder(folder / name, template=template, more_special_tokens=special)
             model = msgspec.structs.replace(make_model(path, name), vocab_size=VOCAB_SIZE + len(special))
@@ -154,6 +160,7 @@ def written(key: str = "arguments", name: str = "get_weather", **arguments: Any)
         ("mistral", (TOOL_CALLS, "[", written(city="Oslo"), "]")),
         ("mistral", (TOOL_CALLS, 'get_weather{"city": "Oslo"}')),
         (PLAIN, (written(city="Oslo"),)),
+        ("other", (written(city="Oslo"),)),
     ],
 )
 def test_one_call(gateway: Gateway, kernel: KernelThread, model: str, parts: tuple[str | int, ...]) -> None:
@@ -212,7 +219,7 @@ def test_no_tools_no_parsing(gateway: Gateway, kernel: KernelThread) -> None:
         assert kernel.kernel.spawned[-1].prompt.startswith("<|user|>hi<|end|>")
 
 
-def test_tools_reach_the_template(gateway: Gateway, kernel: KernelThread) -> None:
+def test_tools_reach_the_model(gateway: Gateway, kernel: KernelThread) -> None:
     """The model's template gets the functions without what it does not know; plain models get words."""
     gateway.post(CHAT, hello(model="qwen", tools=[function(strict=False)]))
     prompt = kernel.kernel.spawned[-1].prompt
@@ -220,10 +227,11 @@ def test_tools_reach_the_template(gateway: Gateway, kernel: KernelThread) -> Non
     assert (
         f'[{{"type": "function", "function": {{"name": "get_weather", "parameters": {schema}}}}}]' in prompt
     )
-    gateway.post(CHAT, hello(model=PLAIN, tools=[function()]))
-    prompt = kernel.kernel.spawned[-1].prompt
-    assert prompt.startswith("<|system|>These functions can be called.")
-    assert schema in prompt
+    for model in (PLAIN, "other"):
+        gateway.post(CHAT, hello(model=model, tools=[function()]))
+        prompt = kernel.kernel.spawned[-1].prompt
+        assert prompt.startswith("<|system|>These functions can be called.")
+        assert schema in prompt
 
 
 HISTORY = [
@@ -263,6 +271,11 @@ def test_history_of_calls(gateway: Gateway, kernel: KernelThread) -> None:
         assert expected in kernel.kernel.spawned[-1].prompt
     response = gateway.post(CHAT, {"model": "mistral", "messages": HISTORY, "tools": [function()]})
     assert response.status_code == 200, response.text  # our ids are longer than this template allows
+    tokens = kernel.kernel.spawned[-1].spawn.prompt
+    text = read_tokens([token for token in tokens if token != TOOL_CALLS])
+    ids = re.search(r"<\|assistant\|>(\w{9})<\|end\|><\|user\|>rain(\w{9})<", text)
+    assert ids is not None
+    assert ids[1] == ids[2]
 
 
 def test_documents_reach_a_template_that_has_a_place(gateway: Gateway, kernel: KernelThread) -> None:
