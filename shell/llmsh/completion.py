@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -29,12 +31,22 @@ class Candidate:
     meaning: str = ""
 
 
-Lookup = Callable[[str], Sequence[Candidate]]  # "pid", "job", "model" or "image" to the names of now
+Lookup = Callable[[str], Sequence[Candidate]]
+"""From "pid", "job", "model", "image", "variable" or "file PREFIX" to the names of now."""
+
+OPEN_VARIABLE = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)?$")
+MAX_FILES = 200  # that are offered
 
 
 def complete(text: str, table: CommandTable[Any], look_up: Lookup) -> tuple[int, list[Candidate]]:
     """Return where the word at the end of `text` begins, and what it could become."""
     partial = parse_partial(text)
+    if (variable := OPEN_VARIABLE.search(text)) is not None:
+        begun = variable.group(1) or ""
+        found = [each for each in look_up("variable") if each.text.startswith(begun)]
+        return len(text) - len(begun), found
+    if partial.wants_file:
+        return partial.start, list(look_up(f"file {partial.current}"))
     found = [
         candidate
         for candidate in _list_candidates(partial.words, partial.current, table, look_up)
@@ -71,6 +83,10 @@ def _option_that_wants_value(command: Command[Any], words: Sequence[str]) -> Opt
 
 async def look_up_names(shell: Shell, kind: str) -> list[Candidate]:
     """Ask the kernel for the names of a kind. Returns none when it does not answer soon."""
+    if kind == "variable":
+        return [Candidate(name) for name in shell.variables.names]
+    if kind.startswith("file "):
+        return await trio.to_thread.run_sync(list_files, kind.removeprefix("file "))
     candidates = (
         [Candidate(f"%{job.number}", job.command) for job in shell.jobs] if kind in ("pid", "job") else []
     )
@@ -91,6 +107,21 @@ async def look_up_names(shell: Shell, kind: str) -> list[Candidate]:
         except (CommandError, ConnectionLost, SyscallError):
             pass  # completion never complains
     return candidates
+
+
+def list_files(begun: str) -> list[Candidate]:
+    """Return the files and folders whose path begins so; hidden ones only when asked for."""
+    folder, name = os.path.split(begun)
+    try:
+        with os.scandir(os.path.expanduser(folder) or ".") as entries:
+            found = [
+                os.path.join(folder, entry.name) + ("/" if entry.is_dir() else "")
+                for entry in entries
+                if entry.name.startswith(name) and (name or not entry.name.startswith("."))
+            ]
+    except OSError:
+        return []
+    return [Candidate(path) for path in sorted(found)[:MAX_FILES]]
 
 
 class ShellCompleter(Completer):

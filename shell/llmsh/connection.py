@@ -19,6 +19,7 @@ class Connection:
         self._nursery = nursery
         self._client: Client | None = None
         self._release = trio.Event()
+        self._opening = trio.Lock()  # the commands of a pipe ask at the same time
 
     async def client(self) -> Client:
         """Return a session that works now: the kernel answered a ping on it, or it is new.
@@ -26,6 +27,10 @@ class Connection:
         Raises:
             NoKernel: nothing answers at the socket, or what answers refuses the session.
         """
+        async with self._opening:
+            return await self._find_client()
+
+    async def _find_client(self) -> Client:
         if self._client is not None:
             try:
                 await self._client.ping()

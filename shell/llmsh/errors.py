@@ -40,3 +40,16 @@ class NoKernel(CommandError):
     """No kernel answers, or it went away; the message names the socket."""
 
     code = EXIT_NO_KERNEL
+
+
+class Interrupted(CommandError):
+    """Ctrl-C ended a part of what was to be done; that was said already."""
+
+    code = EXIT_INTERRUPTED
+
+
+def first_leaf(group: BaseException) -> BaseException:
+    """Return the exception that a group holds; the first, when there are several."""
+    while isinstance(group, BaseExceptionGroup):
+        group = group.exceptions[0]
+    return group

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import attrs
+import trio
 
 from shell.llmsh.errors import CommandError, UsageError
+from shell.llmsh.pipe import TextPipe
 from syscalls.process import ExitStatus, Output
 from syscalls.text.detokenizer import IncrementalDecoder
 
@@ -74,21 +76,72 @@ class Job:
 
 
 @attrs.define(eq=False)
+class PipeJob:
+    """Commands joined by pipes, or with files to read and write: one task for each, and one job for all.
+
+    Attributes:
+        command: as it was written.
+        output: of the last command; nothing comes when that goes to a file.
+        processes: that its commands have started, in order.
+        scope: what cancels it.
+        status: its exit code, once it is done.
+        is_stopped: processes that its commands start now are to wait for `fg` or `bg`.
+    """
+
+    command: str
+    output: TextPipe
+    number: int = 0
+    processes: list[int] = attrs.field(factory=list)
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    done: trio.Event = attrs.field(factory=trio.Event)
+    status: int | None = None
+    is_stopped: bool = False
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Its processes, those that have ended too."""
+        return tuple(self.processes)
+
+    @property
+    def has_ended(self) -> bool:
+        """True when all its commands have."""
+        return self.status is not None
+
+    @property
+    def outcome(self) -> str:
+        """How it ended, as `jobs` says it."""
+        return f"Done (exit code {self.status})" if self.status else "Done"
+
+
+AnyJob = Job | PipeJob
+
+
+@attrs.define(eq=False)
 class JobTable:
     """Jobs by number. The highest numbers are the newest."""
 
-    _jobs: dict[int, Job] = attrs.field(factory=dict)
+    _jobs: dict[int, AnyJob] = attrs.field(factory=dict)
+    _session: object = None  # that their processes live in
+    newest_pid: int | None = None  # of the last job that went to the background
 
-    def __iter__(self) -> Iterator[Job]:
+    def live_in(self, session: object) -> None:
+        """Forget the jobs of an earlier session: another kernel may give their pids to other processes."""
+        if session is not self._session:
+            if self._session is not None:
+                self.clear()
+            self._session = session
+
+    def __iter__(self) -> Iterator[AnyJob]:
         return iter(tuple(self._jobs.values()))
 
-    def add(self, job: Job) -> None:
+    def add(self, job: AnyJob) -> None:
         """Give a job a number, if it has none yet. Mutates it."""
         if not job.number:
             job.number = max(self._jobs, default=0) + 1
             self._jobs[job.number] = job
+        self.newest_pid = job.pids[-1] if job.pids else self.newest_pid
 
-    def remove(self, job: Job) -> None:
+    def remove(self, job: AnyJob) -> None:
         """Forget a job."""
         self._jobs.pop(job.number, None)
         job.number = 0
@@ -98,11 +151,11 @@ class JobTable:
         for job in self:
             self.remove(job)
 
-    def of_pid(self, pid: int) -> Job | None:
+    def of_pid(self, pid: int) -> AnyJob | None:
         """Return the job that a process belongs to."""
         return next((job for job in self._jobs.values() if pid in job.pids), None)
 
-    def find(self, word: str | None) -> Job:
+    def find(self, word: str | None) -> AnyJob:
         """Return the job named by `%N` or a pid; None names the newest. Raises CommandError, UsageError."""
         if word is None:
             if not self._jobs:
@@ -118,7 +171,12 @@ class JobTable:
 
     def resolve(self, word: str) -> tuple[int, ...]:
         """Return the processes named by a pid or by `%N`. Raises CommandError, UsageError."""
-        return self.find(word).pids if word.startswith("%") else (parse_pid(word),)
+        if not word.startswith("%"):
+            return (parse_pid(word),)
+        pids = self.find(word).pids
+        if not pids:
+            raise CommandError(f"job {word} has no process at the moment")
+        return pids
 
     def resolve_one(self, word: str) -> int:
         """Return the process named by a pid or by `%N`. Raises CommandError, UsageError."""

@@ -58,8 +58,10 @@ class Arguments:
         return self.options[name]
 
 
-def parse_arguments(words: Sequence[str], options: Sequence[Option]) -> Arguments:
+def parse_arguments(words: Sequence[str], options: Sequence[Option], *, is_prefix: bool = False) -> Arguments:
     """Sort words into options and operands, in any order; `--` ends the options.
+
+    With `is_prefix` the first operand ends them too: what follows is another command.
 
     A word that begins with a dash but is not shaped like an option (`-5`, `-`, `- milk`) is an operand.
 
@@ -77,6 +79,9 @@ def parse_arguments(words: Sequence[str], options: Sequence[Option]) -> Argument
             break
         if not OPTION_LIKE.fullmatch(word):
             operands.append(word)
+            if is_prefix:
+                operands += rest
+                break
             continue
         flag, has_value, text = word.partition("=")
         option = by_flag.get(flag)

@@ -1,90 +1,27 @@
 """Command lines to syntax: a pure function from text to pipelines of words.
 
-The grammar is a small part of the POSIX shell's: words are cut at blanks, `;` and newline end a command, `&`
-ends one and puts it in the background, `#` begins a comment. Quotes work as in sh: nothing is special between
-single quotes; between double quotes a backslash escapes `"`, `\\`, `$`, `` ` `` and a newline. Operators that
-have no meaning yet are refused by name rather than passed on as text.
+The grammar is a small part of the POSIX shell's: words are cut at blanks; `;` and a newline end a pipeline,
+`&` ends one and puts it in the background, `&&` and `||` make the next one depend on how it ended; `|` joins
+commands, `<`, `>` and `>>` take files; `#` begins a comment. Quotes work as in sh: nothing is special between
+single quotes; between double quotes a backslash escapes `"`, `\\`, `$`, `` ` `` and a newline. `$NAME`,
+`${NAME}`, `$?`, `$!` and `$(commands)` stand for text, and never for more than one word. What sh has and this
+has not is refused by name rather than passed on as text.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import attrs
 
-BLANKS = " \t\r"
-SEPARATORS = ";\n"
-REFUSED = {
-    "||": "'||' is not supported",
-    "&&": "'&&' is not supported",
-    "|": "pipes are not supported",
-    ">": "redirection is not supported",
-    "<": "redirection is not supported",
-}
-ESCAPABLE_IN_DOUBLE_QUOTES = '"\\$`\n'
+from shell.llmsh.scanner import Incomplete, ParseError, Scanner
+from shell.llmsh.syntax import Operator, PartialCommand, Pipeline, Redirection, SimpleCommand, Word
+
+__all__ = ["Incomplete", "ParseError", "parse", "parse_partial", "quote"]
+
+REDIRECTIONS = ("<", ">", ">>")
+JOINTS = ("|", "&&", "||")  # after which a newline ends nothing
 PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+=.,:/@%^")
-
-
-class ParseError(ValueError):
-    """The line is no valid command. `column` counts from 1."""
-
-    def __init__(self, message: str, column: int) -> None:
-        super().__init__(f"syntax error at column {column}: {message}")
-        self.column = column
-
-
-class Incomplete(ParseError):
-    """The text ends inside a quotation or after a backslash: more of it could make it valid."""
-
-
-@attrs.frozen
-class Word:
-    """One word, quotes removed, and where it stood: text[start:end]."""
-
-    text: str
-    start: int
-    end: int
-
-
-@attrs.frozen
-class Operator:
-    """`;`, `&` or a newline."""
-
-    text: str
-    start: int
-
-
-@attrs.frozen
-class SimpleCommand:
-    """A command's name and arguments."""
-
-    words: tuple[Word, ...]
-
-    @property
-    def name(self) -> str:
-        """The first word."""
-        return self.words[0].text
-
-    @property
-    def arguments(self) -> tuple[str, ...]:
-        """The words after the name."""
-        return tuple(word.text for word in self.words[1:])
-
-
-@attrs.frozen
-class Pipeline:
-    """What one job runs. The grammar joins no commands yet, so there is exactly one."""
-
-    commands: tuple[SimpleCommand, ...]
-    is_background: bool
-    source: str  # as it was written
-
-
-@attrs.frozen
-class PartialCommand:
-    """The command that a text breaks off in: for completion."""
-
-    words: tuple[str, ...]  # whole words before the cursor
-    current: str  # the word at the cursor, quotes removed; "" after a blank
-    start: int  # where that word begins in the text
 
 
 def parse(text: str) -> tuple[Pipeline, ...]:
@@ -94,32 +31,15 @@ def parse(text: str) -> tuple[Pipeline, ...]:
         The pipelines in order; none for blanks and comments.
 
     Raises:
-        Incomplete: the text ends inside a quotation.
-        ParseError: an operator that is not supported, or `&` without a command.
+        Incomplete: the text ends inside a quotation, or after an operator that a command must follow.
+        ParseError: an operator that is not supported, or one without the command or file that it needs.
     """
-    pipelines = []
-    words: list[Word] = []
-
-    def finish(is_background: bool) -> None:
-        if words:
-            source = text[words[0].start : words[-1].end]
-            pipelines.append(Pipeline((SimpleCommand(tuple(words)),), is_background, source))
-            words.clear()
-
-    for token in _Scanner(text).scan():
-        if isinstance(token, Word):
-            words.append(token)
-        elif token.text == "&" and not words:
-            raise ParseError("no command before '&'", token.start + 1)
-        else:
-            finish(is_background=token.text == "&")
-    finish(is_background=False)
-    return tuple(pipelines)
+    return _Parser(text, Scanner(text).scan()).parse()
 
 
 def parse_partial(text: str) -> PartialCommand:
     """Parse as much of a text as there is, up to a cursor at its end. Never raises."""
-    scanner = _Scanner(text)
+    scanner = Scanner(text)
     try:
         tokens = scanner.scan()
     except Incomplete:
@@ -127,15 +47,23 @@ def parse_partial(text: str) -> PartialCommand:
     except ParseError:
         return PartialCommand(("",), "", len(text))  # nothing can follow
     words: list[Word] = []
+    target: Word | None = None  # of the last redirection
+    is_target = False
     for token in tokens:
-        if isinstance(token, Word):
-            words.append(token)
+        if isinstance(token, Operator):
+            is_target = token.text in REDIRECTIONS
+            if not is_target:
+                words.clear()
+        elif is_target:
+            target, is_target = token, False
         else:
-            words.clear()
-    if words and words[-1].end == len(text):
-        *whole, last = words
-        return PartialCommand(tuple(word.text for word in whole), last.text, last.start)
-    return PartialCommand(tuple(word.text for word in words), "", len(text))
+            words.append(token)
+    whole = tuple(word.text for word in words)
+    if target is not None and target.end == len(text):
+        return PartialCommand(whole, target.text, target.start, wants_file=True)
+    if not is_target and words and words[-1].end == len(text):
+        return PartialCommand(whole[:-1], whole[-1], words[-1].start)
+    return PartialCommand(whole, "", len(text), wants_file=is_target)
 
 
 def quote(text: str) -> str:
@@ -145,93 +73,93 @@ def quote(text: str) -> str:
     return "'" + text.replace("'", "'\\''") + "'"
 
 
-class _Scanner:
-    """Cuts text into words and operators, left to right.
+@attrs.define(eq=False)
+class _Parser:
+    """Puts tokens together."""
 
-    When it raises Incomplete, `tokens` holds what came before, and `current` and `word_start` describe the
-    word that was cut off.
-    """
+    text: str
+    tokens: Sequence[Word | Operator]
+    _pipelines: list[Pipeline] = attrs.field(factory=list)
+    _commands: list[SimpleCommand] = attrs.field(factory=list)  # of the pipeline in progress
+    _words: list[Word] = attrs.field(factory=list)  # of the command in progress
+    _redirections: list[Redirection] = attrs.field(factory=list)
+    _condition: str = ""  # of the pipeline in progress
+    _start: int = 0  # where that begins, once it has
+    _redirect: Operator | None = None  # waits for its file
+    _joint: Operator | None = None  # the last operator, when a command must follow it
 
-    def __init__(self, text: str) -> None:
-        self.tokens: list[Word | Operator] = []
-        self.current = ""
-        self.word_start = 0
-        self._text = text
-        self._at = 0
+    def parse(self) -> tuple[Pipeline, ...]:
+        end = 0  # of the last word
+        for token in self.tokens:
+            if isinstance(token, Word):
+                self._take_word(token)
+                end = token.end
+            elif self._redirect is not None:
+                raise ParseError(f"no file name after '{self._redirect.text}'", self._redirect.start + 1)
+            elif token.text in REDIRECTIONS:
+                self._begin_redirection(token)
+            elif not (token.text == "\n" and self._joint is not None):
+                self._take_separator(token, end)
+        if self._redirect is not None:
+            raise ParseError(f"no file name after '{self._redirect.text}'", self._redirect.start + 1)
+        if self._joint is not None:
+            raise Incomplete(f"no command after '{self._joint.text}'", self._joint.start + 1)
+        if self._has_command:
+            self._end_pipeline(end, is_background=False)
+        return tuple(self._pipelines)
 
-    def scan(self) -> list[Word | Operator]:
-        """Return all tokens. Raises ParseError, Incomplete."""
-        text = self._text
-        while self._at < len(text):
-            character = text[self._at]
-            if character in BLANKS:
-                self._at += 1
-            elif text.startswith("\\\n", self._at):  # a continued line
-                self._at += 2
-            elif character == "#":
-                end = text.find("\n", self._at)
-                self._at = len(text) if end < 0 else end
-            elif (operator := self._match_operator()) is not None:
-                self.tokens.append(Operator(operator, self._at))
-                self._at += 1
-            else:
-                self.tokens.append(self._scan_word())
-        return self.tokens
+    @property
+    def _has_command(self) -> bool:
+        return bool(self._words or self._redirections)
 
-    def _match_operator(self) -> str | None:
-        for refused, why in REFUSED.items():
-            if self._text.startswith(refused, self._at):
-                raise ParseError(f"{why}; quote {refused} to write it as text", self._at + 1)
-        character = self._text[self._at]
-        return character if character in SEPARATORS or character == "&" else None
+    def _take_word(self, word: Word) -> None:
+        if not self._has_command and not self._commands:
+            self._start = word.start if self._redirect is None else self._redirect.start
+        self._joint = None
+        if self._redirect is None:
+            self._words.append(word)
+        else:
+            self._redirections.append(Redirection(self._redirect.text, word))
+            self._redirect = None
 
-    def _scan_word(self) -> Word:
-        self.current = ""
-        self.word_start = self._at
-        text = self._text
-        while self._at < len(text):
-            character = text[self._at]
-            if character in BLANKS or self._match_operator() is not None:
-                break
-            if character == "'":
-                self._scan_single_quoted()
-            elif character == '"':
-                self._scan_double_quoted()
-            elif character == "\\":
-                self._scan_escape()
-            else:
-                self.current += character
-                self._at += 1
-        return Word(self.current, self.word_start, self._at)
+    def _begin_redirection(self, operator: Operator) -> None:
+        words = self._words
+        if words and words[-1].end == operator.start and words[-1].text.isdecimal() and len(words) > 1:
+            raise ParseError(
+                f"a number before '{operator.text}' is not supported: only standard output can go to a file; "
+                "write a blank between them when it is an argument",
+                words[-1].start + 1,
+            )
+        self._redirect = operator
 
-    def _scan_single_quoted(self) -> None:
-        opened = self._at
-        end = self._text.find("'", opened + 1)
-        self.current += self._text[opened + 1 : end if end >= 0 else None]
-        if end < 0:
-            raise Incomplete("a ' is not closed", opened + 1)
-        self._at = end + 1
+    def _take_separator(self, operator: Operator, end: int) -> None:
+        if not self._has_command:
+            if operator.text in JOINTS or operator.text == "&" or self._joint is not None:
+                raise ParseError(f"no command before '{operator.text}'", operator.start + 1)
+            return  # an empty command
+        if operator.text == "|":
+            self._end_command()
+        elif operator.text == "&" and self._condition:
+            raise ParseError(
+                f"'&' after '{self._condition}' is not supported: only one pipeline goes to the background",
+                operator.start + 1,
+            )
+        else:
+            self._end_pipeline(end, is_background=operator.text == "&")
+            self._condition = operator.text if operator.text in JOINTS else ""
+        self._joint = operator if operator.text in JOINTS else None
 
-    def _scan_double_quoted(self) -> None:
-        opened = self._at
-        self._at += 1
-        while self._at < len(self._text):
-            character = self._text[self._at]
-            follower = self._text[self._at + 1 : self._at + 2]
-            if character == '"':
-                self._at += 1
-                return
-            if character == "\\" and follower and follower in ESCAPABLE_IN_DOUBLE_QUOTES:
-                self.current += "" if follower == "\n" else follower
-                self._at += 2
-            else:
-                self.current += character
-                self._at += 1
-        raise Incomplete('a " is not closed', opened + 1)
+    def _end_command(self) -> None:
+        if not self._words:
+            redirection = self._redirections[0]
+            raise ParseError(f"no command for '{redirection.operator}'", redirection.target.start + 1)
+        self._commands.append(SimpleCommand(tuple(self._words), tuple(self._redirections)))
+        self._words.clear()
+        self._redirections.clear()
 
-    def _scan_escape(self) -> None:
-        escaped = self._text[self._at + 1 : self._at + 2]
-        if not escaped:
-            raise Incomplete("nothing follows the backslash", self._at + 1)
-        self.current += "" if escaped == "\n" else escaped
-        self._at += 2
+    def _end_pipeline(self, end: int, *, is_background: bool) -> None:
+        self._end_command()
+        source = self.text[self._start : end]
+        self._pipelines.append(Pipeline(tuple(self._commands), is_background, source, self._condition))
+        self._commands.clear()
+        self._condition = ""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 import attrs
 import msgspec
@@ -12,6 +13,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from shell.llmsh.pipe import TextPipe
 from shell.llmsh.text import make_safe
 
 PIPE_WIDTH = 4096  # columns for tables in a pipe: nothing is cut there
@@ -66,16 +68,24 @@ def format_seconds(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+class Writable(Protocol):
+    """What takes text: a stream, a file, a pipe to another command."""
+
+    def write(self, text: str, /) -> int: ...
+    def flush(self) -> None: ...
+    def isatty(self) -> bool: ...
+
+
 @attrs.define(eq=False)
 class Screen:
     """Standard output and error. The streams are looked up at each use: a waiting prompt replaces them."""
 
-    _out: TextIO | None = None
+    _out: Writable | None = None
     _err: TextIO | None = None
     _line_is_open: bool = False  # something was written after the last newline
 
     @property
-    def out(self) -> TextIO:
+    def out(self) -> Writable:
         """Where output goes."""
         return self._out or sys.stdout
 
@@ -83,6 +93,20 @@ class Screen:
     def is_terminal(self) -> bool:
         """True when somebody looks at it: colours and redrawing make sense."""
         return self.out.isatty()
+
+    @property
+    def can_redraw(self) -> bool:
+        """True on a terminal whose cursor can be moved."""
+        return self.is_terminal and os.environ.get("TERM", "dumb") not in ("", "dumb", "unknown")
+
+    def onto(self, out: Writable) -> Screen:
+        """Return a screen that writes elsewhere; errors go where they went."""
+        return Screen(out, self._err)
+
+    async def drain(self) -> None:
+        """Wait until what was written has room, when another command reads it. Raises BrokenPipeError."""
+        if isinstance(self._out, TextPipe):
+            await self._out.drain()
 
     def console(self) -> Console:
         """Return a console that draws here."""

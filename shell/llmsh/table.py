@@ -32,6 +32,11 @@ class Command(Generic[S]):
         min_operands, max_operands: how many there may be; None: any number.
         completes: what its operands name: "pid", "job", "image", "command" or "".
         can_background: `&` may follow it.
+        reads_input: takes what is piped into it.
+        is_alone: needs the terminal, and so can be no part of a pipe.
+        is_prefix: its first operand is another command, whose options are not its own.
+        examples: command lines, each with what it does.
+        group: the heading under which it is listed.
     """
 
     name: str
@@ -43,6 +48,11 @@ class Command(Generic[S]):
     max_operands: int | None = 0
     completes: str = ""
     can_background: bool = False
+    reads_input: bool = False
+    is_alone: bool = False
+    is_prefix: bool = False
+    examples: tuple[tuple[str, str], ...] = ()
+    group: str = ""
 
     @property
     def usage(self) -> str:
@@ -62,7 +72,7 @@ class Command(Generic[S]):
 
     def parse(self, words: Iterable[str]) -> Arguments:
         """Parse its arguments. Raises UsageError."""
-        arguments = parse_arguments(tuple(words), self.all_options)
+        arguments = parse_arguments(tuple(words), self.all_options, is_prefix=self.is_prefix)
         num_operands = len(arguments.operands)
         if arguments["help"]:
             return arguments

@@ -15,11 +15,19 @@ from tests.llmsh.harness import open_shell
 from tests.llmsh.programs import Gate
 from tests.scripted_kernel import open_scripted_kernel
 
-NAMES = {"pid": ["12", "130"], "job": ["%1"], "model": ["base", "big model"], "image": ["old"]}
+NAMES = {
+    "pid": ["12", "130"],
+    "job": ["%1"],
+    "model": ["base", "big model"],
+    "image": ["old"],
+    "variable": ["mood", "name"],
+}
 
 
 def look_up(kind: str) -> Sequence[Candidate]:
     """Stand for the kernel."""
+    if kind.startswith("file "):
+        return [Candidate(name) for name in ["out.txt"] if name.startswith(kind.removeprefix("file "))]
     return [Candidate(name) for name in NAMES[kind]]
 
 
@@ -50,7 +58,13 @@ def offer(text: str) -> list[str]:
         ("run some te", []),
         ("dmesg --f", ["--follow"]),
         ("nonsense ", []),
-        ("ps | k", []),
+        ("ps | k", ["kill"]),
+        ("run hi > out", ["out.txt"]),
+        ("run hi >> ", ["out.txt"]),
+        ("cat < o", ["out.txt"]),
+        ("run $mo", ["mood"]),
+        ('run "in a ${m', ["mood"]),
+        ("unset ", ["mood", "name"]),
     ],
 )
 def test_what_is_offered(text: str, offered: list[str]) -> None:

@@ -165,10 +165,10 @@ async def test_end_of_a_job_is_told_at_the_prompt(tmp_path: Path) -> None:
 
 
 async def test_only_run_goes_to_the_background(tmp_path: Path) -> None:
-    """`&` after another command is refused."""
+    """`&` after another command alone is refused."""
     async with open_scripted_kernel(tmp_path), open_shell(tmp_path) as shell:
         assert await shell.run("ps &") == (2, "")
-        assert "ps: cannot run in the background; only 'run' can" in shell.errors
+        assert "ps: cannot run in the background by itself; only 'run' and pipes can" in shell.errors
 
 
 async def test_exit_warns_once_about_running_jobs(tmp_path: Path) -> None:

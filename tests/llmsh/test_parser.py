@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shell.llmsh.parser import Incomplete, ParseError, parse, parse_partial, quote
+from shell.llmsh.syntax import Part, Substitution, Text, Variable
 
 texts = st.text(st.characters(codec="utf-8"), max_size=30)
 tricky_texts = st.text(st.sampled_from("a b\t\n'\"\\;&|<>#$`-%"), max_size=20)
@@ -59,10 +60,10 @@ def test_parsing_ends_in_commands_or_a_located_error(text: str) -> None:
         column = error.column
     assert 1 <= column <= max(1, len(text))
     for pipeline in pipelines:
-        (command,) = pipeline.commands
-        assert command.words
-        for word in command.words:
-            assert 0 <= word.start < word.end <= len(text)
+        for command in pipeline.commands:
+            assert command.words
+            for word in command.words:
+                assert 0 <= word.start < word.end <= len(text)
 
 
 @settings(deadline=None)
@@ -72,7 +73,9 @@ def test_an_unfinished_text_can_be_finished(text: str) -> None:
     try:
         parse(text)
     except Incomplete:
-        closed = [is_complete(text + ending) for ending in ("'", '"', "x", 'x"')]
+        closed = [
+            is_complete(text + ending) for ending in ("'", '"', "x", 'x"', ")", "')", '")', ')"', "x)", 'x")')
+        ]
         assert any(closed)
     except ParseError:
         pass
@@ -117,11 +120,17 @@ def test_completion_parses_anything(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("run hi | ps", "column 8: pipes are not supported"),
-        ("ps > file", "column 4: redirection is not supported"),
-        ("ps < file", "redirection is not supported"),
-        ("ps && ps", "'&&' is not supported"),
-        ("ps || ps", r"'\|\|' is not supported"),
+        ("cat << x", "column 5: '<<' is not supported"),
+        ("ps >& x", "'>&' is not supported"),
+        ("run hi 2> x", "column 8: a number before '>' is not supported"),
+        ("ps > ; ps", "column 4: no file name after '>'"),
+        ("ps >", "no file name after '>'"),
+        ("> x", "no command for '>'"),
+        ("| ps", r"column 1: no command before '\|'"),
+        ("ps | | ps", r"column 6: no command before '\|'"),
+        ("ps | ; ps", "no command before ';'"),
+        ("ps && ps & ps", "'&' after '&&' is not supported"),
+        ("run ${1}", "after \\$\\{ comes a variable's name"),
         ("  & ps", "column 3: no command before '&'"),
         ("ps; & ps", "no command before '&'"),
     ],
@@ -150,7 +159,20 @@ def test_quoting_examples(text: str, words: list[str]) -> None:
     assert list_words(text) == [words]
 
 
-@pytest.mark.parametrize("text", ["run 'abc", 'run "abc', "run abc\\", 'run "a\\"'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "run 'abc",
+        'run "abc',
+        "run abc\\",
+        'run "a\\"',
+        "ps |",
+        "ps &&\n",
+        "ps || # or",
+        "run $(ps",
+        'x=$(run "a',
+    ],
+)
 def test_open_quotations_are_incomplete(text: str) -> None:
     """A text that ends inside a quotation asks for more instead of failing for good."""
     with pytest.raises(Incomplete):
@@ -161,3 +183,50 @@ def test_open_quotations_are_incomplete(text: str) -> None:
 def test_nothing_to_do(text: str) -> None:
     """Blanks, comments and empty commands are no commands."""
     assert parse(text) == ()
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.lists(plain_words, min_size=1, max_size=3), min_size=1, max_size=4),
+    st.lists(st.tuples(st.sampled_from(["<", ">", ">>"]), plain_words), max_size=3),
+    st.sampled_from(["|", " | ", " |\n"]),
+)
+def test_pipes_join_commands_and_redirections_name_files(
+    commands: list[list[str]], files: list[tuple[str, str]], pipe: str
+) -> None:
+    """A pipeline has its commands in order, and the last one's files in the order in which they are named."""
+    text = pipe.join(" ".join(words) for words in commands)
+    text += "".join(f" {operator} {name}" for operator, name in files)
+    (pipeline,) = parse(text)
+    assert [[word.text for word in command.words] for command in pipeline.commands] == commands
+    assert [(r.operator, r.target.text) for r in pipeline.commands[-1].redirections] == files
+    assert pipeline.source == text
+
+
+def test_conditions_belong_to_the_pipeline_after_them() -> None:
+    """&& and || are kept with what depends on them; anything else begins afresh."""
+    conditions = [pipeline.condition for pipeline in parse("a && b ||\n c | d; e & f")]
+    assert conditions == ["", "&&", "||", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("run $a", [Variable("a")]),
+        ("run 'x $a'", [Text("x $a")]),
+        ('run "x ${a}b $?"', [Text("x "), Variable("a"), Text("b "), Variable("?")]),
+        ("run it\\$a$5", [Text("it$a$5")]),
+        ("run \"$(cat 1 | head ')')!\"", [Substitution("cat 1 | head ')'"), Text("!")]),
+        ("run $(echo $(ps))", [Substitution("echo $(ps)")]),
+    ],
+)
+def test_what_words_are_made_of(text: str, parts: list[Part]) -> None:
+    """Variables and substitutions stand for something but in single quotes; other dollars are text."""
+    (pipeline,) = parse(text)
+    assert list(pipeline.commands[0].words[1].parts) == parts
+
+
+def test_assignments_have_an_unquoted_name() -> None:
+    """NAME=value assigns; a quoted name, or one that is no name, does not."""
+    (pipeline,) = parse("a=1 _b2='x y' 'c'=3 4d=5 e")
+    assert [word.assigns for word in pipeline.commands[0].words] == ["a", "_b2", "", "", ""]

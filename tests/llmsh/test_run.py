@@ -83,7 +83,7 @@ async def test_options_reach_the_kernel(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("run", "run: an argument is missing; usage: run [options] PROMPT..."),
+        ("run", "run: a prompt or an input is missing: run PROMPT, run < FILE, or COMMAND | run PROMPT"),
         ("run --top-p 2 x", "run: top_p is 2.0; the limit is above 0, at most 1"),
         ("run --max-tokens 0 x", "run: --max-tokens '0': a whole number from 1 is needed"),
         ("run --nice 20 x", "run: --nice '20': a nice level is a whole number from -20 to 19"),

@@ -126,23 +126,23 @@ async def test_exit_code_is_the_last_commands(tmp_path: Path, text: str, code: i
 async def test_a_script_with_a_syntax_error_does_nothing(tmp_path: Path) -> None:
     """The whole text is parsed first: no half of it runs."""
     async with open_shell(tmp_path) as shell:
-        assert await shell.run("help; ps | ps") == (2, "")
+        assert await shell.run("help; ps << x") == (2, "")
         assert await shell.run("help 'ps") == (2, "")
         assert shell.errors == (
-            "syntax error at column 10: pipes are not supported; quote | to write it as text\n"
+            "syntax error at column 10: '<<' is not supported; quote << to write it as text\n"
             "syntax error at column 6: a ' is not closed\n"
         )
 
 
 async def test_lines_of_a_terminal(tmp_path: Path) -> None:
     """A quotation goes on over lines, Ctrl-C drops it, an error does not end the shell, Ctrl-D does."""
-    lines = ["run 'one", "two'", "run 'lost", CTRL_C, "nonsense", "ps | x", "", "help exit", None]
+    lines = ["run 'one", "two'", "run 'lost", CTRL_C, "nonsense", "ps ; | x", "", "help exit", None]
     async with open_scripted_kernel(tmp_path, say("yes")) as kernel:
         async with open_shell(tmp_path, lines, is_interactive=True) as shell:
             assert await shell.shell.run_terminal() == 0
             assert [process.prompt.split("|>")[1] for process in kernel.spawned] == ["one\ntwo<|end"]
             assert "unknown command 'nonsense'" in shell.errors
-            assert "pipes are not supported" in shell.errors
+            assert "no command before '|'" in shell.errors
             assert "usage: exit" in shell.out.getvalue()
 
 

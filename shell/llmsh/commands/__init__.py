@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from shell.llmsh.commands import chat, image, jobs, memory, process, run, system, tenant, top, why
+from shell.llmsh.commands import (
+    chat,
+    filters,
+    image,
+    jobs,
+    memory,
+    process,
+    run,
+    system,
+    tenant,
+    top,
+    variables,
+    why,
+)
 from shell.llmsh.table import CommandTable
 
 TABLE = CommandTable(
@@ -12,6 +25,8 @@ TABLE = CommandTable(
         *why.COMMANDS,
         *jobs.COMMANDS,
         *chat.COMMANDS,
+        *filters.COMMANDS,
+        *variables.COMMANDS,
         *image.COMMANDS,
         *top.COMMANDS,
         *memory.COMMANDS,

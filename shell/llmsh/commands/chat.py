@@ -121,7 +121,7 @@ class Conversation:
         if not self.shell.terminal.is_interactive:
             await self._answer(line)
             return
-        with self.shell.interruptible() as scope:
+        with self.shell.foreground.interruptible() as scope:
             try:
                 await self._answer(line)
             except (CommandError, SyscallError) as error:
@@ -131,7 +131,7 @@ class Conversation:
                 self.pid = None
                 self.shell.screen.error(f"chat: {error} ({self.shell.connection.socket_path})")
         if scope.cancelled_caught:
-            self.shell.show_interrupt()
+            self.shell.foreground.show_interrupt()
 
     async def close(self) -> None:
         """End the process."""
@@ -203,5 +203,6 @@ COMMANDS = (
         "image, and --image goes on from one, with the sampling that it had.",
         chat,
         (*GENERATION_OPTIONS, Option(("--image",), "go on from an image", "NAME", completes="image")),
+        is_alone=True,
     ),
 )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import trio
 
 from shell.llmsh.errors import EXIT_ERROR, CommandError
-from shell.llmsh.jobs import Job, Sample
+from shell.llmsh.jobs import AnyJob, Job, PipeJob, Sample
 from shell.llmsh.loop import Shell
 from shell.llmsh.options import Arguments
 from shell.llmsh.render import Column, format_seconds, make_table
@@ -19,28 +19,34 @@ from syscalls.process import ExitStatus, Waited
 GRACE_SECONDS = 5.0  # for the calls that end a process after Ctrl-C
 
 
-async def show_job(shell: Shell, client: Client, job: Job, *, is_quiet: bool = False) -> list[Waited]:
+async def show_job(
+    shell: Shell, client: Client, job: Job, *, is_quiet: bool = False, is_joined: bool = False
+) -> list[Waited]:
     """Show a job's output to its end, and reap its processes.
 
     On Ctrl-C the processes are killed; on Ctrl-Z they are stopped, and the job is kept.
 
     Args:
         is_quiet: show nothing: the caller prints the result.
+        is_joined: its processes are part of the pipe's job already.
     """
     job.is_foreground = True
-    shell.foreground = job
+    if shell.pipe_job is None:
+        shell.foreground.has_job = True
     try:
+        if shell.pipe_job is not None and not is_joined:
+            await join_pipe(client, shell.pipe_job, job.pids)
         for index, sample in enumerate(job.samples):
             if len(job.samples) > 1 and not is_quiet:
                 shell.screen.line(f"--- sample {index}: process {sample.pid}, seed {sample.seed}")
             await _show_sample(shell, client, sample, is_quiet)
         waited = [await client.wait(pid) for pid in job.pids]
-    except trio.Cancelled:
+    except (trio.Cancelled, BrokenPipeError):
         with trio.move_on_after(GRACE_SECONDS, shield=True):
-            if shell.was_suspended:
+            if shell.foreground.was_suspended and shell.pipe_job is None:
                 await _stop_job(shell, client, job)
             else:
-                await _end_job(shell, client, job)
+                await end_job(shell, client, job)
         raise
     except SyscallError as error:
         if error.errno is Errno.ESRCH:
@@ -51,8 +57,11 @@ async def show_job(shell: Shell, client: Client, job: Job, *, is_quiet: bool = F
         raise
     finally:
         job.is_foreground = False
-        shell.foreground = None
+        if shell.pipe_job is None:
+            shell.foreground.has_job = False
     shell.jobs.remove(job)
+    for usages in shell.meters:
+        usages += [end.usage for end in waited]
     return waited
 
 
@@ -62,10 +71,19 @@ async def _show_sample(shell: Shell, client: Client, sample: Sample, is_quiet: b
             text = sample.take(output)
             if not is_quiet:
                 shell.screen.write(text)
-    shell.screen.end_line()
+                await shell.screen.drain()
+    if not is_quiet:
+        shell.screen.end_line()
 
 
-async def _end_job(shell: Shell, client: Client, job: Job) -> None:
+async def join_pipe(client: Client, pipe_job: PipeJob, pids: Sequence[int]) -> None:
+    """Make processes part of a job of several commands; if that is stopped, so are they."""
+    pipe_job.processes += pids
+    if pipe_job.is_stopped:
+        await _stop_processes(client, pids)
+
+
+async def end_job(shell: Shell, client: Client, job: Job) -> None:
     shell.jobs.remove(job)
     for pid in job.pids:
         try:
@@ -79,15 +97,59 @@ async def _end_job(shell: Shell, client: Client, job: Job) -> None:
 
 async def _stop_job(shell: Shell, client: Client, job: Job) -> None:
     shell.jobs.add(job)
-    for pid in job.pids:
+    await _stop_processes(client, job.pids)
+    shell.foreground.notify(f"[{job.number}] Stopped  {job.command}")
+    watch_job(shell, client, job)
+
+
+async def _stop_processes(client: Client, pids: Sequence[int]) -> None:
+    for pid in pids:
         try:
             await client.stop(pid)
         except SyscallError:
             pass  # it has exited in the meantime; fg shows the rest
         except ConnectionLost:
             return
-    shell.notify(f"[{job.number}] Stopped  {job.command}")
-    watch_job(shell, client, job)
+
+
+async def show_pipe(shell: Shell, job: PipeJob) -> int:
+    """Show what a job of several commands writes, to its end. Returns its exit code.
+
+    On Ctrl-C it is ended with all its processes; on Ctrl-Z they are stopped, and the job is kept.
+    """
+    shell.foreground.has_job = True
+    try:
+        while text := await job.output.receive():
+            shell.screen.write(text)
+            await shell.screen.drain()
+        shell.screen.end_line()
+        await job.done.wait()
+    except (trio.Cancelled, BrokenPipeError):
+        with trio.move_on_after(GRACE_SECONDS, shield=True):
+            if shell.foreground.was_suspended:
+                await _stop_pipe(shell, job)
+            else:
+                await end_pipe(shell, job)
+        raise
+    finally:
+        shell.foreground.has_job = False
+    shell.jobs.remove(job)
+    assert job.status is not None
+    return job.status
+
+
+async def _stop_pipe(shell: Shell, job: PipeJob) -> None:
+    job.is_stopped = True
+    shell.jobs.add(job)
+    await _stop_processes(await shell.client(), job.pids)
+    shell.foreground.notify(f"[{job.number}] Stopped  {job.command}")
+
+
+async def end_pipe(shell: Shell, job: PipeJob) -> None:
+    """End a job of several commands, and wait until its processes are gone."""
+    shell.jobs.remove(job)
+    job.scope.cancel()
+    await job.done.wait()
 
 
 def report_ends(shell: Shell, waited: list[Waited]) -> int:
@@ -115,9 +177,9 @@ async def _watch(shell: Shell, client: Client, job: Job) -> None:
         job.ends[sample.pid] = await _watch_sample(client, sample)
     if job.is_foreground or not job.number:
         return  # its end is seen there, or it is over already
-    shell.notify(f"[{job.number}] {job.outcome}  {job.command}")
+    shell.foreground.notify(f"[{job.number}] {job.outcome}  {job.command}")
     if all(end.reason == "killed" for end in job.ends.values()):
-        await _end_job(shell, client, job)
+        await end_job(shell, client, job)
 
 
 async def _watch_sample(client: Client, sample: Sample) -> ExitStatus:
@@ -154,7 +216,10 @@ async def list_jobs(shell: Shell, arguments: Arguments) -> int:
     return 0
 
 
-def _join_states(job: Job, states: Mapping[int, str]) -> str:
+def _join_states(job: AnyJob, states: Mapping[int, str]) -> str:
+    if isinstance(job, PipeJob):
+        found = dict.fromkeys(states[pid] for pid in job.pids if pid in states)
+        return ", ".join(found) or ("STOPPED" if job.is_stopped else "RUNNING")
     return ", ".join(dict.fromkeys(states.get(pid, "gone") for pid in job.pids))
 
 
@@ -164,6 +229,8 @@ async def bring_to_foreground(shell: Shell, arguments: Arguments) -> int:
     job = shell.jobs.find(next(iter(arguments.operands), None))
     shell.screen.note(job.command)
     await _continue(client, job)
+    if isinstance(job, PipeJob):
+        return await show_pipe(shell, job)
     return report_ends(shell, await show_job(shell, client, job))
 
 
@@ -173,43 +240,67 @@ async def continue_in_background(shell: Shell, arguments: Arguments) -> int:
     job = shell.jobs.find(next(iter(arguments.operands), None))
     if not await _continue(client, job):
         raise CommandError(f"job %{job.number} is not stopped")
-    watch_job(shell, client, job)
+    if isinstance(job, Job):
+        watch_job(shell, client, job)
     shell.screen.line(f"[{job.number}] {job.command}")
     return 0
 
 
-async def _continue(client: Client, job: Job) -> bool:
+async def _continue(client: Client, job: AnyJob) -> bool:
     """Let the stopped processes of a job go on. Returns whether there were any."""
+    was_stopped = isinstance(job, PipeJob) and job.is_stopped
+    if isinstance(job, PipeJob):
+        job.is_stopped = False
     stopped = {info.pid for info in await client.ps() if info.state == "STOPPED"} & set(job.pids)
     for pid in sorted(stopped):
         await client.cont(pid)
-    return bool(stopped)
+    return bool(stopped) or was_stopped
 
 
 async def wait(shell: Shell, arguments: Arguments) -> int:
     """`wait`: until processes, or all jobs, have ended; says how, and reaps them."""
     client = await shell.client()
-    if arguments.operands:
-        pids = [pid for word in arguments.operands for pid in shell.jobs.resolve(word)]
-    else:
-        pids = [pid for job in shell.jobs for pid in job.pids]
-    waited = []
-    for pid in pids:
-        end = await _wait_for_end(client, pid)
-        waited.append(end)
-        job = shell.jobs.of_pid(pid)
-        if job is not None and set(job.pids) <= {end.pid for end in waited}:
+    is_json = shell.is_json(arguments)
+    targets: list[int | PipeJob] = []
+    for word in arguments.operands or [f"%{job.number}" for job in shell.jobs]:
+        job = shell.jobs.find(word) if word.startswith("%") else None
+        targets += [job] if isinstance(job, PipeJob) else shell.jobs.resolve(word)
+    rows: list[object] = []
+    code = 0
+    for target in targets:
+        if isinstance(target, PipeJob):
+            number = target.number
+            code = await _wait_for_pipe(shell, target)
+            rows.append({"job": number, "status": code})
+            if not is_json:
+                shell.screen.line(f"job %{number}: exit code {code}")
+            continue
+        end = await _wait_for_end(client, target)
+        rows.append(end)
+        code = end.status.code
+        job = shell.jobs.of_pid(target)
+        if isinstance(job, Job) and set(job.pids) <= {row.pid for row in rows if isinstance(row, Waited)}:
             shell.jobs.remove(job)
-        if not shell.is_json(arguments):
+        if not is_json:
             usage = end.usage
             detail = f": {end.status.message}" if end.status.message else ""
             shell.screen.line(
-                f"process {pid}: {end.status.reason}{detail}; "
+                f"process {target}: {end.status.reason}{detail}; "
                 f"{usage.num_output_tokens} tokens in {format_seconds(usage.running_seconds)}"
             )
-    if shell.is_json(arguments):
-        shell.screen.json(waited)
-    return waited[-1].status.code if waited else 0
+    if is_json:
+        shell.screen.json(rows)
+    return code
+
+
+async def _wait_for_pipe(shell: Shell, job: PipeJob) -> int:
+    """Wait for a job of several commands; what it writes is dropped, or it would wait for a reader."""
+    while await job.output.receive():
+        pass
+    await job.done.wait()
+    shell.jobs.remove(job)
+    assert job.status is not None
+    return job.status
 
 
 async def _wait_for_end(client: Client, pid: int) -> Waited:

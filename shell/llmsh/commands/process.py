@@ -6,10 +6,12 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from rich.table import Table
 
+from shell.llmsh.commands.filters import copy_input, show_last_lines
 from shell.llmsh.commands.generation import read_count, read_nice
+from shell.llmsh.commands.jobs import end_pipe
 from shell.llmsh.commands.run import make_job, start_in_background
 from shell.llmsh.errors import EXIT_ERROR, HINTS, UsageError
-from shell.llmsh.jobs import Sample
+from shell.llmsh.jobs import PipeJob, Sample
 from shell.llmsh.loop import Shell
 from shell.llmsh.options import Arguments, Option
 from shell.llmsh.render import Column, format_bytes, format_seconds, make_table
@@ -103,7 +105,14 @@ async def describe(shell: Shell, arguments: Arguments) -> int:
 async def kill(shell: Shell, arguments: Arguments) -> int:
     """`kill`: end processes."""
     client = await shell.client()
-    return await _for_each(shell, "kill", arguments.operands, client.kill)
+    words = []
+    for word in arguments.operands:
+        job = shell.jobs.find(word) if word.startswith("%") else None
+        if isinstance(job, PipeJob):
+            await end_pipe(shell, job)
+        else:
+            words.append(word)
+    return await _for_each(shell, "kill", words, client.kill)
 
 
 async def stop(shell: Shell, arguments: Arguments) -> int:
@@ -164,7 +173,10 @@ async def fork(shell: Shell, arguments: Arguments) -> int:
 
 
 async def show_output(shell: Shell, arguments: Arguments) -> int:
-    """`cat`: the output of a process as far as there is any."""
+    """`cat`: the output of a process as far as there is any, or its input as it stands."""
+    if not arguments.operands:
+        await copy_input(shell)
+        return 0
     client = await shell.client()
     sample, _ = await _read_so_far(shell, client, shell.jobs.resolve_one(arguments.operands[0]))
     shell.screen.write(sample.text)
@@ -174,13 +186,18 @@ async def show_output(shell: Shell, arguments: Arguments) -> int:
 
 async def show_end_of_output(shell: Shell, arguments: Arguments) -> int:
     """`tail`: the last lines of a process's output; with -f, also those that are still to come."""
+    num_lines = arguments["lines"] or DEFAULT_TAIL_LINES
+    if not arguments.operands:
+        await show_last_lines(shell, num_lines)
+        return 0
     client = await shell.client()
     sample, is_over = await _read_so_far(shell, client, shell.jobs.resolve_one(arguments.operands[0]))
     lines = sample.text.splitlines(keepends=True)
-    shell.screen.write("".join(lines[-(arguments["lines"] or DEFAULT_TAIL_LINES) :]))
+    shell.screen.write("".join(lines[-num_lines:]))
     if arguments["follow"] and not is_over:
         async for output in client.stream(sample.pid, sample.offset):
             shell.screen.write(sample.take(output))
+            await shell.screen.drain()
     shell.screen.end_line()
     return 0
 
@@ -259,25 +276,26 @@ COMMANDS = (
     ),
     Command(
         "cat",
-        "PID|%JOB",
-        "Print a process's output as far as there is any, without waiting for more.",
+        "[PID|%JOB]",
+        "Print a process's output as far as there is any, without waiting for more. Without a process, what "
+        "is piped into it.",
         show_output,
-        (),
-        1,
-        1,
-        "pid",
+        max_operands=1,
+        completes="pid",
+        reads_input=True,
     ),
     Command(
         "tail",
-        "PID|%JOB",
-        "Print the last lines of a process's output. With -f, follow it to the end of its turn.",
+        "[PID|%JOB]",
+        "Print the last lines of a process's output. With -f, follow it to the end of its turn. Without a "
+        "process, the last lines of what is piped into it.",
         show_end_of_output,
         (
             Option(("--follow", "-f"), "follow the output as it comes"),
             Option(("--lines", "-n"), f"how many lines; {DEFAULT_TAIL_LINES} by default", "N", read_count),
         ),
-        1,
-        1,
-        "pid",
+        max_operands=1,
+        completes="pid",
+        reads_input=True,
     ),
 )

@@ -117,6 +117,7 @@ async def show_events(shell: Shell, arguments: Arguments) -> int:
         since = events[-1].sequence + 1 if events else 0
         async for batch in client.follow_events(since):
             _print_events(shell, batch, is_json)
+            await shell.screen.drain()
     return 0
 
 

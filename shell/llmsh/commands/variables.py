@@ -1,0 +1,49 @@
+"""Variables: set, unset."""
+
+from __future__ import annotations
+
+from shell.llmsh.loop import Shell
+from shell.llmsh.options import Arguments
+from shell.llmsh.render import Column, make_table
+from shell.llmsh.table import JSON, Command
+
+
+async def list_variables(shell: Shell, arguments: Arguments) -> int:
+    """`set`: the shell's own variables."""
+    if shell.is_json(arguments):
+        shell.screen.json(dict(shell.variables))
+    elif rows := list(shell.variables):
+        shell.screen.show(make_table((Column("NAME"), Column("VALUE", is_flexible=True)), rows))
+    return 0
+
+
+async def unset(shell: Shell, arguments: Arguments) -> int:
+    """`unset`: forget variables."""
+    for name in arguments.operands:
+        shell.variables.remove(name)
+    return 0
+
+
+COMMANDS = (
+    Command(
+        "set",
+        "",
+        "List the variables of this shell. NAME=VALUE on a line of its own sets one, $NAME stands for it; "
+        "$(commands) stands for what they write.",
+        list_variables,
+        (JSON,),
+        examples=(
+            ('story=$(run "Tell me a story"); run "Who is in it? $story"', "use an answer more than once"),
+        ),
+    ),
+    Command(
+        "unset",
+        "NAME...",
+        "Forget variables of this shell.",
+        unset,
+        (),
+        1,
+        None,
+        "variable",
+    ),
+)
