@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 import attrs
 
@@ -36,11 +35,7 @@ class BatchLimits:
     target_seconds: float = math.inf  # that a step with decodes may take, when its length can be predicted
 
 
-class Share(NamedTuple):  # a tuple: one is made for every row of every step
-    """One process's part of a step: its next `num_tokens` positions."""
-
-    process: Process
-    num_tokens: int
+Share = tuple[Process, int]  # one process's part of a step: how many of its next positions
 
 
 def compose(
@@ -73,21 +68,21 @@ def compose(
         is_over_share: of a tenant.
 
     Returns:
-        Shares with num_tokens >= 1, decodes first, at most one for a process.
+        Shares of at least one position, decodes first, at most one for a process.
     """
     shares: list[Share] = []
     prompts: list[Process] = []
     most = min(limits.max_step_tokens, limits.max_rows)
     for process in running:
-        waiting = len(process.tokens) + process.num_pending - process.num_scheduled
-        if waiting > 1:
+        num_expected = len(process.tokens) + process.num_pending
+        if num_expected - process.num_scheduled > 1:
             prompts.append(process)
         elif (
             process.num_pending < STEPS_IN_FLIGHT
-            and len(process.tokens) - process.turn_start + process.num_pending < process.max_tokens
+            and num_expected - process.turn_start < process.max_tokens
             and len(shares) < most
         ):
-            shares.append(Share(process, 1))
+            shares.append((process, 1))
     budget = limits.max_step_tokens - len(shares)
     if len(prompts) > 1:
         prompts.sort(key=lambda process: standing(process.tenant))  # stable
@@ -103,7 +98,7 @@ def _add_prompts(shares: list[Share], prompts: list[Process], budget: int, limit
         if budget <= 0 or len(shares) >= limits.max_rows:
             break
         count = min(process.num_uncomputed, budget, limits.max_chunk_tokens)
-        shares.append(Share(process, count))
+        shares.append((process, count))
         budget -= count
 
 
@@ -115,9 +110,8 @@ def _add_prompts_in_time(
     predict: Predict,
     is_over_share: IsOverShare,
 ) -> None:
-    work = StepWork()
-    for process, _ in shares:
-        work = work.with_row(process.num_scheduled, 1)
+    num_keys = len(shares) + sum(process.num_scheduled for process, _ in shares)
+    work = StepWork(len(shares), len(shares), num_keys, num_keys)
     decode_seconds = predict(work)
     most_seconds = max(limits.target_seconds, MAX_STRETCH * decode_seconds)
     is_anybody_modest = not all(map(is_over_share, {process.tenant for process, _ in shares}))
@@ -132,7 +126,7 @@ def _add_prompts_in_time(
         count = _fit(work, start, wanted, predict, most_seconds)
         count = min(wanted, max(count, guaranteed))
         if count:
-            shares.append(Share(process, count))
+            shares.append((process, count))
         if count < wanted:
             break
         work = work.with_row(start, count)

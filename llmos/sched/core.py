@@ -8,7 +8,7 @@ samples for you".
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 
 import attrs
@@ -229,7 +229,7 @@ class Core(Actor[Message]):
         rows: list[Row] = []
         entries: list[tuple[Process, int, int, bool]] = []
         elders: list[Process] = []
-        num_tokens = num_context_tokens = num_pairs = 0
+        num_context_tokens = num_extra_tokens = num_extra_pairs = 0  # extra: beyond one token for each row
         predict = self.forecast.step_seconds if self.forecast else None
         policy = residents.policy
         for process, num_new in compose(
@@ -249,21 +249,22 @@ class Core(Actor[Message]):
                     continue
             if not process.bound:
                 switch.bind(process)
-            known = len(process.tokens)
+            known, num_pending = len(process.tokens), process.num_pending
             tokens = tuple(process.tokens[start:end]) if start < known else ()
-            sample = end >= known and known - process.turn_start + process.num_pending < process.max_tokens
+            sample = end >= known and known - process.turn_start + num_pending < process.max_tokens
             rows.append(Row(space.asid, start, tokens, sample))
             entries.append((process, process.epoch, end, sample))
-            num_tokens += num_new
             num_context_tokens += end
-            num_pairs += end if num_new == 1 else count_pairs(start, num_new)
+            if num_new > 1:
+                num_extra_tokens += num_new - 1
+                num_extra_pairs += count_pairs(start, num_new) - end
             process.num_scheduled = end
             if process.num_uncharged:
                 residents.charge_prompt(process, start, end)
             if end < known:
                 vmm.map_ahead(space, min(known, end + num_new))
             if sample:
-                process.num_pending += 1
+                process.num_pending = num_pending + 1
             if tokens and not process.timeline.is_decoding:
                 now = trio.current_time()
                 if process.first_step_at is None:
@@ -274,7 +275,8 @@ class Core(Actor[Message]):
                 elders.append(process)
         if not rows:
             return None
-        work = StepWork(num_tokens, len(rows), num_context_tokens, num_pairs)
+        num_rows, num_pairs = len(rows), num_context_tokens + num_extra_pairs
+        work = StepWork(num_rows + num_extra_tokens, num_rows, num_context_tokens, num_pairs)
         step = self._issue(Step(self._step_id + 1, switch.take_edits(), tuple(rows)), entries, work)
         # Only now: the heirs' mappings must ride on the next step, since this one still writes those pages.
         for elder in elders:
@@ -303,15 +305,16 @@ class Core(Actor[Message]):
         now = trio.current_time()
         faults = {fault.row: fault.message for fault in result.faults}
         woken: list[Process] = []
-        served: dict[str, int] = {}
+        tenants: list[str] = []  # of each token
         for i, (process, epoch, end, sample) in enumerate(step.entries):
             if process.epoch != epoch:
                 continue
             if faults and i in faults:
                 self.residents.terminate(process, ExitStatus("error", message=faults[i]), is_clean=False)
                 continue
-            if process.num_computed < process.turn_start:
-                self.num_prompt_tokens += max(0, min(end, process.turn_start) - process.num_computed)
+            turn_start = process.turn_start
+            if process.num_computed < turn_start:
+                self.num_prompt_tokens += max(0, min(end, turn_start) - process.num_computed)
             process.num_computed = end
             if not sample:
                 continue
@@ -320,7 +323,8 @@ class Core(Actor[Message]):
                 self.residents.terminate(process, ExitStatus("error", message="the driver sampled no token"))
                 continue
             process.num_pending -= 1
-            process.tokens.append(token)
+            tokens = process.tokens
+            tokens.append(token)
             process.output.append(token)
             if result.logprobs:
                 logprobs = result.logprobs[i]
@@ -333,15 +337,15 @@ class Core(Actor[Message]):
                 process.timeline.decodes(now, len(process.output), is_first)
                 if process.first_token_at is None:
                     process.first_token_at = now
-            served[process.tenant] = served.get(process.tenant, 0) + 1
+            tenants.append(process.tenant)
             if token in process.stop_tokens:
                 self.residents.end_turn(process, ExitStatus("stop", stop_token=token))
-            elif len(process.tokens) - process.turn_start >= process.max_tokens:
+            elif len(tokens) - turn_start >= process.max_tokens:
                 self.residents.end_turn(process, ExitStatus("length"))
             elif process.readers:
                 woken.append(process)
-        for tenant, num_tokens in served.items():
-            self.num_output_tokens += num_tokens
+        self.num_output_tokens += len(tenants)
+        for tenant, num_tokens in Counter(tenants).items():
             self.residents.accounts.of(tenant).charge_output(num_tokens)
         if self.num_steps % STEPS_PER_RESIDENCY_CHARGE == 0:
             self.residents.charge_all_residency()

@@ -28,9 +28,9 @@ INLINE vf load_format_first(const void *p, int format, int32_t n)
     return load_format(bytes, format);
 }
 
-/* scores[r][16 t ..] = q[r] . keys of tile t, for R rows and T tiles. */
+/* scores[r][16 t ..] = q[r] . keys of tile t, for R rows and T tiles. Fetches keys so many tiles ahead; 0: none. */
 INLINE void score_block(const int R, const int T, const int format, const float *q, int32_t dim, const int32_t width,
-                        const char *const *keys, float *scores, int32_t fetches)
+                        const char *const *keys, float *scores, int32_t ahead)
 {
     vf sum[KEY_ROWS][FEW_TILES]; /* R and T, but not as a variable length: that would live in memory */
     int32_t item = kv_item_bytes(format);
@@ -40,9 +40,9 @@ INLINE void score_block(const int R, const int T, const int format, const float 
         for (int t = 0; t < T; t++)
             sum[r][t] = vf_set(0.0f);
     for (int32_t d0 = 0; d0 < dim; d0 += 4) {
-        if (fetches) { /* in the order of addresses, not of use */
+        if (ahead) { /* in the order of addresses, not of use */
             int32_t at = T * d0;
-            fetch_lines(keys[at / dim + TILES_AHEAD] + (int64_t)(at % dim) * 16 * item, 64 * item * T);
+            fetch_lines(keys[at / dim + ahead] + (int64_t)(at % dim) * 16 * item, 64 * item * T);
         }
 #pragma GCC unroll 4
         for (int32_t d = d0; d < d0 + 4; d++) {
@@ -67,9 +67,9 @@ INLINE void score_block(const int R, const int T, const int format, const float 
             vf_store(scores + r * SCORE_STRIDE + t * 16, sum[r][t]);
 }
 
-#define SCORE_CALL(n, tiles)                                                                                           \
-    score_block(n, tiles, format, s->q + (int64_t)row * QUERY_STRIDE, dim, 16, keys,                                   \
-                scores + (int64_t)row * SCORE_STRIDE, row == 0)
+#define SCORE_CALL(n, count)                                                                                           \
+    score_block(n, count, format, s->q + (int64_t)row * QUERY_STRIDE, dim, 16, keys,                                   \
+                scores + (int64_t)row * SCORE_STRIDE, row == 0 ? tiles->ahead : 0)
 #define SCORE_FEW(n) SCORE_CALL(n, FEW_TILES)
 #define SCORE_TWO(n) SCORE_CALL(n, 2)
 #define SCORE_ONE(n) SCORE_CALL(n, 1)
@@ -109,7 +109,7 @@ INLINE void score_tiles(const attention_scratch_t *s, const attention_tiles *til
  */
 INLINE void value_block(const int R, const int C, const int lanes, const int format, const float *weights,
                         const char *const *values, int32_t width, int32_t dim, int32_t column, int32_t from,
-                        int32_t to, float *sums, int64_t sum_stride, int32_t fetches)
+                        int32_t to, float *sums, int64_t sum_stride, int32_t num_ahead)
 {
     vf sum[VALUE_ROWS][VALUE_COLUMNS];
     int32_t item = kv_item_bytes(format);
@@ -121,10 +121,10 @@ INLINE void value_block(const int R, const int C, const int lanes, const int for
     for (int32_t token = from; token < to;) {
         int32_t tile = token / width, slot = token % width, end = (tile + 1) * width < to ? (tile + 1) * width : to;
         int64_t offset = ((int64_t)slot * dim + column) * item;
-        const char *at = values[tile] + offset, *ahead = values[tile + TILES_AHEAD] + offset;
+        const char *at = values[tile] + offset, *ahead = values[tile + num_ahead] + offset;
         for (; token < end; token++, at += dim * item, ahead += dim * item) {
             vf v[VALUE_COLUMNS];
-            if (fetches)
+            if (num_ahead)
                 fetch_lines(ahead, C * lanes * item);
 #pragma GCC unroll 4
             for (int c = 0; c < C; c++)
@@ -147,7 +147,7 @@ INLINE void value_block(const int R, const int C, const int lanes, const int for
 
 #define VALUE_CALL(n, columns, lanes)                                                                                  \
     value_block(n, columns, lanes, format, weights + (int64_t)row * SCORE_STRIDE, values, width, dim, column, from,    \
-                to, sums + row * s->sum_stride + column, s->sum_stride, row == 0)
+                to, sums + row * s->sum_stride + column, s->sum_stride, row == 0 ? tiles->ahead : 0)
 #define VALUE_FOUR(n) VALUE_CALL(n, 4, 16)
 #define VALUE_TWO(n) VALUE_CALL(n, 2, 16)
 #define VALUE_ONE(n) VALUE_CALL(n, 1, 16)

@@ -65,7 +65,7 @@ INLINE void score_block_int8(const int R, const int T, const attention_scratch_t
 #pragma GCC unroll 4
     for (int t = 0; t < T; t++) {
         if (width == 16) {
-            fetch_lines((const char *)scales[t + TILES_AHEAD], 64);
+            fetch_lines((const char *)scales[t + tiles->ahead], 64);
             fetch_lines((const char *)value_scales[t], 64);
         }
         vf scale = width == 16 ? vf_load(scales[t]) : vf_load_first(scales[t], width);

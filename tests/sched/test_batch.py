@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 from attrs import evolve
 from hypothesis import given
@@ -11,8 +12,21 @@ from hypothesis import strategies as st
 from llmos.cost import CostModel, StepWork
 from llmos.params import MAX_STRETCH, MIN_PROMPT_TOKENS
 from llmos.proc.pcb import Pid, Process
-from llmos.sched.batch import BatchLimits, Share, compose
+from llmos.sched import batch
+from llmos.sched.batch import BatchLimits
 from syscalls.sampling import Sampling
+
+
+class Share(NamedTuple):
+    """A share, with names."""
+
+    process: Process
+    num_tokens: int
+
+
+def compose(*args: Any) -> list[Share]:
+    """The composer's shares, with names."""
+    return [Share(*share) for share in batch.compose(*args)]
 
 
 def make_process(pid: int, num_tokens: int, num_scheduled: int, num_pending: int = 0) -> Process:
