@@ -50,6 +50,7 @@ from llmos.device import (
     TokenLogprobs,
     choose_kv_format,
 )  # fmt: skip
+from native.sampling import Draw
 
 __all__ = ["Engine"]
 
@@ -169,6 +170,7 @@ class Engine:
         tokens: list[int | None] = [None] * len(step.rows)
         logprobs: list[TokenLogprobs | None] = [None] * len(step.rows)
         mus: dict[int, float] = {}
+        scores: dict[int, tuple[TokenLogprobs, ...]] = {}
         faults: dict[int, str] = {}
         good: dict[int, Row] = {}
         failed = self._apply_edits(session, step.edits)
@@ -183,7 +185,7 @@ class Engine:
                 faults[index] = message or "it has no tokens"
         if good:
             try:
-                self._run_rows(session, step.rows, good, tokens, logprobs, mus, faults)
+                self._run_rows(session, step.rows, good, tokens, logprobs, mus, scores, faults)
             except Exception as error:
                 traceback.print_exc()
                 self.backend.check_health()
@@ -199,6 +201,7 @@ class Engine:
             logprobs=tuple(logprobs) if any(logprobs) else (),
             faults=tuple(RowFault(index, faults[index]) for index in sorted(faults)),
             mus=tuple(mus.get(index) for index in range(len(step.rows))) if mus else (),
+            scores=tuple(scores.get(index, ()) for index in range(len(step.rows))) if scores else (),
         )
 
     def _apply_edits(self, session: _Session, edits: tuple[Edit, ...]) -> str | None:
@@ -265,9 +268,10 @@ class Engine:
         tokens: list[int | None],
         logprobs: list[TokenLogprobs | None],
         mus: dict[int, float],
+        scores: dict[int, tuple[TokenLogprobs, ...]],
         faults: dict[int, str],
     ) -> None:
-        """Run good rows, by index; fill tokens, logprobs, mus and faults in."""
+        """Run good rows, by index; fill tokens, logprobs, mus, scores and faults in."""
         batch = list(good.values())
         if self.debug:
             _poison_tails(session, batch)
@@ -275,9 +279,24 @@ class Engine:
         wanted = [(rows[index].asid, rows[index].start + rows[index].num_tokens) for index in sampling]
         for row in batch:
             session.sampler.observe(row.asid, row.start, row.tokens)
-        choices = session.model.choose(
-            batch, session.arena.page_index, session.k_pages, session.v_pages, session.sampler.draws(wanted)
+        own = iter(session.sampler.draws(wanted))
+        draws: list[Draw | None] = []
+        for row in batch:
+            draws += session.sampler.scores(row.asid, row.targets)
+            draws += [next(own)] if row.sample else []
+        made = iter(
+            session.model.choose(batch, session.arena.page_index, session.k_pages, session.v_pages, draws)
         )
+        choices = []
+        for index, row in good.items():
+            if row.targets:
+                given = [next(made) for _ in row.targets]
+                scores[index] = tuple(
+                    TokenLogprobs(each.logprob, each.top_ids, each.top_logprobs, each.rank) for each in given
+                )
+                if any(each.num_bad for each in given):
+                    faults[index] = f"logits are not finite between {row.start} and {row.start + len(given)}"
+            choices += [next(made)] if row.sample else []
         for index, (asid, position), sampled in zip(
             sampling, wanted, session.sampler.record(choices, wanted), strict=True
         ):

@@ -333,6 +333,7 @@ class SimDriver:
         logprobs: list[TokenLogprobs | None] = []
         faults: list[RowFault] = []
         mus: list[float | None] = []
+        scores: list[tuple[TokenLogprobs, ...]] = []
         for index, row in enumerate(step.rows):
             if not row.tokens and self._sampler(row).has_failed:
                 # Planned before the kernel could know; it fails too, and does not touch memory.
@@ -340,9 +341,12 @@ class SimDriver:
                 tokens.append(None)
                 logprobs.append(None)
                 mus.append(None)
+                scores.append(())
                 continue
             inputs = self._resolve(row)
-            state = self._run(row, inputs)
+            states = self._run(row, inputs)
+            state = states[-1]
+            scores.append(self._score(row, states))
             token = logprob = None
             if self.faults.faulty_token in inputs:
                 faults.append(
@@ -356,7 +360,15 @@ class SimDriver:
             mus.append(self._sampler(row).mu if token is not None else None)
         wanted = tuple(logprobs) if any(logprobs) else ()
         has_mu = any(mu is not None for mu in mus)
-        done = StepDone(step.id, tuple(tokens), seconds, wanted, tuple(faults), tuple(mus) if has_mu else ())
+        done = StepDone(
+            step.id,
+            tuple(tokens),
+            seconds,
+            wanted,
+            tuple(faults),
+            tuple(mus) if has_mu else (),
+            tuple(scores) if any(scores) else (),
+        )
         self._answer(seconds, done)
 
     def _apply(self, edit: Edit) -> None:
@@ -417,8 +429,19 @@ class SimDriver:
             )
         return (token,)
 
-    def _run(self, row: Row, inputs: tuple[int, ...]) -> int:
-        """Compute a row's positions into memory and return the state behind the last one."""
+    def _score(self, row: Row, states: list[int]) -> tuple[TokenLogprobs, ...]:
+        if len(row.targets) > len(states):
+            raise ProtocolViolation(
+                f"space {row.asid} has {len(row.targets)} targets for {len(states)} tokens"
+            )
+        count = self._sampler(row).bind.sampling.prompt_logprobs or 0 if row.targets else 0
+        return tuple(
+            self.model.logprobs(token, state, count)
+            for token, state in zip(row.targets, states, strict=False)
+        )
+
+    def _run(self, row: Row, inputs: tuple[int, ...]) -> list[int]:
+        """Compute a row's positions into memory and return the state behind each."""
         end = row.start + len(inputs)
         if row.start < 0 or end > self.max_model_len:
             raise ProtocolViolation(
@@ -432,7 +455,7 @@ class SimDriver:
         if sampler is not None:
             for position, token in enumerate(inputs, row.start):
                 sampler.count(position, token)
-        return states[-1]
+        return states[1:]
 
     def _sample(self, row: Row, state: int) -> tuple[int, TokenLogprobs | None]:
         sampler = self._sampler(row)

@@ -296,12 +296,16 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
     Empty `tokens` means one token: the one that this space sampled last, perhaps in a step that is still
     in flight. With `sample`, the row's last position yields the space's next token. A step has at most one
     row for a space.
+
+    `targets` are tokens that are known to follow the row's first positions, one each: how likely they were is
+    told, with as many alternatives as the space's `prompt_logprobs`. Nothing is sampled there.
     """
 
     asid: int
     start: int
     tokens: tuple[int, ...]
     sample: bool
+    targets: tuple[int, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -337,6 +341,7 @@ class StepDone(msgspec.Struct, frozen=True, tag="step_done"):
     logprobs: tuple[TokenLogprobs | None, ...] = ()
     faults: tuple[RowFault, ...] = ()
     mus: tuple[float | None, ...] = ()  # of mirostat, after each row's token; empty when no row has one
+    scores: tuple[tuple[TokenLogprobs, ...], ...] = ()  # of each row's targets; empty when no row has any
 
 
 # --- copies between tiers ----------------------------------------------------------------------------------

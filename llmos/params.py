@@ -17,6 +17,7 @@ STEPS_IN_FLIGHT: Final = 2  # the kernel plans step N+1 while the device compute
 MAX_STRETCH: Final = 2.0  # of a step by prompts, if its decodes take more than half of the target
 COURTEOUS_SECONDS: Final = 0.01  # added to a step by a tenant over its share: nobody sees it
 MIN_PROMPT_TOKENS: Final = 16  # that a step carries if prompts wait, however long its decodes take
+MAX_SCORED_TOKENS: Final = 64  # of prompts in a step: each takes a row of logits over the whole vocabulary
 EVENT_RING_SIZE: Final = 8_192  # lines of dmesg kept
 
 MAX_SAVES_AT_ONCE: Final = 4  # checkpoints under way, each of which pins the pages that it writes; more wait

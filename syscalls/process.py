@@ -26,7 +26,7 @@ class Spawn(msgspec.Struct, frozen=True, tag="spawn"):
     """
 
     prompt: tuple[int, ...]  # token ids
-    max_tokens: int | None = None  # per turn; None: up to the context
+    max_tokens: int | None = None  # per turn; None: up to the context; 0: only score the prompt
     sampling: Sampling = Sampling()
     model: str | None = None  # None: the default model
     num_samples: int = 1
@@ -123,6 +123,8 @@ class Output(msgspec.Struct, frozen=True, tag="output"):
     logprobs: tuple[TokenLogprobs, ...] = ()  # aligned with tokens when asked for at spawn
     end: ExitStatus | None = None  # set when nothing follows these tokens in this turn
     usage: Usage = Usage()
+    # With offset 0 and when asked for at spawn: of the prompt but its first token. Only the first sample's.
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 class Write(msgspec.Struct, frozen=True, tag="write"):

@@ -156,6 +156,7 @@ class ScriptedProcess:
     tokens: list[int] = attrs.field(factory=list)  # prompt and output of all turns
     output: list[int] = attrs.field(factory=list)
     logprobs: list[TokenLogprobs] = attrs.field(factory=list)
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     end: ExitStatus | None = None  # of the process, or of the turn that is over
     is_zombie: bool = False
     is_stopped: bool = False
@@ -465,6 +466,7 @@ class ScriptedKernel:
             tuple(process.logprobs[offset:]),
             process.end,
             self._usage(process) if process.end is not None else Usage(),
+            process.prompt_logprobs if offset == 0 else (),
         )
 
     def _write(self, process: ScriptedProcess, tokens: tuple[int, ...], max_tokens: int | None) -> None:

@@ -39,6 +39,9 @@ class ResolvedRow(Protocol):
     @property
     def sample(self) -> bool: ...
 
+    @property
+    def targets(self) -> Sequence[int]: ...
+
 
 @frozen
 class Span:
@@ -63,7 +66,7 @@ class Batch:
     positions: torch.Tensor  # [num_tokens] absolute
     pages: torch.Tensor  # [num_tokens] page index that each token's key and value are written to
     slots: torch.Tensor  # [num_tokens] token slot inside that page
-    sample_indices: torch.Tensor  # [num_samples] flat index of the last token of each sampling row
+    sample_indices: torch.Tensor  # [num_samples] flat indices of the tokens that logits are wanted of
     spans: tuple[Span, ...]  # one for each row, in order
     tokens_per_page: int
 
@@ -107,6 +110,8 @@ def build_batch(
         token_ids += row.tokens
         positions += range(row.start, end)
         pages += [row_pages[position // tokens_per_page] for position in range(row.start, end)]
+        first = len(token_ids) - num_tokens
+        sample_indices += range(first, first + len(row.targets))
         if row.sample:
             sample_indices.append(len(token_ids) - 1)
     position_tensor = torch.tensor(positions, dtype=torch.int64)

@@ -134,7 +134,7 @@ class NativeTransformer:
         v_pages: Sequence[torch.Tensor],
     ) -> torch.Tensor:
         """See Model."""
-        num_samples = sum(row.sample for row in rows)
+        num_samples = sum(len(row.targets) + row.sample for row in rows)
         _, logits = self._forward(rows, page_index, k_pages, v_pages, [Draw()] * num_samples)
         return torch.from_numpy(logits.copy()) if num_samples else torch.empty((0, self.config.vocab_size))
 
@@ -178,6 +178,7 @@ class NativeTransformer:
                 num_pages = (row.start + num_tokens - 1) // tokens_per_page + 1
                 table += [page_index(row.asid, vpn) for vpn in range(num_pages)]
             tokens += row.tokens
+            samples += range(len(tokens) - num_tokens, len(tokens) - num_tokens + len(row.targets))
             if row.sample:
                 samples.append(len(tokens) - 1)
         order = sorted(range(len(samples)), key=lambda index: draws[index] is not None)  # greedy ones first

@@ -87,6 +87,12 @@ class Sampler:
         states = [(self._states.get(asid), position) for asid, position in rows]
         return [None if state is None else state.draw(position) for state, position in states]
 
+    def scores(self, asid: int, targets: Sequence[int]) -> list[Draw]:
+        """How the likelihood of tokens that are known is told, for a row's `targets`."""
+        state = self._states.get(asid)
+        num_top = None if state is None else state.sampling.prompt_logprobs
+        return [Draw(given=token, num_top=num_top or 0) for token in targets]
+
     def record(self, choices: Sequence[Choice], rows: Sequence[tuple[int, int]]) -> list[Sampled]:
         """Outcomes of rows whose tokens were chosen as `draws` said; counts the tokens."""
         results: list[Sampled] = []

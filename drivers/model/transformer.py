@@ -90,7 +90,7 @@ class Model(Protocol):
         v_pages: Sequence[torch.Tensor],
         draws: Sequence[Draw | None],
     ) -> list[Choice]:
-        """`run`, then choose the next token of each sampling row; draws as in `choose_tokens`."""
+        """`run`, then a choice for each row of logits; draws as in `choose_tokens`."""
 
 
 def explain_bad_row(row: ResolvedRow, config: ModelConfig, max_model_len: int) -> str | None:
@@ -100,6 +100,11 @@ def explain_bad_row(row: ResolvedRow, config: ModelConfig, max_model_len: int) -
         return f"positions {row.start} to {end} do not fit a context of {max_model_len} tokens"
     if min(row.tokens) < 0 or max(row.tokens) >= config.vocab_size:
         return f"a token id is outside the vocabulary of {config.vocab_size}"
+    targets = row.targets
+    if len(targets) > len(row.tokens) or (
+        targets and not 0 <= min(targets) <= max(targets) < config.vocab_size
+    ):
+        return f"{len(targets)} targets for {len(row.tokens)} tokens, in a vocabulary of {config.vocab_size}"
     return None
 
 
@@ -166,7 +171,8 @@ class Transformer:
             v_pages: likewise.
 
         Returns:
-            Logits [num_sampling_rows, vocab_size], fp32, in the order of the rows with `sample`. Each row has
+            Logits [num_wanted, vocab_size], fp32, in the order of the rows: of each, those of its targets'
+            positions, then that of its last position with `sample`. Each row has
             the bits that it would have alone, or had its tokens come in other chunks.
         """
         return self.forward(build_batch(rows, page_index, k_pages[0].shape[1], self.device), k_pages, v_pages)

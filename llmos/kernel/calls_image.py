@@ -164,6 +164,8 @@ def _make_process(
         output=list(saved.output),
         logprobs=list(saved.logprobs),
         mu=saved.mu,
+        num_to_score=saved.num_to_score,
+        prompt_logprobs=list(saved.prompt_logprobs),
         turn_start=saved.turn_start,
         max_tokens=saved.max_tokens,
         status=saved.status,

@@ -119,6 +119,7 @@ def _output(process: Process, offset: int) -> p.Output:
         logprobs=tuple(process.logprobs[offset:]),
         end=process.status,
         usage=process.usage(trio.current_time()) if process.status else p.Usage(),
+        prompt_logprobs=tuple(process.prompt_logprobs) if offset == 0 else (),
     )
 
 

@@ -17,6 +17,7 @@ from syscalls.errno import Errno, SyscallError
 from syscalls.process import MAX_NICE, MAX_SAMPLES, MIN_NICE, Fork, Spawn
 
 MAX_STOP_TOKENS = 64
+MAX_SCORES = 500_000  # log-probabilities of a prompt: they go to the client in one reply
 
 
 def _invalid(message: str) -> SyscallError:
@@ -64,8 +65,12 @@ def check_spawn(core: Core, tenant: Tenant, body: Spawn) -> int:
     context, length = model.max_model_len, len(body.prompt)
     room = most_tokens(core, tenant)
     wanted = body.max_tokens if body.max_tokens is not None else max(1, room - length)
-    if wanted < 1:
-        raise _invalid(f"max_tokens is {wanted}; at least 1")
+    scores_only = body.sampling.prompt_logprobs is not None and length > 1 and body.num_samples == 1
+    if wanted < 1 and not (wanted == 0 and scores_only and not body.interactive):
+        raise _invalid(
+            f"max_tokens is {wanted}; at least 1, or 0 for one sample that is not interactive, of a prompt "
+            "of two tokens or more, with prompt_logprobs"
+        )
     if length + wanted > context:
         raise SyscallError(
             Errno.E2BIG,
@@ -87,6 +92,9 @@ def check_spawn(core: Core, tenant: Tenant, body: Spawn) -> int:
             raise _invalid(f"{name} holds an id outside the vocabulary of {model.vocab_size}")
     if (problem := body.sampling.explain_invalid()) is not None:
         raise _invalid(problem)
+    num_scores = length * (1 + (body.sampling.prompt_logprobs or 0))
+    if body.sampling.prompt_logprobs is not None and num_scores > MAX_SCORES:
+        raise _invalid(f"prompt_logprobs of this prompt are {num_scores} numbers; the limit is {MAX_SCORES}")
     frames = kv.num_pages(length + wanted) * kv.frames_per_page
     if frames > core.loaded.num_frames:
         raise SyscallError(
@@ -127,6 +135,8 @@ def make_processes(system: System, core: Core, session: Session, body: Spawn) ->
             sampling=msgspec.structs.replace(body.sampling, seed=_wrap_seed(seed + i)),
             stop_tokens=stop_tokens,
             min_tokens=body.min_tokens,
+            # those that share the first one's prefill do not see its logits
+            num_to_score=0 if processes or body.sampling.prompt_logprobs is None else len(body.prompt) - 1,
             interactive=body.interactive,
             auto_reap=body.auto_reap,
             deadline_seconds=body.deadline_seconds,

@@ -108,6 +108,8 @@ class SavedProcess(msgspec.Struct, frozen=True):
     num_saved_tokens: int  # whose keys and values are in the file
     checksums: list[tuple[int, ...]]  # CRC-32C of each page's slots, as the driver counts them
     mu: float | None = None  # of mirostat
+    num_to_score: int = 0
+    prompt_logprobs: list[TokenLogprobs] = []
 
 
 class Image(msgspec.Struct, frozen=True):
@@ -173,6 +175,8 @@ def describe(process: Process, platform: Platform, num_saved_tokens: int, saved_
             num_saved_tokens=num_saved_tokens,
             checksums=[],
             mu=process.mu,
+            num_to_score=process.num_to_score,
+            prompt_logprobs=list(process.prompt_logprobs),
         ),
     )
 
@@ -253,8 +257,8 @@ def _explain_contradiction(image: Image, num_frame_bytes: int) -> str | None:
         (process.turn_start + process.max_tokens <= context, f"max_tokens is {process.max_tokens}"),
         (
             num_turn_output <= len(process.output)
-            and process.max_tokens >= 1
-            and (is_over or num_turn_output < process.max_tokens),
+            and process.max_tokens >= (process.num_to_score == 0)
+            and (is_over or num_turn_output < max(process.max_tokens, process.num_to_score > 0)),
             f"{num_turn_output} tokens of output in a turn of {process.max_tokens}",
         ),
         (process.min_tokens >= 0, f"min_tokens is {process.min_tokens}"),
@@ -264,6 +268,10 @@ def _explain_contradiction(image: Image, num_frame_bytes: int) -> str | None:
             f"deadline_seconds is {process.deadline_seconds}",
         ),
         (process.sampling.seed is not None, "no seed"),
+        (
+            0 <= len(process.prompt_logprobs) <= process.num_to_score < process.num_prompt_tokens,
+            f"{len(process.prompt_logprobs)} of {process.num_to_score} tokens are scored",
+        ),
         (process.mu is None or math.isfinite(process.mu), f"mu is {process.mu}"),
         (
             process.status is None or (process.interactive and process.status.reason in ("stop", "length")),

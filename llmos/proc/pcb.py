@@ -13,7 +13,7 @@ the one before it samples.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NewType
 
 import attrs
@@ -51,6 +51,7 @@ class Process:
     sampling: Sampling  # with a seed, always
     stop_tokens: frozenset[int]  # ids that end a turn
     min_tokens: int = 0
+    num_to_score: int = 0  # positions of the prompt at which the likelihood of the next token is wanted
     interactive: bool = False
     auto_reap: bool = False
     deadline_seconds: float | None = None  # from the beginning of a turn to when it should be over
@@ -82,6 +83,7 @@ class Process:
     # Written by the Core, read by readers.
     output: list[int] = attrs.field(factory=list)
     logprobs: list[TokenLogprobs] = attrs.field(factory=list)
+    prompt_logprobs: list[TokenLogprobs] = attrs.field(factory=list)  # of token 1 of the prompt, token 2, …
     mu: float | None = None  # of mirostat, after the last token of `tokens`; None: nothing was sampled yet
     readers: list[Reader] = attrs.field(factory=list)
     exit_callbacks: list[Callable[[Process], None]] = attrs.field(factory=list)
@@ -110,6 +112,26 @@ class Process:
     def num_uncomputed(self) -> int:
         """Positions that the device has not been given yet; at least 1 for one that can run."""
         return len(self.tokens) + self.num_pending - self.num_scheduled
+
+    @property
+    def num_reusable(self) -> int:
+        """Most positions that may be taken from memory, whoever computed them: the others must be computed.
+
+        The last one yields the next token, and those to be scored yield more than keys and values.
+        """
+        num_scored = len(self.prompt_logprobs)
+        most = len(self.tokens) - 1
+        return min(most, num_scored) if num_scored < self.num_to_score else most
+
+    def targets(self, start: int, end: int) -> tuple[int, ...]:
+        """The tokens behind positions from `start` on that are to be scored when [start, end) is computed."""
+        stop = min(end, self.num_to_score)
+        return tuple(self.tokens[start + 1 : stop + 1]) if len(self.prompt_logprobs) < stop else ()
+
+    def take_scores(self, scores: Sequence[TokenLogprobs], end: int) -> None:
+        """Keep the scores of a row that ended at `end`; those that were known already are the same."""
+        start = min(end, self.num_to_score) - len(scores)
+        self.prompt_logprobs += scores[len(self.prompt_logprobs) - start :]
 
     @property
     def deadline_at(self) -> float:

@@ -17,7 +17,13 @@ from collections.abc import Callable, Iterable
 import attrs
 
 from llmos.cost import StepWork
-from llmos.params import COURTEOUS_SECONDS, MAX_STRETCH, MIN_PROMPT_TOKENS, STEPS_IN_FLIGHT
+from llmos.params import (
+    COURTEOUS_SECONDS,
+    MAX_SCORED_TOKENS,
+    MAX_STRETCH,
+    MIN_PROMPT_TOKENS,
+    STEPS_IN_FLIGHT,
+)
 from llmos.proc.pcb import Process
 
 Predict = Callable[[StepWork], float]  # seconds that a step will take; more for more work, or as many
@@ -58,6 +64,8 @@ def compose(
     not, stretch the step by a quarter or COURTEOUS_SECONDS only: a flood does not make others' tokens come
     slowly.
 
+    Prompts whose tokens are to be scored get MAX_SCORED_TOKENS together.
+
     Neither mutates nor looks at memory: whether the shares can be mapped is the caller's business.
 
     Args:
@@ -94,11 +102,16 @@ def compose(
 
 
 def _add_prompts(shares: list[Share], prompts: list[Process], budget: int, limits: BatchLimits) -> None:
+    scorable = MAX_SCORED_TOKENS
     for process in prompts:
         if budget <= 0 or len(shares) >= limits.max_rows:
             break
         count = min(process.num_uncomputed, budget, limits.max_chunk_tokens)
-        shares.append((process, count))
+        if process.num_scheduled < process.num_to_score:
+            count = min(count, scorable)
+            scorable -= count
+        if count:
+            shares.append((process, count))
         budget -= count
 
 
@@ -116,11 +129,17 @@ def _add_prompts_in_time(
     most_seconds = max(limits.target_seconds, MAX_STRETCH * decode_seconds)
     is_anybody_modest = not all(map(is_over_share, {process.tenant for process, _ in shares}))
     guaranteed = MIN_PROMPT_TOKENS
+    scorable = MAX_SCORED_TOKENS
     for process in prompts:
         if budget <= 0 or len(shares) >= limits.max_rows:
             break
         start = process.num_scheduled
         wanted = min(process.num_uncomputed, budget, limits.max_chunk_tokens)
+        if start < process.num_to_score:
+            wanted = min(wanted, scorable)
+            scorable -= wanted
+            if not wanted:
+                continue
         if is_anybody_modest and is_over_share(process.tenant):
             most_seconds = min(most_seconds, decode_seconds + max(decode_seconds / 4, COURTEOUS_SECONDS))
         count = _fit(work, start, wanted, predict, most_seconds)

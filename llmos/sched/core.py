@@ -252,7 +252,8 @@ class Core(Actor[Message]):
             known, num_pending = len(process.tokens), process.num_pending
             tokens = tuple(process.tokens[start:end]) if start < known else ()
             sample = end >= known and known - process.turn_start + num_pending < process.max_tokens
-            rows.append(Row(space.asid, start, tokens, sample))
+            targets = process.targets(start, end) if start < process.num_to_score else ()
+            rows.append(Row(space.asid, start, tokens, sample, targets))
             entries.append((process, process.epoch, end, sample))
             num_context_tokens += end
             if num_new > 1:
@@ -316,7 +317,11 @@ class Core(Actor[Message]):
             if process.num_computed < turn_start:
                 self.num_prompt_tokens += max(0, min(end, turn_start) - process.num_computed)
             process.num_computed = end
+            if result.scores:
+                process.take_scores(result.scores[i], end)
             if not sample:
+                if process.max_tokens == 0 and end >= process.num_to_score:
+                    self.residents.end_turn(process, ExitStatus("length"))  # only the prompt was to be scored
                 continue
             token = result.tokens[i]
             if token is None:

@@ -70,7 +70,7 @@ class ContextSwitch:
         if process.space is not None:
             return
         space = process.space = self.vmm.open_space(process.tenant, process.tokens)
-        limit = len(process.tokens) - 1
+        limit = process.num_reusable
         copied = min(limit, process.backing.num_tokens(self.vmm.kv.tokens_per_page))
         covered = self.vmm.attach_prefix(space, process.tokens, limit, has=copied)
         covered = self.swap.attach(space, covered, limit, process.backing)

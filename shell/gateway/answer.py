@@ -57,6 +57,21 @@ class Shape(Protocol):
         ...
 
 
+def choose_best(collected: list[Collected], job: Job) -> list[Collected]:
+    """Of each prompt's choices, those with the largest mean log-probability; they are numbered anew."""
+    if job.num_choices == job.num_samples:
+        return collected
+    chosen = []
+    for start in range(0, len(collected), job.num_samples):
+        ranked = sorted(
+            collected[start : start + job.num_samples], key=lambda each: -each.choice.mean_logprob
+        )
+        chosen += ranked[: job.num_choices]
+    for index, each in enumerate(chosen):
+        each.choice.index = index
+    return chosen
+
+
 def make_usage(generation: Generation) -> Json:
     """Return the `usage` object as of now."""
     num_prompt, num_completion = generation.num_prompt_tokens, generation.num_completion_tokens
@@ -123,7 +138,7 @@ async def _collect(exchange: Exchange, generation: Generation, shape: Shape) -> 
         collected[choice.index].add(delta)
 
     await generation.run(keep)
-    response = shape.complete([collected[index] for index in sorted(collected)])
+    response = shape.complete(choose_best([collected[index] for index in sorted(collected)], generation.job))
     response["usage"] = make_usage(generation)
     await exchange.respond_json(200, response)
 

@@ -12,7 +12,7 @@ import attrs
 
 from shell.gateway.answer import Collected, Json
 from shell.gateway.choice import Choice, Delta, TokenEntry
-from shell.gateway.logprobs import chat_logprobs
+from shell.gateway.logprobs import chat_logprobs, prompt_logprobs
 from shell.gateway.parameters import Job
 from shell.gateway.parsers.events import CallArguments, CallBegun, CallEnded, Content, Event, Reasoning
 
@@ -150,9 +150,16 @@ class ChatShape:
             if self.job.return_token_ids:
                 row["token_ids"] = each.tokens
             choices.append(row)
-        return self._envelope("chat.completion", choices)
+        response = self._envelope("chat.completion", choices)
+        job = self.job
+        if job.num_prompt_logprobs is not None:
+            response["prompt_logprobs"] = prompt_logprobs(
+                job.model.text, job.prompts[0], collected[0].choice.prompt_logprobs, job.num_prompt_logprobs
+            )
+        return response
 
     def _logprobs(self, entries: Sequence[TokenEntry]) -> Json | None:
         if self.job.num_top_logprobs is None:
             return None
-        return chat_logprobs(self.job.model.text, entries, self.job.num_top_logprobs)
+        job = self.job
+        return chat_logprobs(job.model.text, entries, self.job.num_top_logprobs, job.tokens_as_ids)

@@ -7,6 +7,7 @@ or what may become a stop string. A token's log-probabilities come out together 
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 import attrs
@@ -68,6 +69,8 @@ class Choice:
     has_exited: bool = False  # the process ended by itself
     failure: ExitStatus | None = None  # "killed" or "error": the choice has no good end
     usage: Usage = attrs.field(factory=Usage)
+    sum_logprobs: float = 0.0  # of the sampled tokens, where they were asked for
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of the prompt but its first token
     _pending: deque[TokenEntry] = attrs.field(factory=deque)
     _untold: list[int] = attrs.field(factory=list)
 
@@ -77,6 +80,11 @@ class Choice:
         return self.finish_reason is not None or self.failure is not None
 
     @property
+    def mean_logprob(self) -> float:
+        """Of its tokens; of none: the least."""
+        return self.sum_logprobs / self.num_tokens if self.num_tokens else -math.inf
+
+    @property
     def num_reasoning_tokens(self) -> int:
         """Tokens of the thought, its marks included."""
         return self.num_thinking if self.reader.has_thought else 0
@@ -84,11 +92,13 @@ class Choice:
     def feed(self, output: Output) -> Delta:
         """Take what was read. Tokens past a stop string are not counted; they should not have been made."""
         self.usage = output.usage
+        self.prompt_logprobs = output.prompt_logprobs or self.prompt_logprobs
         end = output.end
         parts: list[Event] = []
         for position, token in enumerate(output.tokens):
             logprobs = output.logprobs[position] if output.logprobs else None
             self.num_tokens += 1
+            self.sum_logprobs += logprobs.logprob if logprobs is not None else 0.0
             self._untold.append(token)
             if token in self.end_tokens and not (self.include_stop and token in self.extra_end_tokens):
                 continue  # an end token is not text; the exit that it causes may come with a later read

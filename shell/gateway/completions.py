@@ -14,10 +14,10 @@ from msgspec import Meta
 from shell.gateway.answer import Collected, Json, Shape, answer
 from shell.gateway.body import parse_body
 from shell.gateway.choice import Choice, Delta, TokenEntry
-from shell.gateway.errors import invalid, invalid_value, unsupported
+from shell.gateway.errors import invalid, invalid_value
 from shell.gateway.exchange import Exchange
 from shell.gateway.fields import FieldTable, convert, implemented, refused, take_fields
-from shell.gateway.logprobs import completion_logprobs
+from shell.gateway.logprobs import completion_logprobs, prompt_entries, prompt_logprobs
 from shell.gateway.parameters import (
     SHARED_FIELDS,
     STREAM_OPTIONS_FIELDS,
@@ -29,6 +29,7 @@ from shell.gateway.parameters import (
 )
 from shell.gateway.sampler_fields import list_replaced
 from shell.gateway.service import Endpoint, Service
+from syscalls.process import MAX_SAMPLES
 from syscalls.sampling import MAX_LOGPROBS
 
 COMPLETION_FIELDS: FieldTable = {
@@ -46,7 +47,7 @@ class CompletionFields(SharedFields, kw_only=True):
     max_tokens: Annotated[int, Meta(ge=0)] = DEFAULT_MAX_TOKENS
     logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: bool = False
-    best_of: Annotated[int, Meta(ge=1)] | None = None
+    best_of: Annotated[int, Meta(ge=1, le=MAX_SAMPLES)] | None = None
 
 
 @attrs.define(eq=False)
@@ -84,14 +85,15 @@ class CompletionShape:
         """The echo with the first text, then text, then the finish."""
         text = delta.text if choice.index in self._begun else self._echo(choice) + delta.text
         more: Json = {}
-        if delta.entries:
-            more["logprobs"] = self._logprobs(delta.entries)
+        entries = self._entries(choice, delta.entries, has_prompt=choice.index not in self._begun)
+        if entries:
+            more["logprobs"] = self._logprobs(entries)
         if self.job.return_token_ids:
             self._untold[choice.index] += delta.tokens
             if text or delta.finish_reason is not None:  # no chunk only for tokens without text
                 more["token_ids"] = self._untold.pop(choice.index)
         found = []
-        if text:
+        if text or (entries and delta.finish_reason is None):
             found.append(self._chunk(choice, text, **more))
             more = {}
         if delta.finish_reason is not None:
@@ -110,20 +112,41 @@ class CompletionShape:
             row = {
                 "index": each.choice.index,
                 "text": self._echo(each.choice) + each.text,
-                "logprobs": self._logprobs(each.entries),
+                "logprobs": self._logprobs(self._entries(each.choice, each.entries, has_prompt=True)),
                 "finish_reason": each.choice.finish_reason,
                 "stop_reason": each.choice.stop_reason,
             }
+            if self.job.num_prompt_logprobs is not None:
+                row["prompt_logprobs"] = prompt_logprobs(
+                    self.job.model.text,
+                    self.job.prompts[each.choice.prompt_index],
+                    each.choice.prompt_logprobs,
+                    self.job.num_prompt_logprobs,
+                )
             if self.job.return_token_ids:
                 row["token_ids"] = each.tokens
                 row["prompt_token_ids"] = list(self.job.prompts[each.choice.prompt_index])
             choices.append(row)
         return self._envelope(choices)
 
+    def _entries(
+        self, choice: Choice, generated: Sequence[TokenEntry], *, has_prompt: bool
+    ) -> list[TokenEntry]:
+        """Tokens of the text, that of the prompt before them when it is echoed, with their places in it."""
+        if not self.echoes or self.job.num_top_logprobs is None:
+            return list(generated)
+        job, num_echoed = self.job, len(self._echo(choice))
+        entries = []
+        if has_prompt:
+            prompt = job.prompts[choice.prompt_index]
+            entries = prompt_entries(job.model.text, prompt, choice.prompt_logprobs, job.skip_special_tokens)
+        return entries + [attrs.evolve(entry, start=entry.start + num_echoed) for entry in generated]
+
     def _logprobs(self, entries: Sequence[TokenEntry]) -> Json | None:
         if self.job.num_top_logprobs is None:
             return None
-        return completion_logprobs(self.job.model.text, entries, self.job.num_top_logprobs)
+        job = self.job
+        return completion_logprobs(job.model.text, entries, self.job.num_top_logprobs, job.tokens_as_ids)
 
 
 class Completions(Endpoint):
@@ -147,12 +170,10 @@ def read_completion_fields(body: Json, ignored: list[str]) -> CompletionFields:
     read_stream_options(fields.stream_options, fields.stream)
     if fields.max_tokens == 0 and not fields.echo:
         raise invalid_value("max_tokens", "'max_tokens' may be 0 only together with 'echo'.")
-    if fields.echo and fields.logprobs is not None:
-        raise unsupported("logprobs", " together with 'echo'")
     if fields.best_of is not None and fields.best_of < fields.n:
         raise invalid_value("best_of", f"'best_of' is {fields.best_of}, below 'n', which is {fields.n}.")
-    if fields.best_of is not None and fields.best_of > fields.n:
-        raise unsupported("best_of", " above 'n'")
+    if fields.best_of is not None and fields.best_of > fields.n and fields.stream:
+        raise invalid_value("best_of", "'best_of' above 'n' is not for streams.")
     return fields
 
 
@@ -177,9 +198,10 @@ async def prepare_completion(service: Service, exchange: Exchange, body: Json) -
     fields = read_completion_fields(body, exchange.ignored)
     prompts = split_prompts(fields.prompt)
     limit = service.config.max_processes_per_request
-    if len(prompts) * fields.n > limit:
+    num_samples = fields.best_of or fields.n
+    if len(prompts) * num_samples > limit:
         raise invalid_value(
-            "prompt", f"{len(prompts)} prompts times 'n' {fields.n} are over {limit} processes."
+            "prompt", f"{len(prompts)} prompts times {num_samples} samples are over {limit} processes."
         )
     model = await service.catalog.resolve(fields.model)
     add_special_tokens = fields.add_special_tokens is not False
@@ -192,8 +214,10 @@ async def prepare_completion(service: Service, exchange: Exchange, body: Json) -
 
     def spell() -> tuple[str, ...]:
         return tuple(
-            prompt if isinstance(prompt, str) else model.text.decode(prompt, fields.skip_special_tokens)
-            for prompt in prompts
+            prompt
+            if isinstance(prompt, str) and len(tokens) == len(whole)
+            else model.text.decode(tokens, fields.skip_special_tokens)
+            for prompt, whole, tokens in zip(prompts, encoded, job.prompts, strict=True)
         )
 
     size = sum(map(len, prompts))
@@ -209,6 +233,8 @@ async def prepare_completion(service: Service, exchange: Exchange, body: Json) -
         num_top_logprobs=fields.logprobs,
         param="prompt",
         label=exchange.request_id,
+        num_samples=num_samples,
+        is_echo_scored=fields.echo and fields.logprobs is not None,
     )
     echoes = await service.do_text_work(size, spell) if fields.echo else ()
     return job, CompletionShape(job, echoes)

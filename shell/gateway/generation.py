@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
@@ -36,6 +37,8 @@ class Generation:
     choices: list[Choice] = attrs.field(factory=list)
     first_token: float | None = None  # seconds after `started`
     rates: Rates | None = None  # what was left to the tenant when the processes were there
+    # By prompt: its first choice, which alone computes it, has the scores of its tokens.
+    _scored: defaultdict[int, trio.Event] = attrs.field(factory=lambda: defaultdict(trio.Event))
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -59,19 +62,24 @@ class Generation:
 
     async def spawn(self) -> None:
         """Create the processes. Raises SyscallError; what was created then is killed by `close`."""
-        if self.job.spawn["max_tokens"] == 0:  # only the prompt is wanted back
-            for index in range(len(self.job.prompts) * self.job.num_samples):
-                choice = self._make_choice(index // self.job.num_samples, index, pid=0)
-                choice.finish_reason, choice.has_exited = "length", True
+        job = self.job
+        is_scored = job.spawn["sampling"].prompt_logprobs is not None
+        for prompt_index, prompt in enumerate(job.prompts):
+            pids: tuple[int, ...] = ()
+            if job.spawn["max_tokens"] != 0:
+                spawned = await self.client.spawn(prompt, **job.spawn)
+            elif is_scored and len(prompt) > 1:  # only the prompt is wanted back, with its scores
+                spawned = await self.client.spawn(prompt, **{**job.spawn, "num_samples": 1})
+            else:
+                spawned = None
+            if spawned is not None:
+                self.rates, pids = spawned.rates, spawned.pids
+            for sample in range(job.num_samples):
+                pid = pids[sample] if sample < len(pids) else 0
+                choice = self._make_choice(prompt_index, prompt_index * job.num_samples + sample, pid)
+                if not pid:
+                    choice.finish_reason, choice.has_exited = "length", True
                 self.choices.append(choice)
-            return
-        for prompt_index, prompt in enumerate(self.job.prompts):
-            spawned = await self.client.spawn(prompt, **self.job.spawn)
-            self.rates = spawned.rates
-            self.choices += [
-                self._make_choice(prompt_index, prompt_index * self.job.num_samples + sample, pid)
-                for sample, pid in enumerate(spawned.pids)
-            ]
 
     def _make_choice(self, prompt_index: int, index: int, pid: int) -> Choice:
         job = self.job
@@ -106,6 +114,7 @@ class Generation:
 
     async def _read(self, choice: Choice, deliver: Deliver) -> None:
         if choice.is_finished:
+            await self._share_scores(choice)
             await deliver(choice, Delta(parts=(), entries=(), tokens=(), finish_reason=choice.finish_reason))
         offset = 0
         last_read: float | None = None
@@ -123,12 +132,24 @@ class Generation:
                 last_read = now
             if choice.failure is not None:
                 raise explain_exit(choice.failure)
+            await self._share_scores(choice)
             if choice.is_finished and not choice.has_exited:  # a stop string: it must not go on
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._kill, choice)
                     await deliver(choice, delta)
             else:
                 await deliver(choice, delta)
+
+    async def _share_scores(self, choice: Choice) -> None:
+        """Take the scores of the prompt from its first choice, when they are wanted and it has them."""
+        if self.job.spawn["sampling"].prompt_logprobs is None:
+            return
+        first = self.choices[choice.prompt_index * self.job.num_samples]
+        if choice is first:
+            self._scored[choice.prompt_index].set()
+        else:
+            await self._scored[choice.prompt_index].wait()
+            choice.prompt_logprobs = first.prompt_logprobs
 
     async def _kill(self, choice: Choice) -> None:
         with suppress(SyscallError, ConnectionLost):  # it ended by itself, or with the session

@@ -15,7 +15,7 @@ from shell.gateway.fields import FieldTable, accepted, implemented, refused
 from shell.gateway.reader import PLAIN_TEXT, Reading
 from shell.gateway.sampler_fields import SAMPLER_FIELDS, SamplerFields, read_samplers
 from syscalls.process import MAX_NICE, MAX_SAMPLES, MIN_NICE
-from syscalls.sampling import MAX_LOGIT_BIAS, Sampling
+from syscalls.sampling import MAX_LOGIT_BIAS, MAX_LOGPROBS, Sampling
 from syscalls.session import SpawnOptions
 
 MAX_STOP_STRINGS = 32
@@ -26,7 +26,8 @@ SHARED_FIELDS: FieldTable = {
         "frequency_penalty", "presence_penalty", "repetition_penalty", "repeat_penalty", "logit_bias", "seed",
         "max_tokens", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "include_stop_str_in_output",
         "no_stop_trim", "skip_special_tokens", "add_special_tokens", "return_token_ids", "logprobs",
-        "priority", "deadline_ms", *SAMPLER_FIELDS,
+        "priority", "deadline_ms", "prompt_logprobs", "return_tokens_as_token_ids", "truncate_prompt_tokens",
+        *SAMPLER_FIELDS,
     ),
     **accepted(
         "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
@@ -35,8 +36,8 @@ SHARED_FIELDS: FieldTable = {
         t_max_predict_ms=(0, -1),
         structured_outputs=({},), guided_json=(), guided_regex=(), guided_choice=(), guided_grammar=(),
         regex=(), ebnf=(), json_schema=(), grammar=("",), response_format=({"type": "text"},),
-        truncate_prompt_tokens=(), documents=([],), prompt_logprobs=(), chat_template=(),
-        spaces_between_special_tokens=True, return_tokens_as_token_ids=False, timings_per_token=False,
+        documents=([],), chat_template=(),
+        spaces_between_special_tokens=True, timings_per_token=False,
         return_progress=False, lora=([],), lora_path=(), speculative=({},),
         request_id=(), rid=(), cache_prompt=True, pin_ttl_s=0, cache_salt=(),
     ),
@@ -87,21 +88,30 @@ class SharedFields(SamplerFields, msgspec.Struct, kw_only=True):
     return_token_ids: bool = False
     priority: Annotated[int, Meta(ge=-20, le=19)] = 0
     deadline_ms: Annotated[float, Meta(gt=0, le=1e12)] | None = None
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
+    return_tokens_as_token_ids: bool = False
+    truncate_prompt_tokens: Annotated[int, Meta(ge=-1)] | None = None  # -1: to what fits
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class Job:
-    """What to generate, all checked: one prompt or several, `num_samples` choices of each."""
+    """What to generate, all checked: one prompt or several, `num_samples` processes for each.
+
+    `num_choices` of them are shown, the likeliest ones.
+    """
 
     model: ServedModel
     prompts: tuple[tuple[int, ...], ...]
     spawn: SpawnOptions
     num_samples: int
+    num_choices: int
     stops: tuple[str, ...]
     include_stop: bool
     skip_special_tokens: bool
     reading: Reading  # thoughts and calls in the text
     num_top_logprobs: int | None  # None: no log-probabilities
+    num_prompt_logprobs: int | None  # asked for by `prompt_logprobs`; None: it was not
+    tokens_as_ids: bool  # in log-probabilities
     return_token_ids: bool
     stream: bool
     include_usage: bool  # a usage chunk at the end of a stream
@@ -143,7 +153,11 @@ def _read_repetition_penalty(fields: SharedFields) -> float | None:
 
 
 def make_sampling(
-    fields: SharedFields, model: ServedModel, defaults: SamplingDefaults, num_top_logprobs: int | None
+    fields: SharedFields,
+    model: ServedModel,
+    defaults: SamplingDefaults,
+    num_top_logprobs: int | None,
+    num_prompt_logprobs: int | None = None,
 ) -> Sampling:
     """Resolve the sampling parameters: the body's, else the model's, else OpenAI's.
 
@@ -166,6 +180,7 @@ def make_sampling(
         logit_bias=_read_logit_bias(fields, model.info.vocab_size),
         seed=fields.seed,
         logprobs=num_top_logprobs,
+        prompt_logprobs=num_prompt_logprobs,
         **read_samplers(fields, model),
     )
     if complaint := sampling.explain_invalid():
@@ -181,6 +196,20 @@ def check_context(model: ServedModel, num_prompt: int, max_tokens: int | None, p
         raise context_length_exceeded(limit, num_prompt, wanted, param)
 
 
+def truncate(
+    prompt: tuple[int, ...], fields: SharedFields, model: ServedModel, max_tokens: int | None
+) -> tuple[int, ...]:
+    """The last tokens of a prompt, as `truncate_prompt_tokens` says. Raises ApiError 400."""
+    count = fields.truncate_prompt_tokens
+    if count is None:
+        return prompt
+    if count == 0:
+        raise invalid_value("truncate_prompt_tokens", "'truncate_prompt_tokens' is 0: nothing would be left.")
+    if count < 0:
+        count = max(1, model.info.max_model_len - (1 if max_tokens is None else max_tokens))
+    return prompt[len(prompt) - count :] if count < len(prompt) else prompt
+
+
 def make_job(
     fields: SharedFields,
     model: ServedModel,
@@ -191,6 +220,8 @@ def make_job(
     num_top_logprobs: int | None,
     param: str,
     label: str,
+    num_samples: int | None = None,
+    is_echo_scored: bool = False,
     reading: Reading = PLAIN_TEXT,
 ) -> Job:
     """Check what the fields mean together, and put it into the kernel's terms.
@@ -204,11 +235,22 @@ def make_job(
         num_top_logprobs: for each token; None: none wanted.
         param: the field that held the prompt, for errors.
         label: shown by ps.
+        num_samples: for each prompt, of which `fields.n` are shown; None: all are.
+        is_echo_scored: the log-probabilities are wanted of the prompts too.
         reading: what to look for in the text.
 
     Raises:
         ApiError: 400, naming the field.
     """
+    prompts = tuple(truncate(prompt, fields, model, max_tokens) for prompt in prompts)
+    num_samples = num_samples or fields.n
+    sampled_logprobs, prompt_logprobs = num_top_logprobs, fields.prompt_logprobs
+    if num_samples > fields.n and sampled_logprobs is None:
+        sampled_logprobs = 0  # they are chosen by it
+    if is_echo_scored:
+        prompt_logprobs = max(num_top_logprobs or 0, prompt_logprobs or 0)
+    if fields.prompt_logprobs is not None and fields.stream:
+        raise invalid_value("prompt_logprobs", "'prompt_logprobs' is not for streams.")
     for index, prompt in enumerate(prompts):
         where = param if len(prompts) == 1 else f"{param}[{index}]"
         if not prompt:
@@ -228,8 +270,8 @@ def make_job(
         spawn=SpawnOptions(
             model=model.info.name,
             max_tokens=max_tokens,
-            sampling=make_sampling(fields, model, defaults, num_top_logprobs),
-            num_samples=fields.n,
+            sampling=make_sampling(fields, model, defaults, sampled_logprobs, prompt_logprobs),
+            num_samples=num_samples,
             stop_token_ids=tuple(fields.stop_token_ids),
             ignore_eos=fields.ignore_eos,
             min_tokens=fields.min_tokens,
@@ -238,12 +280,15 @@ def make_job(
             label=label,
             deadline_seconds=None if fields.deadline_ms is None else fields.deadline_ms / 1000,
         ),
-        num_samples=fields.n,
+        num_samples=num_samples,
+        num_choices=fields.n,
         stops=_read_stops(fields),
         include_stop=fields.include_stop_str_in_output or fields.no_stop_trim,
         skip_special_tokens=fields.skip_special_tokens,
         reading=reading,
         num_top_logprobs=num_top_logprobs,
+        num_prompt_logprobs=fields.prompt_logprobs,
+        tokens_as_ids=fields.return_tokens_as_token_ids,
         return_token_ids=fields.return_token_ids,
         stream=fields.stream,
         include_usage=options.include_usage,

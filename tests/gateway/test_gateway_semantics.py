@@ -387,3 +387,102 @@ def test_metrics_page(gateway: Gateway, kernel: KernelThread) -> None:
     assert "llmos_gateway_requests_in_flight 0.0" in page.text
     assert "llmos_processes 1" in page.text
     assert "never-in-metrics" not in page.text
+
+
+def _score_program(text: str = "") -> Any:
+    """Scores each byte of the prompt, says a text, each byte less likely than the one before."""
+
+    async def program(process: ScriptedProcess) -> ExitStatus:
+        process.prompt_logprobs = tuple(
+            TokenLogprobs(-float(token), (token, 98), (-float(token), -200.0), rank=3)
+            for token in process.tokens[1:]
+        )
+        for index, token in enumerate(text.encode()):
+            found = TokenLogprobs(-0.5 - index - process.sample, (token,), (-0.5 - index - process.sample,))
+            await process.emit(token, logprobs=(found,))
+        return ExitStatus("length")
+
+    return program
+
+
+@pytest.mark.parametrize("max_tokens", [0, 2])
+def test_echo_with_logprobs(gateway: Gateway, kernel: KernelThread, max_tokens: int) -> None:
+    """The lists cover the prompt, whose first entry is null, then the generated tokens; streamed alike."""
+    kernel.program = _score_program("yz"[:max_tokens])
+    body = {"prompt": ["abc", "de", "q"], "echo": True, "logprobs": 1, "max_tokens": max_tokens, "n": 2}
+    whole = gateway.post(COMPLETIONS, body).json()["choices"]
+    events = [event["choices"][0] for event in events_of(gateway.post(COMPLETIONS, {**body, "stream": True}))]
+    assert [choice["index"] for choice in whole] == list(range(6))
+    for choice, prompt in zip(whole, ["abc", "abc", "de", "de", "q", "q"], strict=True):
+        found, text = choice["logprobs"], prompt + "yz"[:max_tokens]
+        assert (choice["text"], found["tokens"]) == (text, list(text))
+        assert found["text_offset"] == list(range(len(text)))
+        values = [-float(ord(character)) for character in prompt[1:]]
+        generated = [-0.5 - i - choice["index"] % 2 for i in range(max_tokens)]
+        assert found["token_logprobs"] == [None, *values, *generated]
+        assert found["top_logprobs"][0] is None
+        for character, value, top in list(
+            zip(found["tokens"], found["token_logprobs"], found["top_logprobs"], strict=True)
+        )[1:]:
+            assert top[character] == value
+        rows = [event for event in events if event["index"] == choice["index"]]
+        assert "".join(row["text"] for row in rows) == text
+        for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+            parts = [row["logprobs"][name] for row in rows if row["logprobs"]]
+            assert [entry for part in parts for entry in part] == found[name]
+
+
+def test_prompt_logprobs(gateway: Gateway, kernel: KernelThread) -> None:
+    """By token id, with rank and text; a choice's own for completions, the response's for chat."""
+    kernel.program = _score_program("x")
+    (choice,) = gateway.post(COMPLETIONS, {"prompt": "ab", "prompt_logprobs": 0, "max_tokens": 1}).json()[
+        "choices"
+    ]
+    assert choice["prompt_logprobs"] == [None, {"98": {"logprob": -98.0, "rank": 3, "decoded_token": "b"}}]
+    assert choice["logprobs"] is None
+    answer = gateway.post(CHAT, hello(prompt_logprobs=2, max_tokens=1)).json()
+    assert len(answer["prompt_logprobs"]) == len(last_spawn(kernel).prompt)
+    refused = gateway.post(CHAT, hello(prompt_logprobs=2, stream=True))
+    assert refused.json()["error"]["param"] == "prompt_logprobs"
+
+
+def test_best_of_are_the_likeliest(gateway: Gateway, kernel: KernelThread) -> None:
+    """By mean log-probability, numbered anew; usage counts all that were sampled."""
+
+    async def program(process: ScriptedProcess) -> ExitStatus:
+        found = TokenLogprobs((-3.0, -1.0, -2.0)[process.sample])
+        await process.emit(ord("abc"[process.sample]), logprobs=(found,))
+        return ExitStatus("length")
+
+    kernel.program = program
+    body = {"prompt": ["x", "y"], "best_of": 3, "n": 2, "max_tokens": 1}
+    answer = gateway.post(COMPLETIONS, body).json()
+    assert [(c["index"], c["text"]) for c in answer["choices"]] == [(0, "b"), (1, "c"), (2, "b"), (3, "c")]
+    assert all(choice["logprobs"] is None for choice in answer["choices"])
+    assert answer["usage"]["completion_tokens"] == 6
+    refused = gateway.post(COMPLETIONS, {**body, "stream": True})
+    assert refused.json()["error"]["param"] == "best_of"
+
+
+def test_tokens_as_ids(gateway: Gateway, kernel: KernelThread) -> None:
+    """`return_tokens_as_token_ids` tells tokens with equal text apart."""
+    kernel.program = _logprob_program("a")
+    body = {"return_tokens_as_token_ids": True, "max_tokens": 1}
+    (choice,) = gateway.post(COMPLETIONS, {"prompt": "x", "logprobs": 1, **body}).json()["choices"]
+    assert choice["logprobs"]["tokens"] == ["token_id:97"]
+    assert choice["logprobs"]["top_logprobs"] == [{"token_id:97": -0.25}]
+    (choice,) = gateway.post(CHAT, hello(logprobs=True, top_logprobs=2, **body)).json()["choices"]
+    (entry,) = choice["logprobs"]["content"]
+    assert (entry["token"], entry["bytes"]) == ("token_id:97", [97])
+    assert [top["token"] for top in entry["top_logprobs"]] == ["token_id:97", "token_id:98"]
+
+
+def test_prompts_are_truncated_from_the_left(gateway: Gateway, kernel: KernelThread) -> None:
+    """`truncate_prompt_tokens` keeps the last ones; -1 keeps what fits."""
+    kernel.program = says("!")
+    body = {"prompt": "abcdef", "truncate_prompt_tokens": 2, "echo": True}
+    assert gateway.post(COMPLETIONS, body).json()["choices"][0]["text"] == "ef!"
+    assert read_tokens(last_spawn(kernel).prompt) == "ef"
+    body = {"prompt": "x" * (CONTEXT + 10), "truncate_prompt_tokens": -1, "max_tokens": 6}
+    assert gateway.post(COMPLETIONS, body).status_code == 200
+    assert len(last_spawn(kernel).prompt) == CONTEXT - 6

@@ -113,3 +113,26 @@ def test_metrics_of_both(server: Server) -> None:
     assert "llmos_output_tokens_total" in text
     assert "llmos_frames" in text
     assert "llmos_gateway_requests_total" in text
+
+
+def test_echoed_scores_are_those_of_generation(client: OpenAI, model: str) -> None:
+    """What a text was generated with is what scoring it says, to the last bit; in a batch too."""
+    prompts = [[5, 300, 301, 302, 303], [310, 311], [300 + i % 150 for i in range(150)]]
+    fields = {"model": model, "temperature": 0, "logprobs": 3}
+    made = client.completions.create(
+        prompt=prompts, max_tokens=8, **fields, **extra(return_token_ids=True, ignore_eos=True)
+    )
+    texts = [
+        [*prompt, *choice.model_extra["token_ids"]]
+        for prompt, choice in zip(prompts, made.choices, strict=True)
+    ]
+    for max_tokens in (0, 1):
+        echoed = client.completions.create(prompt=texts, max_tokens=max_tokens, echo=True, **fields)
+        for prompt, choice, scored in zip(prompts, made.choices, echoed.choices, strict=True):
+            values = scored.logprobs.token_logprobs
+            assert values[0] is None
+            assert len(values) == len(prompt) + 8 + max_tokens
+            end = len(prompt) + 8
+            assert values[len(prompt) : end] == choice.logprobs.token_logprobs
+            assert scored.logprobs.top_logprobs[len(prompt) : end] == choice.logprobs.top_logprobs
+    assert echoed.usage.prompt_tokens == sum(map(len, texts))
