@@ -22,6 +22,7 @@ from drivers.arena import Arena
 from drivers.backend import Backend, DeviceUnavailable
 from drivers.copy_cost import measure_copy_cost
 from drivers.model.errors import ModelError
+from drivers.model.grammar import GrammarTokens
 from drivers.model.kv_layout import poison_tail
 from drivers.model.sampler import Sampler
 from drivers.model.transformer import Model
@@ -118,11 +119,12 @@ class Engine:
                 disk=measure_copy_cost(tiers, "disk", tiers.num_disk_slots),
             )
             undo.pop_all()
-        session = _Session(model, Sampler(model.info.vocab_size), arena, tiers, k_pages, v_pages)
+        info = model.info.model_info(load.name, load.path)
+        grammar_tokens = GrammarTokens.open(info.path, info.vocab_size, info.eos_token_ids)
+        sampler = Sampler(info.vocab_size, grammar_tokens=grammar_tokens)
+        session = _Session(model, sampler, arena, tiers, k_pages, v_pages)
         loaded = Loaded(
-            model=msgspec.structs.replace(
-                model.info.model_info(load.name, load.path), weight_bytes=model.weight_bytes
-            ),
+            model=msgspec.structs.replace(info, weight_bytes=model.weight_bytes),
             kv=kv,
             num_frames=num_frames,
             seconds=0.0,
@@ -130,6 +132,7 @@ class Engine:
             profile=profile,
             num_host_slots=tiers.num_host_slots,
             num_disk_slots=tiers.num_disk_slots,
+            takes_grammars=grammar_tokens is not None,
         )
         return session, loaded
 

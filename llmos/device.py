@@ -270,6 +270,7 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     profile: Profile | None = None  # None: how long steps take is not known
     num_host_slots: int = 0  # of frame_bytes each
     num_disk_slots: int = 0
+    takes_grammars: bool = False  # spaces may be bound with a grammar
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):

@@ -10,6 +10,7 @@ MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1024
 MAX_BAD_WORDS = 1024
 MAX_BREAKERS = 65_536
+MAX_GRAMMAR_CHARACTERS = 1 << 20
 
 CUTS = ("temperature", "top_n_sigma", "top_k", "typical_p", "top_p", "min_p", "xtc")
 """The steps that lead from scores to the tokens that may be drawn, in the order that they usually have."""
@@ -121,6 +122,9 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
     allowed_token_ids: tuple[int, ...] = ()  # nothing else is sampled; empty: no limit
     processed_logprobs: bool = False  # of the distribution that is drawn from, not of the raw one
     prompt_logprobs: int | None = None  # k: of each token of the prompt but the first, as `logprobs`
+    grammar: str | None = (
+        None  # the output follows it, and ends only where it may; Lark as llguidance reads it
+    )
 
     @property
     def has_penalties(self) -> bool:
@@ -168,6 +172,10 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
         yield self.repeat_last_n >= -1, "repeat_last_n", self.repeat_last_n, "-1 (all) or more"
         is_order = len(set(self.cuts)) == len(self.cuts) and set(self.cuts) <= set(CUTS)
         yield is_order, "cuts", list(self.cuts), f"each at most once of {', '.join(CUTS)}"
+        length = len(self.grammar or "")
+        yield length <= MAX_GRAMMAR_CHARACTERS, "len(grammar)", length, _most(MAX_GRAMMAR_CHARACTERS)
+        alone = self.grammar is None or not self.allowed_token_ids
+        yield alone, "allowed_token_ids", "given", "none beside a grammar"
         words = self.bad_words
         yield len(words) <= MAX_BAD_WORDS, "len(bad_words)", len(words), _most(MAX_BAD_WORDS)
         yield all(words), "bad_words", list(words), "at least one token each"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from attrs import evolve
 
+from drivers.model.grammar import Grammar, GrammarTokens
 from drivers.model.randomness import XTC, uniform
 from drivers.model.token_history import BadWords, DryPenalty, TokenHistory
 from llmos.device import CUTS, Bind, Sampling
@@ -52,7 +53,7 @@ class SamplingState:
     once, whether it came with the `Bind`, was sampled here, or was an input of a later row.
     """
 
-    def __init__(self, bind: Bind, vocab_size: int) -> None:
+    def __init__(self, bind: Bind, vocab_size: int, grammar_tokens: GrammarTokens | None = None) -> None:
         self.sampling = sampling = bind.sampling
         self.num_prompt_tokens = bind.num_prompt_tokens
         self.min_tokens = bind.min_tokens
@@ -62,6 +63,9 @@ class SamplingState:
         self.bias_ids = np.fromiter(bias.keys(), dtype=np.int64, count=len(bias))
         self.bias_values = np.fromiter(bias.values(), dtype=np.float64, count=len(bias))
         self.allowed_ids = _ids(sampling.allowed_token_ids, vocab_size)
+        self.grammar = None
+        if sampling.grammar is not None:
+            self.grammar = Grammar(grammar_tokens, sampling.grammar, self.stop_ids)
         self.mu = bind.mu
         if self.mu is None and sampling.mirostat is not None:
             self.mu = sampling.mirostat.first_mu
@@ -87,6 +91,9 @@ class SamplingState:
             self.counts.add(fresh[num_prompt:], output=True)
         if self.history is not None:
             self.history.add(fresh)
+        if self.grammar is not None:
+            num_prompt = max(0, self.num_prompt_tokens - (start + len(tokens) - len(fresh)))
+            self.grammar.advance(fresh[num_prompt:])
         self._num_known = start + len(tokens)
 
     def must_not_stop(self, position: int) -> bool:
@@ -102,6 +109,10 @@ class SamplingState:
         seen_ids, num_output = self._seen()
         bias_ids, bias_values = self.bias_ids, self.bias_values
         banned_ids = self.stop_ids if self.must_not_stop(position) else NO_IDS
+        allowed_ids = self.allowed_ids
+        if self.grammar is not None:
+            allowed_ids = self.grammar.allowed_ids(may_stop=not len(banned_ids))
+            banned_ids = NO_IDS  # an end that is left is the only way to go on
         if self.history is not None:
             if self._dry is not None:
                 dry_ids, penalties = self._dry.biases(self.history)
@@ -109,7 +120,7 @@ class SamplingState:
                 bias_values = np.concatenate((bias_values, penalties))
             if words := self._bad_words.banned(self.history):
                 banned_ids = np.union1d(banned_ids, np.array(words, dtype=np.int64))
-        num_named = len(seen_ids) + len(bias_ids) + len(banned_ids) + len(self.allowed_ids)
+        num_named = len(seen_ids) + len(bias_ids) + len(banned_ids) + len(allowed_ids)
         is_greedy = sampling.temperature == 0.0
         if is_greedy and not num_named and sampling.logprobs is None:
             return None
@@ -128,7 +139,7 @@ class SamplingState:
             bias_values,
             banned_ids,
             sampling.logprobs,
-            self.allowed_ids,
+            allowed_ids,
         )
         return evolve(draw, **self._by_cuts(position)) if self._needs_cuts else draw
 

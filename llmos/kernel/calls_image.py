@@ -124,6 +124,8 @@ def _check_fit(core: Core, tenant: Tenant, image: Image, name: str) -> None:
     if (problem := explain_mismatch(image.platform, platform_of(loaded))) is not None:
         raise SyscallError(Errno.ENOEXEC, f"image {name} {problem}")
     kv, process = loaded.kv, image.process
+    if process.sampling.grammar is not None and not loaded.takes_grammars:
+        raise SyscallError(Errno.ENOEXEC, f"image {name} follows a grammar; {core.name} cannot")
     if process.status is not None:
         return  # the next write says how much more there will be
     num_tokens = process.turn_start + process.max_tokens

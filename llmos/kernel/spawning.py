@@ -95,6 +95,8 @@ def check_spawn(core: Core, tenant: Tenant, body: Spawn) -> int:
     num_scores = length * (1 + (body.sampling.prompt_logprobs or 0))
     if body.sampling.prompt_logprobs is not None and num_scores > MAX_SCORES:
         raise _invalid(f"prompt_logprobs of this prompt are {num_scores} numbers; the limit is {MAX_SCORES}")
+    if body.sampling.grammar is not None and not core.loaded.takes_grammars:
+        raise _invalid(f"grammar is given; {core.name} cannot follow one with this model")
     frames = kv.num_pages(length + wanted) * kv.frames_per_page
     if frames > core.loaded.num_frames:
         raise SyscallError(

@@ -30,6 +30,7 @@ from shell.gateway.reader import Reading
 from shell.gateway.sampler_fields import list_replaced
 from shell.gateway.service import Endpoint, Service
 from shell.gateway.template_process import Rendering, render_apart
+from shell.gateway.tool_grammar import SCHEMA_CHARACTERS, CallGrammar, find_loose, wants_grammar
 from shell.gateway.tools import ToolUse, read_tool_use
 from syscalls.sampling import MAX_LOGPROBS
 from syscalls.text.template import TemplateError
@@ -115,6 +116,7 @@ class ChatPrompt:
 
     tokens: tuple[int, ...]
     reading: Reading
+    grammar: str | None = None
 
 
 async def encode_chat(
@@ -165,14 +167,30 @@ async def encode_chat(
     tokens = await service.do_text_work(
         len(prompt), lambda: tuple(text.encode(prompt, bool(fields.add_special_tokens)))
     )
+    is_thinking = marks is not None and _opens_thought(prompt, marks, fields, messages)
+    if tool_use is None:
+        return ChatPrompt(tokens=tokens, reading=Reading(reasoning_marks=marks, is_thinking=is_thinking))
+    grammar = None
+    if wants_grammar(tool_use):
+        loose = await service.do_text_work(len(tools) * SCHEMA_CHARACTERS, lambda: find_loose(tool_use))
+        grammar = CallGrammar(
+            tool_use=tool_use,
+            parser=parser,
+            mark_ids=text.added_token_ids((*parser.MARKUP, *(marks or ()))),
+            reasoning_marks=marks,
+            is_thinking=is_thinking,
+            loose=loose,
+        ).write()
     reading = Reading(
         reasoning_marks=marks,
-        is_thinking=marks is not None and _opens_thought(prompt, marks, fields, messages),
-        tool_parser=parser if tool_use is not None else None,
-        function_names=tool_use.names if tool_use is not None else frozenset(),
-        has_one_call=tool_use is not None and tool_use.has_one_call,
+        is_thinking=is_thinking,
+        tool_parser=parser,
+        function_names=tool_use.names,
+        is_certain=grammar is not None,
+        is_forced=tool_use.is_forced,
+        has_one_call=tool_use.has_one_call,
     )
-    return ChatPrompt(tokens=tokens, reading=reading)
+    return ChatPrompt(tokens=tokens, reading=reading, grammar=grammar)
 
 
 def _choose_template(config: GatewayConfig, text: TextModel, fields: ChatFields, *, with_tools: bool) -> str:
@@ -196,24 +214,12 @@ def _opens_thought(prompt: str, marks: tuple[str, str], fields: ChatFields, mess
     return prompt.rstrip().endswith(opens)
 
 
-def _refuse_constraints(tool_use: ToolUse | None) -> None:
-    """Refuse what only a grammar can promise. Raises ApiError 400."""
-    if tool_use is None:
-        return
-    if tool_use.is_forced:
-        raise unsupported("tool_choice", " other than 'auto' and 'none'")
-    for index, function in enumerate(tool_use.functions):
-        if function.strict:
-            raise unsupported(f"tools[{index}].function.strict")
-
-
 async def prepare_chat(service: Service, exchange: Exchange, body: Json) -> tuple[Job, Shape]:
     """Turn a body into a job. Raises ApiError."""
     fields, messages = read_chat_fields(body, exchange.ignored)
     tool_use = read_tool_use(
         fields.tools or [], fields.tool_choice, fields.parallel_tool_calls, exchange.ignored
     )
-    _refuse_constraints(tool_use)
     model = await service.catalog.resolve(fields.model)
     prompt = await encode_chat(service, model.text, fields, messages, tool_use)
     given = fields.max_completion_tokens
@@ -229,6 +235,7 @@ async def prepare_chat(service: Service, exchange: Exchange, body: Json) -> tupl
         param="messages",
         label=exchange.request_id,
         reading=prompt.reading,
+        grammar=prompt.grammar,
     )
     return job, ChatShape(
         job=job,

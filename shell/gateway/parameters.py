@@ -158,6 +158,7 @@ def make_sampling(
     defaults: SamplingDefaults,
     num_top_logprobs: int | None,
     num_prompt_logprobs: int | None = None,
+    grammar: str | None = None,
 ) -> Sampling:
     """Resolve the sampling parameters: the body's, else the model's, else OpenAI's.
 
@@ -181,6 +182,7 @@ def make_sampling(
         seed=fields.seed,
         logprobs=num_top_logprobs,
         prompt_logprobs=num_prompt_logprobs,
+        grammar=grammar,
         **read_samplers(fields, model),
     )
     if complaint := sampling.explain_invalid():
@@ -223,6 +225,7 @@ def make_job(
     num_samples: int | None = None,
     is_echo_scored: bool = False,
     reading: Reading = PLAIN_TEXT,
+    grammar: str | None = None,
 ) -> Job:
     """Check what the fields mean together, and put it into the kernel's terms.
 
@@ -238,6 +241,7 @@ def make_job(
         num_samples: for each prompt, of which `fields.n` are shown; None: all are.
         is_echo_scored: the log-probabilities are wanted of the prompts too.
         reading: what to look for in the text.
+        grammar: that the output follows; None: it is free.
 
     Raises:
         ApiError: 400, naming the field.
@@ -270,7 +274,7 @@ def make_job(
         spawn=SpawnOptions(
             model=model.info.name,
             max_tokens=max_tokens,
-            sampling=make_sampling(fields, model, defaults, sampled_logprobs, prompt_logprobs),
+            sampling=make_sampling(fields, model, defaults, sampled_logprobs, prompt_logprobs, grammar),
             num_samples=num_samples,
             stop_token_ids=tuple(fields.stop_token_ids),
             ignore_eos=fields.ignore_eos,

@@ -138,6 +138,12 @@ class TextModel:
         """Finds tokens by a text in them. The first use takes up to half a second."""
         return PieceSearch(self.pieces, self.vocab_size)
 
+    def added_token_ids(self, texts: Iterable[str]) -> dict[str, int]:
+        """Return the ids of those texts that the tokenizer was taught to take for one token each."""
+        added = self.tokenizer.get_added_tokens_decoder()
+        found = {text: self.tokenizer.token_to_id(text) for text in texts}
+        return {text: token_id for text, token_id in found.items() if token_id in added}
+
     def token_bytes(self, token_id: int) -> bytes:
         """Bytes of one token inside a text, perhaps part of a character (`bytes` of a log-probability)."""
         return self.pieces[token_id]

@@ -22,6 +22,8 @@ NUM_REQUESTS = 32
 # Small frames: many pages for each process, and memory that runs out often. Keys are split at page borders,
 # so the frame size belongs to the kind of a device: every server here has the same.
 MODEL_OPTIONS = ("--device", "cpu", "--threads", "1", "--frame-kib", "16")
+# Its state grows with the output.
+NESTED = 'start: item+\nitem: "(" item* ")" | /[a-z ]/'
 FORMATS = [("bf16", "bf16"), ("w8a8", "int8"), ("w4a8", "fp16")]  # of weights, of keys and values
 MORE_FORMATS = [("fp32", "fp32"), ("fp16", "fp16"), ("w8a8", "fp16"), ("w4a8", "int8")]
 
@@ -37,7 +39,7 @@ class Request:
 
 @cache
 def requests() -> list[Request]:
-    """A fixed mix: lengths from 1 to 400 tokens; greedy, seeded, penalised, biased; some share a prefix."""
+    """A fixed mix: lengths from 1 to 400 tokens; greedy, seeded, biased, bound; some share a prefix."""
     rng = random.Random(7)
     shared = tuple(rng.randrange(300, 500) for _ in range(150))
     mixed = []
@@ -52,7 +54,8 @@ def requests() -> list[Request]:
             Sampling(temperature=1.0, seed=i, top_p=0.9, top_k=40, min_p=0.01),
             Sampling(temperature=0.7, seed=i, repetition_penalty=1.2, frequency_penalty=0.5),
             Sampling(presence_penalty=1.0, logit_bias={300: 5.0, 301: -100.0}),
-        ][i % 5]
+            Sampling(temperature=1.0, seed=i, grammar=NESTED),
+        ][i % 6]
         mixed.append(Request(prompt, rng.choice([1, 8, 40]), sampling))
     return mixed
 

@@ -1,0 +1,88 @@
+"""Grammars that output must follow: which tokens may come next, by llguidance.
+
+A space's state is a function of its grammar and its output tokens, so it is made anew from them whenever the
+space is bound: after a preemption, on another device, from an image.
+
+Source: llguidance, https://github.com/guidance-ai/llguidance (Earley parser over a lexer of derivatives, with
+masks from a trie of the vocabulary).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from llguidance import LLMatcher, LLTokenizer
+
+__all__ = ["Grammar", "GrammarError", "GrammarTokens"]
+
+
+class GrammarError(ValueError):
+    """The grammar cannot be followed; says why."""
+
+
+class GrammarTokens:
+    """What grammars need to know of a model's tokens."""
+
+    def __init__(self, tokenizer: LLTokenizer) -> None:
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def open(cls, folder: str, vocab_size: int, eos_token_ids: Sequence[int]) -> GrammarTokens | None:
+        """Read tokenizer.json; None when there is none, or one that the library cannot read."""
+        file = Path(folder) / "tokenizer.json"
+        try:
+            text = file.read_text(encoding="utf-8")
+            return cls(LLTokenizer(text, n_vocab=vocab_size, eos_token=list(eos_token_ids) or None))
+        except (OSError, ValueError):
+            return None
+
+
+class Grammar:
+    """One space's grammar and where its output has come to.
+
+    Args:
+        tokens: the model's.
+        source: the grammar, in Lark as llguidance reads it.
+        stop_ids: tokens that end the output: allowed where the grammar is complete. [num_stop_tokens], int64
+
+    Raises:
+        GrammarError: the source is no grammar.
+    """
+
+    def __init__(self, tokens: GrammarTokens | None, source: str, stop_ids: np.ndarray) -> None:
+        if tokens is None:
+            raise GrammarError("this model has no tokenizer.json that grammars can be followed with")
+        self._matcher = LLMatcher(tokens.tokenizer, source)
+        self._vocab_size = tokens.tokenizer.vocab_size
+        self._stop_ids = stop_ids if len(stop_ids) else np.array(tokens.tokenizer.eos_tokens, dtype=np.int64)
+        if problem := self._matcher.get_error():
+            raise GrammarError(problem.strip())
+
+    @property
+    def is_over(self) -> bool:
+        """True when nothing but an end may follow."""
+        return bool(self._matcher.is_stopped())
+
+    def advance(self, tokens: Sequence[int]) -> None:
+        """Take in output tokens. One that does not fit, such as an end token, ends the output."""
+        if not self.is_over:
+            self._matcher.consume_tokens([int(token) for token in tokens])
+
+    def allowed_ids(self, *, may_stop: bool = True) -> np.ndarray:
+        """Tokens that may come next, at least one, sorted. [num_allowed], int64
+
+        Args:
+            may_stop: False: no end where something else is possible.
+        """
+        if self.is_over:
+            return self._stop_ids
+        mask = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        if self.is_over:  # it was too much for the library's limits
+            return self._stop_ids
+        found = np.flatnonzero(np.unpackbits(mask, bitorder="little")[: self._vocab_size]).astype(np.int64)
+        going_on = np.setdiff1d(found, self._stop_ids, assume_unique=True)
+        if self._matcher.is_accepting() and (may_stop or not len(going_on)):
+            return np.union1d(going_on, self._stop_ids)
+        return going_on if len(going_on) else self._stop_ids

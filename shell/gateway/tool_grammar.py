@@ -1,0 +1,171 @@
+"""The grammar of an answer that must be a call, or whose calls must obey their schemas.
+
+Written in the dialect of Lark that llguidance reads. Calls have the form that the model was taught, which is
+the one in which its parser expects calls that are certain. A thought may stand before them. Marks that are
+tokens of their own are named by id: the library never takes such a token for text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+from llguidance import LLMatcher
+
+from shell.gateway.errors import invalid
+from shell.gateway.parsers.tool_parser import ToolParser
+from shell.gateway.tools import Function, ToolUse
+
+Json = dict[str, Any]
+
+MAX_CALLS = 32  # in a row; a model that finds no end is led to one
+
+# How models write JSON, so that they are not led where they have never been; and blanks could go on for ever.
+_SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_KINDS = ("type", "$ref", "anyOf", "oneOf", "allOf")
+_PLACE = "at 1(8): failed to compile JSON schema: "  # in the grammar around it, not in the schema
+SCHEMA_CHARACTERS = 500  # a guess at one schema's length, for where to do the work
+ANY_OBJECT: Json = {"type": "object"}
+
+
+def explain_bad_schema(schema: Json) -> str | None:
+    """Say why a schema cannot be enforced, naming the part at fault; None: it can be."""
+    problem = LLMatcher.validate_grammar(f"start: %json {_write_schema(schema)}")
+    return problem.strip().removeprefix(_PLACE).replace("\n", " ") if problem else None
+
+
+def find_loose(tool_use: ToolUse) -> frozenset[str]:
+    """Return the functions whose schema cannot be enforced and need not be.
+
+    Raises:
+        ApiError: 400 `invalid_json_schema`: it must be, since the function is strict.
+    """
+    loose = []
+    for index, function in enumerate(tool_use.functions):
+        if (problem := explain_bad_schema(function.schema)) is None:
+            continue
+        if function.strict:
+            where = f"tools[{index}].function.parameters"
+            raise invalid("invalid_json_schema", f"Invalid schema for '{where}': {problem}.", where)
+        loose.append(function.name)
+    return frozenset(loose)
+
+
+def wants_grammar(tool_use: ToolUse) -> bool:
+    """True when calls are forced, or some function is strict."""
+    return tool_use.is_forced or any(function.strict for function in tool_use.functions)
+
+
+@attrs.frozen(kw_only=True)
+class CallGrammar:
+    """Writes the grammar for one request.
+
+    Args:
+        tool_use: the functions, and whether one must be called.
+        parser: who will read the text.
+        mark_ids: marks of the format, and around thoughts, that are tokens of their own: their ids.
+        reasoning_marks: around a thought; None: the model has none.
+        is_thinking: the prompt has opened a thought.
+        loose: functions whose schema is not enforced, because it cannot be: any object will do.
+        answer_schema: of an answer without a call; None: any text.
+    """
+
+    tool_use: ToolUse
+    parser: type[ToolParser]
+    mark_ids: Mapping[str, int] = {}
+    reasoning_marks: tuple[str, str] | None = None
+    is_thinking: bool = False
+    loose: frozenset[str] = frozenset()
+    answer_schema: Json | None = None
+
+    def write(self) -> str:
+        """Return the whole grammar."""
+        rules = ["TEXT: /(?s:.*)/", *self._write_calls()]
+        thought = self._write_thought(rules)
+        if self.tool_use.is_forced:
+            start = "calls"
+        elif self.answer_schema is not None:
+            rules.append(f"answer: %json {_write_schema(self.answer_schema)}")
+            start = "(calls | answer)"
+        else:
+            start = self._write_free_text(rules)
+        return "\n".join([f"start: {thought}{start}", *rules, ""])
+
+    def _write_calls(self) -> list[str]:
+        style = self.parser.STYLE
+        functions = [self.tool_use.named] if self.tool_use.named is not None else self.tool_use.functions
+        rules = [f"named: {' | '.join(f'named_{index}' for index in range(len(functions)))}"]
+        for index, function in enumerate(functions):
+            head, tail = (
+                self._spell(function.name + style.before_arguments),
+                self._spell(style.after_arguments),
+            )
+            rules.append(f"named_{index}: {head} arguments_{index} {tail}")
+            rules.append(f"arguments_{index}: %json {_write_schema(self._schema(function))}")
+        num_more = 0 if self.tool_use.has_one_call else MAX_CALLS - 1
+        more = f"({self._spell(style.separator)} call){{0,{num_more}}}" if num_more else ""
+        rules.append(f"call: {self._spell(style.before_name)} named")
+        rules.append(f"rest: {more} {self._spell(style.closing)}")
+        rules.append(f"calls: {self._spell(style.opening)} call rest")
+        return rules
+
+    def _schema(self, function: Function) -> Json:
+        if function.name in self.loose or not (self.tool_use.is_forced or function.strict):
+            return ANY_OBJECT
+        if function.parameters is None:
+            return {"type": "object", "additionalProperties": False}
+        schema = function.parameters
+        return schema if any(kind in schema for kind in _KINDS) else {"type": "object", **schema}
+
+    def _write_thought(self, rules: list[str]) -> str:
+        if self.reasoning_marks is None:
+            return ""
+        opens, closes = self.reasoning_marks
+        rules.append(self._write_until("thought", closes))
+        rules.append("GAP: /\\n{1,4}/")
+        return "thought GAP? " if self.is_thinking else f"({self._spell(opens)} thought GAP?)? "
+
+    def _write_until(self, name: str, mark: str) -> str:
+        """Write the rule for any text up to a mark, and the mark."""
+        if mark in self.mark_ids:
+            return f"{name}: TEXT <[{self.mark_ids[mark]}]>"
+        return f"{name}[suffix={json.dumps(mark)}]: TEXT"
+
+    def _write_free_text(self, rules: list[str]) -> str:
+        """Add the rules of a text that may hold calls. Returns what it begins with.
+
+        Where calls have a mark, what follows one is a call. Where they have none, a call is the whole answer,
+        and an answer that is no call must not begin like one.
+        """
+        style = self.parser.STYLE
+        lead = style.opening + style.before_name
+        mark = next((mark for mark in self.parser.MARKUP if lead.startswith(mark)), None)
+        if mark is None:
+            rules += ["ANSWER: TEXT & ~BEGUN", r"BEGUN: /[ \t\r\n]*(\{|\[|```)(?s:.*)/"]
+            return "(calls | ANSWER)"
+        rules.append(self._write_until("before", mark))
+        rules.append(f"item: before {self._spell(lead.removeprefix(mark))} named rest")
+        if mark in self.mark_ids:
+            rules.append("TAIL: TEXT")
+        else:
+            rules += ["TAIL: TEXT & ~MARKED", f"MARKED: TEXT {json.dumps(mark)} TEXT"]
+        return "(item | TAIL)" if self.tool_use.has_one_call else f"item{{0,{MAX_CALLS}}} TAIL"
+
+    def _spell(self, text: str) -> str:
+        """Write a literal text, marks that are tokens by their ids."""
+        if not text:
+            return ""
+        marks = "|".join(map(re.escape, self.mark_ids))
+        parts = re.split(f"({marks})", text) if marks else [text]
+        return " ".join(
+            f"<[{self.mark_ids[part]}]>" if part in self.mark_ids else json.dumps(part)
+            for part in parts
+            if part
+        )
+
+
+def _write_schema(schema: Json) -> str:
+    return json.dumps({**schema, "x-guidance": {**_SPACING, **schema.get("x-guidance", {})}})

@@ -1,0 +1,101 @@
+"""Output that follows a grammar: whatever the logits, and however often the space is bound anew."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from llguidance import LLMatcher
+
+from drivers.builtin import base_path
+from drivers.model.grammar import Grammar, GrammarError, GrammarTokens
+from drivers.model.sampler import Sampler
+from llmos.device import Bind, Sampling
+
+VOCAB, STOPS = 2560, (2, 6)
+GRAMMARS = {
+    "letters": "start: /[a-z]{0,6}/",
+    "nested": 'start: item{1,4}\nitem: "(" item? ")" | /[a-z]/',
+    "json": 'start: %json {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}',
+    "one": 'start: "yes" | "no"',
+}
+
+
+@cache
+def open_tokens() -> GrammarTokens:
+    """The built-in model's tokens."""
+    found = GrammarTokens.open(str(base_path()), VOCAB, STOPS)
+    assert found is not None
+    return found
+
+
+def logits_of(seed: int, position: int) -> torch.Tensor:
+    """Some logits for a position."""
+    return torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(seed * 1000 + position))
+
+
+def bind_of(source: str, tokens: list[int], num_prompt: int, *, temperature: float, min_tokens: int) -> Bind:
+    """A space that follows a grammar."""
+    sampling = Sampling(temperature=temperature, seed=5, grammar=source)
+    return Bind(0, sampling, tuple(tokens), num_prompt, stop_token_ids=STOPS, min_tokens=min_tokens)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    name=st.sampled_from(sorted(GRAMMARS)), prompt=st.lists(st.integers(0, VOCAB - 1), max_size=5),
+    seed=st.integers(0, 1000), temperature=st.sampled_from([0.0, 1.0]), min_tokens=st.sampled_from([0, 3]),
+    rebinds=st.sets(st.integers(0, 30)),
+)  # fmt: skip
+def test_output_follows_the_grammar(
+    name: str, prompt: list[int], seed: int, temperature: float, min_tokens: int, rebinds: set[int]
+) -> None:
+    """A space bound anew in the middle samples the same; an end comes only where the grammar may end."""
+    source = GRAMMARS[name]
+    quiet, moved = (Sampler(VOCAB, grammar_tokens=open_tokens()) for _ in range(2))
+    tokens = list(prompt)
+    options = {"temperature": temperature, "min_tokens": min_tokens}
+    for sampler in (quiet, moved):
+        sampler.bind(bind_of(source, tokens, len(prompt), **options))
+    matcher = LLMatcher(open_tokens().tokenizer, source)
+    for step in range(30):
+        if step in rebinds:
+            moved.bind(bind_of(source, tokens, len(prompt), **options))
+        rows = [(0, len(tokens))]
+        [outcome] = quiet.sample(logits_of(seed, step), rows)
+        assert moved.sample(logits_of(seed, step), rows) == [outcome]
+        assert outcome.token is not None
+        tokens.append(outcome.token)
+        if outcome.token in STOPS:
+            assert matcher.is_accepting()
+            break
+        assert matcher.consume_token(outcome.token)
+
+
+def test_after_the_end_only_ends_follow() -> None:
+    """A device may be a step ahead of the kernel: what is sampled past the end is an end, and no fault."""
+    grammar = Grammar(open_tokens(), GRAMMARS["one"], np.array(STOPS))
+    assert not grammar.is_over
+    grammar.advance([2])  # not allowed here
+    assert list(grammar.allowed_ids()) == list(STOPS)
+    grammar.advance([2, 300])
+    assert list(grammar.allowed_ids(may_stop=False)) == list(STOPS)
+
+
+def test_without_stop_tokens_the_models_own_end_it() -> None:
+    """With ignore_eos no token stops the process, and the grammar still has an end to sample."""
+    grammar = Grammar(open_tokens(), 'start: ""', np.array([], dtype=np.int64))
+    assert set(grammar.allowed_ids()) == set(STOPS)
+
+
+def test_what_cannot_be_followed_is_named(tmp_path: Path) -> None:
+    """A broken grammar, and a model without a tokenizer, break the space alone, by name."""
+    with pytest.raises(GrammarError, match="nonsense"):
+        Grammar(open_tokens(), "start: nonsense", np.array(STOPS))
+    assert GrammarTokens.open(str(tmp_path), VOCAB, STOPS) is None
+    with pytest.raises(GrammarError, match=r"tokenizer\.json"):
+        Grammar(None, GRAMMARS["one"], np.array(STOPS))
