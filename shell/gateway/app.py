@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from starlette.routing import Route, Router
 
+from shell.gateway.admin import REASONS, Drain, IsSleeping, Unsupported
 from shell.gateway.chat import ChatCompletions
 from shell.gateway.completions import Completions
 from shell.gateway.front import Front
 from shell.gateway.health import Health, MetricsPage, Readiness, Version
+from shell.gateway.load import Load, Props
 from shell.gateway.models import ModelDescription, ModelListing
+from shell.gateway.requests import AbortRequest, RequestCancel, RequestDescription, RequestListing
 from shell.gateway.service import Service
+from shell.gateway.slots import SlotAction, Slots
+from shell.gateway.tokenize import ApplyTemplate, Detokenize, Tokenize, TokenizerInfo
 
 
 def make_app(service: Service) -> Front:
@@ -24,5 +29,21 @@ def make_app(service: Service) -> Front:
         Route("/health/ready", Readiness(service), methods=["GET"]),
         Route("/version", Version(service), methods=["GET"]),
         Route("/metrics", MetricsPage(service), methods=["GET"]),
+        Route("/tokenize", Tokenize(service), methods=["POST"]),
+        Route("/detokenize", Detokenize(service), methods=["POST"]),
+        Route("/apply-template", ApplyTemplate(service), methods=["POST"]),
+        Route("/tokenizer_info", TokenizerInfo(service), methods=["GET"]),
+        Route("/load", Load(service), methods=["GET"]),
+        Route("/props", Props(service), methods=["GET"]),
+        Route("/slots", Slots(service), methods=["GET"]),
+        Route("/slots/{id}", SlotAction(service), methods=["POST"]),
+        Route("/v1/requests", RequestListing(service), methods=["GET"]),
+        Route("/v1/requests/{id}/cancel", RequestCancel(service), methods=["POST"]),
+        Route("/v1/requests/{id}", RequestDescription(service), methods=["GET"]),
+        Route("/v1/requests/{id}", RequestCancel(service), methods=["DELETE"]),
+        Route("/abort_request", AbortRequest(service), methods=["POST"]),
+        Route("/drain", Drain(service), methods=["POST"]),
+        Route("/is_sleeping", IsSleeping(service), methods=["GET"]),
+        *(Route(path, Unsupported(service), methods=["POST"]) for path in REASONS),
     ]
     return Front(service, Router(routes, redirect_slashes=False))

@@ -114,6 +114,7 @@ def read_chat_fields(body: Json, ignored: list[str]) -> tuple[ChatFields, list[J
 class ChatPrompt:
     """A conversation that is ready to be answered."""
 
+    text: str  # special tokens spelled out
     tokens: tuple[int, ...]
     reading: Reading
     grammar: str | None = None
@@ -169,7 +170,8 @@ async def encode_chat(
     )
     is_thinking = marks is not None and _opens_thought(prompt, marks, fields, messages)
     if tool_use is None:
-        return ChatPrompt(tokens=tokens, reading=Reading(reasoning_marks=marks, is_thinking=is_thinking))
+        reading = Reading(reasoning_marks=marks, is_thinking=is_thinking)
+        return ChatPrompt(text=prompt, tokens=tokens, reading=reading)
     grammar = None
     if wants_grammar(tool_use):
         loose = await service.do_text_work(len(tools) * SCHEMA_CHARACTERS, lambda: find_loose(tool_use))
@@ -190,7 +192,7 @@ async def encode_chat(
         is_forced=tool_use.is_forced,
         has_one_call=tool_use.has_one_call,
     )
-    return ChatPrompt(tokens=tokens, reading=reading, grammar=grammar)
+    return ChatPrompt(text=prompt, tokens=tokens, reading=reading, grammar=grammar)
 
 
 def _choose_template(config: GatewayConfig, text: TextModel, fields: ChatFields, *, with_tools: bool) -> str:

@@ -53,6 +53,7 @@ class Exchange:
     path: str
     request_id: str
     path_params: dict[str, Any] = attrs.field(factory=dict)
+    query: dict[str, str] = attrs.field(factory=dict)  # the last value of each name
     started: float = attrs.field(factory=trio.current_time)
     _receive: Receive
     _send: Send

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TypeVar, cast
+from urllib.parse import parse_qsl
 
 import attrs
 import trio
@@ -15,6 +16,7 @@ from shell.gateway.exchange import Exchange, Receive, Scope, Send
 from shell.gateway.kernel_link import KernelLink
 from shell.gateway.metrics import Metrics
 from shell.gateway.sessions import Sessions
+from syscalls.client import Client
 
 NUM_TEXT_THREADS = 2
 INLINE_CHARACTERS = 2000  # encoding so little costs less than the way to a thread and back
@@ -62,6 +64,7 @@ class Endpoint:
         exchange = cast("Exchange", scope["llmos.exchange"])
         exchange.endpoint = self.name
         exchange.path_params = scope["path_params"]
+        exchange.query = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
         if not self.is_public:
             await self.service.sessions.identify(exchange, scope["headers"])
         await self.answer(exchange)
@@ -69,3 +72,7 @@ class Endpoint:
     async def answer(self, exchange: Exchange) -> None:
         """Send the response, or raise."""
         raise NotImplementedError
+
+    def client_of(self, exchange: Exchange) -> Client:
+        """The session that a request acts through. Raises ApiError 503 without a kernel."""
+        return exchange.client or self.service.link.client

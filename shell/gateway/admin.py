@@ -1,0 +1,83 @@
+"""Administrators' routes: drain, and those of other servers that this kernel cannot do, refused by name."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from shell.gateway.body import parse_body
+from shell.gateway.errors import ApiError, invalid
+from shell.gateway.exchange import Exchange
+from shell.gateway.fields import FieldTable, convert, implemented, take_fields
+from shell.gateway.service import Endpoint
+
+MAX_GRACE_SECONDS = 86_400.0
+DRAIN_FIELDS: FieldTable = implemented("grace_seconds")
+
+
+class DrainFields(msgspec.Struct):
+    """The body of `/drain`, which may be empty. None: the server's own shutdown timeout."""
+
+    grace_seconds: Annotated[float, Meta(ge=0, le=MAX_GRACE_SECONDS)] | None = None
+
+
+class AdminEndpoint(Endpoint):
+    """An endpoint for administrators. Without keys that is whoever may open the kernel's socket as one."""
+
+    async def answer(self, exchange: Exchange) -> None:
+        """Check the right, then do it. Raises ApiError 403 `permission_denied`."""
+        if not self.client_of(exchange).welcome.admin:
+            message = f"{exchange.method} {exchange.path} is for administrators."
+            raise ApiError(403, "permission_error", "permission_denied", message)
+        await self.administrate(exchange)
+
+    async def administrate(self, exchange: Exchange) -> None:
+        """Send the response, or raise."""
+        raise NotImplementedError
+
+
+class Drain(AdminEndpoint):
+    """Admits nothing new, lets what runs finish for a while, then stops the server."""
+
+    name = "drain"
+
+    async def administrate(self, exchange: Exchange) -> None:
+        """Answer when the kernel has begun."""
+        raw = await exchange.read_body(self.service.config.max_body_bytes)
+        body = parse_body(raw) if raw.strip() else {}
+        fields = convert(take_fields(body, DRAIN_FIELDS, exchange.ignored), DrainFields)
+        grace = fields.grace_seconds
+        seconds = self.service.config.shutdown_timeout if grace is None else grace
+        await self.client_of(exchange).shutdown(seconds)
+        await exchange.respond_json(200, {"status": "draining", "grace_seconds": seconds})
+
+
+class IsSleeping(AdminEndpoint):
+    """This kernel never gives its weights up while it runs, so the answer is always no."""
+
+    name = "is_sleeping"
+
+    async def administrate(self, exchange: Exchange) -> None:
+        """Tell the truth."""
+        await exchange.respond_json(200, {"is_sleeping": False})
+
+
+class Unsupported(AdminEndpoint):
+    """A route that other servers have. Refused with the reason, so that nobody believes that it was done."""
+
+    name = "unsupported"
+
+    async def administrate(self, exchange: Exchange) -> None:
+        """Refuse. Raises ApiError 400 `unsupported`."""
+        raise invalid("unsupported", f"{exchange.path} is not supported: {REASONS[exchange.path]}.")
+
+
+REASONS = {
+    "/reset_prefix_cache": "pages of the prefix cache are given up under pressure only; restart to empty it",
+    "/sleep": "the weights stay loaded while the kernel runs; POST /drain stops it",
+    "/wake_up": "the server does not sleep",
+    "/models/load": "a kernel serves the model that it was started with",
+    "/models/unload": "a kernel serves the model that it was started with; POST /drain stops it",
+}
