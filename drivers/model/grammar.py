@@ -81,8 +81,9 @@ class Grammar:
         mask = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         if self.is_over:  # it was too much for the library's limits
             return self._stop_ids
-        found = np.flatnonzero(np.unpackbits(mask, bitorder="little")[: self._vocab_size]).astype(np.int64)
-        going_on = np.setdiff1d(found, self._stop_ids, assume_unique=True)
-        if self._matcher.is_accepting() and (may_stop or not len(going_on)):
-            return np.union1d(going_on, self._stop_ids)
-        return going_on if len(going_on) else self._stop_ids
+        allowed = np.unpackbits(mask, bitorder="little")[: self._vocab_size]
+        allowed[self._stop_ids] = False
+        can_go_on = bool(allowed.any())
+        if not can_go_on or (may_stop and self._matcher.is_accepting()):
+            allowed[self._stop_ids] = True
+        return np.flatnonzero(allowed)

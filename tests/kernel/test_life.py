@@ -350,6 +350,7 @@ async def test_nice_runs_first(autojump_clock, tmp_path: Path) -> None:
         ({"prompt": (1,), "nice": 20}, Errno.EINVAL, "nice"),
         ({"prompt": (1,), "num_samples": 129}, Errno.EINVAL, "num_samples"),
         ({"prompt": (1,), "model": "gpt-5"}, Errno.ENOENT, "gpt-5"),
+        ({"prompt": (1,), "sampling": Sampling(grammar='start: "x"')}, Errno.EINVAL, "cannot follow"),
         ({"prompt": (1,), "sampling": Sampling(temperature=3)}, Errno.EINVAL, "temperature"),
         ({"prompt": (1,), "sampling": Sampling(logit_bias={512: 1.0})}, Errno.EINVAL, "logit_bias"),
         ({"prompt": (1,), "stop_token_ids": (600,)}, Errno.EINVAL, "stop_token_ids"),

@@ -11,6 +11,9 @@ import pytest
 from openai import AsyncOpenAI, LengthFinishReasonError, OpenAI
 
 from llmos.bench.server import Server
+from syscalls.sampling import Sampling
+from syscalls.sync import SyncClient
+from syscalls.text.tokenizer import TextModel
 
 MESSAGES = [{"role": "user", "content": "Weather in Oslo?"}]
 UNIT = {
@@ -129,3 +132,18 @@ def test_forced_calls_together(server: Server, model: str) -> None:
     alone, together = asyncio.run(main())
     assert alone == together
     assert len(set(alone)) > 1
+
+
+def test_broken_grammar_ends_its_process_alone(server: Server) -> None:
+    """What reaches the driver and is no grammar is that process's error, by name; the device goes on."""
+    with SyncClient(server.socket_path) as client:
+        ends = []
+        for grammar in ("start: nonsense", 'start: "yes"'):
+            (pid,) = client.spawn([5, 300], sampling=Sampling(grammar=grammar), max_tokens=9).pids
+            tokens = [token for output in client.stream(pid) for token in output.tokens]
+            ends.append((client.wait(pid).status, tokens))
+        (broken, _), (good, tokens) = ends
+        assert broken.reason == "error"
+        assert "nonsense" in broken.message
+        assert good.reason == "stop"
+        assert TextModel.open(client.models()[0].path).decode(tokens[:-1], continues=True) == "yes"
