@@ -215,6 +215,7 @@ def gateway_options(config: Config, socket_path: str) -> list[str]:
         "log-format": config.log_format,
     }
     switches = ["--allow-chat-template"] if config.allow_chat_template else []
+    switches += ["--timings"] if config.timings else []
     return [f"--{name}={value}" for name, value in options.items()] + switches
 
 

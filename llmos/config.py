@@ -160,6 +160,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         bool,
         Meta(description="gateway: requests may bring a chat template; it renders in a process of its own"),
     ] = False
+    timings: Annotated[bool, Meta(description="gateway: every response tells where its time went")] = False
     max_body_mib: Annotated[int, Meta(ge=1, le=1024, description="gateway: largest request body")] = 64
     sse_ping_interval: Annotated[
         float, Meta(ge=-1, description="gateway: seconds between keep-alives of a stream; -1: off")

@@ -19,10 +19,10 @@ class Spawn(msgspec.Struct, frozen=True, tag="spawn"):
     A deadline is a wish: of processes of one tenant, nice level and time of arrival (to two seconds) the one
     with the earlier deadline goes first. Nothing happens when it passes.
 
-    Errors: EINVAL (empty prompt, token id outside the vocabulary, bad sampling value or deadline), E2BIG
-    (prompt + max_tokens over the context), ENOMEM (could never fit in device memory, or in what the tenant
-    may have of it), EAGAIN (process table full), EDQUOT (a limit of the tenant), ENOENT (no such model),
-    ESHUTDOWN (draining).
+    Errors: EINVAL (empty prompt, token id outside the vocabulary, bad sampling value, deadline or salt),
+    E2BIG (prompt + max_tokens over the context), ENOMEM (could never fit in device memory, or in what the
+    tenant may have of it), EAGAIN (process table full), EDQUOT (a limit of the tenant), ENOENT (no such
+    model), ESHUTDOWN (draining).
     """
 
     prompt: tuple[int, ...]  # token ids
@@ -41,6 +41,7 @@ class Spawn(msgspec.Struct, frozen=True, tag="spawn"):
     deadline_seconds: float | None = (
         None  # for each turn, from when it is asked for; among equals the earlier
     )
+    cache_salt: str = ""  # pages are shared with processes of the same tenant and salt only
 
 
 class Spawned(msgspec.Struct, frozen=True, tag="spawned"):
@@ -102,6 +103,8 @@ class Usage(msgspec.Struct, frozen=True, array_like=True):
     first_token_seconds: float | None = None  # spawn to first token
     running_seconds: float = 0.0  # spawn to exit, or to now
     num_preemptions: int = 0
+    memory_seconds: float = 0.0  # of the time since spawn, waiting for memory
+    swapped_seconds: float = 0.0  # and with its memory on a lower tier, or on its way back
 
 
 class Read(msgspec.Struct, frozen=True, tag="read"):

@@ -118,6 +118,7 @@ class SpawnOptions(TypedDict, total=False):
     nice: int
     label: str
     deadline_seconds: float | None
+    cache_salt: str
 
 
 class ClientSession:

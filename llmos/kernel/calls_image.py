@@ -162,6 +162,7 @@ def _make_process(
         arrival=pid,
         nice=saved.nice,
         deadline_seconds=saved.deadline_seconds,
+        cache_salt=saved.cache_salt,
         tokens=list(saved.tokens),
         output=list(saved.output),
         logprobs=list(saved.logprobs),

@@ -17,6 +17,7 @@ from syscalls.errno import Errno, SyscallError
 from syscalls.process import MAX_NICE, MAX_SAMPLES, MIN_NICE, Fork, Spawn
 
 MAX_STOP_TOKENS = 64
+MAX_SALT_LENGTH = 256
 MAX_SCORES = 500_000  # log-probabilities of a prompt: they go to the client in one reply
 
 
@@ -82,6 +83,8 @@ def check_spawn(core: Core, tenant: Tenant, body: Spawn) -> int:
         raise _invalid(f"nice is {body.nice}; the limit is {MIN_NICE} to {MAX_NICE}")
     if body.deadline_seconds is not None and not 0 < body.deadline_seconds < math.inf:
         raise _invalid(f"deadline_seconds is {body.deadline_seconds}; it must be positive and finite")
+    if len(body.cache_salt) > MAX_SALT_LENGTH:
+        raise _invalid(f"cache_salt has {len(body.cache_salt)} characters; the limit is {MAX_SALT_LENGTH}")
     if not 0 <= body.min_tokens <= wanted:
         raise _invalid(f"min_tokens is {body.min_tokens}; the limit is 0 to max_tokens, {wanted}")
     if len(body.stop_token_ids) > MAX_STOP_TOKENS:
@@ -142,6 +145,7 @@ def make_processes(system: System, core: Core, session: Session, body: Spawn) ->
             interactive=body.interactive,
             auto_reap=body.auto_reap,
             deadline_seconds=body.deadline_seconds,
+            cache_salt=body.cache_salt,
             spawned_at=now,
             turn_started_at=now,
             arrival=pid,
@@ -191,6 +195,7 @@ def make_children(system: System, session: Session, parent: Process, body: Fork)
             interactive=parent.interactive,
             auto_reap=body.auto_reap,
             deadline_seconds=parent.deadline_seconds,
+            cache_salt=parent.cache_salt,
             spawned_at=now,
             turn_started_at=now,
             arrival=pid,

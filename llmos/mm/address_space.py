@@ -17,7 +17,8 @@ class AddressSpace:
     """
 
     asid: Asid
-    salt: str  # of the tenant: pages are shared through the prefix index under equal salts only
+    # The tenant, perhaps "\0" and more: pages are shared through the prefix index under equal salts only.
+    salt: str
     max_pages: int
     page_table: PageTable
     # By vpn: what the device has mapped there last, pages of the asid's former owners included. Frames that

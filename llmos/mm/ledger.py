@@ -124,7 +124,7 @@ def take_ledger(vmm: VMM, holders: Iterable[Holder]) -> Ledger:
     for salt, frames in vmm.cached_pages():
         if frames[0] not in seen:
             total.cached_bytes += page_bytes
-            tenants.setdefault(salt, Usage()).cached_bytes += page_bytes
+            tenants.setdefault(salt.partition("\0")[0], Usage()).cached_bytes += page_bytes
     pool_bytes = len(refcounts) * kv.frame_bytes
     free_bytes = vmm.statistics().num_free * kv.frame_bytes
     moving_bytes = pool_bytes - free_bytes - total.resident_bytes - total.cached_bytes

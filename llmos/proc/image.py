@@ -109,6 +109,7 @@ class SavedProcess(msgspec.Struct, frozen=True):
     checksums: list[tuple[int, ...]]  # CRC-32C of each page's slots, as the driver counts them
     mu: float | None = None  # of mirostat
     num_to_score: int = 0
+    cache_salt: str = ""
     prompt_logprobs: list[TokenLogprobs] = []
 
 
@@ -176,6 +177,7 @@ def describe(process: Process, platform: Platform, num_saved_tokens: int, saved_
             checksums=[],
             mu=process.mu,
             num_to_score=process.num_to_score,
+            cache_salt=process.cache_salt,
             prompt_logprobs=list(process.prompt_logprobs),
         ),
     )

@@ -20,6 +20,7 @@ import attrs
 
 from llmos.mm.address_space import AddressSpace
 from llmos.mm.page_copy import Backing
+from llmos.proc.activity import Activity
 from llmos.proc.lifecycle import BlockReason, ProcState
 from llmos.proc.timeline import Timeline
 from syscalls.process import ExitStatus, Usage
@@ -55,6 +56,7 @@ class Process:
     interactive: bool = False
     auto_reap: bool = False
     deadline_seconds: float | None = None  # from the beginning of a turn to when it should be over
+    cache_salt: str = ""  # of the client's
     spawned_at: float  # kernel clock, seconds
     arrival: int  # order among all spawns
 
@@ -114,6 +116,11 @@ class Process:
         return len(self.tokens) + self.num_pending - self.num_scheduled
 
     @property
+    def salt(self) -> str:
+        """Under which it finds and leaves pages: the tenant's, with the client's mixed in, never instead."""
+        return f"{self.tenant}\0{self.cache_salt}" if self.cache_salt else self.tenant
+
+    @property
     def num_reusable(self) -> int:
         """Most positions that may be taken from memory, whoever computed them: the others must be computed.
 
@@ -167,6 +174,8 @@ class Process:
             else self.first_token_at - self.spawned_at,
             running_seconds=(self.ended_at if self.ended_at is not None else now) - self.spawned_at,
             num_preemptions=self.num_preemptions,
+            memory_seconds=self.timeline.seconds[Activity.MEMORY],
+            swapped_seconds=self.timeline.seconds[Activity.SWAPPED],
         )
 
     def can_read(self, offset: int) -> bool:

@@ -69,7 +69,7 @@ class ContextSwitch:
         """
         if process.space is not None:
             return
-        space = process.space = self.vmm.open_space(process.tenant, process.tokens)
+        space = process.space = self.vmm.open_space(process.salt, process.tokens)
         limit = process.num_reusable
         copied = min(limit, process.backing.num_tokens(self.vmm.kv.tokens_per_page))
         covered = self.vmm.attach_prefix(space, process.tokens, limit, has=copied)
@@ -102,7 +102,7 @@ class ContextSwitch:
     def share(self, elder: Process, heir: Process, num_tokens: int) -> None:
         """Give `heir` the first `num_tokens` positions of `elder`, copy-on-write. Mutates the heir."""
         assert elder.space is not None
-        heir.space = self.vmm.fork_space(elder.space, num_tokens, heir.tenant)
+        heir.space = self.vmm.fork_space(elder.space, num_tokens, heir.salt)
         heir.num_scheduled = heir.num_computed = num_tokens
         heir.num_cached_tokens = num_tokens
 

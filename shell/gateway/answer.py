@@ -16,6 +16,7 @@ from shell.gateway.parameters import Job
 from shell.gateway.parsers.events import Content, Event
 from shell.gateway.service import Service
 from shell.gateway.sse import DONE, EventWriter, SendStalled, encode_event
+from shell.gateway.timings import make_timings
 
 Json = dict[str, Any]
 
@@ -111,7 +112,7 @@ async def answer(
                 if job.stream:
                     await _stream(service, exchange, generation, shape)
                 else:
-                    await _collect(exchange, generation, shape)
+                    await _collect(service, exchange, generation, shape)
             finally:
                 _note(exchange, generation)
 
@@ -131,7 +132,7 @@ def _note(exchange: Exchange, generation: Generation) -> None:
         exchange.noted["first_token_seconds"] = round(generation.first_token, 6)
 
 
-async def _collect(exchange: Exchange, generation: Generation, shape: Shape) -> None:
+async def _collect(service: Service, exchange: Exchange, generation: Generation, shape: Shape) -> None:
     collected = {choice.index: Collected(choice) for choice in generation.choices}
 
     async def keep(choice: Choice, delta: Delta) -> None:
@@ -140,6 +141,8 @@ async def _collect(exchange: Exchange, generation: Generation, shape: Shape) -> 
     await generation.run(keep)
     response = shape.complete(choose_best([collected[index] for index in sorted(collected)], generation.job))
     response["usage"] = make_usage(generation)
+    if generation.job.has_timings or service.config.timings:
+        response |= make_timings(generation)
     await exchange.respond_json(200, response)
 
 
@@ -156,6 +159,10 @@ async def _stream(service: Service, exchange: Exchange, generation: Generation, 
         elif job.include_usage:
             for chunk in chunks:
                 chunk["usage"] = None
+        if job.has_timings:
+            timings = make_timings(generation)["timings"]
+            for chunk in chunks:
+                chunk["timings"] = timings
         if chunks:
             await writer.send(chunks)
 
@@ -169,7 +176,8 @@ async def _stream(service: Service, exchange: Exchange, generation: Generation, 
         await generation.run(write)
         last = b""
         if job.include_usage:
-            last = encode_event({**shape.usage_chunk(), "usage": make_usage(generation)})
+            extras = make_timings(generation) if job.has_timings or service.config.timings else {}
+            last = encode_event({**shape.usage_chunk(), "usage": make_usage(generation), **extras})
         await writer.send_raw(last + DONE)
         nursery.cancel_scope.cancel()
     exchange.noted["num_writes"] = writer.num_writes

@@ -21,6 +21,7 @@ from shell.gateway.parameters import (
     STREAM_OPTIONS_FIELDS,
     Job,
     SharedFields,
+    choose_id,
     make_job,
     read_stream_options,
 )
@@ -219,6 +220,7 @@ def _opens_thought(prompt: str, marks: tuple[str, str], fields: ChatFields, mess
 async def prepare_chat(service: Service, exchange: Exchange, body: Json) -> tuple[Job, Shape]:
     """Turn a body into a job. Raises ApiError."""
     fields, messages = read_chat_fields(body, exchange.ignored)
+    exchange.request_id = choose_id(fields, exchange.request_id)
     tool_use = read_tool_use(
         fields.tools or [], fields.tool_choice, fields.parallel_tool_calls, exchange.ignored
     )

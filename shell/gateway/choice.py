@@ -64,6 +64,7 @@ class Choice:
     num_thinking: int = 0  # of those, before it was seen that the text is no thought, or no longer
     num_shown: int = 0
     num_decoded: int = 0
+    has_newline: bool = False
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     has_exited: bool = False  # the process ended by itself
@@ -107,6 +108,7 @@ class Choice:
             (piece,) = self.decoder.push_each((token,))
             self.num_decoded += len(piece)
             if piece:
+                self.has_newline = self.has_newline or "\n" in piece
                 parts += self.reader.push(piece)
                 if self.reader.is_complete:
                     self.has_exited = end is not None
@@ -118,6 +120,14 @@ class Choice:
             self.failure = end
             return self._make_delta(parts)
         self.num_tokens = max(self.num_tokens, output.usage.num_output_tokens)
+        return self._end(parts, end)
+
+    def cut_short(self) -> Delta:
+        """End here, as if the process had come to its limit; it has not, and must be killed."""
+        return self._end([], ExitStatus("length"))
+
+    def _end(self, parts: list[Event], end: ExitStatus) -> Delta:
+        """Let out what was held back."""
         rest = self.decoder.flush()
         self.num_decoded += len(rest)
         parts += self.reader.push(rest) if rest else []

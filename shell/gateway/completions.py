@@ -24,6 +24,7 @@ from shell.gateway.parameters import (
     Job,
     SharedFields,
     TokenId,
+    choose_id,
     make_job,
     read_stream_options,
 )
@@ -196,6 +197,7 @@ def split_prompts(given: str | list[Any]) -> list[str | list[int]]:
 async def prepare_completion(service: Service, exchange: Exchange, body: Json) -> tuple[Job, Shape]:
     """Turn a body into a job. Raises ApiError."""
     fields = read_completion_fields(body, exchange.ignored)
+    exchange.request_id = choose_id(fields, exchange.request_id)
     prompts = split_prompts(fields.prompt)
     limit = service.config.max_processes_per_request
     num_samples = fields.best_of or fields.n

@@ -40,6 +40,7 @@ class GatewayConfig:
     sse_ping_interval: float = 15.0  # negative: off
     send_timeout: float = 30.0  # a client that takes nothing for so long loses its processes
     shutdown_timeout: float = 30.0
+    timings: bool = False  # where the time went, in every response
     log_level: str = "info"  # the least that is logged; requests are "info"
     log_format: str = "auto"  # "json", "console", or by whether stderr is a terminal
 
@@ -97,6 +98,7 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
         default=default.shutdown_timeout,
         help="seconds to finish after SIGTERM",
     )
+    add("--timings", action="store_true", help="tell in every response where its time went")
     add("--log-level", choices=["debug", "info", "warning", "error"], default=default.log_level)
     add("--log-format", choices=["auto", "json", "console"], default=default.log_format)
     given = parser.parse_args(arguments)
@@ -123,6 +125,7 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
         sse_ping_interval=given.sse_ping_interval,
         send_timeout=given.send_timeout,
         shutdown_timeout=max(0.0, given.shutdown_timeout),
+        timings=given.timings,
         log_level=given.log_level,
         log_format=given.log_format,
     )

@@ -118,6 +118,7 @@ class Generation:
             await deliver(choice, Delta(parts=(), entries=(), tokens=(), finish_reason=choice.finish_reason))
         offset = 0
         last_read: float | None = None
+        first_at: float | None = None  # when its first token was read
         while not choice.is_finished:
             output = await self.client.read(choice.pid, offset)
             offset = output.offset + len(output.tokens)
@@ -133,12 +134,22 @@ class Generation:
             if choice.failure is not None:
                 raise explain_exit(choice.failure)
             await self._share_scores(choice)
+            if first_at is None and output.tokens:
+                first_at = last_read
+            if not choice.is_finished and choice.has_newline and self._is_overdue(first_at):
+                await deliver(choice, delta)
+                delta = choice.cut_short()
             if choice.is_finished and not choice.has_exited:  # a stop string: it must not go on
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._kill, choice)
                     await deliver(choice, delta)
             else:
                 await deliver(choice, delta)
+
+    def _is_overdue(self, first_at: float | None) -> bool:
+        """Has a choice been output for longer than it may?"""
+        limit = self.job.max_predict_seconds
+        return limit is not None and first_at is not None and trio.current_time() - first_at > limit
 
     async def _share_scores(self, choice: Choice) -> None:
         """Take the scores of the prompt from its first choice, when they are wanted and it has them."""

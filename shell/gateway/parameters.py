@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Annotated, Any
 
 import attrs
@@ -26,24 +27,25 @@ SHARED_FIELDS: FieldTable = {
         "frequency_penalty", "presence_penalty", "repetition_penalty", "repeat_penalty", "logit_bias", "seed",
         "max_tokens", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "include_stop_str_in_output",
         "no_stop_trim", "skip_special_tokens", "add_special_tokens", "return_token_ids", "logprobs",
-        "priority", "deadline_ms", "prompt_logprobs", "return_tokens_as_token_ids", "truncate_prompt_tokens",
+        "priority", "request_id", "rid", "cache_salt", "cache_prompt", "t_max_predict_ms", "deadline_ms",
+        "timings_per_token", "prompt_logprobs", "return_tokens_as_token_ids", "truncate_prompt_tokens",
         *SAMPLER_FIELDS,
     ),
     **accepted(
         "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
+        "spaces_between_special_tokens",  # no tokenizer of ours puts any there
     ),
     **refused(
-        t_max_predict_ms=(0, -1),
         structured_outputs=({},), guided_json=(), guided_regex=(), guided_choice=(), guided_grammar=(),
         regex=(), ebnf=(), json_schema=(), grammar=("",), response_format=({"type": "text"},),
         documents=([],), chat_template=(),
-        spaces_between_special_tokens=True, timings_per_token=False,
         return_progress=False, lora=([],), lora_path=(), speculative=({},),
-        request_id=(), rid=(), cache_prompt=True, pin_ttl_s=0, cache_salt=(),
+        pin_ttl_s=0,
     ),
 }  # fmt: skip
 
 Text = Annotated[str, Meta(min_length=1)]
+RequestId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:-]{1,128}\Z")]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
 
@@ -88,6 +90,12 @@ class SharedFields(SamplerFields, msgspec.Struct, kw_only=True):
     return_token_ids: bool = False
     priority: Annotated[int, Meta(ge=-20, le=19)] = 0
     deadline_ms: Annotated[float, Meta(gt=0, le=1e12)] | None = None
+    request_id: RequestId | None = None
+    rid: RequestId | None = None
+    cache_salt: Annotated[str, Meta(max_length=200)] = ""
+    cache_prompt: bool = True
+    t_max_predict_ms: Annotated[float, Meta(ge=-1, le=1e12)] = -1.0  # 0 or less: no limit
+    timings_per_token: bool = False
     prompt_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     return_tokens_as_token_ids: bool = False
     truncate_prompt_tokens: Annotated[int, Meta(ge=-1)] | None = None  # -1: to what fits
@@ -113,6 +121,8 @@ class Job:
     num_prompt_logprobs: int | None  # asked for by `prompt_logprobs`; None: it was not
     tokens_as_ids: bool  # in log-probabilities
     return_token_ids: bool
+    max_predict_seconds: float | None  # from a choice's first token on, once it has a line; None: no limit
+    has_timings: bool
     stream: bool
     include_usage: bool  # a usage chunk at the end of a stream
     continuous_usage: bool  # usage on every chunk
@@ -196,6 +206,18 @@ def check_context(model: ServedModel, num_prompt: int, max_tokens: int | None, p
     wanted = 1 if max_tokens is None else max_tokens
     if num_prompt + wanted > limit:
         raise context_length_exceeded(limit, num_prompt, wanted, param)
+
+
+def _read_salt(fields: SharedFields) -> str:
+    # One that nobody else has, for a prompt that shall not be found, nor be left for others to find.
+    return fields.cache_salt if fields.cache_prompt else f"{fields.cache_salt}:{secrets.token_hex(16)}"
+
+
+def choose_id(fields: SharedFields, otherwise: str) -> str:
+    """The request's id: the body's, else the one from its headers. Raises ApiError 400."""
+    if fields.rid is not None and fields.request_id not in (None, fields.rid):
+        raise invalid_value("rid", "'request_id' and 'rid' are the same thing with two values.")
+    return fields.request_id or fields.rid or otherwise
 
 
 def truncate(
@@ -282,6 +304,7 @@ def make_job(
             auto_reap=True,
             nice=min(MAX_NICE, max(MIN_NICE, -fields.priority)),  # ours: larger is more important
             label=label,
+            cache_salt=_read_salt(fields),
             deadline_seconds=None if fields.deadline_ms is None else fields.deadline_ms / 1000,
         ),
         num_samples=num_samples,
@@ -294,6 +317,8 @@ def make_job(
         num_prompt_logprobs=fields.prompt_logprobs,
         tokens_as_ids=fields.return_tokens_as_token_ids,
         return_token_ids=fields.return_token_ids,
+        max_predict_seconds=fields.t_max_predict_ms / 1000 if fields.t_max_predict_ms > 0 else None,
+        has_timings=fields.timings_per_token,
         stream=fields.stream,
         include_usage=options.include_usage,
         continuous_usage=options.continuous_usage_stats,

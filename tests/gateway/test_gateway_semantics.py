@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import trio
 
 from syscalls.process import ExitStatus, Kill, Spawn
 from syscalls.sampling import Dry, Dynatemp, Mirostat, Sampling, TokenLogprobs, Xtc
@@ -486,3 +487,68 @@ def test_prompts_are_truncated_from_the_left(gateway: Gateway, kernel: KernelThr
     body = {"prompt": "x" * (CONTEXT + 10), "truncate_prompt_tokens": -1, "max_tokens": 6}
     assert gateway.post(COMPLETIONS, body).status_code == 200
     assert len(last_spawn(kernel).prompt) == CONTEXT - 6
+
+
+def test_cache_salt_and_no_cache(gateway: Gateway, kernel: KernelThread) -> None:
+    """A salt goes to the kernel; without `cache_prompt` it is one that nobody else has."""
+    gateway.post(CHAT, hello(cache_salt="s"))
+    assert last_spawn(kernel).cache_salt == "s"
+    salts = set()
+    for _ in range(2):
+        gateway.post(CHAT, hello(cache_salt="s", cache_prompt=False))
+        salts.add(last_spawn(kernel).cache_salt)
+    assert len(salts) == 2
+    assert all(salt.startswith("s:") for salt in salts)
+
+
+@pytest.mark.parametrize("name", ["request_id", "rid"])
+def test_a_request_names_itself(gateway: Gateway, kernel: KernelThread, name: str) -> None:
+    """The body's id is the response's and the process's label."""
+    response = gateway.post(CHAT, hello(**{name: "mine-7"}), headers={"x-request-id": "other"})
+    assert response.headers["x-request-id"] == "mine-7"
+    assert last_spawn(kernel).label == "mine-7"
+
+
+def test_timings(gateway: Gateway, kernel: KernelThread) -> None:
+    """Only on demand: whole, on every chunk of a stream, and both kinds with its usage."""
+    kernel.program = says("abc", end=ExitStatus("length"))
+    body = {"prompt": "xy", "max_tokens": 3, "timings_per_token": True}
+    plain = gateway.post(COMPLETIONS, {**body, "timings_per_token": False}).json()
+    assert not {"metrics", "timings"} & plain.keys()
+    whole = gateway.post(COMPLETIONS, body).json()
+    assert (whole["timings"]["predicted_n"], whole["timings"]["prompt_n"]) == (3, 2)
+    metrics = whole["metrics"]
+    assert metrics["time_to_first_token_ms"] >= 0
+    assert (metrics["migrations"], metrics["spec_accept_rate"], metrics["preempted_ms"]) == (0, None, 0)
+    events = events_of(
+        gateway.post(COMPLETIONS, {**body, "stream": True, "stream_options": {"include_usage": True}})
+    )
+    counts = [event["timings"]["predicted_n"] for event in events]
+    assert counts == sorted(counts)
+    assert counts[-1] == 3
+    assert ["metrics" in event for event in events] == [False] * (len(events) - 1) + [True]
+
+
+@pytest.mark.parametrize("is_streaming", [False, True])
+def test_a_limit_of_time_waits_for_a_line(gateway: Gateway, kernel: KernelThread, is_streaming: bool) -> None:
+    """Over `t_max_predict_ms` a choice ends with reason length, once it has output a newline."""
+    asked = kernel.make_event()
+
+    async def program(process: ScriptedProcess) -> ExitStatus:
+        await process.say("one")
+        await trio.sleep(0.02)  # longer than allowed
+        await process.say(" line\n")
+        await asked.wait()
+        return ExitStatus("stop")
+
+    kernel.program = program
+    body = {"prompt": "x", "max_tokens": 500, "t_max_predict_ms": 5}
+    if is_streaming:
+        events = events_of(gateway.post(COMPLETIONS, {**body, "stream": True}))
+        text = "".join(event["choices"][0]["text"] for event in events)
+        reason = events[-1]["choices"][0]["finish_reason"]
+    else:
+        (choice,) = gateway.post(COMPLETIONS, body).json()["choices"]
+        text, reason = choice["text"], choice["finish_reason"]
+    assert (text, reason) == ("one line\n", "length")
+    kernel.wait_until(lambda: any(isinstance(call, Kill) for call in kernel.kernel.calls))

@@ -130,6 +130,20 @@ async def test_second_run_finds_the_prefix(autojump_clock, tmp_path: Path) -> No
         assert usage.num_cached_tokens >= 32
 
 
+async def test_a_salt_parts_a_tenant_s_processes(autojump_clock, tmp_path: Path) -> None:
+    """Pages are found under the same salt only; what is cached still counts as the tenant's."""
+    async with running_kernel(tmp_path) as kernel:
+        cached = []
+        for salt in ("", "a", "b", "a", ""):
+            (pid,) = (await kernel.client.spawn(PROMPT, max_tokens=20, cache_salt=salt)).pids
+            assert (await read_all(kernel.client, pid))[0] == MODEL.expected_tokens(PROMPT, 20)
+            cached.append((await kernel.client.wait(pid)).usage.num_cached_tokens >= 32)
+        assert cached == [False, False, False, True, True]
+        assert len((await kernel.client.meminfo())[0].tenants) == 1
+        with pytest.raises(SyscallError, match="cache_salt has 257 characters"):
+            await kernel.client.spawn(PROMPT, cache_salt="x" * 257)
+
+
 @pytest.mark.parametrize("when", ["waiting", "prefill", "decode", "stopped", "input", "zombie"])
 async def test_kill_in_every_state(autojump_clock, tmp_path: Path, when: str) -> None:
     """Whatever a process does, kill gives its memory back before it answers."""
