@@ -20,7 +20,7 @@ from drivers.model.randomness import uniform
 from drivers.model.reference_sampler import choose_token
 from native.attention import use_variant
 from native.gemm import usable_variants
-from native.sampling import Draw, bind_sample
+from native.sampling import Cut, Draw, MirostatDraw, bind_sample
 
 __all__ = ["DRAWS", "LOGITS", "SamplingMeasurement", "make_logits", "measure_sampling"]
 
@@ -38,6 +38,11 @@ DRAWS = {
         seen_ids=np.arange(NUM_SEEN),
         num_output=np.arange(NUM_SEEN) % 3,
     ),
+    "typical-p 0.9": Draw(0.8, cuts=(Cut("temperature", 0.8), Cut("typical_p", 0.9))),
+    "min-p 0.05, XTC": Draw(0.8, cuts=(Cut("min_p", 0.05), Cut("xtc", 0.1), Cut("temperature", 0.8))),
+    "mirostat 2": Draw(0.8, cuts=(Cut("temperature", 0.8),), mirostat=MirostatDraw(2, 5.0, 0.1, 10.0)),
+    "mirostat 1": Draw(0.8, cuts=(Cut("temperature", 0.8),), mirostat=MirostatDraw(1, 5.0, 0.1, 10.0)),
+    "given token, 20": Draw(given=7, num_top=20),
     "logprobs 20": Draw(0.8, num_top=20),
     "greedy, logprobs 20": Draw(num_top=20),
 }

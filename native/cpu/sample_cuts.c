@@ -21,27 +21,43 @@ static double largest_score(const llmos_sample_memory *at)
     return largest;
 }
 
-/* Divide scores by a temperature, and weigh anew. */
+/* Divide scores by a temperature, and weigh anew: in blocks, whose powers the compiler makes vectors of. */
 static void scale(double temperature, llmos_sample_memory *at)
 {
-    double largest = largest_score(at);
-    for (int32_t i = 0; i < at->num_candidates; i++) {
-        llmos_candidate *each = at->candidates + i;
-        each->score = each->score < largest ? (each->score - largest) / temperature : 0.0;
-        each->weight = power_of_two(each->score * LOG2_E);
+    double powers[LLMOS_SEGMENT] = {0.0};
+    for (int32_t first = 0; first < at->num_candidates; first += LLMOS_SEGMENT) {
+        llmos_candidate *of = at->candidates + first;
+        int32_t left = at->num_candidates - first, count = left < LLMOS_SEGMENT ? left : LLMOS_SEGMENT;
+        for (int32_t i = 0; i < count; i++) {
+            of[i].score = of[i].score < 0.0 ? of[i].score / temperature : 0.0;
+            powers[i] = of[i].score * LOG2_E;
+        }
+        for (int32_t i = 0; i < LLMOS_SEGMENT; i++)
+            powers[i] = power_of_two(powers[i]);
+        for (int32_t i = 0; i < count; i++)
+            of[i].weight = powers[i];
     }
 }
 
-/* Keep the candidates with such scores; the best one is among them as a rule, and if not, weigh anew. */
-static void keep_scores(double least, double most, llmos_sample_memory *at)
+/* After the best one was taken away: scores and weights are relative to the one that is best now. */
+static void renew(llmos_sample_memory *at)
+{
+    double largest = largest_score(at);
+    if (!(largest < 0.0))
+        return;
+    for (int32_t i = 0; i < at->num_candidates; i++)
+        at->candidates[i].score = at->candidates[i].score < largest ? at->candidates[i].score - largest : 0.0;
+    scale(1.0, at);
+}
+
+/* Keep the candidates with such scores, the best one among them. */
+static void keep_scores(double least, llmos_sample_memory *at)
 {
     int32_t count = 0;
     for (int32_t i = 0; i < at->num_candidates; i++)
-        if (at->candidates[i].score >= least && at->candidates[i].score <= most)
+        if (at->candidates[i].score >= least)
             at->candidates[count++] = at->candidates[i];
     at->num_candidates = count;
-    if (largest_score(at) < 0.0)
-        scale(1.0, at);
 }
 
 /* Mean of the scores by their weights: minus the entropy, but for the logarithm of the total. */
@@ -78,7 +94,7 @@ static void cut_by_sigma(double limit, llmos_sample_memory *at)
     for (int32_t i = 0; i < at->num_candidates; i++)
         if (at->candidates[i].score >= -DBL_MAX)
             squares += (at->candidates[i].score - mean) * (at->candidates[i].score - mean);
-    keep_scores(-limit * sqrt(squares / count), 0.0, at);
+    keep_scores(-limit * sqrt(squares / count), at);
 }
 
 /* Source: Meister et al. 2022, arXiv:2202.00666 (locally typical). Nearest to the entropy is nearest to the mean. */
@@ -97,8 +113,7 @@ static void cut_to_typical(double limit, llmos_sample_memory *at)
             at->candidates[count++] = at->candidates[i];
     }
     at->num_candidates = count;
-    if (largest_score(at) < 0.0)
-        scale(1.0, at);
+    renew(at);
 }
 
 /* Source: p-e-w 2024, "Exclude Top Choices". */
@@ -121,7 +136,7 @@ static void cut_top_choices(double threshold, llmos_sample_memory *at)
         if (at->candidates[i].weight < least || at->candidates[i].id == id)
             at->candidates[count++] = at->candidates[i];
     at->num_candidates = count;
-    scale(1.0, at);
+    renew(at);
 }
 
 static void cut(llmos_cut by, llmos_sample_memory *at)
@@ -195,7 +210,7 @@ static void cut_by_surprise(const llmos_draw *draw, int32_t vocab_size, llmos_sa
     if (least > 0.0)
         llmos_keep_up_to(false, 1, at); /* even the best one surprises more than it should */
     else
-        keep_scores(least, 0.0, at);
+        keep_scores(least, at);
 }
 
 /* Log-probabilities of what is left. */
@@ -223,7 +238,8 @@ void llmos_draw_by_cuts(const llmos_scores *scores, double largest, const llmos_
                         llmos_sample_memory *at)
 {
     llmos_collect(scores, (llmos_weighting){largest, LOG2_E}, -DBL_MAX, 0.0, at);
-    scale(1.0, at);
+    for (int32_t i = 0; i < at->num_candidates; i++)
+        at->candidates[i].score -= largest;
     bool is_greedy = !(draw->temperature > 0.0);
     for (int32_t i = 0; i < draw->num_cuts && !is_greedy; i++)
         cut(draw->cuts[i], at);
