@@ -200,13 +200,15 @@ async def drain(system: System, gateway: GatewayProcess | None, grace_seconds: f
 
 def gateway_options(config: Config, socket_path: str) -> list[str]:
     """The gateway's command line, from the configuration."""
-    options = {
+    options: dict[str, object] = {
         "listen": config.listen,
         "socket": socket_path,
         "sampling-defaults": config.sampling_defaults,
         "tool-parser": config.tool_parser,
         "reasoning-parser": config.reasoning_parser,
         "reasoning-field": config.reasoning_field,
+        "max-responses": config.max_responses,
+        "response-ttl": config.response_ttl_seconds,
         "max-body-bytes": config.max_body_mib << 20,
         "sse-ping-interval": config.sse_ping_interval,
         "send-timeout": config.send_timeout_seconds,
@@ -214,6 +216,8 @@ def gateway_options(config: Config, socket_path: str) -> list[str]:
         "log-level": config.log_level,
         "log-format": config.log_format,
     }
+    if config.response_folder is not None:
+        options["response-folder"] = config.response_folder
     switches = ["--allow-chat-template"] if config.allow_chat_template else []
     switches += ["--timings"] if config.timings else []
     return [f"--{name}={value}" for name, value in options.items()] + switches

@@ -161,6 +161,15 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         Meta(description="gateway: requests may bring a chat template; it renders in a process of its own"),
     ] = False
     timings: Annotated[bool, Meta(description="gateway: every response tells where its time went")] = False
+    response_folder: Annotated[
+        str | None, Meta(description="gateway: where stored responses lie; default: beside the socket")
+    ] = None
+    max_responses: Annotated[
+        int, Meta(ge=1, le=1_000_000, description="gateway: responses stored at once; the oldest go first")
+    ] = 1000
+    response_ttl_seconds: Annotated[
+        float, Meta(gt=0, description="gateway: a stored response is forgotten after so long")
+    ] = 86_400.0
     max_body_mib: Annotated[int, Meta(ge=1, le=1024, description="gateway: largest request body")] = 64
     sse_ping_interval: Annotated[
         float, Meta(ge=-1, description="gateway: seconds between keep-alives of a stream; -1: off")

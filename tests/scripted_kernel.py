@@ -266,7 +266,11 @@ class ScriptedKernel:
                 parent = self._find(pid)
                 if parent.is_zombie:
                     raise SyscallError(Errno.EBUSY, f"process {pid} has exited")
-                children = [self._fork(parent, session, seeds[i] if seeds else None) for i in range(count)]
+                is_over = parent.end is not None
+                children = [
+                    self._fork(parent, session, seeds[i] if seeds else None, is_over=is_over)
+                    for i in range(count)
+                ]
                 return Spawned(
                     tuple(child.pid for child in children), tuple(child.seed for child in children)
                 )

@@ -41,8 +41,8 @@ def running_server(*options: str, gateway: bool = True) -> Iterator[Server]:
     """
     with tempfile.TemporaryDirectory(prefix="llmos-bench-") as folder:
         socket_path = str(Path(folder) / "llmos.sock")
-        command = [sys.executable, "-m", "llmos.cli", "up", "--socket", socket_path, *options]
-        command += ["--listen", "127.0.0.1:0" if gateway else ""]
+        command = [sys.executable, "-m", "llmos.cli", "up", "--socket", socket_path]
+        command += ["--listen", "127.0.0.1:0" if gateway else "", *options]  # an option of the caller's wins
         began = time.perf_counter()
         process, line = _start(command)
         try:

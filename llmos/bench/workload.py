@@ -196,7 +196,9 @@ def measure_all(
     """Some of WORKLOADS, round by round so that the machine's drift falls on all alike; medians."""
     found: dict[str, list[Numbers]] = {workload: [] for workload in workloads}
     trio.run(measure_decode, target, 8, -1)  # warm: memory is touched, connections are made
-    if any(workload[0] != "B" for workload in workloads):  # else the model may be too short for so long a prompt
+    if any(
+        workload[0] != "B" for workload in workloads
+    ):  # else the model may be too short for so long a prompt
         trio.run(measure_prefill, target, -1)
     for run in range(num_runs):
         for workload, rows in found.items():

@@ -12,6 +12,13 @@ from shell.gateway.health import Health, MetricsPage, Readiness, Version
 from shell.gateway.load import Load, Props
 from shell.gateway.models import ModelDescription, ModelListing
 from shell.gateway.requests import AbortRequest, RequestCancel, RequestDescription, RequestListing
+from shell.gateway.responses import (
+    ResponseCancel,
+    ResponseDeletion,
+    ResponseDescription,
+    ResponseInputItems,
+    Responses,
+)
 from shell.gateway.service import Service
 from shell.gateway.slots import SlotAction, Slots
 from shell.gateway.tokenize import ApplyTemplate, Detokenize, Tokenize, TokenizerInfo
@@ -29,6 +36,11 @@ def make_app(service: Service) -> Front:
         Route("/health/ready", Readiness(service), methods=["GET"]),
         Route("/version", Version(service), methods=["GET"]),
         Route("/metrics", MetricsPage(service), methods=["GET"]),
+        Route("/v1/responses", Responses(service), methods=["POST"]),
+        Route("/v1/responses/{id}", ResponseDescription(service), methods=["GET"]),
+        Route("/v1/responses/{id}", ResponseDeletion(service), methods=["DELETE"]),
+        Route("/v1/responses/{id}/cancel", ResponseCancel(service), methods=["POST"]),
+        Route("/v1/responses/{id}/input_items", ResponseInputItems(service), methods=["GET"]),
         Route("/tokenize", Tokenize(service), methods=["POST"]),
         Route("/detokenize", Detokenize(service), methods=["POST"]),
         Route("/apply-template", ApplyTemplate(service), methods=["POST"]),

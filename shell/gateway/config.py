@@ -34,6 +34,9 @@ class GatewayConfig:
     reasoning_parser: str = AUTO  # a key of REASONING_MARKS, "auto", or "none"
     reasoning_field: str = "both"  # where thoughts go: "reasoning_content", "reasoning", or both
     allow_chat_template: bool = False  # requests may bring a template of their own
+    response_folder: str | None = None  # of stored responses; None: beside the kernel's socket
+    max_responses: int = 1000  # stored, by all tenants together; the oldest go first
+    response_ttl: float = 86_400.0  # a stored response is forgotten after so long
     max_body_bytes: int = 64 * MEBIBYTE
     max_in_flight: int = 1024  # generation requests; beyond: 503 at once
     max_processes_per_request: int = 1024  # prompts times samples
@@ -88,6 +91,9 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
     add("--reasoning-parser", choices=[AUTO, "none", *REASONING_MARKS], default=default.reasoning_parser)
     add("--reasoning-field", choices=["both", *REASONING_FIELDS], default=default.reasoning_field)
     add("--allow-chat-template", action="store_true", help="requests may bring a template of their own")
+    add("--response-folder", metavar="PATH", help="stored responses (default: beside the kernel's socket)")
+    add("--max-responses", type=int, default=default.max_responses, help="stored at once")
+    add("--response-ttl", type=float, default=default.response_ttl, help="seconds that a response is stored")
     add("--max-body-bytes", type=int, default=default.max_body_bytes)
     add("--max-in-flight", type=int, default=default.max_in_flight, help="generation requests at once")
     add("--sse-ping-interval", type=float, default=default.sse_ping_interval, help="seconds; -1: off")
@@ -106,7 +112,7 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
         host, port = split_address(given.listen)
     except ValueError as error:
         parser.error(f"--listen: {error}")
-    for name in ("max_body_bytes", "max_in_flight", "send_timeout"):
+    for name in ("max_body_bytes", "max_in_flight", "send_timeout", "max_responses", "response_ttl"):
         if getattr(given, name) <= 0:
             parser.error(f"--{name.replace('_', '-')} must be above 0")
     return GatewayConfig(
@@ -120,6 +126,9 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
         reasoning_parser=given.reasoning_parser,
         reasoning_field=given.reasoning_field,
         allow_chat_template=given.allow_chat_template,
+        response_folder=given.response_folder,
+        max_responses=given.max_responses,
+        response_ttl=given.response_ttl,
         max_body_bytes=given.max_body_bytes,
         max_in_flight=given.max_in_flight,
         sse_ping_interval=given.sse_ping_interval,

@@ -115,6 +115,7 @@ async def run_gateway(config: GatewayConfig) -> None:
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
         await nursery.start(service.sessions.run)
+        await nursery.start(service.responses.run)
         nursery.start_soon(service.link.run)
         nursery.start_soon(service.catalog.warm)
         nursery.start_soon(_watch_signals, service, stop)

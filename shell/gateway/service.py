@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar, cast
 from urllib.parse import parse_qsl
 
@@ -15,8 +16,11 @@ from shell.gateway.config import GatewayConfig
 from shell.gateway.exchange import Exchange, Receive, Scope, Send
 from shell.gateway.kernel_link import KernelLink
 from shell.gateway.metrics import Metrics
+from shell.gateway.response_record import ResponseStore
+from shell.gateway.response_runs import ResponseRuns
 from shell.gateway.sessions import Sessions
 from syscalls.client import Client
+from syscalls.paths import default_socket_path
 
 NUM_TEXT_THREADS = 2
 INLINE_CHARACTERS = 2000  # encoding so little costs less than the way to a thread and back
@@ -34,6 +38,7 @@ class Service:
     catalog: Catalog
     metrics: Metrics
     admission: Admission
+    responses: ResponseRuns
     _text_limiter: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(NUM_TEXT_THREADS))
 
     async def do_text_work(self, num_characters: int, work: Callable[[], R]) -> R:
@@ -49,7 +54,10 @@ def make_service(config: GatewayConfig) -> Service:
     metrics = Metrics()
     link = KernelLink(config.socket_path)
     admission = Admission(config.max_in_flight, metrics)
-    return Service(config, link, Sessions(link), Catalog(link), metrics, admission)
+    folder = config.response_folder or f"{config.socket_path or default_socket_path()}.responses"
+    store = ResponseStore(Path(folder).expanduser(), config.max_responses, config.response_ttl)
+    responses = ResponseRuns(link, store)
+    return Service(config, link, Sessions(link), Catalog(link), metrics, admission, responses)
 
 
 @attrs.define(eq=False)

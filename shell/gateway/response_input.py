@@ -1,0 +1,142 @@
+"""The body of `/v1/responses`, put into the words of a chat completion, which does the rest."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from shell.gateway.errors import invalid, invalid_value, unsupported
+from shell.gateway.fields import FieldTable, accepted, convert, implemented, refused, take_fields
+
+Json = dict[str, Any]
+
+# Fields that mean the same in a chat completion and go there as they are.
+PASSED_ON = (
+    "model", "temperature", "top_p", "top_k", "min_p", "seed", "min_tokens", "ignore_eos", "stop_token_ids",
+    "frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias", "priority", "deadline_ms",
+    "chat_template_kwargs", "parallel_tool_calls", "cache_salt",
+)  # fmt: skip
+RESPONSE_FIELDS: FieldTable = {
+    **implemented(
+        "input", "instructions", "max_output_tokens", "stream", "store", "background", "previous_response_id",
+        "tools", "tool_choice", "reasoning", "text", "metadata", *PASSED_ON,
+    ),
+    **accepted("user", "service_tier", "safety_identifier", "prompt_cache_key", "stream_options"),
+    **refused(
+        include=([],), conversation=(), prompt=(), max_tool_calls=(), top_logprobs=0, truncation="disabled",
+        stop=([], ""), n=1,
+    ),
+}  # fmt: skip
+TEXT_FIELDS: FieldTable = {**implemented("format"), **accepted("verbosity")}
+FORMAT_FIELDS: FieldTable = refused(type="text", name=(), schema=(), strict=(), description=())
+REASONING_FIELDS: FieldTable = {**implemented("effort"), **accepted("summary", "generate_summary")}
+PART_KINDS = ("input_text", "output_text", "text", "refusal")
+
+
+class ResponseFields(msgspec.Struct, kw_only=True):
+    """What a response means beyond a chat completion."""
+
+    input: str | list[Any]
+    instructions: str | None = None
+    max_output_tokens: Annotated[int, Meta(ge=1)] | None = None
+    stream: bool = False
+    store: bool = True
+    background: bool = False
+    previous_response_id: str | None = None
+    tools: list[Json] = []
+    tool_choice: str | Json | None = None
+    reasoning: Json = {}
+    text: Json = {}
+    metadata: dict[str, Any] = {}
+
+
+def read_response_fields(body: Json, ignored: list[str]) -> tuple[ResponseFields, Json]:
+    """Check a body. Returns its own fields, and those for the chat completion. Raises ApiError 400."""
+    taken = take_fields(body, RESPONSE_FIELDS, ignored)
+    chat = {name: taken.pop(name) for name in PASSED_ON if name in taken}
+    fields = convert(taken, ResponseFields)
+    if fields.background and not fields.store:
+        raise invalid_value("background", "'background' needs 'store': nobody could read the response.")
+    text = take_fields(fields.text, TEXT_FIELDS, ignored, "text")
+    if isinstance(form := text.get("format"), dict):
+        take_fields(form, FORMAT_FIELDS, ignored, "text.format")
+    reasoning = take_fields(fields.reasoning, REASONING_FIELDS, ignored, "reasoning")
+    if "effort" in reasoning:
+        chat["reasoning_effort"] = reasoning["effort"]
+    if fields.max_output_tokens is not None:
+        chat["max_completion_tokens"] = fields.max_output_tokens
+    if fields.tools:
+        chat["tools"] = [_read_tool(tool, index) for index, tool in enumerate(fields.tools)]
+    if (choice := fields.tool_choice) is not None:
+        is_named = isinstance(choice, dict) and choice.get("type") == "function" and "name" in choice
+        chat["tool_choice"] = (
+            {"type": "function", "function": {"name": choice["name"]}}
+            if is_named and isinstance(choice, dict)
+            else choice
+        )
+    return fields, chat
+
+
+def _read_tool(tool: Json, index: int) -> Json:
+    if tool.get("type") != "function":
+        raise unsupported(f"tools[{index}].type", f": '{str(tool.get('type'))[:40]}' tools run elsewhere")
+    names = ("name", "description", "parameters", "strict")
+    return {"type": "function", "function": {k: tool[k] for k in names if tool.get(k) is not None}}
+
+
+def read_input(given: str | list[Any]) -> list[Json]:
+    """Return input items as the messages of a chat completion. Raises ApiError 400, naming the item."""
+    if isinstance(given, str):
+        return [{"role": "user", "content": given}]
+    if not given:
+        raise invalid_value("input", "Invalid value for 'input': it is empty.")
+    messages: list[Json] = []
+    for index, item in enumerate(given):
+        where = f"input[{index}]"
+        if not isinstance(item, dict):
+            raise invalid("invalid_type", f"Invalid value for '{where}': expected an object.", where)
+        match item.get("type", "message"):
+            case "message":
+                messages.append(
+                    {"role": item.get("role"), "content": _read_content(item.get("content"), where)}
+                )
+            case "function_call":
+                call = {
+                    "id": item.get("call_id"),
+                    "type": "function",
+                    "function": {"name": item.get("name"), "arguments": item.get("arguments", "")},
+                }
+                if messages and messages[-1]["role"] == "assistant":
+                    messages[-1].setdefault("tool_calls", []).append(call)
+                else:
+                    messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
+            case "function_call_output":
+                output = _read_content(item.get("output"), where)
+                messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": output})
+            case "reasoning":
+                pass  # an earlier thought of ours, sent back: templates drop those of earlier turns
+            case other:
+                raise unsupported(f"{where}.type", f": '{str(other)[:40]}' items")
+    return messages
+
+
+def _read_content(content: Any, where: str) -> Any:
+    if not isinstance(content, list):
+        return content
+    parts = []
+    for index, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in PART_KINDS:
+            raise unsupported(
+                f"{where}.content[{index}]", f": this model takes text, not '{str(kind)[:40]}' parts"
+            )
+        parts.append({"type": "text", "text": part.get("refusal" if kind == "refusal" else "text")})
+    return parts
+
+
+def list_output_messages(output: list[Json]) -> list[Json]:
+    """Return a response's output as messages, for the next turn."""
+    items = [item for item in output if item["type"] != "reasoning"]
+    return read_input(items) if items else [{"role": "assistant", "content": ""}]

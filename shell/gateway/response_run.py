@@ -1,0 +1,189 @@
+"""One response in the making: its process is followed, its events are kept for whoever reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+
+import attrs
+import structlog
+import trio
+
+from shell.gateway.choice import Choice
+from shell.gateway.errors import ApiError, as_api_error
+from shell.gateway.generation import explain_exit
+from shell.gateway.parameters import Job
+from shell.gateway.response_events import ResponseEvents, note_reasoning
+from shell.gateway.response_record import Record
+from syscalls.client import Client, ConnectionLost
+from syscalls.errno import Errno, SyscallError
+from syscalls.process import ExitStatus, Output
+
+LOST = "The kernel was restarted, or the process was removed, before the response was complete."
+
+log = structlog.get_logger("gateway.responses")
+
+
+@attrs.frozen(kw_only=True)
+class Prepared:
+    """A response that can be begun."""
+
+    record: Record
+    job: Job  # its only prompt is the record's
+    parent: Record | None = None  # whose process holds the beginning of the prompt
+    suffix: tuple[int, ...] = ()  # the rest of the prompt, after the parent's output
+
+
+def open_choice(job: Job, pid: int) -> Choice:
+    """Start reading a response's tokens."""
+    extra = frozenset(job.spawn["stop_token_ids"])
+    own = frozenset() if job.spawn["ignore_eos"] else frozenset(job.model.info.eos_token_ids)
+    return Choice(
+        index=0,
+        pid=pid,
+        decoder=job.model.text.decoder(continues=True, shown_tokens=job.reading.markup),
+        reader=job.reading.open((), False),
+        end_tokens=own | extra,
+        extra_end_tokens=extra,
+    )
+
+
+@attrs.define(eq=False)
+class ResponseRun:
+    """Owned by the task that runs `follow`; readers look at `writer.events` and wait for changes."""
+
+    record: Record
+    job: Job
+    save: Callable[[Record], None]
+    writer: ResponseEvents = attrs.field(
+        default=attrs.Factory(lambda s: ResponseEvents(s.record), takes_self=True)
+    )
+    failure: ApiError | None = None  # what a reader who waits for the whole is told
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    is_cancelled: bool = False  # somebody asked for its end
+    over: trio.Event = attrs.field(factory=trio.Event)
+    changed: trio.Event = attrs.field(factory=trio.Event)  # replaced whenever it was set
+
+    async def begin(self, client: Client, prepared: Prepared) -> None:
+        """Create the process: a fork of the one that it continues, else a new one. Raises SyscallError."""
+        record = self.record
+        if record.is_stored:
+            self.save(record)  # before there is a process, so that one is never left unknown
+        parent = prepared.parent
+        if parent is not None and parent.pid is not None and record.is_stored:
+            with suppress(SyscallError):  # it is gone, or there is no room for two: begin anew
+                await self._fork(client, parent, prepared)
+        if record.pid is None:
+            options = {**self.job.spawn, "label": record.id}
+            if record.is_stored:
+                options.update(detached=True, interactive=True, auto_reap=False)
+            spawned = await client.spawn(record.prompt, **options)  # type: ignore[arg-type]
+            record.pid, record.label, record.offset = spawned.pids[0], record.id, 0
+        if record.is_stored:
+            self.save(record)
+
+    async def _fork(self, client: Client, parent: Record, prepared: Prepared) -> None:
+        assert parent.pid is not None
+        if (await client.stat(parent.pid)).label != parent.label:
+            return  # a kernel that was restarted gives the pid to others
+        (pid,) = (await client.fork(parent.pid, detached=True)).pids
+        try:
+            await client.write(pid, prepared.suffix, self.job.spawn["max_tokens"])
+        except BaseException:
+            with trio.CancelScope(shield=True), suppress(SyscallError, ConnectionLost):
+                await end_process(client, pid)
+            raise
+        record = self.record
+        record.pid, record.label = pid, parent.label
+        record.offset = parent.offset + len(parent.tokens)
+        record.num_kept_tokens = len(parent.prompt) + len(parent.tokens) - 1
+
+    async def follow(self, client: Client) -> None:
+        """Read the process to the end of its turn, and write the record's end. Never raises for a failure."""
+        record = self.record
+        status, error = "failed", None
+        choice = open_choice(self.job, record.pid or 0)
+        tokens: list[int] = []
+        self.writer.begin()
+        self._tell()
+        try:
+            with self.scope:
+                end = await self._read(client, choice, tokens)
+                if end.reason in ("stop", "length"):
+                    status = "completed" if choice.finish_reason == "stop" else "incomplete"
+                elif not self.is_cancelled:
+                    self.failure = explain_exit(end)
+        except (SyscallError, ConnectionLost) as failure:
+            self.failure = as_api_error(failure, record.id)
+            if isinstance(failure, SyscallError) and failure.errno is Errno.ESRCH:
+                self.failure = ApiError(500, "server_error", "process_lost", LOST)
+        if self.is_cancelled:
+            status, self.failure = "cancelled", None
+        if self.failure is not None:
+            error = {"code": "server_error", "message": self.failure.message}
+        note_reasoning(record, choice)
+        record.tokens, record.status, record.error = tokens, status, error
+        record.num_cached_tokens = min(
+            len(record.prompt), max(record.num_kept_tokens, choice.usage.num_cached_tokens)
+        )
+        self.writer.finish()
+        record.output = self.writer.output
+        if not record.is_stored or status not in ("completed", "incomplete") or not choice.has_exited:
+            await self._drop_process(client)
+        if record.is_stored:
+            self.save(record)
+        self.over.set()
+        self._tell()
+
+    async def _read(self, client: Client, choice: Choice, tokens: list[int]) -> ExitStatus:
+        """Feed the tokens one by one, so that events do not depend on how they were read."""
+        record = self.record
+        if record.pid is None or (await client.stat(record.pid)).label != record.label:
+            raise SyscallError(Errno.ESRCH, "the process is another one's")
+        offset = record.offset
+        while True:
+            output = await client.read(record.pid, offset)
+            offset = output.offset + len(output.tokens)
+            for token in output.tokens:
+                tokens.append(token)
+                self.writer.feed(choice.feed(Output(0, (token,))))
+                if choice.is_finished:  # the one call that was asked for
+                    return ExitStatus("stop")
+            if output.end is not None:
+                self.writer.feed(choice.feed(Output(0, (), end=output.end, usage=output.usage)))
+                return output.end
+            self._tell()
+
+    def _tell(self) -> None:
+        self.changed.set()
+        self.changed = trio.Event()
+
+    async def _drop_process(self, client: Client) -> None:
+        """End the process: nobody will continue it."""
+        record = self.record
+        pid, record.pid = record.pid, None
+        if pid is None:
+            return
+        with trio.move_on_after(10, shield=True), suppress(SyscallError, ConnectionLost):
+            await end_process(client, pid)
+
+    def replay(self) -> None:
+        """Write the events of a response that is over, from its tokens."""
+        record = self.record
+        choice = open_choice(self.job, 0)
+        status, record.status = record.status, "in_progress"
+        self.writer.begin()
+        for token in record.tokens:
+            self.writer.feed(choice.feed(Output(0, (token,))))
+        if status in ("completed", "incomplete") and not choice.is_finished:
+            reason = "stop" if status == "completed" else "length"
+            self.writer.feed(choice.feed(Output(0, (), end=ExitStatus(reason))))
+        record.status = status
+        self.writer.finish()
+        self.over.set()
+
+
+async def end_process(client: Client, pid: int) -> None:
+    """Kill and reap a process. Raises SyscallError when it is gone."""
+    await client.kill(pid)
+    await client.wait(pid)

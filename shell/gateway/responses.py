@@ -1,0 +1,187 @@
+"""`/v1/responses`: create, read, follow again, cancel, delete."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import trio
+
+from shell.gateway.body import parse_body
+from shell.gateway.errors import invalid, invalid_value
+from shell.gateway.exchange import Exchange
+from shell.gateway.fields import refused, take_fields
+from shell.gateway.response_events import make_response
+from shell.gateway.response_prepare import prepare_again, prepare_response, require_over
+from shell.gateway.response_record import Record
+from shell.gateway.response_run import ResponseRun
+from shell.gateway.service import Endpoint
+from shell.gateway.sse import EventWriter, SendStalled, encode_event
+from syscalls.client import Client
+
+Json = dict[str, Any]
+
+LARGEST_NUMBER = 2**53
+QUERY_FIELDS = refused(include=([],))
+
+
+def encode_named(event: Json) -> bytes:
+    """Frame one event with its name, as this API's streams have it."""
+    return b"event: " + event["type"].encode() + b"\n" + encode_event(event)
+
+
+class ResponseEndpoint(Endpoint):
+    """What the routes share."""
+
+    def find(self, exchange: Exchange) -> tuple[Client, Record]:
+        """The record that the path names, if it is the caller's. Raises ApiError 404."""
+        client = self.client_of(exchange)
+        return client, self.service.responses.store.get(exchange.path_params["id"], client.welcome.tenant)
+
+    async def take_up(self, exchange: Exchange, client: Client, record: Record) -> ResponseRun:
+        """Return the run of a record. Raises ApiError."""
+        return await self.service.responses.find(
+            client, record, lambda: prepare_again(self.service, exchange, record)
+        )
+
+    async def stream(self, exchange: Exchange, run: ResponseRun, after: int) -> None:
+        """Send a run's events with sequence numbers over `after`, to the last one, as they come."""
+        config = self.service.config
+        writer = EventWriter(exchange, config.ping_interval_or_none, config.send_timeout)
+        events = run.writer.events
+
+        async def give_up() -> None:
+            exchange.abort(SendStalled())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(writer.watch, give_up)
+            await writer.begin()
+            sent = after + 1
+            while True:
+                changed, is_over = run.changed, run.over.is_set()
+                if sent < len(events):
+                    fresh, sent = events[sent:], len(events)
+                    await writer.send_raw(b"".join(map(encode_named, fresh)))
+                elif is_over:
+                    break
+                else:
+                    await changed.wait()
+            nursery.cancel_scope.cancel()
+        await exchange.end_events()
+
+
+class Responses(ResponseEndpoint):
+    """`POST /v1/responses`."""
+
+    name = "responses"
+
+    async def answer(self, exchange: Exchange) -> None:
+        """Begin it, and tell it whole, streamed, or (in the background) that it has begun."""
+        body = parse_body(await exchange.read_body(self.service.config.max_body_bytes))
+        with self.service.admission.admit(exchange):
+            await exchange.guard(lambda: self._create(exchange, body))
+
+    async def _create(self, exchange: Exchange, body: Json) -> None:
+        client = self.client_of(exchange)
+        runs, tenant = self.service.responses, client.welcome.tenant
+        previous = None
+        if isinstance(wanted := body.get("previous_response_id"), str):
+            previous = runs.store.get(wanted, tenant)
+            require_over(previous)
+        prepared = await prepare_response(self.service, exchange, body, tenant, previous)
+        run = await runs.start(client, prepared)
+        record = run.record
+        exchange.noted.update(model=record.model, response=record.id, forked=record.num_kept_tokens > 0)
+        exchange.pids = (record.pid,) if record.pid is not None else ()
+        try:
+            if record.body.get("stream", False):
+                await self.stream(exchange, run, -1)
+                return
+            if not record.is_background:
+                await run.over.wait()
+        except BaseException:  # the client went away: nobody waits for what it asked for
+            if not record.is_background:
+                with trio.CancelScope(shield=True):
+                    await runs.cancel(run)
+            raise
+        if run.failure is not None:
+            raise run.failure
+        await exchange.respond_json(200, make_response(record, record.output))
+
+
+class ResponseDescription(ResponseEndpoint):
+    """`GET /v1/responses/{id}`, and with `?stream=true&starting_after=N` its events from there on."""
+
+    name = "responses.id"
+
+    async def answer(self, exchange: Exchange) -> None:
+        """Take it up again if an earlier gateway had begun it."""
+        client, record = self.find(exchange)
+        take_fields(dict(exchange.query), QUERY_FIELDS, [])
+        is_stream = exchange.query.get("stream", "false")
+        if is_stream not in ("true", "false"):
+            raise invalid_value("stream", "Invalid value for 'stream': it is 'true' or 'false'.")
+        after = exchange.query.get("starting_after")
+        if after is not None and is_stream == "false":
+            raise invalid_value("starting_after", "'starting_after' is only allowed when 'stream' is true.")
+        if after is not None and not (after.isascii() and after.isdecimal() and int(after) < LARGEST_NUMBER):
+            raise invalid_value(
+                "starting_after", "Invalid value for 'starting_after': it is a number from 0."
+            )
+        if is_stream == "false" and record.is_over:
+            await exchange.respond_json(200, make_response(record, record.output))
+            return
+
+        async def work() -> None:
+            run = await self.take_up(exchange, client, record)
+            if is_stream == "true":
+                await self.stream(exchange, run, -1 if after is None else int(after))
+            else:
+                await exchange.respond_json(200, make_response(record, run.writer.output))
+
+        await exchange.guard(work)
+
+
+class ResponseInputItems(ResponseEndpoint):
+    """`GET /v1/responses/{id}/input_items`."""
+
+    name = "responses.input_items"
+
+    async def answer(self, exchange: Exchange) -> None:
+        """List what was sent, the last first, as this API does by default; `?order=asc` turns it round."""
+        _, record = self.find(exchange)
+        order = exchange.query.get("order", "desc")
+        if order not in ("asc", "desc"):
+            raise invalid_value("order", "Invalid value for 'order': it is 'asc' or 'desc'.")
+        items = record.input_items if order == "asc" else record.input_items[::-1]
+        response = {"object": "list", "data": items, "has_more": False}
+        response["first_id"] = items[0]["id"] if items else None
+        response["last_id"] = items[-1]["id"] if items else None
+        await exchange.respond_json(200, response)
+
+
+class ResponseCancel(ResponseEndpoint):
+    """`POST /v1/responses/{id}/cancel`: for those in the background, as in the reference API."""
+
+    name = "responses.cancel"
+
+    async def answer(self, exchange: Exchange) -> None:
+        """Answer when its memory is free; one that is over stays as it is."""
+        client, record = self.find(exchange)
+        if not record.is_background:
+            raise invalid("invalid_value", "Only background responses can be cancelled.", "response_id")
+        if not record.is_over:
+            run = await self.take_up(exchange, client, record)
+            await self.service.responses.cancel(run)
+        await exchange.respond_json(200, make_response(record, record.output))
+
+
+class ResponseDeletion(ResponseEndpoint):
+    """`DELETE /v1/responses/{id}`: with it go its process and its memory."""
+
+    name = "responses.delete"
+
+    async def answer(self, exchange: Exchange) -> None:
+        """Answer when they are gone. Responses that continued it live on."""
+        client, record = self.find(exchange)
+        await self.service.responses.remove(client, record)
+        await exchange.respond_json(200, {"id": record.id, "object": "response", "deleted": True})

@@ -1,0 +1,349 @@
+"""/v1/responses with the official client: whole, streamed, in the background, continued, after a kill -9."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from openai import AsyncOpenAI, OpenAI
+
+from shell.gateway.choice import Delta
+from shell.gateway.parsers.events import CallArguments, CallBegun, CallEnded, Content, Event, Reasoning
+from shell.gateway.response_events import ResponseEvents
+from shell.gateway.response_record import Record
+from syscalls.process import ExitStatus, Fork, Spawn, Write
+from tests.gateway.harness import PATIENCE_SECONDS, Gateway, KernelThread, running_gateway, say_forever, says
+from tests.gateway.test_gateway_errors import check_error
+from tests.scripted_kernel import END, STOPPED_BY_MODEL, ScriptedProcess, read_tokens
+
+PATH = "/v1/responses"
+NO_POOL = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0), timeout=PATIENCE_SECONDS)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[KernelThread, Gateway]]:
+    """A kernel and a gateway for this module: stored responses keep processes."""
+    folder = tmp_path_factory.mktemp("responses")
+    with KernelThread(folder / "kernel") as kernel:
+        with running_gateway(kernel, folder / "gateway") as gateway:
+            yield kernel, gateway
+
+
+@pytest.fixture
+def kernel(place: tuple[KernelThread, Gateway]) -> KernelThread:
+    """The module's kernel, saying hello."""
+    place[0].reset()
+    return place[0]
+
+
+@pytest.fixture
+def client(place: tuple[KernelThread, Gateway], kernel: KernelThread) -> Iterator[OpenAI]:
+    """A client that does not retry; when it is done, deleting what it stored leaves no process."""
+    with OpenAI(base_url=place[1].base_url, api_key="any", max_retries=0) as client:
+        yield client
+        for path in (kernel.folder / "llmos.sock.responses").glob("*.json"):
+            client.responses.delete(path.stem)
+    kernel.wait_until(lambda: not kernel.kernel.processes)
+
+
+def check_events(events: list[Any]) -> None:
+    """Numbers rise by one, items and parts open before they close, and texts add up."""
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert [event["type"] for event in events[:2]] == ["response.created", "response.in_progress"]
+    final = events[-1]["response"]
+    assert events[-1]["type"] == f"response.{final['status']}"
+    open_item, text = None, ""
+    done = []
+    for event in events[2:-1]:
+        kind = event["type"].removeprefix("response.")
+        if kind == "output_item.added":
+            assert open_item is None
+            open_item, text = event["item"]["id"], ""
+            assert event["output_index"] == len(done)
+        elif kind == "output_item.done":
+            assert event["item"]["id"] == open_item
+            open_item = None
+            done.append(event["item"])
+        else:
+            assert event["item_id"] == open_item
+            text += event.get("delta", "")
+            if kind.endswith("_text.done"):
+                assert event["text"] == text
+            if kind.endswith("arguments.done"):
+                assert event["arguments"] == text
+    assert open_item is None
+    assert done == final["output"]
+
+
+def make_record(**fields: Any) -> Record:
+    """A record to write events of."""
+    return Record(
+        id=f"resp_{'0' * 32}", tenant="t", created_at=1, body={}, messages=[], echo={}, model="m",
+        input_items=[], prompt_text="", prompt=[1], **fields,
+    )  # fmt: skip
+
+
+PARTS = st.one_of(
+    st.builds(Content, st.text(min_size=1, max_size=4)),
+    st.builds(Reasoning, st.text(min_size=1, max_size=4)),
+)
+CALLS = st.lists(st.text(max_size=3), max_size=3).map(
+    lambda pieces: [CallBegun("f"), *map(CallArguments, pieces), CallEnded()]
+)
+
+
+@given(groups=st.lists(st.one_of(PARTS.map(lambda part: [part]), CALLS), max_size=8), data=st.data())
+def test_events_of_any_parts(groups: list[list[Event]], data: st.DataObject) -> None:
+    """Whatever the model writes and wherever it ends, the stream is well formed however it was cut."""
+    parts = [part for group in groups for part in group]
+    parts = parts[: data.draw(st.integers(0, len(parts)))]
+    status = data.draw(st.sampled_from(["completed", "incomplete", "failed"]))
+    found = []
+    for cuts in (parts and [[part] for part in parts], [parts]):
+        record = make_record()
+        writer = ResponseEvents(record)
+        writer.begin()
+        for cut in cuts:
+            writer.feed(Delta(parts=tuple(cut), entries=(), tokens=()))
+        record.status = status
+        writer.finish()
+        events = json.loads(json.dumps(writer.events))
+        check_events(events)
+        found.append(events)
+    assert found[0] == found[1]
+    texts = "".join(part.text for part in parts if isinstance(part, Content))
+    shown = [item for item in found[0][-1]["response"]["output"] if item["type"] == "message"]
+    assert "".join(item["content"][0]["text"] for item in shown) == texts
+
+
+def test_whole_and_streamed(client: OpenAI, kernel: KernelThread) -> None:
+    """The answer, its usage, and the stream that ends in the same object."""
+    whole = client.responses.create(model="scripted", input="hi", instructions="Be short.")
+    assert whole.status == "completed"
+    assert whole.output_text == "hello"
+    assert whole.usage is not None
+    assert whole.usage.output_tokens == 6
+    assert whole.usage.total_tokens == whole.usage.input_tokens + 6
+    prompt = read_tokens(kernel.kernel.spawned[-1].spawn.prompt)
+    assert prompt == "<|system|>Be short.<|end|><|user|>hi<|end|><|assistant|>"
+    stream = client.responses.create(model="scripted", input="hi", stream=True)
+    events = [event.to_dict() for event in stream]
+    check_events(events)
+    assert events[-1]["response"]["output"][0]["content"][0]["text"] == "hello"
+    again = client.responses.retrieve(events[-1]["response"]["id"])
+    assert again.to_dict() == events[-1]["response"]
+    items = client.responses.input_items.list(again.id).data
+    assert items[0].content[0].text == "hi"
+    with client.responses.stream(model="scripted", input="hi") as helper:
+        assert helper.get_final_response().output_text == "hello"
+
+
+def test_async_client(client: OpenAI) -> None:
+    """The async client streams, too."""
+
+    async def main() -> str:
+        async with AsyncOpenAI(base_url=client.base_url, api_key="any", max_retries=0) as other:
+            text = ""
+            async for event in await other.responses.create(model="scripted", input="hi", stream=True):
+                if event.type == "response.output_text.delta":
+                    text += event.delta
+            return text
+
+    assert asyncio.run(main()) == "hello"
+
+
+def test_a_limit_is_told(client: OpenAI) -> None:
+    """`incomplete`, with the reason."""
+    cut = client.responses.create(model="scripted", input="hi", max_output_tokens=3)
+    assert (cut.status, cut.output_text) == ("incomplete", "hel")
+    assert cut.incomplete_details is not None
+    assert cut.incomplete_details.reason == "max_output_tokens"
+
+
+def test_two_responses_continue_one(client: OpenAI, kernel: KernelThread) -> None:
+    """Each in a fork of the first one's process, which is given only what is new."""
+    first = client.responses.create(model="scripted", input="hi")
+    for question in ("why", "how"):
+        kernel.kernel.calls.clear()
+        kernel.program = says(f"because {question}")
+        answer = client.responses.create(
+            model="scripted", input=question, previous_response_id=first.id, max_output_tokens=50
+        )
+        assert answer.output_text == f"because {question}"
+        kinds = [type(call) for call in kernel.kernel.calls]
+        assert Fork in kinds
+        assert Spawn not in kinds
+        (written,) = [call for call in kernel.kernel.calls if isinstance(call, Write)]
+        assert read_tokens(written.tokens) == f"<|user|>{question}<|end|><|assistant|>"
+        assert answer.usage is not None
+        assert answer.usage.input_tokens_details.cached_tokens == first.usage.total_tokens - 1
+        assert client.responses.retrieve(answer.id).output_text == f"because {question}"
+    assert client.responses.retrieve(first.id).output_text == "hello"
+
+
+@pytest.mark.parametrize("way", ["sampling", "gone"])
+def test_without_the_process_the_conversation_is_the_same(
+    client: OpenAI, kernel: KernelThread, way: str
+) -> None:
+    """Another temperature, or a process that is gone: a new one gets the same tokens."""
+    first = client.responses.create(model="scripted", input="hi")
+    if way == "gone":
+        pid = kernel.kernel.spawned[-1].pid
+        kernel.call(lambda: kernel.kernel.processes.pop(pid))
+    kernel.kernel.calls.clear()
+    more: dict[str, Any] = {"temperature": 0.5} if way == "sampling" else {}
+    client.responses.create(model="scripted", input="why", previous_response_id=first.id, **more)
+    (spawn,) = [call for call in kernel.kernel.calls if isinstance(call, Spawn)]
+    assert read_tokens(spawn.prompt) == (
+        "<|user|>hi<|end|><|assistant|>hello<|end|><|user|>why<|end|><|assistant|>"
+    )
+
+
+def test_function_calls(client: OpenAI, kernel: KernelThread) -> None:
+    """A call is an item of its own, and its result goes back as one."""
+    tool = {
+        "type": "function", "name": "weather", "strict": False, "description": "x",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    }  # fmt: skip
+    kernel.program = says('{"name": "weather", "parameters": {"city": "Bern"}}')
+    events = [
+        event.to_dict()
+        for event in client.responses.create(model="scripted", input="?", tools=[tool], stream=True)
+    ]
+    check_events(events)
+    (call,) = events[-1]["response"]["output"]
+    assert (call["type"], call["name"]) == ("function_call", "weather")
+    assert json.loads(call["arguments"]) == {"city": "Bern"}
+    kernel.program = says("sunny")
+    result = {"type": "function_call_output", "call_id": call["call_id"], "output": "sun"}
+    answer = client.responses.create(
+        model="scripted", input=[result], tools=[tool], previous_response_id=events[-1]["response"]["id"]
+    )
+    assert answer.output_text == "sunny"
+    assert "sun" in read_tokens(kernel.kernel.spawned[-1].tokens)
+
+
+def test_not_stored_leaves_nothing(client: OpenAI, kernel: KernelThread) -> None:
+    """Neither a process nor a record."""
+    answer = client.responses.create(model="scripted", input="hi", store=False)
+    assert answer.output_text == "hello"
+    kernel.wait_until(lambda: not kernel.kernel.processes)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(answer.id)
+
+
+def test_background_is_cancelled(client: OpenAI, kernel: KernelThread) -> None:
+    """It goes on alone until it is cancelled; then its process is gone and its text stays."""
+    kernel.program = say_forever
+    begun = client.responses.create(model="scripted", input="hi", background=True)
+    assert begun.status == "in_progress"
+    kernel.wait_until(lambda: client.responses.retrieve(begun.id).output_text or kernel.kernel.processes)
+    ended = client.responses.cancel(begun.id)
+    assert ended.status == "cancelled"
+    kernel.wait_until(lambda: not kernel.kernel.processes)
+    assert client.responses.retrieve(begun.id).status == "cancelled"
+    with pytest.raises(openai.BadRequestError, match="cancelled"):
+        client.responses.create(model="scripted", input="on", previous_response_id=begun.id)
+
+
+def test_a_client_that_hangs_up_ends_a_foreground_response(client: OpenAI, kernel: KernelThread) -> None:
+    """Its process does not go on for nobody."""
+    kernel.program = say_forever
+    stream = client.responses.create(model="scripted", input="hi", stream=True)
+    next(iter(stream))
+    stream.close()
+    kernel.wait_until(lambda: not kernel.kernel.processes)
+
+
+def test_refusals(place: tuple[KernelThread, Gateway], kernel: KernelThread) -> None:
+    """Wrong fields are named."""
+    _, gateway = place
+    for body, code, param in (
+        ({}, "missing_required_parameter", "input"),
+        ({"input": []}, "invalid_value", "input"),
+        ({"input": "x", "tools": [{"type": "web_search"}]}, "unsupported_parameter", "tools[0].type"),
+        ({"input": "x", "background": True, "store": False}, "invalid_value", "background"),
+        ({"input": "x", "conversation": "c"}, "unsupported_parameter", "conversation"),
+        ({"input": [{"type": "item_reference"}]}, "unsupported_parameter", "input[0].type"),
+        ({"input": "x", "max_output_tokens": 0}, "invalid_value", "max_output_tokens"),
+        ({"input": [{"role": "user"}]}, "missing_required_parameter", "input[0].content"),
+    ):
+        check_error(gateway.post(PATH, body), 400, code, param)
+    check_error(
+        gateway.post(PATH, {"input": "x", "previous_response_id": "resp_1"}), 404, "response_not_found"
+    )
+    check_error(gateway.get(f"{PATH}/resp_1"), 404, "response_not_found")
+    assert not kernel.kernel.processes
+
+
+def open_client(gateway: Gateway) -> OpenAI:
+    """A client without a pool of connections to close."""
+    return OpenAI(base_url=gateway.base_url, api_key="any", max_retries=0, http_client=NO_POOL)
+
+
+def test_kill_9(own_kernel: KernelThread, tmp_path: Path) -> None:
+    """A background response goes on without its gateway; the next one streams the same events."""
+    middle = own_kernel.make_event()
+
+    async def program(process: ScriptedProcess) -> ExitStatus:
+        await process.say("first half, ")
+        await middle.wait()
+        await process.say("second half")
+        await process.emit(END)
+        return STOPPED_BY_MODEL
+
+    own_kernel.program = program
+    with running_gateway(own_kernel, tmp_path / "one") as gateway:
+        client = open_client(gateway)
+        stream = client.responses.create(model="scripted", input="hi", background=True, stream=True)
+        seen: list[Any] = []
+        for event in stream:
+            seen.append(event.to_dict())
+            if len([e for e in seen if e["type"].endswith("text.delta")]) == 12:
+                break
+        gateway.process.kill()
+        gateway.process.wait()
+    wanted = seen[0]["response"]["id"]
+    with running_gateway(own_kernel, tmp_path / "two") as gateway:
+        client = open_client(gateway)
+        assert client.responses.retrieve(wanted).status == "in_progress"
+        own_kernel.call(middle.set)
+        rest = client.responses.retrieve(wanted, stream=True, starting_after=seen[-1]["sequence_number"])
+        events = [*seen, *(event.to_dict() for event in rest)]
+        check_events(events)
+        assert events[-1]["response"]["output"][0]["content"][0]["text"] == "first half, second half"
+        whole = client.responses.retrieve(wanted, stream=True)
+        assert [event.to_dict() for event in whole] == events
+        gateway.process.kill()
+        gateway.process.wait()
+    with running_gateway(own_kernel, tmp_path / "three") as gateway:
+        client = open_client(gateway)
+        assert [event.to_dict() for event in client.responses.retrieve(wanted, stream=True)] == events
+        assert client.responses.retrieve(wanted).output_text == "first half, second half"
+        client.responses.delete(wanted)
+        own_kernel.wait_until(lambda: not own_kernel.kernel.processes)
+
+
+def test_the_store_is_bounded(own_kernel: KernelThread, tmp_path: Path) -> None:
+    """The oldest that is over goes, with its process; when none is over, the newest is refused."""
+    with running_gateway(own_kernel, tmp_path / "one", "--max-responses", "2") as gateway:
+        client = open_client(gateway)
+        made = [client.responses.create(model="scripted", input="hi").id for _ in range(3)]
+        with pytest.raises(openai.NotFoundError):
+            client.responses.retrieve(made[0])
+        assert client.responses.retrieve(made[2]).output_text == "hello"
+        assert len(own_kernel.kernel.processes) == 2
+        own_kernel.program = say_forever
+        for _ in range(2):
+            client.responses.create(model="scripted", input="hi", background=True)
+        response = gateway.post(PATH, {"input": "hi"})
+        check_error(response, 429, "too_many_responses")
+        assert len(own_kernel.kernel.processes) == 2

@@ -1,0 +1,104 @@
+"""Stored responses on a real server: what if the gateway is killed, and is the memory really kept?"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from openai import OpenAI
+
+from llmos.bench.server import Server, running_server
+from tests.system.leaks import assert_no_leak, count
+
+PATIENCE_SECONDS = 30.0
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A server whose gateway comes back on the same port. Ends with the leak count."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ("--device", "cpu", "--threads", "1", "--pool-mib", "256", "--listen", f"127.0.0.1:{port}")
+    with running_server(*options) as running:
+        before = count(running)
+        yield running
+        assert_no_leak(running, before)
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[OpenAI]:
+    """A client that does not retry; what it stored is deleted at the end."""
+    with OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0) as client:
+        yield client
+        for path in Path(f"{server.socket_path}.responses").glob("*.json"):
+            client.responses.delete(path.stem)
+
+
+def find_gateway(server: Server) -> int:
+    """The pid of the kernel's child that is the gateway."""
+    for child in Path(f"/proc/{server.os_pid}/task").glob("*/children"):
+        for pid in map(int, child.read_text().split()):
+            if b"shell.gateway" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return pid
+    raise AssertionError("there is no gateway")
+
+
+def wait_until_ready(url: str) -> None:
+    """Wait for the gateway that takes the place of another, on its port."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            if httpx.get(f"{url}/health/ready", timeout=5).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.05)
+    raise AssertionError("no gateway came back")
+
+
+def test_a_continuation_finds_the_memory(client: OpenAI) -> None:
+    """A fork says, greedy, what a new process with the same tokens says; two may continue one."""
+    ask = {"temperature": 0, "max_output_tokens": 12, "model": client.models.list().data[0].id}
+    first = client.responses.create(input="Tell a story of a river. " * 10, **ask)
+    forked = client.responses.create(input="And then?", previous_response_id=first.id, **ask)
+    branch = client.responses.create(input="And then?", previous_response_id=first.id, **ask)
+    assert forked.usage.input_tokens_details.cached_tokens == first.usage.total_tokens - 1
+    # A way of sampling that differs, and is the same when greedy: it gets a process of its own.
+    alone = client.responses.create(input="And then?", previous_response_id=first.id, top_p=0.5, **ask)
+    assert alone.output_text == forked.output_text
+    assert alone.usage.input_tokens == forked.usage.input_tokens
+    client.responses.delete(first.id)
+    assert branch.output_text == forked.output_text
+    last = client.responses.create(input="Why?", previous_response_id=forked.id, **ask)
+    assert last.usage.input_tokens > forked.usage.total_tokens
+
+
+def test_what_if_the_gateway_is_killed(client: OpenAI, server: Server) -> None:
+    """A background response goes on; the gateway that follows tells the rest of its events."""
+    model = client.models.list().data[0].id
+    options = {"extra_body": {"ignore_eos": True}, "temperature": 0, "max_output_tokens": 300}
+    undisturbed = client.responses.create(model=model, input="Count.", **options)
+    stream = client.responses.create(model=model, input="Count.", background=True, stream=True, **options)
+    seen = []
+    for event in stream:
+        seen.append(event.to_dict())
+        if len(seen) > 10:
+            break
+    os.kill(find_gateway(server), signal.SIGKILL)
+    response_id = seen[0]["response"]["id"]
+    wait_until_ready(server.url)
+    rest = client.responses.retrieve(response_id, stream=True, starting_after=seen[-1]["sequence_number"])
+    events = [*seen, *(event.to_dict() for event in rest)]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    final = events[-1]["response"]
+    text = "".join(e["delta"] for e in events if e["type"] == "response.output_text.delta")
+    assert text == undisturbed.output_text
+    assert final["usage"]["output_tokens"] == 300
+    assert count(server).num_processes == 2  # both wait to be continued
