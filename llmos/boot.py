@@ -39,6 +39,7 @@ from llmos.sched.preemption import PreemptionCosts
 from llmos.sched.rerank import Rerank
 from llmos.tenants_file import read_tenants
 from native.memory import available_memory_bytes
+from syscalls.collector import settle_collector
 from syscalls.paths import default_socket_path, prepare_socket_directory
 
 SWAP_SHARE = 8  # all devices' host areas take this part of what is available, as they are written
@@ -374,4 +375,5 @@ async def serve(
 
             system, ready = await nursery.start(run)
             systems.append(system)
+            settle_collector()
             on_ready(ready)

@@ -195,7 +195,7 @@ def _most(count: int) -> str:
     return f"at most {count}"
 
 
-class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Log-probabilities at one position, from the raw model distribution unless asked for otherwise."""
 
     logprob: float  # of the token there

@@ -20,6 +20,7 @@ from hypercorn.trio import serve
 from shell.gateway.app import make_app
 from shell.gateway.config import GatewayConfig
 from shell.gateway.service import Service, make_service
+from syscalls.collector import settle_collector
 
 CLOSE_SECONDS = 1.0  # for connections that are idle, or stalled, when everything else is done
 SEND_BUFFER_BYTES = 256 << 10  # what a slow reader may leave lying in the system, for each connection
@@ -133,4 +134,5 @@ async def run_gateway(config: GatewayConfig) -> None:
         if config.ready_fd is not None:
             with os.fdopen(config.ready_fd, "w") as ready:
                 ready.write(f"http://{address}\n")
+        settle_collector()
     log.info("stopped")
