@@ -30,7 +30,7 @@ RESPONSE_FIELDS: FieldTable = {
     ),
 }  # fmt: skip
 TEXT_FIELDS: FieldTable = {**implemented("format"), **accepted("verbosity")}
-FORMAT_FIELDS: FieldTable = refused(type="text", name=(), schema=(), strict=(), description=())
+FORMAT_NAMES = ("name", "schema", "strict", "description")
 REASONING_FIELDS: FieldTable = {**implemented("effort"), **accepted("summary", "generate_summary")}
 PART_KINDS = ("input_text", "output_text", "text", "refusal")
 
@@ -60,8 +60,8 @@ def read_response_fields(body: Json, ignored: list[str]) -> tuple[ResponseFields
     if fields.background and not fields.store:
         raise invalid_value("background", "'background' needs 'store': nobody could read the response.")
     text = take_fields(fields.text, TEXT_FIELDS, ignored, "text")
-    if isinstance(form := text.get("format"), dict):
-        take_fields(form, FORMAT_FIELDS, ignored, "text.format")
+    if "format" in text:
+        chat["response_format"] = _read_format(text["format"])
     reasoning = take_fields(fields.reasoning, REASONING_FIELDS, ignored, "reasoning")
     if "effort" in reasoning:
         chat["reasoning_effort"] = reasoning["effort"]
@@ -77,6 +77,16 @@ def read_response_fields(body: Json, ignored: list[str]) -> tuple[ResponseFields
             else choice
         )
     return fields, chat
+
+
+def _read_format(given: Any) -> Any:
+    """Return a format as a chat completion has it: there a schema lies one level deeper."""
+    if not isinstance(given, dict) or given.get("type") != "json_schema":
+        return given
+    return {
+        "type": "json_schema",
+        "json_schema": {name: given[name] for name in FORMAT_NAMES if given.get(name) is not None},
+    }
 
 
 def _read_tool(tool: Json, index: int) -> Json:

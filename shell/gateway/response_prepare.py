@@ -19,6 +19,15 @@ from shell.gateway.response_record import Record
 from shell.gateway.response_run import Prepared
 from shell.gateway.service import Service
 
+# Paths of a chat completion's fields, under the names that a response has for them.
+RENAMED = (
+    ("messages", "input"),
+    ("max_completion_tokens", "max_output_tokens"),
+    ("response_format.json_schema", "text.format"),
+    ("response_format", "text.format"),
+    ("reasoning_effort", "reasoning.effort"),
+)
+
 
 async def prepare_job(service: Service, exchange: Exchange, chat: Json, messages: list[Json]) -> Job:
     """Prepare the chat completion that answers. Raises ApiError whose `param` is the response's field."""
@@ -26,9 +35,8 @@ async def prepare_job(service: Service, exchange: Exchange, chat: Json, messages
         job, shape = await prepare_chat(service, exchange, {**chat, "messages": messages})
     except ApiError as error:
         if error.param is not None:
-            error.param = error.param.replace("messages", "input", 1).replace(
-                "max_completion_tokens", "max_output_tokens"
-            )
+            for of_chat, ours in RENAMED:
+                error.param = error.param.replace(of_chat, ours, 1)
         raise
     assert isinstance(shape, ChatShape)
     return job
@@ -74,7 +82,7 @@ async def prepare_response(
             "reasoning": {"effort": chat.get("reasoning_effort"), "summary": None},
             "store": fields.store,
             "temperature": sampling.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": fields.text.get("format", {"type": "text"})},
             "tool_choice": fields.tool_choice or "auto",
             "tools": [{"parameters": None, "strict": None, **tool} for tool in fields.tools],
             "top_logprobs": 0,

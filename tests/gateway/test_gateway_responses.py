@@ -277,6 +277,9 @@ def test_refusals(place: tuple[KernelThread, Gateway], kernel: KernelThread) -> 
         ({"input": [{"role": "user"}]}, "missing_required_parameter", "input[0].content"),
     ):
         check_error(gateway.post(PATH, body), 400, code, param)
+    wrong = gateway.post(PATH, {"input": "x", "text": {"format": {"type": "poem"}}})
+    assert wrong.status_code == 400
+    assert wrong.json()["error"]["param"].startswith("text.format")
     check_error(
         gateway.post(PATH, {"input": "x", "previous_response_id": "resp_1"}), 404, "response_not_found"
     )
