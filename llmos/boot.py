@@ -134,7 +134,12 @@ def make_tenants(config: Config) -> Tenants:
         raise ConfigError(f"the weight of {twice[0]} is in tenant_weights and in {config.tenants}")
     weights |= {name: entry.weight for name, entry in file.tenant.items()}
     terms = {
-        name: Terms(limits=entry.limits(file.default), keys_sha256=entry.keys_sha256, uids=entry.uids)
+        name: Terms(
+            limits=entry.limits(file.default),
+            keys_sha256=entry.keys_sha256,
+            uids=entry.uids,
+            is_admin=entry.admin,
+        )
         for name, entry in file.tenant.items()
     }
     return Tenants(Accounts(weights), terms, file.default.limits(file.default))

@@ -49,6 +49,7 @@ class TenantEntry(LimitsEntry, frozen=True, kw_only=True):
 
     keys_sha256: tuple[str, ...] = ()  # hashes of keys, in hex; the keys themselves are nowhere
     uids: tuple[Annotated[int, Meta(ge=0)], ...] = ()  # users of this machine who may open the socket
+    admin: bool = False  # who comes with one of its keys is an administrator
     weight: Annotated[float, Meta(ge=1e-3, le=1e3)] = 1.0  # of its share under policy = fair
 
 

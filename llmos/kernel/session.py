@@ -145,7 +145,7 @@ class Session:
         """
         self.tenant, self.is_admin = self.system.tenants.identify_user(self.uid)
         if key:
-            self.tenant, self.is_admin = self.system.tenants.identify_key(key), False
+            self.tenant, self.is_admin = self.system.tenants.identify_key(key)
         self.system.tenants.of(self.tenant)
 
     # --- replies -----------------------------------------------------------------------------------------

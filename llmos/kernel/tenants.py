@@ -29,6 +29,7 @@ class Terms:
     limits: Limits = UNLIMITED
     keys_sha256: tuple[str, ...] = ()  # in hex
     uids: tuple[int, ...] = ()
+    is_admin: bool = False  # its keys are administrators'
 
 
 @attrs.define(eq=False)
@@ -193,10 +194,13 @@ class Tenants:
             raise SyscallError(Errno.EPERM, f"user {uid} is no tenant of this kernel")
         return name or f"uid:{uid}", is_admin
 
-    def identify_key(self, key: str) -> str:
-        """The tenant whose key it is. Takes as long for every wrong key. Raises SyscallError: EPERM."""
+    def identify_key(self, key: str) -> tuple[str, bool]:
+        """The tenant whose key it is, and whether it is an administrator's.
+
+        Takes as long for every wrong key. Raises SyscallError: EPERM.
+        """
         given = hashlib.sha256(key.encode()).hexdigest()
         found = [name for digest, name in self._by_key.items() if hmac.compare_digest(digest, given)]
         if not found:
             raise SyscallError(Errno.EPERM, "no tenant has this key")
-        return found[0]
+        return found[0], self.terms[found[0]].is_admin

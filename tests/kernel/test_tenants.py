@@ -71,6 +71,18 @@ async def two_tenants(
             yield Pair(kernel, first, second)
 
 
+async def test_a_key_is_an_administrators_if_the_file_says_so(tmp_path: Path) -> None:
+    """One tenant sees everybody's processes and may drain; the other neither."""
+    async with two_tenants(tmp_path, alice="admin = true") as pair:
+        assert pair.alice.welcome.admin
+        assert not pair.bob.welcome.admin
+        spawned = await pair.bob.spawn([1, 2, 3], interactive=True, max_tokens=1)
+        assert [process.pid for process in await pair.alice.ps(everyone=True)] == list(spawned.pids)
+        for call in (pair.bob.ps(everyone=True), pair.bob.shutdown(0.0)):
+            with pytest.raises(SyscallError, match="EPERM"):
+                await call
+
+
 async def refused(call: object) -> SyscallError:
     """Await a call that must be refused with EDQUOT."""
     with pytest.raises(SyscallError) as caught:
