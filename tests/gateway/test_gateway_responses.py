@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from openai import AsyncOpenAI, OpenAI
 
 from shell.gateway.choice import Delta
+from shell.gateway.errors import ApiError
 from shell.gateway.parsers.events import CallArguments, CallBegun, CallEnded, Content, Event, Reasoning
 from shell.gateway.response_events import ResponseEvents
-from shell.gateway.response_record import Record
+from shell.gateway.response_record import Record, ResponseStore
 from syscalls.process import ExitStatus, Fork, Spawn, Write
 from tests.gateway.harness import PATIENCE_SECONDS, Gateway, KernelThread, running_gateway, say_forever, says
 from tests.gateway.test_gateway_errors import check_error
@@ -350,3 +351,23 @@ def test_the_store_is_bounded(own_kernel: KernelThread, tmp_path: Path) -> None:
         response = gateway.post(PATH, {"input": "hi"})
         check_error(response, 429, "too_many_responses")
         assert len(own_kernel.kernel.processes) == 2
+
+
+def test_the_store_after_a_crash(tmp_path: Path) -> None:
+    """Drafts go, damaged files are left out, the rest is there; what is over and too old is told."""
+    store = ResponseStore(tmp_path, 10, 100.0)
+    store.load()
+    for number in range(4):
+        record = make_record(status="in_progress" if number == 1 else "completed")
+        record.id, record.created_at = f"resp_{number:032x}", number * 100
+        store.save(record)
+    (tmp_path / f"resp_{9:032x}.json").write_text('{"id": "resp_')
+    (tmp_path / f".resp_{8:032x}").write_text("{")
+    again = ResponseStore(tmp_path, 10, 100.0)
+    again.load()
+    assert not list(tmp_path.glob(".*"))
+    assert again.get(f"resp_{3:032x}", "t").created_at == 300
+    for wanted, tenant in ((f"resp_{3:032x}", "u"), (f"resp_{9:032x}", "t")):
+        with pytest.raises(ApiError, match="not found"):
+            again.get(wanted, tenant)
+    assert [record.created_at for record in again.list_expired(350.0)] == [0, 200]
