@@ -15,7 +15,14 @@ import trio.lowlevel
 from drivers.builtin import base_path
 from drivers.sim import SimDriver
 from drivers.sim_model import SimModel
-from llmos.config import Config, ConfigError, parse_weights, processors_of, threads_per_device
+from llmos.config import (
+    Config,
+    ConfigError,
+    listens_beyond_loopback,
+    parse_weights,
+    processors_of,
+    threads_per_device,
+)
 from llmos.cost import CostModel
 from llmos.device import DriverLink, Load, Progress
 from llmos.ipc.credentials import listen_unix
@@ -142,7 +149,17 @@ def make_tenants(config: Config) -> Tenants:
         )
         for name, entry in file.tenant.items()
     }
-    return Tenants(Accounts(weights), terms, file.default.limits(file.default))
+    tenants = Tenants(Accounts(weights), terms, file.default.limits(file.default))
+    if (
+        config.listen
+        and listens_beyond_loopback(config.listen)
+        and not (tenants.needs_key or config.insecure_no_keys)
+    ):
+        raise ConfigError(
+            f"listen is {config.listen!r}, which other machines reach, and no tenant has a key: give keys in "
+            "tenants (see `llmos key`), listen on 127.0.0.1, or set insecure_no_keys"
+        )
+    return tenants
 
 
 def announce(system: System, gateway: GatewayProcess | None, socket_path: str, seconds: float) -> Ready:
@@ -226,6 +243,13 @@ def gateway_options(config: Config, socket_path: str) -> list[str]:
         options["response-folder"] = config.response_folder
     switches = ["--allow-chat-template"] if config.allow_chat_template else []
     switches += ["--timings"] if config.timings else []
+    if config.insecure_no_keys:
+        switches.append("--insecure-no-keys")
+    if config.tls_cert is not None and config.tls_key is not None:
+        options |= {"tls-cert": config.tls_cert, "tls-key": config.tls_key}
+    switches += [
+        f"--cors-origin={origin.strip()}" for origin in config.cors_origins.split(",") if origin.strip()
+    ]
     return [f"--{name}={value}" for name, value in options.items()] + switches
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -171,6 +172,14 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         float, Meta(gt=0, description="gateway: a stored response is forgotten after so long")
     ] = 86_400.0
     max_body_mib: Annotated[int, Meta(ge=1, le=1024, description="gateway: largest request body")] = 64
+    tls_cert: Annotated[str | None, Meta(description="gateway: PEM file, certificate and chain")] = None
+    tls_key: Annotated[str | None, Meta(description="gateway: PEM file, the certificate's key")] = None
+    insecure_no_keys: Annotated[
+        bool, Meta(description="gateway: listen beyond loopback though no tenant has a key")
+    ] = False
+    cors_origins: Annotated[
+        str, Meta(description="gateway: web pages that may call it, https://HOST,…; *: all; empty: none")
+    ] = ""
     sse_ping_interval: Annotated[
         float, Meta(ge=-1, description="gateway: seconds between keep-alives of a stream; -1: off")
     ] = 15.0
@@ -215,6 +224,8 @@ def load_config(path: str | None, overrides: dict[str, Any]) -> Config:
     if config.listen:
         parse_listen(config.listen)
     parse_weights(config.tenant_weights)
+    if (config.tls_cert is None) != (config.tls_key is None):
+        raise ConfigError("tls_cert and tls_key go together: one of them is not set")
     if config.pin:
         processors_of(config, config.devices - 1)
     return config
@@ -250,6 +261,15 @@ def processors_of(config: Config, index: int) -> tuple[int, ...]:
             f"processors; this process may use {len(usable)}"
         )
     return tuple(usable[index * threads : (index + 1) * threads])
+
+
+def listens_beyond_loopback(listen: str) -> bool:
+    """True when other machines may reach HOST:PORT; a name other than localhost may be anywhere."""
+    host, _ = parse_listen(listen)
+    try:
+        return not ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host != "localhost"
 
 
 def parse_listen(listen: str) -> tuple[str, int]:

@@ -7,6 +7,7 @@ from starlette.routing import Route, Router
 from shell.gateway.admin import REASONS, Drain, IsSleeping, Unsupported
 from shell.gateway.chat import ChatCompletions
 from shell.gateway.completions import Completions
+from shell.gateway.cors import Cors
 from shell.gateway.front import Front
 from shell.gateway.health import Health, MetricsPage, Readiness, Version
 from shell.gateway.load import Load, Props
@@ -24,7 +25,7 @@ from shell.gateway.slots import SlotAction, Slots
 from shell.gateway.tokenize import ApplyTemplate, Detokenize, Tokenize, TokenizerInfo
 
 
-def make_app(service: Service) -> Front:
+def make_app(service: Service) -> Front | Cors:
     """Return the ASGI application."""
     routes = [
         Route("/v1/chat/completions", ChatCompletions(service), methods=["POST"]),
@@ -58,4 +59,5 @@ def make_app(service: Service) -> Front:
         Route("/is_sleeping", IsSleeping(service), methods=["GET"]),
         *(Route(path, Unsupported(service), methods=["POST"]) for path in REASONS),
     ]
-    return Front(service, Router(routes, redirect_slashes=False))
+    front = Front(service, Router(routes, redirect_slashes=False))
+    return Cors(front, service.config.cors_origins) if service.config.cors_origins else front

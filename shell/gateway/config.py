@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import enum
+import ipaddress
 
 import attrs
 
@@ -26,6 +27,10 @@ class GatewayConfig:
 
     host: str = "127.0.0.1"
     port: int = 8000  # 0: any free one, told on ready_fd
+    tls_cert: str | None = None  # PEM file of the certificate and its chain; set exactly when tls_key is
+    tls_key: str | None = None
+    insecure_no_keys: bool = False  # beyond loopback, serve also while the kernel has no keys
+    cors_origins: frozenset[str] = frozenset()  # web pages of these may call; "*": all
     socket_path: str | None = None  # the kernel's; None: the default place
     ready_fd: int | None = None
     life_fd: int | None = None  # its end of file means that whoever started us is gone
@@ -48,6 +53,11 @@ class GatewayConfig:
     log_format: str = "auto"  # "json", "console", or by whether stderr is a terminal
 
     @property
+    def is_open_door(self) -> bool:
+        """True when strangers reach the port, and nobody said that they may without a key."""
+        return not (self.insecure_no_keys or is_loopback(self.host))
+
+    @property
     def reasoning_fields(self) -> tuple[str, ...]:
         """The fields of messages and deltas that hold a thought."""
         return REASONING_FIELDS if self.reasoning_field == "both" else (self.reasoning_field,)
@@ -66,6 +76,14 @@ def split_address(address: str) -> tuple[str, int]:
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
+def is_loopback(host: str) -> bool:
+    """True when only this machine reaches `host`; a name other than localhost may be anywhere."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def parse_arguments(arguments: list[str]) -> GatewayConfig:
     """Read the command line. Leaves the process with status 2 and a message when it is wrong."""
     default = GatewayConfig()
@@ -80,6 +98,10 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
         help="port 0: any free port",
     )
     add("--socket", metavar="PATH", help="the kernel's socket (default: $LLMOS_SOCKET or the user's own)")
+    add("--tls-cert", metavar="FILE", help="PEM file: certificate and chain; with --tls-key")
+    add("--tls-key", metavar="FILE", help="PEM file: the certificate's key")
+    add("--insecure-no-keys", action="store_true", help="beyond loopback, serve without keys too")
+    add("--cors-origin", action="append", default=[], metavar="ORIGIN", help="https://HOST, or *; repeatable")
     add("--ready-fd", type=int, metavar="N", help="write one line there once ready: the URL")
     add("--life-fd", type=int, metavar="N", help="drain when the other end of this pipe closes")
     add(
@@ -112,12 +134,18 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
         host, port = split_address(given.listen)
     except ValueError as error:
         parser.error(f"--listen: {error}")
+    if (given.tls_cert is None) != (given.tls_key is None):
+        parser.error("--tls-cert and --tls-key go together")
     for name in ("max_body_bytes", "max_in_flight", "send_timeout", "max_responses", "response_ttl"):
         if getattr(given, name) <= 0:
             parser.error(f"--{name.replace('_', '-')} must be above 0")
     return GatewayConfig(
         host=host,
         port=port,
+        tls_cert=given.tls_cert,
+        tls_key=given.tls_key,
+        insecure_no_keys=given.insecure_no_keys,
+        cors_origins=frozenset(given.cors_origin),
         socket_path=given.socket,
         ready_fd=given.ready_fd,
         life_fd=given.life_fd,

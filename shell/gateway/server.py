@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 from typing import TYPE_CHECKING, cast
 
 import structlog
@@ -61,10 +62,21 @@ def describe_address(listener: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def configure_server(listener: socket.socket) -> Config:
+def check_certificate(config: GatewayConfig) -> None:
+    """Read the certificate and its key once, before anything listens. Raises OSError that names the files."""
+    if config.tls_cert is None or config.tls_key is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(config.tls_cert, config.tls_key)
+    except OSError as error:  # SSLError is one, too
+        raise OSError(f"--tls-cert {config.tls_cert}, --tls-key {config.tls_key}: {error}") from error
+
+
+def configure_server(listener: socket.socket, gateway: GatewayConfig) -> Config:
     """Return Hypercorn's settings; it takes the socket's descriptor over."""
     config = Config()
     config.bind = [f"fd://{listener.detach()}"]
+    config.certfile, config.keyfile = gateway.tls_cert, gateway.tls_key
     config.accesslog = None  # the front door writes the one line
     config.errorlog = logging.getLogger("hypercorn.error")
     config.errorlog.setLevel(max(logging.WARNING, logging.getLogger().level))
@@ -110,9 +122,10 @@ async def _drain(service: Service, stop: trio.Event) -> None:
 
 async def run_gateway(config: GatewayConfig) -> None:
     """Serve until a signal, then drain. Raises OSError when the address cannot be bound."""
+    check_certificate(config)
     service = make_service(config)
     listener = open_socket(config)
-    address = describe_address(listener)
+    url = f"{'http' if config.tls_cert is None else 'https'}://{describe_address(listener)}"
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
         await nursery.start(service.sessions.run)
@@ -125,14 +138,14 @@ async def run_gateway(config: GatewayConfig) -> None:
 
         async def serve_http(task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED) -> None:
             app = cast("Framework", make_app(service))  # Hypercorn's own types say more than ASGI's
-            server = configure_server(listener)
+            server = configure_server(listener, config)
             await serve(app, server, shutdown_trigger=stop.wait, task_status=task_status, mode="asgi")
             nursery.cancel_scope.cancel()
 
         await nursery.start(serve_http)
-        log.info("ready", url=f"http://{address}", pid=os.getpid())
+        log.info("ready", url=url, pid=os.getpid())
         if config.ready_fd is not None:
             with os.fdopen(config.ready_fd, "w") as ready:
-                ready.write(f"http://{address}\n")
+                ready.write(f"{url}\n")
         settle_collector()
     log.info("stopped")

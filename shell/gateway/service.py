@@ -57,7 +57,7 @@ def make_service(config: GatewayConfig) -> Service:
     folder = config.response_folder or f"{config.socket_path or default_socket_path()}.responses"
     store = ResponseStore(Path(folder).expanduser(), config.max_responses, config.response_ttl)
     responses = ResponseRuns(link, store)
-    return Service(config, link, Sessions(link), Catalog(link), metrics, admission, responses)
+    return Service(config, link, Sessions(link, config.is_open_door), Catalog(link), metrics, admission, responses)
 
 
 @attrs.define(eq=False)

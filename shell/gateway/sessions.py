@@ -38,6 +38,7 @@ class Sessions:
     """Opens a session when a key is first seen, and keeps it until the kernel ends it."""
 
     link: KernelLink
+    is_open_door: bool = False  # strangers reach us: nobody is served without a key
     _clients: dict[bytes, Client] = attrs.field(factory=dict)  # by hash of the key
     _opening: trio.Lock = attrs.field(factory=trio.Lock)
     _nursery: trio.Nursery | None = None
@@ -52,10 +53,16 @@ class Sessions:
         """Give a request the session of its tenant; without keys all requests share the gateway's own.
 
         Raises:
-            ApiError: 401 without a key, or with one that nobody has.
+            ApiError: 401 without a key, or with one that nobody has, or when strangers reach the port and
+                the kernel has no keys.
             ConnectionLost: no kernel answers.
         """
         if not self.link.needs_key:
+            if self.is_open_door and self.link.is_connected:
+                raise invalid_api_key(
+                    "This server is reachable from other machines and has no API keys, so it serves nobody. "
+                    "Give its kernel a tenants file with keys, or start it with --insecure-no-keys."
+                )
             return
         key = read_key(headers)
         if not key:
