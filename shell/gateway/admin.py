@@ -42,6 +42,7 @@ class Drain(AdminEndpoint):
     """Admits nothing new, lets what runs finish for a while, then stops the server."""
 
     name = "drain"
+    body_struct = DrainFields
 
     async def administrate(self, exchange: Exchange) -> None:
         """Answer when the kernel has begun."""

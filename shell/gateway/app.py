@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from starlette.routing import Route, Router
+from starlette.routing import BaseRoute, Route, Router
 
 from shell.gateway.admin import REASONS, Drain, IsSleeping, Unsupported
 from shell.gateway.chat import ChatCompletions
@@ -12,6 +12,7 @@ from shell.gateway.front import Front
 from shell.gateway.health import Health, MetricsPage, Readiness, Version
 from shell.gateway.load import Load, Props
 from shell.gateway.models import ModelDescription, ModelListing
+from shell.gateway.openapi import OpenApi
 from shell.gateway.requests import AbortRequest, RequestCancel, RequestDescription, RequestListing
 from shell.gateway.responses import (
     ResponseCancel,
@@ -27,7 +28,7 @@ from shell.gateway.tokenize import ApplyTemplate, Detokenize, Tokenize, Tokenize
 
 def make_app(service: Service) -> Front | Cors:
     """Return the ASGI application."""
-    routes = [
+    routes: list[BaseRoute] = [
         Route("/v1/chat/completions", ChatCompletions(service), methods=["POST"]),
         Route("/v1/completions", Completions(service), methods=["POST"]),
         Route("/v1/models", ModelListing(service), methods=["GET"]),
@@ -59,5 +60,6 @@ def make_app(service: Service) -> Front | Cors:
         Route("/is_sleeping", IsSleeping(service), methods=["GET"]),
         *(Route(path, Unsupported(service), methods=["POST"]) for path in REASONS),
     ]
+    routes.append(Route("/openapi.json", OpenApi(service, routes), methods=["GET"]))
     front = Front(service, Router(routes, redirect_slashes=False))
     return Cors(front, service.config.cors_origins) if service.config.cors_origins else front

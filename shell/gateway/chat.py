@@ -15,7 +15,7 @@ from shell.gateway.conversation import adapt_messages, takes_documents, takes_to
 from shell.gateway.errors import invalid, invalid_value, unsupported
 from shell.gateway.exchange import Exchange
 from shell.gateway.fields import FieldTable, accepted, convert, implemented, refused, take_fields
-from shell.gateway.messages import count_characters, read_messages
+from shell.gateway.messages import MessageFields, count_characters, read_messages
 from shell.gateway.parameters import (
     SHARED_FIELDS,
     STREAM_OPTIONS_FIELDS,
@@ -76,10 +76,17 @@ class ChatFields(SharedFields, kw_only=True):
     parallel_tool_calls: bool = True
 
 
+class ChatBody(ChatFields, kw_only=True):
+    """The whole body of a chat completion, for its description."""
+
+    messages: Annotated[list[MessageFields], Meta(min_length=1)]
+
+
 class ChatCompletions(Endpoint):
     """Answers chat completion requests."""
 
     name = "chat.completions"
+    body_struct = ChatBody
 
     async def answer(self, exchange: Exchange) -> None:
         """Validate, render, encode, generate."""

@@ -154,6 +154,7 @@ class Completions(Endpoint):
     """Answers text completion requests."""
 
     name = "completions"
+    body_struct = CompletionFields
 
     async def answer(self, exchange: Exchange) -> None:
         """Validate, encode, generate."""

@@ -134,6 +134,7 @@ class AbortRequest(Endpoint):
     """`/abort_request`: the same, with the id in the body."""
 
     name = "abort_request"
+    body_struct = AbortFields
 
     async def answer(self, exchange: Exchange) -> None:
         """Answer when its pages are free."""

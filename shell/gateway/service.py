@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import ClassVar, TypeVar, cast
 from urllib.parse import parse_qsl
 
 import attrs
+import msgspec
 import trio
 
 from shell.gateway.admission import Admission
@@ -57,7 +58,9 @@ def make_service(config: GatewayConfig) -> Service:
     folder = config.response_folder or f"{config.socket_path or default_socket_path()}.responses"
     store = ResponseStore(Path(folder).expanduser(), config.max_responses, config.response_ttl)
     responses = ResponseRuns(link, store)
-    return Service(config, link, Sessions(link, config.is_open_door), Catalog(link), metrics, admission, responses)
+    return Service(
+        config, link, Sessions(link, config.is_open_door), Catalog(link), metrics, admission, responses
+    )
 
 
 @attrs.define(eq=False)
@@ -67,6 +70,7 @@ class Endpoint:
     service: Service
     name = "other"
     is_public = False  # answers without a key, also where there are some
+    body_struct: ClassVar[type[msgspec.Struct] | None] = None  # how its JSON body is described
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = cast("Exchange", scope["llmos.exchange"])

@@ -70,6 +70,7 @@ class SlotAction(Endpoint):
     """`POST /slots/{id}?action=save|restore|erase`."""
 
     name = "slots.action"
+    body_struct = ImageFields
 
     async def answer(self, exchange: Exchange) -> None:
         """Do it, and answer when it is done."""

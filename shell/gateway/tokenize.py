@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from shell.gateway.body import parse_body
 from shell.gateway.catalog import ServedModel
-from shell.gateway.chat import ChatPrompt, encode_chat, read_chat_fields
+from shell.gateway.chat import ChatBody, ChatPrompt, encode_chat, read_chat_fields
 from shell.gateway.errors import invalid, invalid_value
 from shell.gateway.exchange import Exchange
 from shell.gateway.fields import FieldTable, convert, implemented, refused, take_fields
@@ -64,6 +64,7 @@ class Tokenize(TextEndpoint):
     """Encodes a text, or a conversation as `/v1/chat/completions` would."""
 
     name = "tokenize"
+    body_struct = TokenizeFields
 
     async def answer(self, exchange: Exchange) -> None:
         """Take `prompt`, `content` or `messages`: exactly one of them."""
@@ -102,6 +103,7 @@ class Detokenize(TextEndpoint):
     """Decodes tokens."""
 
     name = "detokenize"
+    body_struct = DetokenizeFields
 
     async def answer(self, exchange: Exchange) -> None:
         """Answer under both names, vLLM's and llama.cpp's."""
@@ -121,6 +123,7 @@ class ApplyTemplate(TextEndpoint):
     """Renders a conversation and shows the text. Takes the body of a chat completion."""
 
     name = "apply_template"
+    body_struct = ChatBody
 
     async def answer(self, exchange: Exchange) -> None:
         """Render, as a chat completion would."""
