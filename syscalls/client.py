@@ -31,7 +31,16 @@ from syscalls.image import (
     RemoveImage,
     Restore,
 )  # fmt: skip
-from syscalls.memory import DeviceMemory, MapList, Maps, Meminfo, MemoryInfo
+from syscalls.memory import (
+    DeviceMemory,
+    FrameMap,
+    FrameMapList,
+    Frames,
+    MapList,
+    Maps,
+    Meminfo,
+    MemoryInfo,
+)
 from syscalls.paths import default_socket_path
 from syscalls.process import (
     Cont,
@@ -286,6 +295,10 @@ class Client:
     async def maps(self, pid: int) -> MapList:
         """Describe the address space of a process. See `Maps`."""
         return await self._ask(Maps(pid), MapList)
+
+    async def frames(self) -> tuple[FrameMap, ...]:
+        """Draw what the frames of each device are for. See `Frames`."""
+        return (await self._ask(Frames(), FrameMapList)).devices
 
     # --- tenants -------------------------------------------------------------------------------------------
 

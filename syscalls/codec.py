@@ -21,7 +21,7 @@ from syscalls.image import (
     RemoveImage,
     Restore,
 )  # fmt: skip
-from syscalls.memory import MapList, Maps, Meminfo, MemoryInfo
+from syscalls.memory import FrameMapList, Frames, MapList, Maps, Meminfo, MemoryInfo
 from syscalls.process import (
     Cont,
     Fork,
@@ -64,7 +64,7 @@ LENGTH = struct.Struct("<I")
 Request = (
     Spawn | Fork | Wait | Read | Write | Kill | Stop | Cont | Nice | Ps | Stat | Why
     | Checkpoint | Restore | Images | RemoveImage
-    | Meminfo | Maps
+    | Meminfo | Maps | Frames
     | Whoami | Tenants | Shares
     | Devices | Models | Events | Statistics | Shutdown | Ping
 )  # fmt: skip
@@ -81,7 +81,7 @@ class ErrorReply(msgspec.Struct, frozen=True, tag="error"):
 Answer = (
     Spawned | Waited | Output | Done | ProcessList | ProcessInfo
     | Checkpointed | ImageList
-    | WhyInfo | MemoryInfo | MapList | Identity | TenantList | ShareList
+    | WhyInfo | MemoryInfo | MapList | FrameMapList | Identity | TenantList | ShareList
     | DeviceList | ModelList | EventList | StatisticsInfo | ErrorReply
 )  # fmt: skip
 

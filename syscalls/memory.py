@@ -1,4 +1,4 @@
-"""Memory family: meminfo, maps."""
+"""Memory family: meminfo, maps, frames."""
 
 from __future__ import annotations
 
@@ -91,3 +91,36 @@ class MapList(msgspec.Struct, frozen=True, tag="map_list"):
     pid: int
     device: str
     ranges: tuple[MapRange, ...]
+
+
+class Frames(msgspec.Struct, frozen=True, tag="frames"):
+    """Draw what the frames of each device are for. Takes time that grows with the frames. No errors.
+
+    It tells kinds only, not whose: everybody sees the same map.
+    """
+
+
+class FrameRun(msgspec.Struct, frozen=True, array_like=True):
+    """Neighbouring cells of a map that are of one kind."""
+
+    kind: str  # "free", "moving", "cached", "ahead", "private", "shared": as the columns of `DeviceMemory`
+    num_cells: int
+
+
+class FrameMap(msgspec.Struct, frozen=True):
+    """One device's pool in at most 1024 cells, by frame number; a cell has its most frequent kind."""
+
+    device: str
+    model: str
+    weights: int  # bytes beside the pool; 0: the driver does not say
+    frame_bytes: int
+    num_frames: int
+    frames_per_cell: int  # the last cell may have fewer
+    num_by_kind: dict[str, int]  # frames, exactly; together num_frames
+    runs: tuple[FrameRun, ...]
+
+
+class FrameMapList(msgspec.Struct, frozen=True, tag="frame_map_list"):
+    """Reply to `Frames`: the devices that have loaded a model."""
+
+    devices: tuple[FrameMap, ...]

@@ -30,7 +30,7 @@ from syscalls.image import (
     RemoveImage,
     Restore,
 )  # fmt: skip
-from syscalls.memory import MapList, Maps, Meminfo, MemoryInfo
+from syscalls.memory import FrameMapList, Frames, MapList, Maps, Meminfo, MemoryInfo
 from syscalls.process import (
     Cont,
     Fork,
@@ -81,6 +81,7 @@ REPLY_TYPES: dict[type[Request], type[Answer]] = {
     Stat: ProcessInfo,
     Why: WhyInfo,
     Meminfo: MemoryInfo,
+    Frames: FrameMapList,
     Maps: MapList,
     Checkpoint: Checkpointed,
     Restore: Spawned,

@@ -39,6 +39,7 @@ TABLE: dict[type[Request], Handler] = {
     p.Stat: calls_process.stat,
     p.Why: calls_process.why,
     m.Meminfo: calls_memory.meminfo,
+    m.Frames: calls_memory.frames,
     m.Maps: calls_memory.maps,
     t.Whoami: calls_tenant.whoami,
     t.Tenants: calls_tenant.tenants,

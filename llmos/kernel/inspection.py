@@ -8,13 +8,23 @@ from itertools import groupby
 import trio
 
 from llmos.kernel.system import System
+from llmos.mm.frame_map import KINDS, draw_cells, take_frame_kinds
 from llmos.mm.ledger import Holder, Ledger, take_ledger
 from llmos.mm.page_table import PageFrames
 from llmos.proc.activity import WAITS, Activity
 from llmos.proc.pcb import Process
 from llmos.proc.verdict import explain
 from llmos.sched.core import Core
-from syscalls.memory import DeviceMemory, MapList, MapRange, ProcessMemory, TenantMemory, TierMemory
+from syscalls.memory import (
+    DeviceMemory,
+    FrameMap,
+    FrameRun,
+    MapList,
+    MapRange,
+    ProcessMemory,
+    TenantMemory,
+    TierMemory,
+)
 from syscalls.process import TimelineEntry, WhyInfo
 from syscalls.tenant import TenantShare
 
@@ -120,6 +130,31 @@ def _tiers(core: Core) -> tuple[TierMemory, ...]:
         for tier, found in switch.swap.statistics().tiers.items()
         if found.num_slots
     )
+
+
+def frame_maps(system: System) -> tuple[FrameMap, ...]:
+    """What the frames of every device that has loaded a model are for."""
+    found = []
+    for name, core in system.cores.items():
+        residents = core.residents
+        if residents.switch is None or core.loaded is None:
+            continue
+        vmm = residents.switch.vmm
+        kinds = take_frame_kinds(vmm, map(holder_of, residents.queue.members.values()))
+        frames_per_cell, runs = draw_cells(kinds)
+        found.append(
+            FrameMap(
+                device=name,
+                model=core.loaded.model.name,
+                weights=core.loaded.model.weight_bytes,
+                frame_bytes=vmm.kv.frame_bytes,
+                num_frames=len(kinds),
+                frames_per_cell=frames_per_cell,
+                num_by_kind={kind: kinds.count(index) for index, kind in enumerate(KINDS)},
+                runs=tuple(FrameRun(*run) for run in runs),
+            )
+        )
+    return tuple(found)
 
 
 def map_list(system: System, process: Process) -> MapList:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmos.device import KVFormat, Segment
 from llmos.errors import OutOfFrames, OutOfSpaces
+from llmos.mm.frame_map import KINDS, draw_cells, take_frame_kinds
 from llmos.mm.ledger import Holder, Usage, take_ledger
 from llmos.mm.vmm import VMM
 
@@ -96,6 +99,17 @@ def test_every_frame_is_in_one_column_and_on_one_account(operations: list[tuple]
             else:
                 usage.private_bytes += KV.frame_bytes
     assert (ledger.free_bytes, ledger.moving_bytes) == (free, 0)
+    kinds = take_frame_kinds(vmm, holders)
+    columns = {kind: kinds.count(index) * KV.frame_bytes for index, kind in enumerate(KINDS)}
+    assert columns == {
+        "free": free,
+        "moving": 0,
+        "cached": total.cached_bytes,
+        "ahead": total.ahead_bytes,
+        "private": total.private_bytes,
+        "shared": total.shared_bytes,
+    }
+    assert all(kinds[pfn] == 0 for pfn in range(NUM_FRAMES) if vmm.refcounts[pfn] == 0)
     assert ledger.total == total
     in_use = {tenant: usage for tenant, usage in ledger.tenants.items() if usage != Usage()}
     assert in_use == tenants
@@ -115,3 +129,16 @@ def test_what_nobody_maps_is_moving() -> None:
     ledger = take_ledger(vmm, ())
     assert ledger.moving_bytes == 4 * KV.frame_bytes
     assert ledger.moving_bytes + ledger.free_bytes == ledger.pool_bytes
+    assert take_frame_kinds(vmm, ()).count(KINDS.index("moving")) >= 4
+
+
+@given(kinds=st.lists(st.integers(0, len(KINDS) - 1), max_size=300), max_cells=st.integers(1, 40))
+def test_a_frame_map_is_bounded_and_shows_the_majority(kinds: list[int], max_cells: int) -> None:
+    """Runs alternate, cover every frame once, and each cell has the kind that most of its frames have."""
+    frames_per_cell, runs = draw_cells(bytes(kinds), max_cells)
+    cells = [kind for kind, count in runs for _ in range(count)]
+    assert all(left[0] != right[0] for left, right in pairwise(runs))
+    assert len(cells) == -(-len(kinds) // frames_per_cell) <= max_cells
+    for index, kind in enumerate(cells):
+        there = [KINDS[each] for each in kinds[index * frames_per_cell : (index + 1) * frames_per_cell]]
+        assert there.count(kind) == max(map(there.count, KINDS))
