@@ -13,6 +13,7 @@ from shell.gateway.health import Health, MetricsPage, Readiness, Version
 from shell.gateway.load import Load, Props
 from shell.gateway.models import ModelDescription, ModelListing
 from shell.gateway.openapi import OpenApi
+from shell.gateway.page import PageFile, PageStream, ProcessAction
 from shell.gateway.requests import AbortRequest, RequestCancel, RequestDescription, RequestListing
 from shell.gateway.responses import (
     ResponseCancel,
@@ -56,6 +57,10 @@ def make_app(service: Service) -> Front | Cors:
         Route("/v1/requests/{id}", RequestDescription(service), methods=["GET"]),
         Route("/v1/requests/{id}", RequestCancel(service), methods=["DELETE"]),
         Route("/abort_request", AbortRequest(service), methods=["POST"]),
+        Route("/ui", PageFile(service), methods=["GET"]),
+        Route("/ui/stream", PageStream(service), methods=["GET"]),
+        Route("/ui/process/{pid}/{action}", ProcessAction(service), methods=["POST"]),
+        Route("/ui/{file}", PageFile(service), methods=["GET"]),
         Route("/drain", Drain(service), methods=["POST"]),
         Route("/is_sleeping", IsSleeping(service), methods=["GET"]),
         *(Route(path, Unsupported(service), methods=["POST"]) for path in REASONS),

@@ -1,0 +1,138 @@
+"""`/ui`: the live page's files, its stream of what changes, and its buttons.
+
+The files tell nothing and are public. The stream and the buttons act through the caller's own session with
+the kernel: what a viewer sees and may do is the kernel's decision.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import attrs
+import msgspec
+import trio
+from msgspec import Meta
+
+from shell.gateway.body import parse_body
+from shell.gateway.errors import ApiError, invalid_value
+from shell.gateway.exchange import Exchange, Receive, Scope, Send
+from shell.gateway.fields import FieldTable, convert, implemented, take_fields
+from shell.gateway.page_sampler import Sampler
+from shell.gateway.process_errors import explaining_processes, not_found
+from shell.gateway.service import Endpoint
+from shell.gateway.sse import EventWriter
+from syscalls.client import Client
+
+FOLDER = Path(__file__).parent / "ui"
+TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
+}
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
+ACTIONS = ("kill", "stop", "cont", "nice")
+MAX_PID = 2**53
+# A page of another site cannot send this header without asking first, and is never answered when it asks.
+GUARD = b"x-llmos-page"
+
+NICE_FIELDS: FieldTable = implemented("nice")
+
+
+class NiceFields(msgspec.Struct):
+    """The body of `/ui/process/{pid}/nice`."""
+
+    nice: Annotated[int, Meta(ge=-20, le=19)]
+
+
+class PageFile(Endpoint):
+    """Serves one of the page's files by its name."""
+
+    name = "ui"
+    is_public = True
+
+    async def answer(self, exchange: Exchange) -> None:
+        """Look the name up among the files that there are: no path is ever made of it."""
+        name = exchange.path_params.get("file", "index.html")
+        found = {path.name: path for path in FOLDER.iterdir() if path.suffix in TYPES}
+        if name not in found:
+            raise not_found("unknown_url", f"There is no file `{name[:80]}` of the page.")
+        body = await trio.Path(found[name]).read_bytes()
+        await exchange.respond(200, body, TYPES[found[name].suffix], HEADERS)
+
+
+@attrs.define(eq=False)
+class PageStream(Endpoint):
+    """Sends the state, then what changes in it. Viewers with one session share each look at the kernel."""
+
+    name = "ui.stream"
+    _samplers: dict[Client, Sampler] = attrs.field(factory=dict)
+
+    async def answer(self, exchange: Exchange) -> None:
+        """Stream until the viewer leaves, the server drains or the kernel is gone."""
+        config = self.service.config
+        client = self.client_of(exchange)
+        sampler = self._samplers.setdefault(client, Sampler(client))
+        writer = EventWriter(exchange, None, config.send_timeout)
+
+        async def stream() -> None:
+            version = 0
+            while not self.service.admission.is_draining:
+                version, data = await sampler.next(version)
+                await writer.begin()
+                await writer.send_raw(data)
+
+        sampler.num_viewers += 1
+        try:
+            await exchange.guard(stream)
+            await exchange.end_events()
+        finally:
+            sampler.num_viewers -= 1
+            if not sampler.num_viewers:
+                self._samplers.pop(client, None)
+
+
+class ProcessAction(Endpoint):
+    """`POST /ui/process/{pid}/kill|stop|cont|nice`."""
+
+    name = "ui.action"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not any(name == GUARD for name, _ in scope["headers"]):
+            message = (
+                "The header x-llmos-page is missing: it keeps other sites' pages from pressing the buttons."
+            )
+            raise ApiError(403, "permission_error", "permission_denied", message)
+        await super().__call__(scope, receive, send)
+
+    async def answer(self, exchange: Exchange) -> None:
+        """Do it as the caller, and answer when it is done."""
+        given, action = exchange.path_params["pid"], exchange.path_params["action"]
+        if action not in ACTIONS:
+            raise not_found("unknown_url", f"There is no action `{action[:40]}`: {', '.join(ACTIONS)}.")
+        if not (given.isascii() and given.isdecimal() and len(given) <= 16 and int(given) <= MAX_PID):
+            raise invalid_value("pid", f"The pid is {given[:40]!r}; it is a number, as the page lists them.")
+        pid, client = int(given), self.client_of(exchange)
+        with explaining_processes():
+            match action:
+                case "kill":
+                    await client.kill(pid)
+                case "stop":
+                    await client.stop(pid)
+                case "cont":
+                    await client.cont(pid)
+                case _:
+                    body = parse_body(await exchange.read_body(self.service.config.max_body_bytes))
+                    fields = convert(take_fields(body, NICE_FIELDS, exchange.ignored), NiceFields)
+                    await client.nice(pid, fields.nice)
+        await exchange.respond_json(200, {"pid": pid, "action": action})
