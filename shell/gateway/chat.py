@@ -11,6 +11,7 @@ from shell.gateway.answer import Json, Shape, answer
 from shell.gateway.body import parse_body
 from shell.gateway.chat_shape import ChatShape
 from shell.gateway.config import GatewayConfig
+from shell.gateway.constraints import Constraint, compile_constraint, read_constraint
 from shell.gateway.conversation import adapt_messages, takes_documents, takes_tools
 from shell.gateway.errors import invalid, invalid_value, unsupported
 from shell.gateway.exchange import Exchange
@@ -129,7 +130,12 @@ class ChatPrompt:
 
 
 async def encode_chat(
-    service: Service, text: TextModel, fields: ChatFields, messages: list[Json], tool_use: ToolUse | None
+    service: Service,
+    text: TextModel,
+    fields: ChatFields,
+    messages: list[Json],
+    tool_use: ToolUse | None,
+    constraint: Constraint | None = None,
 ) -> ChatPrompt:
     """Render and encode a conversation, and say how its answer is to be read. Raises ApiError 400."""
     config = service.config
@@ -177,11 +183,24 @@ async def encode_chat(
         len(prompt), lambda: tuple(text.encode(prompt, bool(fields.add_special_tokens)))
     )
     is_thinking = marks is not None and _opens_thought(prompt, marks, fields, messages)
+    answer = None
+    if constraint is not None:
+        given = constraint
+        answer = await service.do_text_work(given.num_characters, lambda: compile_constraint(given))
     if tool_use is None:
         reading = Reading(reasoning_marks=marks, is_thinking=is_thinking)
-        return ChatPrompt(text=prompt, tokens=tokens, reading=reading)
+        if answer is not None and marks is not None:
+            answer = CallGrammar(
+                tool_use=None,
+                parser=parser,
+                mark_ids=text.added_token_ids(marks),
+                reasoning_marks=marks,
+                is_thinking=is_thinking,
+                answer=answer,
+            ).write()
+        return ChatPrompt(text=prompt, tokens=tokens, reading=reading, grammar=answer)
     grammar = None
-    if wants_grammar(tool_use):
+    if wants_grammar(tool_use) or answer is not None:
         loose = await service.do_text_work(len(tools) * SCHEMA_CHARACTERS, lambda: find_loose(tool_use))
         grammar = CallGrammar(
             tool_use=tool_use,
@@ -190,6 +209,7 @@ async def encode_chat(
             reasoning_marks=marks,
             is_thinking=is_thinking,
             loose=loose,
+            answer=None if tool_use.is_forced else answer,
         ).write()
     reading = Reading(
         reasoning_marks=marks,
@@ -232,7 +252,8 @@ async def prepare_chat(service: Service, exchange: Exchange, body: Json) -> tupl
         fields.tools or [], fields.tool_choice, fields.parallel_tool_calls, exchange.ignored
     )
     model = await service.catalog.resolve(fields.model)
-    prompt = await encode_chat(service, model.text, fields, messages, tool_use)
+    constraint = read_constraint(fields, exchange.ignored)
+    prompt = await encode_chat(service, model.text, fields, messages, tool_use, constraint)
     given = fields.max_completion_tokens
     if fields.dry_multiplier:  # its breakers are looked for in every token
         await service.do_text_work(model.info.vocab_size, lambda: model.text.piece_search)

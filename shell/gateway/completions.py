@@ -14,6 +14,7 @@ from msgspec import Meta
 from shell.gateway.answer import Collected, Json, Shape, answer
 from shell.gateway.body import parse_body
 from shell.gateway.choice import Choice, Delta, TokenEntry
+from shell.gateway.constraints import compile_constraint, read_constraint
 from shell.gateway.errors import invalid, invalid_value
 from shell.gateway.exchange import Exchange
 from shell.gateway.fields import FieldTable, convert, implemented, refused, take_fields
@@ -206,6 +207,7 @@ async def prepare_completion(service: Service, exchange: Exchange, body: Json) -
         raise invalid_value(
             "prompt", f"{len(prompts)} prompts times {num_samples} samples are over {limit} processes."
         )
+    constraint = read_constraint(fields, exchange.ignored)
     model = await service.catalog.resolve(fields.model)
     add_special_tokens = fields.add_special_tokens is not False
 
@@ -227,6 +229,10 @@ async def prepare_completion(service: Service, exchange: Exchange, body: Json) -
     encoded = await service.do_text_work(size, encode)
     if fields.dry_multiplier:  # its breakers are looked for in every token
         await service.do_text_work(model.info.vocab_size, lambda: model.text.piece_search)
+    grammar = None
+    if constraint is not None:
+        given = constraint
+        grammar = await service.do_text_work(given.num_characters, lambda: compile_constraint(given))
     job = make_job(
         fields,
         model,
@@ -238,6 +244,7 @@ async def prepare_completion(service: Service, exchange: Exchange, body: Json) -
         label=exchange.request_id,
         num_samples=num_samples,
         is_echo_scored=fields.echo and fields.logprobs is not None,
+        grammar=grammar,
     )
     echoes = await service.do_text_work(size, spell) if fields.echo else ()
     return job, CompletionShape(job, echoes)

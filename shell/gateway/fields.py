@@ -22,8 +22,11 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 # Free-form values: a null inside is the client's own data, not an absent field of ours.
 OPAQUE_FIELDS = frozenset(
-    {"response_format", "tools", "metadata", "chat_template_kwargs", "structured_outputs", "documents"}
-)
+    {
+        "response_format", "tools", "metadata", "chat_template_kwargs", "structured_outputs", "documents",
+        "guided_json", "json_schema",
+    }
+)  # fmt: skip
 
 _COMPLAINT = re.compile(r"^(?P<text>.*?)(?: - at `(?P<key>key in )?\$(?P<path>.*)`)?$", re.DOTALL)
 _MISSING = re.compile(r"^Object missing required field `(?P<name>.*)`$")

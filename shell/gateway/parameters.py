@@ -11,10 +11,11 @@ from msgspec import Meta
 
 from shell.gateway.catalog import ServedModel
 from shell.gateway.config import SamplingDefaults
+from shell.gateway.constraints import CONSTRAINT_FIELDS, ConstraintFields
 from shell.gateway.errors import context_length_exceeded, invalid, invalid_value
 from shell.gateway.fields import FieldTable, accepted, implemented, refused
 from shell.gateway.reader import PLAIN_TEXT, Reading
-from shell.gateway.sampler_fields import SAMPLER_FIELDS, SamplerFields, read_samplers
+from shell.gateway.sampler_fields import SAMPLER_FIELDS, read_samplers
 from syscalls.process import MAX_NICE, MAX_SAMPLES, MIN_NICE
 from syscalls.sampling import MAX_LOGIT_BIAS, MAX_LOGPROBS, Sampling
 from syscalls.session import SpawnOptions
@@ -29,15 +30,13 @@ SHARED_FIELDS: FieldTable = {
         "no_stop_trim", "skip_special_tokens", "add_special_tokens", "return_token_ids", "logprobs",
         "priority", "request_id", "rid", "cache_salt", "cache_prompt", "t_max_predict_ms", "deadline_ms",
         "timings_per_token", "prompt_logprobs", "return_tokens_as_token_ids", "truncate_prompt_tokens",
-        *SAMPLER_FIELDS,
+        *SAMPLER_FIELDS, *CONSTRAINT_FIELDS,
     ),
     **accepted(
         "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
         "spaces_between_special_tokens",  # no tokenizer of ours puts any there
     ),
     **refused(
-        structured_outputs=({},), guided_json=(), guided_regex=(), guided_choice=(), guided_grammar=(),
-        regex=(), ebnf=(), json_schema=(), grammar=("",), response_format=({"type": "text"},),
         documents=([],), chat_template=(),
         return_progress=False, lora=([],), lora_path=(), speculative=({},),
         pin_ttl_s=0,
@@ -62,7 +61,7 @@ STREAM_OPTIONS_FIELDS: FieldTable = {
 }
 
 
-class SharedFields(SamplerFields, msgspec.Struct, kw_only=True):
+class SharedFields(ConstraintFields, msgspec.Struct, kw_only=True):
     """Common body fields. None is absent."""
 
     model: str | None = None

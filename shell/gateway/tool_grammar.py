@@ -1,4 +1,4 @@
-"""The grammar of an answer that must be a call, or whose calls must obey their schemas.
+"""The grammar of an answer that must be a call, or whose calls or text must obey their schemas.
 
 Written in the dialect of Lark that llguidance reads. Calls have the form that the model was taught, which is
 the one in which its parser expects calls that are certain. A thought may stand before them. Marks that are
@@ -13,28 +13,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import attrs
-from llguidance import LLMatcher
 
 from shell.gateway.errors import invalid
 from shell.gateway.parsers.tool_parser import ToolParser
 from shell.gateway.tools import Function, ToolUse
+from syscalls.text.grammar import ANY_OBJECT, explain_bad_schema, join_grammars, write_schema
 
 Json = dict[str, Any]
 
 MAX_CALLS = 32  # in a row; a model that finds no end is led to one
-
-# How models write JSON, so that they are not led where they have never been; and blanks could go on for ever.
-_SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _KINDS = ("type", "$ref", "anyOf", "oneOf", "allOf")
-_PLACE = "at 1(8): failed to compile JSON schema: "  # in the grammar around it, not in the schema
 SCHEMA_CHARACTERS = 500  # a guess at one schema's length, for where to do the work
-ANY_OBJECT: Json = {"type": "object"}
-
-
-def explain_bad_schema(schema: Json) -> str | None:
-    """Say why a schema cannot be enforced, naming the part at fault; None: it can be."""
-    problem = LLMatcher.validate_grammar(f"start: %json {_write_schema(schema)}")
-    return problem.strip().removeprefix(_PLACE).replace("\n", " ") if problem else None
 
 
 def find_loose(tool_use: ToolUse) -> frozenset[str]:
@@ -64,39 +53,43 @@ class CallGrammar:
     """Writes the grammar for one request.
 
     Args:
-        tool_use: the functions, and whether one must be called.
+        tool_use: the functions, and whether one must be called; None: there are none, but an `answer`.
         parser: who will read the text.
         mark_ids: marks of the format, and around thoughts, that are tokens of their own: their ids.
         reasoning_marks: around a thought; None: the model has none.
         is_thinking: the prompt has opened a thought.
         loose: functions whose schema is not enforced, because it cannot be: any object will do.
-        answer_schema: of an answer without a call; None: any text.
+        answer: grammar of an answer without a call; None: any text.
     """
 
-    tool_use: ToolUse
+    tool_use: ToolUse | None
     parser: type[ToolParser]
     mark_ids: Mapping[str, int] = {}
     reasoning_marks: tuple[str, str] | None = None
     is_thinking: bool = False
     loose: frozenset[str] = frozenset()
-    answer_schema: Json | None = None
+    answer: str | None = None
 
     def write(self) -> str:
         """Return the whole grammar."""
-        rules = ["TEXT: /(?s:.*)/", *self._write_calls()]
+        rules = ["TEXT: /(?s:.*)/"]
         thought = self._write_thought(rules)
-        if self.tool_use.is_forced:
-            start = "calls"
-        elif self.answer_schema is not None:
-            rules.append(f"answer: %json {_write_schema(self.answer_schema)}")
-            start = "(calls | answer)"
+        if self.tool_use is None:
+            start = "@answer"
         else:
-            start = self._write_free_text(rules)
-        return "\n".join([f"start: {thought}{start}", *rules, ""])
+            rules += self._write_calls(self.tool_use)
+            if self.tool_use.is_forced:
+                start = "calls"
+            elif self.answer is not None:
+                start = "(calls | @answer)"
+            else:
+                start = self._write_free_text(self.tool_use, rules)
+        source = "\n".join([f"start: {thought}{start}", *rules, ""])
+        return join_grammars(source, answer=self.answer) if self.answer is not None else source
 
-    def _write_calls(self) -> list[str]:
+    def _write_calls(self, tool_use: ToolUse) -> list[str]:
         style = self.parser.STYLE
-        functions = [self.tool_use.named] if self.tool_use.named is not None else self.tool_use.functions
+        functions = [tool_use.named] if tool_use.named is not None else tool_use.functions
         rules = [f"named: {' | '.join(f'named_{index}' for index in range(len(functions)))}"]
         for index, function in enumerate(functions):
             head, tail = (
@@ -104,16 +97,16 @@ class CallGrammar:
                 self._spell(style.after_arguments),
             )
             rules.append(f"named_{index}: {head} arguments_{index} {tail}")
-            rules.append(f"arguments_{index}: %json {_write_schema(self._schema(function))}")
-        num_more = 0 if self.tool_use.has_one_call else MAX_CALLS - 1
+            rules.append(f"arguments_{index}: %json {write_schema(self._schema(tool_use, function))}")
+        num_more = 0 if tool_use.has_one_call else MAX_CALLS - 1
         more = f"({self._spell(style.separator)} call){{0,{num_more}}}" if num_more else ""
         rules.append(f"call: {self._spell(style.before_name)} named")
         rules.append(f"rest: {more} {self._spell(style.closing)}")
         rules.append(f"calls: {self._spell(style.opening)} call rest")
         return rules
 
-    def _schema(self, function: Function) -> Json:
-        if function.name in self.loose or not (self.tool_use.is_forced or function.strict):
+    def _schema(self, tool_use: ToolUse, function: Function) -> Json:
+        if function.name in self.loose or not (tool_use.is_forced or function.strict):
             return ANY_OBJECT
         if function.parameters is None:
             return {"type": "object", "additionalProperties": False}
@@ -134,7 +127,7 @@ class CallGrammar:
             return f"{name}: TEXT <[{self.mark_ids[mark]}]>"
         return f"{name}[suffix={json.dumps(mark)}]: TEXT"
 
-    def _write_free_text(self, rules: list[str]) -> str:
+    def _write_free_text(self, tool_use: ToolUse, rules: list[str]) -> str:
         """Add the rules of a text that may hold calls. Returns what it begins with.
 
         Where calls have a mark, what follows one is a call. Where they have none, a call is the whole answer,
@@ -152,7 +145,7 @@ class CallGrammar:
             rules.append("TAIL: TEXT")
         else:
             rules += ["TAIL: TEXT & ~MARKED", f"MARKED: TEXT {json.dumps(mark)} TEXT"]
-        return "(item | TAIL)" if self.tool_use.has_one_call else f"item{{0,{MAX_CALLS}}} TAIL"
+        return "(item | TAIL)" if tool_use.has_one_call else f"item{{0,{MAX_CALLS}}} TAIL"
 
     def _spell(self, text: str) -> str:
         """Write a literal text, marks that are tokens by their ids."""
@@ -165,7 +158,3 @@ class CallGrammar:
             for part in parts
             if part
         )
-
-
-def _write_schema(schema: Json) -> str:
-    return json.dumps({**schema, "x-guidance": {**_SPACING, **schema.get("x-guidance", {})}})

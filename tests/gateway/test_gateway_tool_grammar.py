@@ -25,6 +25,7 @@ from shell.gateway.parsers.events import (
 from shell.gateway.reader import Reading
 from shell.gateway.tool_grammar import CallGrammar, wants_grammar
 from shell.gateway.tools import Function, ToolChoice, ToolUse
+from syscalls.text.grammar import json_grammar
 from syscalls.text.tokenizer import TextModel
 from tests.scripted_kernel import END, write_model_folder
 
@@ -132,7 +133,7 @@ def test_what_a_grammar_allows_is_read_as_calls(
         mark_ids=MARK_IDS if kind == "marks" else {},
         reasoning_marks=marks,
         is_thinking=bool(thinks),
-        answer_schema={"enum": [1, 2]} if has_schema else None,
+        answer=json_grammar({"enum": [1, 2]}) if has_schema else None,
     ).write()
     tokens, is_complete = walk(tokenizer, grammar, seed, max_tokens)
     reading = Reading(
