@@ -1,0 +1,1 @@
+"""Paging with the CUDA driver's virtual memory calls, found at run time: no CUDA is needed to build."""

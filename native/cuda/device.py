@@ -1,0 +1,102 @@
+"""The CUDA driver library, opened at run time, and one device of it. Every call's result is looked at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cffi
+
+__all__ = ["LIBRARY", "CudaDevice", "CudaFault", "CudaRefused", "ffi"]
+
+LIBRARY = "libcuda.so.1"
+
+# After any of these the context is lost: every later call fails too, until the process ends.
+STICKY = frozenset({4, 214, 220, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 999})
+
+ffi = cffi.FFI()
+ffi.cdef((Path(__file__).parent / "calls.h").read_text())
+
+
+class CudaRefused(OSError):
+    """The driver did not do what it was asked for (out of memory, say); the device goes on."""
+
+
+class CudaFault(RuntimeError):
+    """The device is beyond use for this process."""
+
+
+class CudaDevice:
+    """One device and its primary context, which torch uses too. Close it after all that was made on it.
+
+    The calling thread gets the context; another one that makes calls says `make_current` first.
+
+    Args:
+        index: which device.
+        library: file name of the driver library.
+
+    Raises:
+        CudaRefused: there is no driver, it is too old, or there is no such device.
+    """
+
+    def __init__(self, index: int = 0, library: str = LIBRARY) -> None:
+        self.index = index
+        try:
+            self._lib: Any = ffi.dlopen(library)
+        except OSError as error:
+            raise CudaRefused(f"there is no CUDA driver: {error}") from None
+        self.call("cuInit", 0)
+        device = ffi.new("CUdevice *")
+        self.call("cuDeviceGet", device, index)
+        self._device = device[0]
+        context = ffi.new("CUcontext *")
+        self.call("cuDevicePrimaryCtxRetain", context, self._device)
+        self._context = context[0]
+        self.is_closed = False
+        try:
+            self.make_current()
+            self.memory = ffi.new("CUmemAllocationProp *", {"type": 1, "location": {"type": 1, "id": index}})
+            self.access = ffi.new(
+                "CUmemAccessDesc *", {"location": {"type": 1, "id": index}, "flags": 3}
+            )  # its own memory, to read and write
+            granularity = ffi.new("size_t *")
+            self.call("cuMemGetAllocationGranularity", granularity, self.memory, 0)
+            self.granularity_bytes = int(granularity[0])
+        except BaseException:
+            self.close()
+            raise
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """Make one call of the driver.
+
+        Raises:
+            CudaFault: the device is beyond use.
+            CudaRefused: anything else but success; both name the call and the error.
+        """
+        try:
+            function = getattr(self._lib, name)
+        except AttributeError:
+            raise CudaRefused(f"the CUDA driver is too old: it has no {name}") from None
+        if result := function(*arguments):
+            kind = CudaFault if result in STICKY else CudaRefused
+            raise kind(f"{name}: {self._name_error(result)}")
+
+    def make_current(self) -> None:
+        """Give the calling thread this device's context."""
+        self.call("cuCtxSetCurrent", self._context)
+
+    def synchronize(self) -> None:
+        """Wait for all that was launched. Raises CudaFault when something of it failed."""
+        self.call("cuCtxSynchronize")
+
+    def close(self) -> None:
+        """Give the context back. Idempotent."""
+        if not self.is_closed:
+            self.is_closed = True
+            self.call("cuDevicePrimaryCtxRelease_v2", self._device)
+
+    def _name_error(self, result: int) -> str:
+        name = ffi.new("char **")
+        if self._lib.cuGetErrorName(result, name) or name[0] == ffi.NULL:
+            return f"error {result}"
+        return ffi.string(name[0]).decode()  # type: ignore[no-any-return,union-attr]
