@@ -17,14 +17,8 @@ from syscalls.sync import SyncClient
 FOLDER = Path(__file__).parent
 SERVER = "--device cpu --threads 1 --pool-mib 8 --frame-kib 64 --max-running 8 --swap-mib 64"
 FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run"]
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-]
-NUM_PROCESSES = 14
-WATCH_MILLISECONDS = 9000
+NUM_PROCESSES = 40  # more than end while the page is watched
+WATCH_MILLISECONDS = 6000
 VIEWS = {
     "page-light.png": {"viewport": {"width": 1360, "height": 1010}, "color_scheme": "light"},
     "page-dark.png": {"viewport": {"width": 1360, "height": 1010}, "color_scheme": "dark"},
