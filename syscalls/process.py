@@ -19,10 +19,10 @@ class Spawn(msgspec.Struct, frozen=True, tag="spawn"):
     A deadline is a wish: of processes of one tenant, nice level and time of arrival (to two seconds) the one
     with the earlier deadline goes first. Nothing happens when it passes.
 
-    Errors: EINVAL (empty prompt, token id outside the vocabulary, bad sampling value, deadline or salt),
-    E2BIG (prompt + max_tokens over the context), ENOMEM (could never fit in device memory, or in what the
-    tenant may have of it), EAGAIN (process table full), EDQUOT (a limit of the tenant), ENOENT (no such
-    model), ESHUTDOWN (draining).
+    Errors: EINVAL (empty prompt, token id outside the vocabulary, bad sampling value, grammar, deadline or
+    salt), E2BIG (prompt + max_tokens over the context), ENOMEM (could never fit in device memory, or in what
+    the tenant may have of it), EAGAIN (process table full; a grammar not read in time), EDQUOT (a limit of
+    the tenant), ENOENT (no such model), ESHUTDOWN (draining).
     """
 
     prompt: tuple[int, ...]  # token ids

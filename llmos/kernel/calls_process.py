@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import trio
 
 from llmos.kernel.inspection import why_info
 from llmos.kernel.session import Session
-from llmos.kernel.spawning import check_allowance, make_children, make_processes, most_tokens
+from llmos.kernel.spawning import check_allowance, check_spawn, make_children, make_processes, most_tokens
 from llmos.kernel.system import System
 from llmos.proc.lifecycle import ProcState
 from llmos.proc.pcb import Process, Reader
@@ -28,8 +29,23 @@ def _now_or_later(session: Session, call_id: int, answer: Answer) -> messages.Do
     return done
 
 
-def spawn(system: System, session: Session, call_id: int, body: p.Spawn) -> Answer:
+def spawn(system: System, session: Session, call_id: int, body: p.Spawn) -> Answer | None:
     """See syscalls.process.Spawn."""
+    if body.sampling.grammar is None:
+        return _spawn_now(system, session, body)
+    check_spawn(system.place(), system.tenants.of(session.tenant), body)  # what costs little comes first
+    errand = partial(_spawn_when_checked, system, session, body.sampling.grammar, body)
+    system.errands.start(session, call_id, errand, is_lasting=False)
+    return None
+
+
+async def _spawn_when_checked(system: System, session: Session, grammar: str, body: p.Spawn) -> Answer:
+    await system.grammars.check(grammar, system.errands.run_blocking)
+    await trio.lowlevel.checkpoint()  # the session may have ended; from here on nothing waits
+    return _spawn_now(system, session, body)
+
+
+def _spawn_now(system: System, session: Session, body: p.Spawn) -> p.Spawned:
     if system.is_draining:
         raise SyscallError(Errno.ESHUTDOWN, "the kernel is draining; nothing new is admitted")
     core = system.place()

@@ -17,6 +17,7 @@ from llmos.ipc.mailbox import MailboxClosed
 from llmos.kernel.driver_host import DriverHost, HostState
 from llmos.kernel.errands import Errands
 from llmos.kernel.events import EventLog
+from llmos.kernel.grammar_check import GrammarCheck
 from llmos.kernel.image_store import ImageStore
 from llmos.kernel.metrics import Metrics
 from llmos.kernel.tenants import Tenants
@@ -58,6 +59,7 @@ class System:
     metrics: Metrics = attrs.field(factory=Metrics)
     images: ImageStore = attrs.field(factory=ImageStore)
     errands: Errands = attrs.field(factory=Errands)
+    grammars: GrammarCheck = attrs.field(factory=GrammarCheck)
     saving: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(MAX_SAVES_AT_ONCE))
     cores: dict[str, Core] = attrs.field(factory=dict)
     hosts: dict[str, DriverHost] = attrs.field(factory=dict)

@@ -1,7 +1,7 @@
 """Grammars for `Sampling.grammar`, from what people write: a JSON schema, a regex, a choice, GBNF or Lark.
 
 Each function returns a source that llguidance reads. `explain_bad_grammar` tells whether it can be followed;
-a kernel does not ask, and a process whose grammar is broken ends with that complaint.
+the kernel asks, too, and refuses a spawn with that complaint.
 
     sampling = Sampling(grammar=json_grammar({"type": "object", "required": ["name"]}))
 

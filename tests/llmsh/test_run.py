@@ -10,9 +10,12 @@ import pytest
 from syscalls.errno import Errno, SyscallError
 from syscalls.process import ExitStatus, Spawn
 from syscalls.sampling import Sampling
+from syscalls.text.grammar import choice_grammar, json_grammar, read_grammar, regex_grammar
 from tests.llmsh.harness import open_shell
 from tests.llmsh.programs import say
 from tests.scripted_kernel import STOPPED_BY_MODEL, ScriptedProcess, open_scripted_kernel
+
+SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 
 
 @pytest.mark.parametrize(
@@ -87,6 +90,8 @@ async def test_options_reach_the_kernel(tmp_path: Path) -> None:
         ("run --top-p 2 x", "run: top_p is 2.0; the limit is above 0, at most 1"),
         ("run --max-tokens 0 x", "run: --max-tokens '0': a whole number from 1 is needed"),
         ("run --nice 20 x", "run: --nice '20': a nice level is a whole number from -20 to 19"),
+        ("run --regex 'a(' x", "run: --regex: "),
+        ("run --regex a --choice b x", "run: --regex and --choice exclude each other"),
         ("run --raw --chat x", "run: --raw and --chat exclude each other"),
         ("run --temprature 1 x", "run: unknown option '--temprature': did you mean '--temperature'?"),
     ],
@@ -95,6 +100,62 @@ async def test_wrong_use_is_2_and_spawns_nothing(tmp_path: Path, line: str, mess
     """A mistake in the call is found before the kernel hears of it."""
     async with open_scripted_kernel(tmp_path) as kernel, open_shell(tmp_path) as shell:
         assert await shell.run(line) == (2, "")
+        assert message in shell.errors
+        assert not kernel.spawned
+
+
+@pytest.mark.parametrize(
+    ("flag", "text", "wanted"),
+    [
+        ("--schema", json.dumps(SCHEMA), json_grammar(SCHEMA)),
+        ("--grammar", 'root ::= "a" | "b"', read_grammar('root ::= "a" | "b"')),
+        ("--grammar", 'start: "a"', 'start: "a"'),
+    ],
+)
+async def test_files_give_the_output_its_form(tmp_path: Path, flag: str, text: str, wanted: str) -> None:
+    """A file's schema or grammar is part of the process."""
+    file = tmp_path / "form"
+    file.write_text(text)
+    async with open_scripted_kernel(tmp_path, say("")) as kernel, open_shell(tmp_path) as shell:
+        assert (await shell.run(f"run {flag} {file} x"))[0] == 0
+        assert kernel.spawned[0].spawn.sampling.grammar == wanted
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ("--regex [0-9]+", regex_grammar("[0-9]+")),
+        ("--choice yes --choice 'not yet'", choice_grammar(["yes", "not yet"])),
+    ],
+)
+async def test_words_give_the_output_its_form(tmp_path: Path, words: str, wanted: str) -> None:
+    """So are an expression, and texts to choose from."""
+    async with open_scripted_kernel(tmp_path, say("")) as kernel, open_shell(tmp_path) as shell:
+        assert (await shell.run(f"run {words} x"))[0] == 0
+        assert kernel.spawned[0].spawn.sampling.grammar == wanted
+
+
+@pytest.mark.parametrize(
+    ("flag", "content", "code", "message"),
+    [
+        ("--schema", b"{", 2, "run: --schema: the file is not JSON"),
+        ("--schema", b"3", 2, "run: --schema: a schema is an object"),
+        ("--schema", b'{"not": {}}', 2, "not"),
+        ("--grammar", b"root ::= missing", 2, "missing"),
+        ("--grammar", b"start: nowhere", 2, "nowhere"),
+        ("--grammar", b"\xff", 1, "is not UTF-8"),
+        ("--schema", None, 1, "No such file"),
+    ],
+)
+async def test_forms_that_cannot_be_had(
+    tmp_path: Path, flag: str, content: bytes | None, code: int, message: str
+) -> None:
+    """The part at fault is named, and nothing runs."""
+    file = tmp_path / "form"
+    if content is not None:
+        file.write_bytes(content)
+    async with open_scripted_kernel(tmp_path) as kernel, open_shell(tmp_path) as shell:
+        assert await shell.run(f"run {flag} {file} x") == (code, "")
         assert message in shell.errors
         assert not kernel.spawned
 

@@ -11,6 +11,7 @@ import pytest
 from openai import AsyncOpenAI, LengthFinishReasonError, OpenAI
 
 from llmos.bench.server import Server
+from syscalls.errno import Errno, SyscallError
 from syscalls.sampling import Sampling
 from syscalls.sync import SyncClient
 from syscalls.text.tokenizer import TextModel
@@ -134,16 +135,20 @@ def test_forced_calls_together(server: Server, model: str) -> None:
     assert len(set(alone)) > 1
 
 
-def test_broken_grammar_ends_its_process_alone(server: Server) -> None:
-    """What reaches the driver and is no grammar is that process's error, by name; the device goes on."""
+def test_broken_grammar_is_refused_or_ends_its_process_alone(server: Server) -> None:
+    """No grammar: no process. Tokens that the model lacks: its error, by name; the device goes on."""
     with SyncClient(server.socket_path) as client:
+        for _ in range(2):  # the second answer is remembered
+            with pytest.raises(SyscallError, match="nonsense") as refused:
+                client.spawn([5, 300], sampling=Sampling(grammar="start: nonsense"), max_tokens=9)
+            assert refused.value.errno is Errno.EINVAL
         ends = []
-        for grammar in ("start: nonsense", 'start: "yes"'):
+        for grammar in ("start: <[999999]>", 'start: "yes"'):
             (pid,) = client.spawn([5, 300], sampling=Sampling(grammar=grammar), max_tokens=9).pids
             tokens = [token for output in client.stream(pid) for token in output.tokens]
             ends.append((client.wait(pid).status, tokens))
         (broken, _), (good, tokens) = ends
         assert broken.reason == "error"
-        assert "nonsense" in broken.message
+        assert "999999" in broken.message
         assert good.reason == "stop"
         assert TextModel.open(client.models()[0].path).decode(tokens[:-1], continues=True) == "yes"

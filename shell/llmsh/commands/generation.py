@@ -57,14 +57,14 @@ GENERATION_OPTIONS = (
 )
 
 
-def make_spawn_options(arguments: Arguments, label: str) -> SpawnOptions:
+def make_spawn_options(arguments: Arguments, label: str, grammar: str | None = None) -> SpawnOptions:
     """Make the arguments of a spawn from `GENERATION_OPTIONS`. Raises UsageError for a bad sampling value."""
     given = {
         name: arguments[name]
         for name in ("temperature", "top_p", "top_k", "min_p", "seed")
         if arguments[name] is not None
     }
-    sampling = Sampling(**given)
+    sampling = Sampling(**given, grammar=grammar)
     if (problem := sampling.explain_invalid()) is not None:
         raise UsageError(problem)
     return SpawnOptions(

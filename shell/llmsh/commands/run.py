@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from shell.llmsh.commands.form import FORM_OPTIONS, read_form
 from shell.llmsh.commands.generation import GENERATION_OPTIONS, make_spawn_options, read_count
 from shell.llmsh.commands.jobs import GRACE_SECONDS, end_job, join_pipe, report_ends, show_job, watch_job
 from shell.llmsh.errors import CommandError, UsageError, first_leaf
@@ -32,7 +33,7 @@ async def run(shell: Shell, arguments: Arguments) -> int:
         raise UsageError("--each-line excludes --detach and --json")
     if shell.input is None and (arguments["each_line"] or not prompt):
         raise UsageError("a prompt or an input is missing: run PROMPT, run < FILE, or COMMAND | run PROMPT")
-    options = make_spawn_options(arguments, label=prompt)
+    options = make_spawn_options(arguments, label=prompt, grammar=await read_form(arguments))
     client = await shell.client()
     model = await shell.find_model(client, arguments["model"])
     text = await shell.texts.open(model)
@@ -150,6 +151,7 @@ COMMANDS = (
         run,
         (
             *GENERATION_OPTIONS,
+            *FORM_OPTIONS,
             Option(("--n",), "draw N outputs; sample i uses seed + i", "N", read_count),
             Option(("--raw",), "no chat template"),
             Option(("--chat",), "insist on the chat template"),
