@@ -162,6 +162,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         Meta(description="gateway: requests may bring a chat template; it renders in a process of its own"),
     ] = False
     timings: Annotated[bool, Meta(description="gateway: every response tells where its time went")] = False
+    metrics_compat: Annotated[
+        Literal["none", "vllm"], Meta(description="gateway: whose names /metrics has besides our own")
+    ] = "none"
     response_folder: Annotated[
         str | None, Meta(description="gateway: where stored responses lie; default: beside the socket")
     ] = None

@@ -98,6 +98,7 @@ class DeviceInfo(msgspec.Struct, frozen=True):
     step_cost: StepCost | None = None  # None: not known
     num_output_tokens: int = 0
     swap: SwapInfo | None = None  # None: there is no tier below
+    num_preemptions: int = 0
 
 
 class DeviceList(msgspec.Struct, frozen=True, tag="device_list"):

@@ -141,6 +141,7 @@ class System:
             num_waiting=statistics.num_waiting,
             num_steps=statistics.num_steps,
             num_output_tokens=statistics.num_output_tokens,
+            num_preemptions=statistics.num_preemptions,
             num_restarts=host.num_restarts,
             driver_pid=hello.os_pid if hello else None,
             message=host.message,

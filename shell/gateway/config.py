@@ -49,6 +49,7 @@ class GatewayConfig:
     send_timeout: float = 30.0  # a client that takes nothing for so long loses its processes
     shutdown_timeout: float = 30.0
     timings: bool = False  # where the time went, in every response
+    metrics_compat: str = "none"  # "vllm": /metrics has vLLM's names, too
     log_level: str = "info"  # the least that is logged; requests are "info"
     log_format: str = "auto"  # "json", "console", or by whether stderr is a terminal
 
@@ -127,6 +128,12 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
         help="seconds to finish after SIGTERM",
     )
     add("--timings", action="store_true", help="tell in every response where its time went")
+    add(
+        "--metrics-compat",
+        choices=["none", "vllm"],
+        default=default.metrics_compat,
+        help="whose names /metrics has besides our own",
+    )
     add("--log-level", choices=["debug", "info", "warning", "error"], default=default.log_level)
     add("--log-format", choices=["auto", "json", "console"], default=default.log_format)
     given = parser.parse_args(arguments)
@@ -163,6 +170,7 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
         send_timeout=given.send_timeout,
         shutdown_timeout=max(0.0, given.shutdown_timeout),
         timings=given.timings,
+        metrics_compat=given.metrics_compat,
         log_level=given.log_level,
         log_format=given.log_format,
     )

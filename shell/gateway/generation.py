@@ -14,6 +14,7 @@ from shell.gateway.choice import Choice, Delta
 from shell.gateway.errors import ApiError, process_killed, unavailable
 from shell.gateway.metrics import Metrics
 from shell.gateway.parameters import Job
+from shell.gateway.vllm_metrics import RequestMetrics, finished_reason
 from syscalls.client import Client, ConnectionLost
 from syscalls.errno import SyscallError
 from syscalls.process import ExitStatus
@@ -37,6 +38,7 @@ class Generation:
     choices: list[Choice] = attrs.field(factory=list)
     first_token: float | None = None  # seconds after `started`
     rates: Rates | None = None  # what was left to the tenant when the processes were there
+    _accounts: dict[int, RequestMetrics] = attrs.field(factory=dict)  # by pid
     # By prompt: its first choice, which alone computes it, has the scores of its tokens.
     _scored: defaultdict[int, trio.Event] = attrs.field(factory=lambda: defaultdict(trio.Event))
 
@@ -80,6 +82,21 @@ class Generation:
                 if not pid:
                     choice.finish_reason, choice.has_exited = "length", True
                 self.choices.append(choice)
+                if pid and self.metrics.vllm is not None:
+                    name = job.model.info.name
+                    self._accounts[pid] = self.metrics.vllm.open(name, len(prompt), self.started)
+                    self.metrics.vllm.count_prompt(name, len(prompt) if sample == 0 else 0)
+
+    def close_accounts(self) -> None:
+        """Tell vLLM's metrics of the end of every choice, when nothing is read any more."""
+        for choice in self.choices:
+            account = self._accounts.pop(choice.pid, None)
+            if account is None:
+                continue
+            reason = finished_reason(choice.finish_reason, has_failed=choice.failure is not None)
+            # The kernel tells the usage with the exit; before, there is only the default.
+            usage = choice.usage if choice.usage.num_prompt_tokens else None
+            account.end(trio.current_time(), reason, usage)
 
     def _make_choice(self, prompt_index: int, index: int, pid: int) -> Choice:
         job = self.job
@@ -131,6 +148,8 @@ class Generation:
                 if last_read is not None:
                     self.metrics.observe_tokens(now - last_read, len(output.tokens))
                 last_read = now
+                if choice.pid in self._accounts:
+                    self._accounts[choice.pid].feed(now, len(output.tokens))
             if choice.failure is not None:
                 raise explain_exit(choice.failure)
             await self._share_scores(choice)
@@ -202,5 +221,6 @@ async def open_generation(
         yield generation
     finally:
         await generation.close()
+        generation.close_accounts()
         metrics.prompt_tokens.inc(generation.num_prompt_tokens if generation.choices else 0)
         metrics.completion_tokens.inc(generation.num_completion_tokens)

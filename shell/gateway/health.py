@@ -12,6 +12,7 @@ from shell.gateway.exchange import Exchange
 from shell.gateway.service import Endpoint
 from syscalls.client import ConnectionLost
 from syscalls.errno import SyscallError
+from syscalls.system import DeviceInfo
 
 KERNEL_PATIENCE_SECONDS = 2.0
 
@@ -75,11 +76,15 @@ class MetricsPage(Endpoint):
 
     async def answer(self, exchange: Exchange) -> None:
         """Render in a thread; without a kernel the page has the gateway's half only."""
-        text = await trio.to_thread.run_sync(self.service.metrics.render)
+        devices: tuple[DeviceInfo, ...] = ()
+        exposition = ""
         try:
             with trio.fail_after(KERNEL_PATIENCE_SECONDS):
-                statistics = await self.service.link.client.statistics(exposition=True)
-            text += statistics.exposition.encode()
+                client = self.service.link.client
+                if self.service.metrics.vllm is not None:
+                    devices = await client.devices()
+                exposition = (await client.statistics(exposition=True)).exposition
         except (ApiError, ConnectionLost, SyscallError, trio.TooSlowError) as error:
             log.warning("kernel_metrics_missing", error=str(error))
-        await exchange.respond(200, text, "text/plain; version=0.0.4; charset=utf-8")
+        text = await trio.to_thread.run_sync(self.service.metrics.render, devices)
+        await exchange.respond(200, text + exposition.encode(), "text/plain; version=0.0.4; charset=utf-8")

@@ -6,6 +6,9 @@ import threading
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from shell.gateway.vllm_metrics import VllmMetrics
+from syscalls.system import DeviceInfo
+
 SECONDS_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
@@ -13,7 +16,8 @@ TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2
 class Metrics:
     """Counters and histograms of one gateway. Children are looked up once and kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, vllm: VllmMetrics | None = None) -> None:
+        self.vllm = vllm  # the same under vLLM's names, where the operator wants it
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "llmos_gateway_requests", "HTTP requests answered", ["endpoint", "status"], registry=self.registry
@@ -63,7 +67,8 @@ class Metrics:
         for _ in range(num_tokens):
             self._inter_token.observe(seconds / num_tokens)
 
-    def render(self) -> bytes:
+    def render(self, devices: tuple[DeviceInfo, ...] = ()) -> bytes:
         """Return the exposition text. Blocks for a millisecond or so: call it in a thread."""
         with self._rendering:
-            return generate_latest(self.registry)
+            text = generate_latest(self.registry)
+            return text + self.vllm.render(devices) if self.vllm is not None else text

@@ -20,6 +20,7 @@ from shell.gateway.metrics import Metrics
 from shell.gateway.response_record import ResponseStore
 from shell.gateway.response_runs import ResponseRuns
 from shell.gateway.sessions import Sessions
+from shell.gateway.vllm_metrics import VllmMetrics
 from syscalls.client import Client
 from syscalls.paths import default_socket_path
 
@@ -52,7 +53,7 @@ class Service:
 
 def make_service(config: GatewayConfig) -> Service:
     """Wire the parts together; nothing runs yet."""
-    metrics = Metrics()
+    metrics = Metrics(VllmMetrics() if config.metrics_compat == "vllm" else None)
     link = KernelLink(config.socket_path)
     admission = Admission(config.max_in_flight, metrics)
     folder = config.response_folder or f"{config.socket_path or default_socket_path()}.responses"
