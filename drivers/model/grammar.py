@@ -17,6 +17,8 @@ from llguidance import LLMatcher, LLTokenizer
 
 __all__ = ["Grammar", "GrammarError", "GrammarTokens"]
 
+NO_IDS = np.empty(0, dtype=np.int64)
+
 
 class GrammarError(ValueError):
     """The grammar cannot be followed; says why."""
@@ -76,14 +78,30 @@ class Grammar:
         Args:
             may_stop: False: no end where something else is possible.
         """
-        if self.is_over:
-            return self._stop_ids
-        mask = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        if self.is_over:  # it was too much for the library's limits
-            return self._stop_ids
-        allowed = np.unpackbits(mask, bitorder="little")[: self._vocab_size]
-        allowed[self._stop_ids] = False
-        can_go_on = bool(allowed.any())
-        if not can_go_on or (may_stop and self._matcher.is_accepting()):
-            allowed[self._stop_ids] = True
-        return np.flatnonzero(allowed)
+        return np.flatnonzero(self._mask(may_stop=may_stop))
+
+    def limits(self, *, may_stop: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """The same, as tokens that are allowed or as tokens that are banned: the shorter list.
+
+        In a text all but a few of a vocabulary may come next, between texts only a few.
+
+        Returns:
+            Tokens besides which none is allowed, or [0]; tokens that are banned, or [0]. int64
+        """
+        mask = self._mask(may_stop=may_stop)
+        if 2 * np.count_nonzero(mask) <= len(mask):
+            return np.flatnonzero(mask), NO_IDS
+        return NO_IDS, np.flatnonzero(~mask)
+
+    def _mask(self, *, may_stop: bool) -> np.ndarray:
+        """True for each token that may come next. [vocab_size], bool"""
+        mask = np.zeros(self._vocab_size, dtype=np.bool_)
+        if not self.is_over:
+            packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+            if not self.is_over:  # else it was too much for the library's limits
+                # NumPy finds what is true much faster than what is not 0.
+                mask = np.unpackbits(packed, bitorder="little")[: self._vocab_size].view(np.bool_)
+                mask[self._stop_ids] = False
+        if not mask.any() or (may_stop and self._matcher.is_accepting()):
+            mask[self._stop_ids] = True
+        return mask

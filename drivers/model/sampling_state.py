@@ -111,8 +111,8 @@ class SamplingState:
         banned_ids = self.stop_ids if self.must_not_stop(position) else NO_IDS
         allowed_ids = self.allowed_ids
         if self.grammar is not None:
-            allowed_ids = self.grammar.allowed_ids(may_stop=not len(banned_ids))
-            banned_ids = NO_IDS  # an end that is left is the only way to go on
+            # bans what must not stop, too, unless an end is the only way to go on
+            allowed_ids, banned_ids = self.grammar.limits(may_stop=not len(banned_ids))
         if self.history is not None:
             if self._dry is not None:
                 dry_ids, penalties = self._dry.biases(self.history)

@@ -14,8 +14,11 @@ from llguidance import LLMatcher
 
 from drivers.builtin import base_path
 from drivers.model.grammar import Grammar, GrammarError, GrammarTokens
+from drivers.model.randomness import uniform
+from drivers.model.reference_sampler import choose_token
 from drivers.model.sampler import Sampler
 from llmos.device import Bind, Sampling
+from native.sampling import Draw, sample
 
 VOCAB, STOPS = 2560, (2, 6)
 GRAMMARS = {
@@ -74,6 +77,31 @@ def test_output_follows_the_grammar(
             assert matcher.is_accepting()
             break
         assert matcher.consume_token(outcome.token)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    name=st.sampled_from([*sorted(GRAMMARS), "text"]), seed=st.integers(0, 1000), may_stop=st.booleans(),
+    temperature=st.sampled_from([0.0, 1.0]),
+)  # fmt: skip
+def test_limits_are_the_mask(name: str, seed: int, may_stop: bool, temperature: float) -> None:
+    """Allowed or banned, whichever are fewer: the same tokens; both samplers keep to them and agree."""
+    source = GRAMMARS.get(name, "start: /(?s:.{0,9})/")
+    grammar = Grammar(open_tokens(), source, np.array(STOPS))
+    for step in range(12):
+        right = grammar.allowed_ids(may_stop=may_stop)
+        allowed, banned = grammar.limits(may_stop=may_stop)
+        assert not (len(allowed) and len(banned))
+        assert len(allowed) + len(banned) <= VOCAB // 2
+        found = allowed if len(allowed) else np.setdiff1d(np.arange(VOCAB), banned)
+        assert np.array_equal(found, right)
+        logits = logits_of(seed, step)[0].numpy()
+        draw = Draw(temperature, uniform(seed, step), allowed_ids=allowed, banned_ids=banned)
+        token = sample(logits, draw).token
+        assert token == choose_token(logits, draw).token
+        assert token == choose_token(logits, Draw(temperature, draw.uniform, allowed_ids=right)).token
+        assert token in right
+        grammar.advance([token])
 
 
 def test_after_the_end_only_ends_follow() -> None:
