@@ -1,4 +1,4 @@
-"""Settings that must be made before torch loads its thread pool."""
+"""Settings that must be made before torch loads its thread pool, and before triton kernels are decorated."""
 
 from __future__ import annotations
 
@@ -6,3 +6,6 @@ import os
 
 # by default idle threads spin: on busy cores a product by two threads then takes a hundred times as long
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# no GPU to compile for: kernels run in triton's interpreter, which is chosen where they are decorated
+os.environ.setdefault("TRITON_INTERPRET", "1")
