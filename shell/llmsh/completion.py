@@ -69,6 +69,11 @@ def _list_candidates(
         return look_up(option.completes) if option.completes else []
     if current.startswith("-") and "--" not in words:
         return [Candidate(flag, option.help) for option in command.all_options for flag in option.flags]
+    if command.is_prefix:  # what follows the other command's name is that command's
+        names = {other.name for other in table}
+        start = next((i for i, word in enumerate(words[1:], 1) if word in names), None)
+        if start is not None:
+            return _list_candidates(words[start:], current, table, look_up)
     if command.completes == "command":
         return [Candidate(other.name, other.summary) for other in table]
     return look_up(command.completes) if command.completes else []

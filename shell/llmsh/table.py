@@ -36,7 +36,6 @@ class Command(Generic[S]):
         is_alone: needs the terminal, and so can be no part of a pipe.
         is_prefix: its first operand is another command, whose options are not its own.
         examples: command lines, each with what it does.
-        group: the heading under which it is listed.
     """
 
     name: str
@@ -52,7 +51,6 @@ class Command(Generic[S]):
     is_alone: bool = False
     is_prefix: bool = False
     examples: tuple[tuple[str, str], ...] = ()
-    group: str = ""
 
     @property
     def usage(self) -> str:
@@ -108,6 +106,10 @@ def explain(command: Command[S]) -> str:
     lines = [f"usage: {command.usage}", "", textwrap.fill(command.help, HELP_COLUMNS), "", "options:"]
     width = max(len(option.synopsis) for option in command.all_options)
     lines += [f"  {option.synopsis:<{width}}  {option.help}" for option in command.all_options]
+    if command.examples:
+        lines += ["", "examples:"]
+        for line, what in command.examples:
+            lines += [f"  {line}", f"      {what}"]
     return "\n".join(lines)
 
 

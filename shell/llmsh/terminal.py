@@ -47,6 +47,10 @@ class Terminal(Protocol):
         """Wait for a line, without its newline. Raises EndOfInput, LineAborted. A checkpoint."""
         ...
 
+    def past_lines(self) -> list[str]:
+        """Return the lines typed before, in this session and earlier ones; the newest last."""
+        ...
+
 
 @attrs.define(eq=False)
 class _Request:
@@ -79,6 +83,10 @@ class PromptTerminal:
         if request.error is not None:
             raise request.error
         return request.line
+
+    def past_lines(self) -> list[str]:
+        """See Terminal."""
+        return list(self._sessions[MAIN_PROMPT].history.get_strings())
 
     def close(self) -> None:
         """Let `serve` return."""
@@ -123,6 +131,10 @@ class PipeTerminal:
             raise EndOfInput
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line.decode(errors="replace").removesuffix("\r")
+
+    def past_lines(self) -> list[str]:
+        """See Terminal."""
+        return []
 
 
 def repair(text: str) -> str:

@@ -26,6 +26,7 @@ class ScriptedTerminal:
 
     is_interactive: bool = True
     prompts: list[str] = attrs.field(factory=list)  # every one that was shown
+    past: list[str] = attrs.field(factory=list)  # lines that were read
     _lines: tuple[trio.MemorySendChannel[str | None], trio.MemoryReceiveChannel[str | None]] = attrs.field(
         factory=lambda: trio.open_memory_channel[str | None](100)
     )
@@ -43,7 +44,12 @@ class ScriptedTerminal:
             raise EndOfInput
         if line == CTRL_C:
             raise LineAborted
+        self.past.append(line)
         return line
+
+    def past_lines(self) -> list[str]:
+        """See Terminal."""
+        return self.past
 
 
 @attrs.define(eq=False)

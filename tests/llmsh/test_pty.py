@@ -34,9 +34,14 @@ def open_terminal(folder: Path, *arguments: str) -> pexpect.spawn[str]:
         encoding="utf-8",
         timeout=20,
         dimensions=(24, 100),
+        preexec_fn=_heed_hangups,
     )
     child.delaybeforesend = DELAY_BEFORE_KEYS
     return child
+
+
+def _heed_hangups() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup they are ignored, by whatever is started, too
 
 
 async def at_terminal(
