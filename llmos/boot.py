@@ -233,6 +233,8 @@ def gateway_options(config: Config, socket_path: str) -> list[str]:
         "max-responses": config.max_responses,
         "response-ttl": config.response_ttl_seconds,
         "max-body-bytes": config.max_body_mib << 20,
+        "body-timeout": config.body_timeout_seconds,
+        "keep-alive-timeout": config.keep_alive_timeout_seconds,
         "sse-ping-interval": config.sse_ping_interval,
         "send-timeout": config.send_timeout_seconds,
         "shutdown-timeout": config.shutdown_grace_seconds,
@@ -240,6 +242,8 @@ def gateway_options(config: Config, socket_path: str) -> list[str]:
         "log-level": config.log_level,
         "log-format": config.log_format,
     }
+    if config.max_uploads_mib is not None:
+        options["max-uploads-bytes"] = config.max_uploads_mib << 20
     if config.response_folder is not None:
         options["response-folder"] = config.response_folder
     switches = ["--allow-chat-template"] if config.allow_chat_template else []

@@ -175,6 +175,15 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         float, Meta(gt=0, description="gateway: a stored response is forgotten after so long")
     ] = 86_400.0
     max_body_mib: Annotated[int, Meta(ge=1, le=1024, description="gateway: largest request body")] = 64
+    max_uploads_mib: Annotated[
+        int | None, Meta(description="gateway: request bodies together; default: 8 of the largest")
+    ] = None
+    body_timeout_seconds: Annotated[
+        float, Meta(gt=0, description="gateway: for a body to arrive, besides its bytes at 16 KiB per second")
+    ] = 60.0
+    keep_alive_timeout_seconds: Annotated[
+        float, Meta(gt=0, description="gateway: a connection without a whole request's headers is closed")
+    ] = 75.0
     tls_cert: Annotated[str | None, Meta(description="gateway: PEM file, certificate and chain")] = None
     tls_key: Annotated[str | None, Meta(description="gateway: PEM file, the certificate's key")] = None
     insecure_no_keys: Annotated[
@@ -227,6 +236,8 @@ def load_config(path: str | None, overrides: dict[str, Any]) -> Config:
     if config.listen:
         parse_listen(config.listen)
     parse_weights(config.tenant_weights)
+    if config.max_uploads_mib is not None and config.max_uploads_mib < config.max_body_mib:
+        raise ConfigError(f"max_uploads_mib must be at least max_body_mib, {config.max_body_mib}")
     if (config.tls_cert is None) != (config.tls_key is None):
         raise ConfigError("tls_cert and tls_key go together: one of them is not set")
     if config.pin:

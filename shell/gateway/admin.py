@@ -46,7 +46,7 @@ class Drain(AdminEndpoint):
 
     async def administrate(self, exchange: Exchange) -> None:
         """Answer when the kernel has begun."""
-        raw = await exchange.read_body(self.service.config.max_body_bytes)
+        raw = await exchange.read_body(self.service.uploads)
         body = parse_body(raw) if raw.strip() else {}
         fields = convert(take_fields(body, DRAIN_FIELDS, exchange.ignored), DrainFields)
         grace = fields.grace_seconds

@@ -35,15 +35,19 @@ class Admission:
         """Return a frozen view."""
         return AdmissionStatistics(len(self._in_flight), self.is_draining)
 
-    @contextmanager
-    def admit(self, exchange: Exchange) -> Iterator[None]:
-        """Hold a place for the block. Raises ApiError 503 `draining` or `overloaded`, immediately."""
+    def check(self) -> None:
+        """Say before a body is read what would be said after. Raises ApiError 503 like `admit`."""
         if self.is_draining:
             raise draining()
         if len(self._in_flight) >= self.max_in_flight:
             raise unavailable(
                 "overloaded", f"{self.max_in_flight} requests are in flight, which is the limit."
             )
+
+    @contextmanager
+    def admit(self, exchange: Exchange) -> Iterator[None]:
+        """Hold a place for the block. Raises ApiError 503 `draining` or `overloaded`, immediately."""
+        self.check()
         self._in_flight.add(exchange)
         self.metrics.in_flight.inc()
         try:

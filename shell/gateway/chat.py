@@ -91,7 +91,8 @@ class ChatCompletions(Endpoint):
 
     async def answer(self, exchange: Exchange) -> None:
         """Validate, render, encode, generate."""
-        body = parse_body(await exchange.read_body(self.service.config.max_body_bytes))
+        self.service.admission.check()
+        body = parse_body(await exchange.read_body(self.service.uploads))
         await answer(self.service, exchange, lambda: prepare_chat(self.service, exchange, body))
 
 

@@ -159,7 +159,8 @@ class Completions(Endpoint):
 
     async def answer(self, exchange: Exchange) -> None:
         """Validate, encode, generate."""
-        body = parse_body(await exchange.read_body(self.service.config.max_body_bytes))
+        self.service.admission.check()
+        body = parse_body(await exchange.read_body(self.service.uploads))
         await answer(self.service, exchange, lambda: prepare_completion(self.service, exchange, body))
 
 

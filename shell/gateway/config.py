@@ -11,6 +11,10 @@ import attrs
 from shell.gateway.parsers.choose import AUTO, REASONING_MARKS, TOOL_PARSERS
 
 MEBIBYTE = 1 << 20
+POSITIVE = (
+    "max_body_bytes", "max_in_flight", "send_timeout", "max_responses", "response_ttl", "body_timeout",
+    "keep_alive_timeout",
+)  # fmt: skip
 REASONING_FIELDS = ("reasoning_content", "reasoning")
 
 
@@ -43,6 +47,9 @@ class GatewayConfig:
     max_responses: int = 1000  # stored, by all tenants together; the oldest go first
     response_ttl: float = 86_400.0  # a stored response is forgotten after so long
     max_body_bytes: int = 64 * MEBIBYTE
+    max_uploads_bytes: int | None = None  # all bodies together; None: eight of the largest
+    body_timeout: float = 60.0  # for a body to arrive, besides its bytes at 16 KiB per second
+    keep_alive_timeout: float = 75.0  # a connection may be without a whole request line and headers
     max_in_flight: int = 1024  # generation requests; beyond: 503 at once
     max_processes_per_request: int = 1024  # prompts times samples
     sse_ping_interval: float = 15.0  # negative: off
@@ -57,6 +64,11 @@ class GatewayConfig:
     def is_open_door(self) -> bool:
         """True when strangers reach the port, and nobody said that they may without a key."""
         return not (self.insecure_no_keys or is_loopback(self.host))
+
+    @property
+    def total_body_bytes(self) -> int:
+        """What the bodies of all requests under way may have together."""
+        return 8 * self.max_body_bytes if self.max_uploads_bytes is None else self.max_uploads_bytes
 
     @property
     def reasoning_fields(self) -> tuple[str, ...]:
@@ -118,6 +130,14 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
     add("--max-responses", type=int, default=default.max_responses, help="stored at once")
     add("--response-ttl", type=float, default=default.response_ttl, help="seconds that a response is stored")
     add("--max-body-bytes", type=int, default=default.max_body_bytes)
+    add("--max-uploads-bytes", type=int, metavar="N", help="all bodies together (default: 8 of the largest)")
+    add("--body-timeout", type=float, default=default.body_timeout, help="seconds for a slow body to arrive")
+    add(
+        "--keep-alive-timeout",
+        type=float,
+        default=default.keep_alive_timeout,
+        help="seconds until the headers of the next request are whole",
+    )
     add("--max-in-flight", type=int, default=default.max_in_flight, help="generation requests at once")
     add("--sse-ping-interval", type=float, default=default.sse_ping_interval, help="seconds; -1: off")
     add("--send-timeout", type=float, default=default.send_timeout, help="seconds a reader may stall")
@@ -143,9 +163,11 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
         parser.error(f"--listen: {error}")
     if (given.tls_cert is None) != (given.tls_key is None):
         parser.error("--tls-cert and --tls-key go together")
-    for name in ("max_body_bytes", "max_in_flight", "send_timeout", "max_responses", "response_ttl"):
+    for name in POSITIVE:
         if getattr(given, name) <= 0:
             parser.error(f"--{name.replace('_', '-')} must be above 0")
+    if given.max_uploads_bytes is not None and given.max_uploads_bytes < given.max_body_bytes:
+        parser.error(f"--max-uploads-bytes must be at least --max-body-bytes, {given.max_body_bytes}")
     return GatewayConfig(
         host=host,
         port=port,
@@ -165,6 +187,9 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
         max_responses=given.max_responses,
         response_ttl=given.response_ttl,
         max_body_bytes=given.max_body_bytes,
+        max_uploads_bytes=given.max_uploads_bytes,
+        body_timeout=given.body_timeout,
+        keep_alive_timeout=given.keep_alive_timeout,
         max_in_flight=given.max_in_flight,
         sse_ping_interval=given.sse_ping_interval,
         send_timeout=given.send_timeout,

@@ -12,13 +12,13 @@ import msgspec
 import trio
 
 from shell.gateway.errors import ApiError, ClientDisconnected
+from shell.gateway.uploads import Uploads
 from syscalls.client import Client
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-BODY_IDLE_SECONDS = 60.0  # a body of which nothing arrives for so long is given up
 LINGER_SECONDS = 2.0  # how long we read on, so that a client still sending gets to see the refusal
 
 SSE_HEADERS = (
@@ -41,6 +41,14 @@ def choose_request_id(headers: list[tuple[bytes, bytes]]) -> str:
     return f"req-{secrets.token_hex(12)}"
 
 
+def find_content_length(headers: list[tuple[bytes, bytes]]) -> int | None:
+    """Return the promised length of the body; None: none was, as with chunks."""
+    for name, value in headers:
+        if name == b"content-length" and value.isdigit():
+            return int(value)
+    return None
+
+
 @attrs.define(eq=False, kw_only=True)
 class Exchange:
     """A request, the response as far as it has come, and what the log line will say about both.
@@ -52,6 +60,7 @@ class Exchange:
     method: str
     path: str
     request_id: str
+    content_length: int | None = None  # what the headers promise
     path_params: dict[str, Any] = attrs.field(factory=dict)
     query: dict[str, str] = attrs.field(factory=dict)  # the last value of each name
     started: float = attrs.field(factory=trio.current_time)
@@ -72,6 +81,7 @@ class Exchange:
     is_streaming: bool = False  # headers of an event stream were sent, its end was not
     is_complete: bool = False  # the last of the response is under way: a disconnect is its ordinary end
     is_body_read: bool = False
+    num_body_bytes: int = 0  # reserved in `Uploads` until the request is over
     is_disconnected: bool = False
     _scope: trio.CancelScope | None = None
 
@@ -92,25 +102,25 @@ class Exchange:
         piece: bytes = message.get("body", b"")
         return piece
 
-    async def read_body(self, max_bytes: int) -> bytes:
-        """Read the whole body; what counts is what arrives, not what the headers promise.
+    async def read_body(self, uploads: Uploads) -> bytes:
+        """Read the whole body. A promised length is checked first; what counts is what arrives.
 
         Raises:
-            ApiError: 413 over `max_bytes`; 408 when the client stops sending.
+            ApiError: 413 over the limit of a body; 503 over that of all bodies; 408 when the client stops
+                sending, or trickles.
             ClientDisconnected: it went away.
         """
+        uploads.check_promise(self.content_length)
         pieces: list[bytes] = []
-        num_bytes = 0
+        begun = trio.current_time()
         while not self.is_body_read:
-            with trio.move_on_after(BODY_IDLE_SECONDS) as patience:
+            with trio.move_on_at(begun + uploads.seconds_for(self.num_body_bytes)) as patience:
                 piece = await self._receive_body()
             if patience.cancelled_caught:
-                message = f"No more of the request's body arrived for {BODY_IDLE_SECONDS:.0f} seconds."
-                raise ApiError(408, "timeout_error", "request_timeout", message)
-            num_bytes += len(piece)
-            if num_bytes > max_bytes:
-                message = f"The request's body is over the limit of {max_bytes} bytes."
-                raise ApiError(413, "invalid_request_error", "payload_too_large", message)
+                raise uploads.too_slow()
+            uploads.check_body(self.num_body_bytes + len(piece))
+            uploads.reserve(len(piece))
+            self.num_body_bytes += len(piece)
             pieces.append(piece)
         return b"".join(pieces)
 

@@ -14,7 +14,7 @@ import structlog
 from starlette.routing import Router
 
 from shell.gateway.errors import ClientDisconnected, as_api_error, root_cause
-from shell.gateway.exchange import Exchange, Receive, Scope, Send, choose_request_id
+from shell.gateway.exchange import Exchange, Receive, Scope, Send, choose_request_id, find_content_length
 from shell.gateway.service import Service
 from shell.gateway.sse import DONE, SendStalled, encode_event
 
@@ -58,6 +58,7 @@ class Front:
             method=scope["method"],
             path=path,
             request_id=choose_request_id(scope["headers"]),
+            content_length=find_content_length(scope["headers"]),
             receive=receive,
             send=send,
         )
@@ -69,6 +70,7 @@ class Front:
         except Exception as error:
             await self._fail(exchange, error)
         finally:
+            self.service.uploads.release(exchange.num_body_bytes)
             self._record(exchange)
 
     async def _fail(self, exchange: Exchange, error: Exception) -> None:

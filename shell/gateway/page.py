@@ -132,7 +132,7 @@ class ProcessAction(Endpoint):
                 case "cont":
                     await client.cont(pid)
                 case _:
-                    body = parse_body(await exchange.read_body(self.service.config.max_body_bytes))
+                    body = parse_body(await exchange.read_body(self.service.uploads))
                     fields = convert(take_fields(body, NICE_FIELDS, exchange.ignored), NiceFields)
                     await client.nice(pid, fields.nice)
         await exchange.respond_json(200, {"pid": pid, "action": action})

@@ -138,6 +138,6 @@ class AbortRequest(Endpoint):
 
     async def answer(self, exchange: Exchange) -> None:
         """Answer when its pages are free."""
-        body = parse_body(await exchange.read_body(self.service.config.max_body_bytes))
+        body = parse_body(await exchange.read_body(self.service.uploads))
         fields = convert(take_fields(body, ABORT_FIELDS, exchange.ignored), AbortFields)
         await exchange.respond_json(200, await cancel_processes(self.client_of(exchange), fields.rid))

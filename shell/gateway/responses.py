@@ -76,7 +76,8 @@ class Responses(ResponseEndpoint):
 
     async def answer(self, exchange: Exchange) -> None:
         """Begin it, and tell it whole, streamed, or (in the background) that it has begun."""
-        body = parse_body(await exchange.read_body(self.service.config.max_body_bytes))
+        self.service.admission.check()
+        body = parse_body(await exchange.read_body(self.service.uploads))
         with self.service.admission.admit(exchange):
             await exchange.guard(lambda: self._create(exchange, body))
 

@@ -82,7 +82,7 @@ def configure_server(listener: socket.socket, gateway: GatewayConfig) -> Config:
     config.errorlog.setLevel(max(logging.WARNING, logging.getLogger().level))
     config.include_server_header = False
     config.backlog = BACKLOG
-    config.keep_alive_timeout = 75.0
+    config.keep_alive_timeout = gateway.keep_alive_timeout
     config.keep_alive_max_requests = 1_000_000
     config.h11_max_incomplete_size = 64 << 10
     config.graceful_timeout = CLOSE_SECONDS

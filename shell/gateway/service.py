@@ -20,6 +20,7 @@ from shell.gateway.metrics import Metrics
 from shell.gateway.response_record import ResponseStore
 from shell.gateway.response_runs import ResponseRuns
 from shell.gateway.sessions import Sessions
+from shell.gateway.uploads import Uploads
 from shell.gateway.vllm_metrics import VllmMetrics
 from syscalls.client import Client
 from syscalls.paths import default_socket_path
@@ -41,6 +42,7 @@ class Service:
     metrics: Metrics
     admission: Admission
     responses: ResponseRuns
+    uploads: Uploads
     _text_limiter: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(NUM_TEXT_THREADS))
 
     async def do_text_work(self, num_characters: int, work: Callable[[], R]) -> R:
@@ -59,8 +61,16 @@ def make_service(config: GatewayConfig) -> Service:
     folder = config.response_folder or f"{config.socket_path or default_socket_path()}.responses"
     store = ResponseStore(Path(folder).expanduser(), config.max_responses, config.response_ttl)
     responses = ResponseRuns(link, store)
+    uploads = Uploads(config.max_body_bytes, config.total_body_bytes, config.body_timeout)
     return Service(
-        config, link, Sessions(link, config.is_open_door), Catalog(link), metrics, admission, responses
+        config,
+        link,
+        Sessions(link, config.is_open_door),
+        Catalog(link),
+        metrics,
+        admission,
+        responses,
+        uploads,
     )
 
 

@@ -83,7 +83,7 @@ class SlotAction(Endpoint):
         if action == "erase":
             await exchange.respond_json(200, await self._erase(exchange, pid))
             return
-        body = parse_body(await exchange.read_body(self.service.config.max_body_bytes))
+        body = parse_body(await exchange.read_body(self.service.uploads))
         fields = convert(take_fields(body, IMAGE_FIELDS, exchange.ignored), ImageFields)
         run = self._save if action == "save" else self._restore
         await exchange.respond_json(200, await run(exchange, pid, fields))

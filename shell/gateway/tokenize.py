@@ -50,7 +50,7 @@ class TextEndpoint(Endpoint):
 
     async def read(self, exchange: Exchange) -> Json:
         """Read the body. Raises ApiError 400 or 413."""
-        return parse_body(await exchange.read_body(self.service.config.max_body_bytes))
+        return parse_body(await exchange.read_body(self.service.uploads))
 
     async def render(self, body: Json, ignored: list[str]) -> tuple[ServedModel, ChatPrompt]:
         """Render the conversation of a chat completion's body. Raises ApiError."""
