@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shell.llmsh.parser import Incomplete, ParseError, parse, parse_partial, quote
@@ -68,15 +68,15 @@ def test_parsing_ends_in_commands_or_a_located_error(text: str) -> None:
 
 @settings(deadline=None)
 @given(st.one_of(texts, tricky_texts))
+@example("0|#")
 def test_an_unfinished_text_can_be_finished(text: str) -> None:
     """What is called incomplete can be completed by closing the quotation or adding a character."""
     try:
         parse(text)
     except Incomplete:
-        closed = [
-            is_complete(text + ending) for ending in ("'", '"', "x", 'x"', ")", "')", '")', ')"', "x)", 'x")')
-        ]
-        assert any(closed)
+        endings = ("'", '"', "x", 'x"', ")", "')", '")', ')"', "x)", 'x")')
+        endings += tuple("\n" + ending for ending in endings)  # behind a comment
+        assert any(is_complete(text + ending) for ending in endings)
     except ParseError:
         pass
 
