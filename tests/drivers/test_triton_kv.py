@@ -19,6 +19,7 @@ from drivers.triton_ops.decode_attention import (
     decode_attention,
     reference_decode_attention,
 )
+from drivers.triton_ops.prefill_attention import prefill_attention, reference_prefill_attention
 from drivers.triton_ops.rope_kv import reference_rope_write_kv, rope_write_kv
 
 TOLERANCE = {"fp32": 2e-5, "fp16": 3e-3, "bf16": 1.6e-2}
@@ -108,6 +109,47 @@ def test_decode_is_the_references_and_a_rows_own(
     assert torch.equal(turned.flip(0), out)
     alone = decode_attention(q[1:], k_pages, v_pages, first_pages[1:], ends[1:], lengths[1])
     assert torch.equal(alone, out[1:])
+
+
+@few
+@given(
+    spans=st.lists(st.tuples(st.integers(0, 70), st.integers(1, 20)), min_size=2, max_size=2),
+    group=st.sampled_from([1, 2]),
+    tokens_per_page=st.sampled_from([5, 16]),
+    name=FORMATS,
+    cut=st.integers(0, 19),
+    seed=st.integers(0, 99),
+)
+@example(spans=[(15, 18), (60, 8)], group=2, tokens_per_page=5, name="bf16", cut=3, seed=0)
+def test_prefill_is_the_references_however_it_is_cut(
+    spans: list[tuple[int, int]], group: int, tokens_per_page: int, name: str, cut: int, seed: int
+) -> None:
+    """NaN past a row's end is not seen; a prompt cut in two chunks, alone, has the bits that it has whole."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = Shape(num_kv_heads=1, head_dim=8)
+    row_pages = -(-90 // tokens_per_page)
+    k_pages, v_pages = (empty_pages(shape, name, 2 * row_pages, tokens_per_page) for _ in range(2))
+    for row, (start, count) in enumerate(spans):
+        at = torch.arange(start + count)
+        for pages in (k_pages, v_pages):
+            numbers = torch.randn(start + count, 1, 8, generator=generator).to(pages.dtype)
+            pages[row * row_pages + at // tokens_per_page, at % tokens_per_page] = numbers
+    (start, count), (second_start, second_count) = spans
+    q = torch.randn(count + second_count, group, 8, generator=generator).to(KV_DTYPES[name])
+    rows = (
+        torch.tensor([0, row_pages]),
+        torch.tensor([start, second_start]),
+        torch.tensor([0, count, count + second_count]),
+    )
+    out = prefill_attention(q, k_pages, v_pages, *rows, max(count, second_count))
+    wanted = reference_prefill_attention(q, k_pages, v_pages, *rows)
+    torch.testing.assert_close(out, wanted, rtol=TOLERANCE[name], atol=TOLERANCE[name])
+    cut = min(cut, count - 1)
+    chunks = ((0, cut), (cut, count)) if cut else ((0, count),)
+    for begin, end in chunks:
+        one = (torch.tensor([0]), torch.tensor([start + begin]), torch.tensor([0, end - begin]))
+        part = prefill_attention(q[begin:end], k_pages, v_pages, *one, end - begin)
+        assert torch.equal(part, out[begin:end])
 
 
 def test_wrong_arguments_of_kv_kernels_are_refused() -> None:
