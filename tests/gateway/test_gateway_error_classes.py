@@ -1,4 +1,4 @@
-"""The error table as users of the official client meet it: the class, the code, and whether it tries again."""
+"""The error table as users of the official client meet it: class, code, and whether it tries again."""
 
 from __future__ import annotations
 
