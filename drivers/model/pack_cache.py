@@ -67,7 +67,7 @@ def load_packed(
         try:
             file = open_arrays(path, num_threads)
             if file.about != about:
-                raise ArrayFileError(f"{path} is about {file.about}")
+                raise ArrayFileError(f"{path} was made {_explain_other(file.about, about)}")
             found = PackedWeights.from_arrays(opened.config, weights, embedding, file.arrays)
         except FileNotFoundError:
             return None
@@ -94,6 +94,16 @@ def load_packed(
     except OSError as error:
         print(f"packed weights are not kept: {error}", file=sys.stderr, flush=True)
     return PackedWeights.from_arrays(opened.config, weights, embedding, dict(pack()))
+
+
+def _explain_other(found: object, wanted: dict[str, str]) -> str:
+    """Say in what a packed file differs from the one that is wanted."""
+    same_but_time = isinstance(found, dict) and {**found, "files": ""} == {**wanted, "files": ""}
+    return (
+        "before the model's files were written"
+        if same_but_time
+        else "from another model, or in another format"
+    )
 
 
 def _stamp(opened: OpenModel) -> str:
