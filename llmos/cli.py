@@ -218,6 +218,8 @@ def add_bench(commands: Any) -> None:
     workload.add_argument("--threads", type=int, default=None, metavar="N", help="threads of the device")
     workload.add_argument("--jsonl", action="store_true", help="print JSON lines that compare servers")
     workload.add_argument("model", nargs="?", default=None, help="model folder (default: the built-in)")
+    serve = names.add_parser("serve", help="requests that arrive over time, at any OpenAI-compatible server")
+    add_serve_options(serve)
     cpu = names.add_parser("cpu", help="the kernels of device cpu, against the machine's own peaks")
     cpu.add_argument("--only", default=None, metavar="LIST", help="sections, like gemm,decode (default: all)")
     cpu.add_argument(
@@ -266,6 +268,8 @@ def add_bench(commands: Any) -> None:
     for parser in (kernel, workload, cpu, transfer, mapping, fair, switch):
         parser.add_argument("--json", metavar="FILE", default=None, help="also write one JSON object per row")
         parser.add_argument("--runs", type=int, default=7, help="repetitions; the median is reported")
+    serve.add_argument("--json", metavar="FILE", default=None, help="also write one JSON object per row")
+    serve.set_defaults(run=run_serve_bench)
     kernel.set_defaults(run=run_kernel_bench)
     workload.set_defaults(run=run_workload_bench)
     cpu.set_defaults(run=run_cpu_bench)
@@ -273,6 +277,27 @@ def add_bench(commands: Any) -> None:
     mapping.set_defaults(run=run_map_bench)
     fair.set_defaults(run=run_fair_bench)
     switch.set_defaults(run=run_switch_bench, runs=3)
+
+
+def add_serve_options(serve: argparse.ArgumentParser) -> None:
+    """The options of `llmos bench serve`."""
+    add = serve.add_argument
+    add("--url", default=None, help="load this OpenAI-compatible server, not llmos")
+    add("--model", dest="served_name", default=None, metavar="NAME", help="to ask for (default: its first)")
+    add("--api-key", default=None, metavar="KEY", help="sent as a bearer token")
+    add("--trace", default=None, metavar="FILE", help="CSV of TIMESTAMP, ContextTokens, GeneratedTokens")
+    add("--speed", type=float, default=None, metavar="X", help="play the trace so many times faster")
+    add("--rate", type=float, default=None, metavar="R", help="mean requests/s (default: 1, or the trace's)")
+    add("--burstiness", type=float, default=None, metavar="B", help="gamma gaps; 1: Poisson, less: bursts")
+    add("--input-tokens", default=None, metavar="N|MEAN:SIGMA", help="fixed or lognormal (default: 128)")
+    add("--output-tokens", default=None, metavar="N|MEAN:SIGMA", help="fixed or lognormal (default: 32)")
+    add("--requests", type=int, default=None, metavar="N", help="so many (default: 64)")
+    add("--seconds", type=float, default=None, metavar="S", help="those that arrive in this time")
+    add("--concurrency", type=int, default=None, metavar="N", help="most at once; others wait")
+    add("--slo-ttft-ms", type=float, default=None, metavar="MS", help="goodput: limit of time to first token")
+    add("--slo-tbt-ms", type=float, default=None, metavar="MS", help="goodput: limit of a request's mean gap")
+    add("--seed", type=int, default=0, help="of lengths, arrivals and prompts (default: %(default)s)")
+    add("folder", nargs="?", default=None, help="model folder of llmos (default: the built-in)")
 
 
 def number_formats(name: str) -> list[str]:
@@ -307,6 +332,23 @@ def run_workload_bench(options: argparse.Namespace) -> int:
         model=options.model, url=options.url, weights=options.weights, kv=options.kv,
         threads=options.threads, workloads=workload.choose_workloads(options.workloads),
         num_runs=options.runs, jsonl=options.jsonl, json_path=options.json,
+    )  # fmt: skip
+
+
+def run_serve_bench(options: argparse.Namespace) -> int:
+    """Load a server."""
+    from llmos.bench import serve
+    from llmos.bench.arrivals import plan_requests
+
+    planned = plan_requests(
+        trace=options.trace, speed=options.speed, rate=options.rate, burstiness=options.burstiness,
+        input_tokens=options.input_tokens, output_tokens=options.output_tokens,
+        num_requests=options.requests, seconds=options.seconds, seed=options.seed,
+    )  # fmt: skip
+    return serve.main(
+        planned, folder=options.folder, url=options.url, served_name=options.served_name,
+        api_key=options.api_key, concurrency=options.concurrency, seed=options.seed,
+        slo=serve.Slo(options.slo_ttft_ms, options.slo_tbt_ms), json_path=options.json,
     )  # fmt: skip
 
 

@@ -18,6 +18,10 @@ RECEIVE_BYTES = 64 << 10
 class RequestFailed(LlmosError):
     """The server answered with an error, or hung up; the message holds its words."""
 
+    def __init__(self, message: str, kind: str = "error in the stream") -> None:
+        super().__init__(message)
+        self.kind = kind  # by which failures are counted, like "status 429"
+
 
 class StreamTimes(msgspec.Struct):
     """One streamed completion."""
@@ -27,33 +31,44 @@ class StreamTimes(msgspec.Struct):
 
 
 async def _exchange(
-    url: str, method: str, path: str, body: bytes
+    url: str, method: str, path: str, body: bytes, api_key: str | None
 ) -> tuple[trio.SocketStream, h11.Connection]:
     address: SplitResult = urlsplit(url)
     if address.scheme != "http" or not address.hostname:
-        raise RequestFailed(f"{url} is not an http:// address")
+        raise RequestFailed(f"{url} is not an http:// address", "no connection")
     try:
         stream = await trio.open_tcp_stream(address.hostname, address.port or 80)
     except OSError as error:
-        raise RequestFailed(f"nobody answers at {url}: {error}") from None
+        raise RequestFailed(f"nobody answers at {url}: {error}", "no connection") from None
     connection = h11.Connection(h11.CLIENT)
     headers = [("Host", address.netloc), ("Content-Type", "application/json"), ("Connection", "close")]
     headers.append(("Content-Length", str(len(body))))
+    if api_key:
+        headers.append(("Authorization", f"Bearer {api_key}"))
     request = h11.Request(method=method, target=path, headers=headers)
     data = (connection.send(request) or b"") + (connection.send(h11.Data(data=body)) or b"")
-    await stream.send_all(data + (connection.send(h11.EndOfMessage()) or b""))
+    try:
+        await stream.send_all(data + (connection.send(h11.EndOfMessage()) or b""))
+    except BaseException as error:
+        await trio.aclose_forcefully(stream)
+        if isinstance(error, trio.BrokenResourceError):
+            raise RequestFailed(f"{url}{path}: the server hung up", "hung up") from None
+        raise
     return stream, connection
 
 
 async def _next_event(stream: trio.SocketStream, connection: h11.Connection) -> Any:
-    while (event := connection.next_event()) is h11.NEED_DATA:
-        connection.receive_data(await stream.receive_some(RECEIVE_BYTES))
+    try:
+        while (event := connection.next_event()) is h11.NEED_DATA:
+            connection.receive_data(await stream.receive_some(RECEIVE_BYTES))
+    except (h11.RemoteProtocolError, trio.BrokenResourceError) as error:
+        raise RequestFailed(f"the server hung up: {error}", "hung up") from None
     return event
 
 
-async def fetch(url: str, method: str, path: str, body: bytes = b"") -> bytes:
+async def fetch(url: str, method: str, path: str, body: bytes = b"", api_key: str | None = None) -> bytes:
     """One plain request. Raises RequestFailed."""
-    stream, connection = await _exchange(url, method, path, body)
+    stream, connection = await _exchange(url, method, path, body, api_key)
     async with stream:
         status, received = 0, b""
         while not isinstance(event := await _next_event(stream, connection), h11.EndOfMessage):
@@ -62,13 +77,15 @@ async def fetch(url: str, method: str, path: str, body: bytes = b"") -> bytes:
             elif isinstance(event, h11.Data):
                 received += bytes(event.data)
             elif isinstance(event, h11.ConnectionClosed):
-                raise RequestFailed(f"{url}{path}: the server hung up")
+                raise RequestFailed(f"{url}{path}: the server hung up", "hung up")
         if status != 200:
-            raise RequestFailed(f"{url}{path}: status {status}: {received[:500]!r}")
+            raise RequestFailed(f"{url}{path}: status {status}: {received[:500]!r}", f"status {status}")
         return received
 
 
-async def stream_completion(url: str, model: str | None, prompt: list[int], num_tokens: int) -> StreamTimes:
+async def stream_completion(
+    url: str, model: str | None, prompt: list[int], num_tokens: int, api_key: str | None = None
+) -> StreamTimes:
     """Stream a greedy completion of token ids, end tokens ignored; `model` None is the server's default.
 
     A server may put several tokens into one event, and may hold text back; events that carry text or token
@@ -84,16 +101,17 @@ async def stream_completion(url: str, model: str | None, prompt: list[int], num_
             "stream_options": {"include_usage": True},
         }
     )  # fmt: skip
-    stream, connection = await _exchange(url, "POST", "/v1/completions", body)
+    stream, connection = await _exchange(url, "POST", "/v1/completions", body, api_key)
     arrivals: list[float] = []
     counted = 0
     pending = b""
     async with stream:
         while not isinstance(event := await _next_event(stream, connection), h11.EndOfMessage):
             if isinstance(event, h11.Response) and event.status_code != 200:
-                raise RequestFailed(f"{url}: status {event.status_code}")
+                status = f"status {event.status_code}"
+                raise RequestFailed(f"{url}: {status}", status)
             if isinstance(event, h11.ConnectionClosed):
-                raise RequestFailed(f"{url}: the server hung up in mid-stream")
+                raise RequestFailed(f"{url}: the server hung up in mid-stream", "hung up")
             if not isinstance(event, h11.Data):
                 continue
             now = time.perf_counter()
@@ -112,6 +130,6 @@ async def stream_completion(url: str, model: str | None, prompt: list[int], num_
                     counted = chunk["usage"]["completion_tokens"]
     num_generated = counted or len(arrivals)
     if not arrivals:
-        raise RequestFailed(f"{url}: no token came")
+        raise RequestFailed(f"{url}: no token came", "no token")
     arrivals = arrivals[:num_generated] + [arrivals[-1]] * (num_generated - len(arrivals))
     return StreamTimes(arrivals, num_generated)
