@@ -100,9 +100,7 @@ def _explain_other(found: object, wanted: dict[str, str]) -> str:
     """Say in what a packed file differs from the one that is wanted."""
     same_but_time = isinstance(found, dict) and {**found, "files": ""} == {**wanted, "files": ""}
     return (
-        "from files of another size or time"
-        if same_but_time
-        else "from another model, or in another format"
+        "from files of another size or time" if same_but_time else "from another model, or in another format"
     )
 
 
