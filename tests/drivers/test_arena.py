@@ -40,6 +40,7 @@ class ArenaMachine(RuleBasedStateMachine):
         self.contents: dict[tuple[int, int], tuple[int, int]] = {}  # live pages: what their frames hold
         self.tables: dict[int, dict[int, tuple[int, int]]] = {}
         self.ahead: dict[int, dict[int, tuple[int, int]]] = {}  # mapped ahead of need; their frames stay free
+        self.stale: set[tuple[int, int]] = set()  # those whose frames were given to somebody else since
         self.next_value = 1
 
     def is_used(self, page: tuple[int, int]) -> bool:
@@ -78,8 +79,14 @@ class ArenaMachine(RuleBasedStateMachine):
         """Map two free frames in any combination, and write to them."""
         asid, vpn = data.draw(st.sampled_from(sorted(self.tables))), data.draw(st.integers(0, NUM_PAGES - 1))
         k, v = data.draw(st.permutations(self.free_frames()))[:2]
+        self.hand_out(k, v)
         self.arena.map(Map(asid, vpn, (k, v)))
         self.write(asid, vpn, (k, v))
+
+    def hand_out(self, *frames: int) -> None:
+        """The kernel gives free frames to somebody; pages that were mapped ahead on them are nobody's now."""
+        for asid, pages in self.ahead.items():
+            self.stale |= {(asid, vpn) for vpn, page in pages.items() if not set(frames).isdisjoint(page)}
 
     def write(self, asid: int, vpn: int, page: tuple[int, int]) -> None:
         """A process writes to a page that is mapped for it alone."""
@@ -97,17 +104,21 @@ class ArenaMachine(RuleBasedStateMachine):
         """Map two free frames at a page that nobody reads, for later."""
         asid, vpn = data.draw(st.sampled_from(sorted(self.tables))), data.draw(st.integers(0, NUM_PAGES - 1))
         k, v = data.draw(st.permutations(self.free_frames()))[:2]
+        self.hand_out(k, v)
         self.arena.map(Map(asid, vpn, (k, v), is_ahead=True))
         self.tables[asid].pop(vpn, None)
         self.ahead[asid][vpn] = (k, v)
+        self.stale.discard((asid, vpn))
 
     @precondition(lambda self: any(self.ahead.values()))
     @rule(data=st.data())
     def use_ahead(self, data: st.DataObject) -> None:
         """A process reaches a page that was mapped ahead, if nobody else was given its frames meanwhile."""
-        free = set(self.free_frames())
         usable = [
-            (asid, vpn) for asid, pages in self.ahead.items() for vpn in pages if free.issuperset(pages[vpn])
+            (asid, vpn)
+            for asid, pages in self.ahead.items()
+            for vpn in pages
+            if (asid, vpn) not in self.stale
         ]
         if usable:
             asid, vpn = data.draw(st.sampled_from(usable))
@@ -130,6 +141,7 @@ class ArenaMachine(RuleBasedStateMachine):
         """Copy a live page to free frames."""
         source = data.draw(st.sampled_from(sorted(self.contents)))
         k, v = data.draw(st.permutations(self.free_frames()))[:2]
+        self.hand_out(k, v)
         self.arena.copy_page(CopyPage(source, (k, v)))
         self.contents[k, v] = self.contents[source]
 
