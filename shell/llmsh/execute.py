@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 import attrs
 import trio
@@ -21,16 +21,15 @@ from shell.llmsh.errors import (
     UsageError,
 )
 from shell.llmsh.jobs import PipeJob
+from shell.llmsh.loop import Shell
 from shell.llmsh.options import Arguments
 from shell.llmsh.pipe import FileInput, Input, TextPipe
+from shell.llmsh.pipe_job import show_pipe
 from shell.llmsh.syntax import Pipeline, SimpleCommand, Word
 from shell.llmsh.table import Command, explain
 from shell.llmsh.variables import expand
 from syscalls.client import ConnectionLost
 from syscalls.errno import SyscallError
-
-if TYPE_CHECKING:
-    from shell.llmsh.loop import Shell
 
 
 @attrs.define(eq=False)
@@ -182,8 +181,6 @@ def _report(shell: Shell, name: str, error: CommandError) -> int:
 
 
 async def _run_as_job(shell: Shell, pipeline: Pipeline, stages: Sequence[Stage]) -> int:
-    from shell.llmsh.commands.jobs import show_pipe  # it needs the shell, which needs this file
-
     job = PipeJob(pipeline.source, TextPipe())
     _join(stages, job.output)
     shell.nursery.start_soon(_run_stages, shell, job, stages)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Awaitable, Callable
 
 import attrs
 import trio
 
 from shell.llmsh.connection import Connection
 from shell.llmsh.errors import EXIT_INTERRUPTED, EXIT_USAGE, CommandError, Interrupted
-from shell.llmsh.execute import run_pipeline
 from shell.llmsh.foreground import Foreground
 from shell.llmsh.jobs import JobTable, PipeJob
 from shell.llmsh.options import Arguments, suggest
 from shell.llmsh.parser import Incomplete, ParseError, parse
 from shell.llmsh.pipe import Input
 from shell.llmsh.render import Screen, Writable
+from shell.llmsh.syntax import Pipeline
 from shell.llmsh.table import CommandTable
 from shell.llmsh.terminal import MAIN_PROMPT, EndOfInput, LineAborted, Terminal
 from shell.llmsh.text import TextModels
@@ -31,6 +32,7 @@ class Shell:
 
     Attributes:
         table: the commands.
+        run_pipeline: runs commands that are joined by pipes, and returns the exit code.
         connection: the session with the kernel.
         terminal: where lines come from.
         screen: where output goes.
@@ -45,6 +47,7 @@ class Shell:
     """
 
     table: CommandTable[Shell]
+    run_pipeline: Callable[[Shell, Pipeline], Awaitable[int]]
     connection: Connection
     terminal: Terminal
     screen: Screen
@@ -118,7 +121,7 @@ class Shell:
             ):
                 continue
             self.was_warned = self.was_warned and pipeline.source.split()[0] == "exit"
-            self.status = await run_pipeline(self, pipeline)
+            self.status = await self.run_pipeline(self, pipeline)
             if self.is_exiting or self.status == EXIT_INTERRUPTED:
                 return
 

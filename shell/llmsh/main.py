@@ -21,6 +21,7 @@ from shell.llmsh.commands import TABLE
 from shell.llmsh.completion import Candidate, ShellCompleter, look_up_names
 from shell.llmsh.connection import Connection
 from shell.llmsh.errors import EXIT_BROKEN_PIPE, EXIT_USAGE
+from shell.llmsh.execute import run_pipeline
 from shell.llmsh.loop import Shell
 from shell.llmsh.render import Screen
 from shell.llmsh.terminal import PipeTerminal, PromptTerminal, Terminal, repair
@@ -83,7 +84,7 @@ async def run_shell(
     """
     async with trio.open_nursery() as nursery:
         connection = Connection(settings.socket_path, nursery)
-        shell = Shell(TABLE, connection, terminal, screen, nursery, settings.wants_json)
+        shell = Shell(TABLE, run_pipeline, connection, terminal, screen, nursery, settings.wants_json)
         on_start(shell)
         if settings.script is None:
             status = await shell.run_terminal()

@@ -12,6 +12,7 @@ import trio
 
 from shell.llmsh.commands import TABLE
 from shell.llmsh.connection import Connection
+from shell.llmsh.execute import run_pipeline
 from shell.llmsh.loop import Shell
 from shell.llmsh.render import Screen
 from shell.llmsh.table import CommandTable
@@ -88,6 +89,6 @@ async def open_shell(
         terminal.send(*lines)
         out, err = io.StringIO(), io.StringIO()
         connection = Connection(folder / "llmos.sock", nursery)
-        shell = Shell(table, connection, terminal, Screen(out, err), nursery, wants_json)
+        shell = Shell(table, run_pipeline, connection, terminal, Screen(out, err), nursery, wants_json)
         yield ShellUnderTest(shell, terminal, out, err)
         nursery.cancel_scope.cancel()

@@ -10,13 +10,12 @@ from shell.llmsh.errors import EXIT_ERROR, CommandError
 from shell.llmsh.jobs import AnyJob, Job, PipeJob, Sample
 from shell.llmsh.loop import Shell
 from shell.llmsh.options import Arguments
+from shell.llmsh.pipe_job import GRACE_SECONDS, show_pipe, stop_processes
 from shell.llmsh.render import Column, format_seconds, make_table
 from shell.llmsh.table import JSON, Command
 from syscalls.client import Client, ConnectionLost
 from syscalls.errno import Errno, SyscallError
 from syscalls.process import ExitStatus, Waited
-
-GRACE_SECONDS = 5.0  # for the calls that end a process after Ctrl-C
 
 
 async def show_job(
@@ -80,7 +79,7 @@ async def join_pipe(client: Client, pipe_job: PipeJob, pids: Sequence[int]) -> N
     """Make processes part of a job of several commands; if that is stopped, so are they."""
     pipe_job.processes += pids
     if pipe_job.is_stopped:
-        await _stop_processes(client, pids)
+        await stop_processes(client, pids)
 
 
 async def end_job(shell: Shell, client: Client, job: Job) -> None:
@@ -97,59 +96,9 @@ async def end_job(shell: Shell, client: Client, job: Job) -> None:
 
 async def _stop_job(shell: Shell, client: Client, job: Job) -> None:
     shell.jobs.add(job)
-    await _stop_processes(client, job.pids)
+    await stop_processes(client, job.pids)
     shell.foreground.notify(f"[{job.number}] Stopped  {job.command}")
     watch_job(shell, client, job)
-
-
-async def _stop_processes(client: Client, pids: Sequence[int]) -> None:
-    for pid in pids:
-        try:
-            await client.stop(pid)
-        except SyscallError:
-            pass  # it has exited in the meantime; fg shows the rest
-        except ConnectionLost:
-            return
-
-
-async def show_pipe(shell: Shell, job: PipeJob) -> int:
-    """Show what a job of several commands writes, to its end. Returns its exit code.
-
-    On Ctrl-C it is ended with all its processes; on Ctrl-Z they are stopped, and the job is kept.
-    """
-    shell.foreground.has_job = True
-    try:
-        while text := await job.output.receive():
-            shell.screen.write(text)
-            await shell.screen.drain()
-        shell.screen.end_line()
-        await job.done.wait()
-    except (trio.Cancelled, BrokenPipeError):
-        with trio.move_on_after(GRACE_SECONDS, shield=True):
-            if shell.foreground.was_suspended:
-                await _stop_pipe(shell, job)
-            else:
-                await end_pipe(shell, job)
-        raise
-    finally:
-        shell.foreground.has_job = False
-    shell.jobs.remove(job)
-    assert job.status is not None
-    return job.status
-
-
-async def _stop_pipe(shell: Shell, job: PipeJob) -> None:
-    job.is_stopped = True
-    shell.jobs.add(job)
-    await _stop_processes(await shell.client(), job.pids)
-    shell.foreground.notify(f"[{job.number}] Stopped  {job.command}")
-
-
-async def end_pipe(shell: Shell, job: PipeJob) -> None:
-    """End a job of several commands, and wait until its processes are gone."""
-    shell.jobs.remove(job)
-    job.scope.cancel()
-    await job.done.wait()
 
 
 def report_ends(shell: Shell, waited: list[Waited]) -> int:

@@ -8,12 +8,12 @@ from rich.table import Table
 
 from shell.llmsh.commands.filters import copy_input, show_last_lines
 from shell.llmsh.commands.generation import read_count, read_nice
-from shell.llmsh.commands.jobs import end_pipe
 from shell.llmsh.commands.run import make_job, start_in_background
 from shell.llmsh.errors import EXIT_ERROR, HINTS, UsageError
 from shell.llmsh.jobs import PipeJob, Sample
 from shell.llmsh.loop import Shell
 from shell.llmsh.options import Arguments, Option
+from shell.llmsh.pipe_job import end_pipe
 from shell.llmsh.render import Column, format_bytes, format_seconds, make_table
 from shell.llmsh.table import JSON, Command
 from syscalls.client import Client
