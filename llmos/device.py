@@ -291,9 +291,8 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     os_pid: int | None
 
 
-class Row(
-    msgspec.Struct, frozen=True, array_like=True, gc=False
-):  # made by the thousand, and never in a cycle
+# The collector need not look at rows: they are made by the thousand, and never in a cycle.
+class Row(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Run tokens of one space at positions start, start + 1, …
 
     Empty `tokens` means one token: the one that this space sampled last, perhaps in a step that is still

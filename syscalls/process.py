@@ -198,6 +198,9 @@ class ProcessInfo(msgspec.Struct, frozen=True, tag="process_info"):
     age_seconds: float
     usage: Usage
     status: ExitStatus | None = None
+    activity: str = (
+        ""  # what its time is spent on: queued, memory, swapped, prefill, decode, input, stopped …
+    )
 
 
 class ProcessList(msgspec.Struct, frozen=True, tag="process_list"):

@@ -512,6 +512,7 @@ class ScriptedKernel:
             age_seconds=2.5,
             usage=self._usage(process),
             status=process.end,
+            activity="ended" if process.is_zombie else "decode",
         )
 
     def _explain(self, process: ScriptedProcess) -> WhyInfo:

@@ -10,6 +10,7 @@ masks from a trie of the vocabulary).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from llguidance import LLMatcher, LLTokenizer
 __all__ = ["Grammar", "GrammarError", "GrammarTokens"]
 
 NO_IDS = np.empty(0, dtype=np.int64)
+MAX_COMPILED = 64  # grammars that are kept
 
 
 class GrammarError(ValueError):
@@ -25,10 +27,15 @@ class GrammarError(ValueError):
 
 
 class GrammarTokens:
-    """What grammars need to know of a model's tokens."""
+    """What grammars need to know of a model's tokens, and the grammars that were compiled last."""
 
     def __init__(self, tokenizer: LLTokenizer) -> None:
         self.tokenizer = tokenizer
+        self._compile = lru_cache(MAX_COMPILED)(partial(LLMatcher, tokenizer))
+
+    def matcher(self, source: str) -> LLMatcher:
+        """A matcher at the grammar's beginning. A grammar that was bound lately is not compiled again."""
+        return self._compile(source).deep_copy()
 
     @classmethod
     def open(cls, folder: str, vocab_size: int, eos_token_ids: Sequence[int]) -> GrammarTokens | None:
@@ -56,7 +63,7 @@ class Grammar:
     def __init__(self, tokens: GrammarTokens | None, source: str, stop_ids: np.ndarray) -> None:
         if tokens is None:
             raise GrammarError("this model has no tokenizer.json that grammars can be followed with")
-        self._matcher = LLMatcher(tokens.tokenizer, source)
+        self._matcher = tokens.matcher(source)
         self._vocab_size = tokens.tokenizer.vocab_size
         self._stop_ids = stop_ids if len(stop_ids) else np.array(tokens.tokenizer.eos_tokens, dtype=np.int64)
         if problem := self._matcher.get_error():

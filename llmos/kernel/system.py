@@ -244,6 +244,7 @@ class System:
             age_seconds=now - process.spawned_at,
             usage=process.usage(now),
             status=process.status,
+            activity=process.timeline.activity,
         )
 
     async def reap_forgotten(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

@@ -12,7 +12,7 @@ came before it, and a long step is the efficient one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import attrs
 
@@ -102,17 +102,24 @@ def compose(
 
 
 def _add_prompts(shares: list[Share], prompts: list[Process], budget: int, limits: BatchLimits) -> None:
-    scorable = MAX_SCORED_TOKENS
-    for process in prompts:
+    for process, wanted in _list_chunks(prompts, limits):
         if budget <= 0 or len(shares) >= limits.max_rows:
             break
-        count = min(process.num_uncomputed, budget, limits.max_chunk_tokens)
-        if process.num_scheduled < process.num_to_score:
-            count = min(count, scorable)
-            scorable -= count
-        if count:
-            shares.append((process, count))
+        count = min(wanted, budget)
+        shares.append((process, count))
         budget -= count
+
+
+def _list_chunks(prompts: list[Process], limits: BatchLimits) -> Iterator[Share]:
+    """Each prompt and the most of its tokens that a step takes, whatever else it holds; at least one."""
+    scorable = MAX_SCORED_TOKENS
+    for process in prompts:
+        wanted = min(process.num_uncomputed, limits.max_chunk_tokens)
+        if process.num_scheduled < process.num_to_score:
+            wanted = min(wanted, scorable)
+            scorable -= wanted
+        if wanted:
+            yield process, wanted
 
 
 def _add_prompts_in_time(
@@ -129,17 +136,10 @@ def _add_prompts_in_time(
     most_seconds = max(limits.target_seconds, MAX_STRETCH * decode_seconds)
     is_anybody_modest = not all(map(is_over_share, {process.tenant for process, _ in shares}))
     guaranteed = MIN_PROMPT_TOKENS
-    scorable = MAX_SCORED_TOKENS
-    for process in prompts:
+    for process, chunk in _list_chunks(prompts, limits):
         if budget <= 0 or len(shares) >= limits.max_rows:
             break
-        start = process.num_scheduled
-        wanted = min(process.num_uncomputed, budget, limits.max_chunk_tokens)
-        if start < process.num_to_score:
-            wanted = min(wanted, scorable)
-            scorable -= wanted
-            if not wanted:
-                continue
+        start, wanted = process.num_scheduled, min(chunk, budget)
         if is_anybody_modest and is_over_share(process.tenant):
             most_seconds = min(most_seconds, decode_seconds + max(decode_seconds / 4, COURTEOUS_SECONDS))
         count = _fit(work, start, wanted, predict, most_seconds)

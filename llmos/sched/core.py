@@ -229,7 +229,7 @@ class Core(Actor[Message]):
         rows: list[Row] = []
         entries: list[tuple[Process, int, int, bool]] = []
         elders: list[Process] = []
-        num_context_tokens = num_extra_tokens = num_extra_pairs = 0  # extra: beyond one token for each row
+        num_tokens = num_context_tokens = num_pairs = 0
         predict = self.forecast.step_seconds if self.forecast else None
         policy = residents.policy
         for process, num_new in compose(
@@ -255,10 +255,9 @@ class Core(Actor[Message]):
             targets = process.targets(start, end) if start < process.num_to_score else ()
             rows.append(Row(space.asid, start, tokens, sample, targets))
             entries.append((process, process.epoch, end, sample))
+            num_tokens += num_new
             num_context_tokens += end
-            if num_new > 1:
-                num_extra_tokens += num_new - 1
-                num_extra_pairs += count_pairs(start, num_new) - end
+            num_pairs += end if num_new == 1 else count_pairs(start, num_new)
             process.num_scheduled = end
             if process.num_uncharged:
                 residents.charge_prompt(process, start, end)
@@ -276,8 +275,7 @@ class Core(Actor[Message]):
                 elders.append(process)
         if not rows:
             return None
-        num_rows, num_pairs = len(rows), num_context_tokens + num_extra_pairs
-        work = StepWork(num_rows + num_extra_tokens, num_rows, num_context_tokens, num_pairs)
+        work = StepWork(num_tokens, len(rows), num_context_tokens, num_pairs)
         step = self._issue(Step(self._step_id + 1, switch.take_edits(), tuple(rows)), entries, work)
         # Only now: the heirs' mappings must ride on the next step, since this one still writes those pages.
         for elder in elders:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Annotated
 
 import msgspec
@@ -23,7 +24,7 @@ class DrainFields(msgspec.Struct):
     grace_seconds: Annotated[float, Meta(ge=0, le=MAX_GRACE_SECONDS)] | None = None
 
 
-class AdminEndpoint(Endpoint):
+class AdminEndpoint(Endpoint, ABC):
     """An endpoint for administrators. Without keys that is whoever may open the kernel's socket as one."""
 
     async def answer(self, exchange: Exchange) -> None:
@@ -33,9 +34,9 @@ class AdminEndpoint(Endpoint):
             raise ApiError(403, "permission_error", "permission_denied", message)
         await self.administrate(exchange)
 
+    @abstractmethod
     async def administrate(self, exchange: Exchange) -> None:
         """Send the response, or raise."""
-        raise NotImplementedError
 
 
 class Drain(AdminEndpoint):

@@ -106,6 +106,7 @@ class ProcessAction(Endpoint):
     """`POST /ui/process/{pid}/kill|stop|cont|nice`."""
 
     name = "ui.action"
+    body_struct = NiceFields  # of `nice`; the others have none
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not any(name == GUARD for name, _ in scope["headers"]):

@@ -39,7 +39,7 @@ def describe_row(process: ProcessInfo) -> Row:
     return (
         process.pid,
         process.tenant,
-        process.state,
+        process.activity,
         process.label,
         process.model,
         process.nice,

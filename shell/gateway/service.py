@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, TypeVar, cast
@@ -75,7 +76,7 @@ def make_service(config: GatewayConfig) -> Service:
 
 
 @attrs.define(eq=False)
-class Endpoint:
+class Endpoint(ABC):
     """One route's ASGI application. A subclass says its name and answers the exchange."""
 
     service: Service
@@ -92,9 +93,9 @@ class Endpoint:
             await self.service.sessions.identify(exchange, scope["headers"])
         await self.answer(exchange)
 
+    @abstractmethod
     async def answer(self, exchange: Exchange) -> None:
         """Send the response, or raise."""
-        raise NotImplementedError
 
     def client_of(self, exchange: Exchange) -> Client:
         """The session that a request acts through. Raises ApiError 503 without a kernel."""

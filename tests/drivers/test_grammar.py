@@ -10,9 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llguidance import LLMatcher
+from llguidance import LLMatcher, LLTokenizer
 
 from drivers.builtin import base_path
+from drivers.model import grammar as grammar_module
 from drivers.model.grammar import Grammar, GrammarError, GrammarTokens
 from drivers.model.randomness import uniform
 from drivers.model.reference_sampler import choose_token
@@ -112,6 +113,28 @@ def test_after_the_end_only_ends_follow() -> None:
     assert list(grammar.allowed_ids()) == list(STOPS)
     grammar.advance([2, 300])
     assert list(grammar.allowed_ids(may_stop=False)) == list(STOPS)
+
+
+def test_spaces_with_one_grammar_are_where_they_are_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is compiled once; one that goes on, or breaks, does not move the other."""
+    compiled: list[str] = []
+
+    def compile_grammar(tokenizer: LLTokenizer, source: str) -> LLMatcher:
+        compiled.append(source)
+        return LLMatcher(tokenizer, source)
+
+    monkeypatch.setattr(grammar_module, "LLMatcher", compile_grammar)
+    tokens, source, stops = GrammarTokens(open_tokens().tokenizer), 'start: "a" "b" "c"', np.array(STOPS)
+    first = Grammar(tokens, source, stops)
+    begin = first.allowed_ids().tolist()
+    first.advance(begin[:1])
+    second = Grammar(tokens, source, stops)
+    assert compiled == [source]
+    assert second.allowed_ids().tolist() == begin != first.allowed_ids().tolist()
+    second.advance([2])  # not allowed here
+    assert second.is_over
+    assert not first.is_over
+    assert Grammar(tokens, source, stops).allowed_ids().tolist() == begin
 
 
 def test_without_stop_tokens_the_models_own_end_it() -> None:

@@ -15,6 +15,7 @@ from shell.gateway.app import make_app
 from shell.gateway.chat import CHAT_FIELDS
 from shell.gateway.completions import COMPLETION_FIELDS
 from shell.gateway.config import GatewayConfig
+from shell.gateway.exchange import Exchange
 from shell.gateway.fields import FieldStatus, FieldTable
 from shell.gateway.front import Front
 from shell.gateway.openapi import describe_routes
@@ -80,6 +81,9 @@ async def test_a_new_route_appears_by_itself() -> None:
         """Paints a thing."""
 
         body_struct = Colour
+
+        async def answer(self, exchange: Exchange) -> None:
+            await exchange.respond_json(200, {})
 
     front = await make_front()
     routes = [*front.router.routes, Route("/paint/{thing}", Paint(front.service), methods=["POST"])]

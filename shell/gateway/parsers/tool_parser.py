@@ -13,6 +13,7 @@ are told as they come.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Generator
 from typing import ClassVar
 
@@ -63,7 +64,7 @@ def read_call(text: str) -> tuple[str, str] | None:
     return None if arguments is None or not call.name else (call.name, arguments)
 
 
-class ToolParser:
+class ToolParser(ABC):
     """Reads a text for calls in one format. A subclass writes `_read`.
 
     Args:
@@ -98,9 +99,9 @@ class ToolParser:
         events, self._events = self._events, []
         return events
 
+    @abstractmethod
     def _read(self) -> Generator[None, None, None]:
         """Read the whole text, pausing where more is needed."""
-        raise NotImplementedError
 
     def _drop(self, count: int) -> None:
         self._held = self._held[count:]

@@ -19,7 +19,7 @@ export function drawLives() {
   for (const row of state.rows.values()) {
     const life = watched.get(row.label);
     if (!life) continue;
-    if (row.preemptions > life.preemptions && phaseOf(row) !== "preempted") note(life, "preempted"); // and back already
+    if (row.preemptions > life.preemptions) note(life, "preempted");
     life.preemptions = row.preemptions;
     note(life, phaseOf(row), life.pid ? 0 : row.pid);
     life.pid = row.pid;
@@ -48,7 +48,7 @@ form.addEventListener("submit", async (event) => {
       if (event.error) throw new Error(event.error.message);
       const choice = event.choices?.[0];
       if (choice?.delta?.content) {
-        if (life.phase !== "decode" && life.phase !== "preempted") note(life, "decode");
+        if (life.phase === "queued" || life.phase === "prefill") note(life, "decode"); // before the next look says so
         answer.append(choice.delta.content);
       }
       end = choice?.finish_reason ?? end;

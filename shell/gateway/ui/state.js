@@ -1,17 +1,14 @@
 // What the server told, as it is now. Rows are keyed by pid; rates and sparklines are made here.
-const FIELDS = ["pid", "tenant", "state", "label", "model", "nice", "tokens", "prompt", "output", "bytes", "preemptions"];
+const FIELDS = ["pid", "tenant", "activity", "label", "model", "nice", "tokens", "prompt", "output", "bytes", "preemptions"];
 const NUM_POINTS = 120; // looks of half a second: a minute of sparkline, with `shares` two
 
 export const state = { rows: new Map(), shares: [], events: [], latency: {}, memory: [], rate: 0 };
 let lastUptime = null;
 let lastOutput = new Map(); // by tenant: tokens served
 
-export function phaseOf(row) {
-  if (row.state === "STOPPED") return "stopped";
-  if (row.state === "RUNNING") return row.output ? "decode" : "prefill";
-  if (row.state.startsWith("BLOCKED(Input")) return "waits for input";
-  return row.preemptions ? "preempted" : "queued";
-}
+// What the kernel says that a process does with its time, in a reader's words.
+const WORDS = { memory: "waits for memory", swapped: "swapped out", device: "waits for device", sibling: "shares a prefill", input: "waits for input" };
+export const phaseOf = (row) => WORDS[row.activity] ?? row.activity;
 
 export function apply(message) {
   if (message.whole) { state.rows.clear(); state.events = []; lastUptime = null; lastOutput = new Map(); }

@@ -7,7 +7,7 @@ const STEP = 50;
 let limit = STEP;
 const lines = new Map();
 const rows = document.getElementById("rows"), more = document.getElementById("more"), said = document.getElementById("said");
-const ACTIVE = { decode: 0, prefill: 1, preempted: 2, queued: 3, stopped: 4 };
+const ACTIVE = { decode: 0, prefill: 1, swapped: 2, memory: 2, queued: 3, stopped: 4 };
 
 function button(action, text, name) {
   const made = document.createElement("button");
@@ -31,7 +31,7 @@ function makeLine(pid) {
 const put = (cell, text) => { if (cell.textContent !== text) cell.textContent = text; };
 
 export function drawTable() {
-  const all = [...state.rows.values()].sort((a, b) => (ACTIVE[phaseOf(a)] ?? 5) - (ACTIVE[phaseOf(b)] ?? 5) || a.pid - b.pid);
+  const all = [...state.rows.values()].sort((a, b) => (ACTIVE[a.activity] ?? 5) - (ACTIVE[b.activity] ?? 5) || a.pid - b.pid);
   // Lines keep their place while someone has the focus or the pointer in them: no button moves under a finger.
   const isHeld = rows.matches(":hover") || rows.contains(document.activeElement);
   const shown = isHeld ? [...lines.keys()].map((pid) => state.rows.get(pid)).filter(Boolean) : all.slice(0, limit);
@@ -43,10 +43,10 @@ export function drawTable() {
     if (!made) lines.set(row.pid, (made = makeLine(row.pid)));
     if (rows.children[index] !== made.line) rows.insertBefore(made.line, rows.children[index] ?? null);
     const phase = phaseOf(row), [, status, tenant, tokens, rate, canvas, memory, nice, actions] = made.cells;
-    if (made.phase !== phase) { made.phase = phase; status.className = `state ${phase.split(" ")[0]}`; status.title = row.state; }
+    if (made.phase !== phase) { made.phase = phase; status.className = `state ${row.activity}`; }
     put(status, phase); put(tenant, row.tenant); put(tokens, String(row.tokens)); put(rate, row.rate ? row.rate.toFixed(0) : "–");
     put(memory, bytes(row.bytes)); put(nice, String(row.nice));
-    const toggle = actions.firstChild, action = row.state === "STOPPED" ? "cont" : "stop";
+    const toggle = actions.firstChild, action = row.activity === "stopped" ? "cont" : "stop";
     if (toggle.dataset.do !== action) {
       toggle.dataset.do = action; toggle.textContent = action === "stop" ? "Stop" : "Go on";
       toggle.setAttribute("aria-label", `${toggle.textContent} process ${row.pid}`);
