@@ -27,6 +27,24 @@ Deliver = Callable[[Choice, Delta], Awaitable[None]]
 log = structlog.get_logger("gateway.generation")
 
 
+def open_choice(job: Job, prompt_index: int, index: int, pid: int) -> Choice:
+    """Start reading what a process of the job samples."""
+    extra = frozenset(job.spawn["stop_token_ids"])
+    own = frozenset() if job.spawn["ignore_eos"] else frozenset(job.model.info.eos_token_ids)
+    return Choice(
+        index=index,
+        pid=pid,
+        prompt_index=prompt_index,
+        decoder=job.model.text.decoder(
+            job.skip_special_tokens, continues=True, shown_tokens=job.reading.markup
+        ),
+        reader=job.reading.open(job.stops, job.include_stop),
+        include_stop=job.include_stop,
+        end_tokens=own | extra,
+        extra_end_tokens=extra,
+    )
+
+
 @attrs.define(eq=False, kw_only=True)
 class Generation:
     """The processes of one request. Owned by `open_generation`."""
@@ -78,7 +96,7 @@ class Generation:
                 self.rates, pids = spawned.rates, spawned.pids
             for sample in range(job.num_samples):
                 pid = pids[sample] if sample < len(pids) else 0
-                choice = self._make_choice(prompt_index, prompt_index * job.num_samples + sample, pid)
+                choice = open_choice(self.job, prompt_index, prompt_index * job.num_samples + sample, pid)
                 if not pid:
                     choice.finish_reason, choice.has_exited = "length", True
                 self.choices.append(choice)
@@ -97,23 +115,6 @@ class Generation:
             # The kernel tells the usage with the exit; before, there is only the default.
             usage = choice.usage if choice.usage.num_prompt_tokens else None
             account.end(trio.current_time(), reason, usage)
-
-    def _make_choice(self, prompt_index: int, index: int, pid: int) -> Choice:
-        job = self.job
-        extra = frozenset(job.spawn["stop_token_ids"])
-        own = frozenset() if job.spawn["ignore_eos"] else frozenset(job.model.info.eos_token_ids)
-        return Choice(
-            index=index,
-            pid=pid,
-            prompt_index=prompt_index,
-            decoder=job.model.text.decoder(
-                job.skip_special_tokens, continues=True, shown_tokens=job.reading.markup
-            ),
-            reader=job.reading.open(job.stops, job.include_stop),
-            include_stop=job.include_stop,
-            end_tokens=own | extra,
-            extra_end_tokens=extra,
-        )
 
     async def run(self, deliver: Deliver) -> None:
         """Read all choices to their end; each is read on only when its last delta was delivered.

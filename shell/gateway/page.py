@@ -15,11 +15,11 @@ import trio
 from msgspec import Meta
 
 from shell.gateway.body import parse_body
-from shell.gateway.errors import ApiError, invalid_value
+from shell.gateway.errors import ApiError
 from shell.gateway.exchange import Exchange, Receive, Scope, Send
 from shell.gateway.fields import FieldTable, convert, implemented, take_fields
 from shell.gateway.page_sampler import Sampler
-from shell.gateway.process_errors import explaining_processes, not_found
+from shell.gateway.process_errors import explaining_processes, not_found, read_pid
 from shell.gateway.service import Endpoint
 from shell.gateway.sse import EventWriter
 from syscalls.client import Client
@@ -42,7 +42,6 @@ HEADERS = {
     "cache-control": "no-cache",
 }
 ACTIONS = ("kill", "stop", "cont", "nice")
-MAX_PID = 2**53
 # A page of another site cannot send this header without asking first, and is never answered when it asks.
 GUARD = b"x-llmos-page"
 
@@ -118,12 +117,10 @@ class ProcessAction(Endpoint):
 
     async def answer(self, exchange: Exchange) -> None:
         """Do it as the caller, and answer when it is done."""
-        given, action = exchange.path_params["pid"], exchange.path_params["action"]
+        action = exchange.path_params["action"]
         if action not in ACTIONS:
             raise not_found("unknown_url", f"There is no action `{action[:40]}`: {', '.join(ACTIONS)}.")
-        if not (given.isascii() and given.isdecimal() and len(given) <= 16 and int(given) <= MAX_PID):
-            raise invalid_value("pid", f"The pid is {given[:40]!r}; it is a number, as the page lists them.")
-        pid, client = int(given), self.client_of(exchange)
+        pid, client = read_pid(exchange.path_params["pid"], "pid"), self.client_of(exchange)
         with explaining_processes():
             match action:
                 case "kill":

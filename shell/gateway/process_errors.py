@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from shell.gateway.errors import ApiError, invalid
+from shell.gateway.errors import ApiError, invalid, invalid_value
 from syscalls.errno import Errno, SyscallError
+
+MAX_PID_DIGITS = 16
+NO_RETRY = {"x-should-retry": "false"}  # clients try a 5xx again by themselves
 
 
 def not_found(code: str, message: str) -> ApiError:
@@ -21,7 +24,7 @@ def explaining_processes() -> Iterator[None]:
     A process of another tenant is answered like one that does not exist.
 
     Raises:
-        ApiError: 404 `request_not_found` or `image_not_found`, 409 `conflict`, 400 `invalid_image`,
+        ApiError: 404 `request_not_found` or `image_not_found`, 400 `conflict` or `invalid_image`,
             507 `insufficient_storage`.
         SyscallError: anything else.
     """
@@ -34,10 +37,20 @@ def explaining_processes() -> Iterator[None]:
             case Errno.ENOENT:
                 raise not_found("image_not_found", f"{error.message}.") from error
             case Errno.EBUSY | Errno.EEXIST:
-                raise ApiError(409, "conflict_error", "conflict", f"{error.message}.") from error
+                raise invalid("conflict", f"{error.message}.") from error
             case Errno.ENOEXEC | Errno.EBADMSG:
                 raise invalid("invalid_image", f"{error.message}.", "filename") from error
             case Errno.ENOSPC:
-                raise ApiError(507, "server_error", "insufficient_storage", f"{error.message}.") from error
+                message = f"{error.message}."
+                raise ApiError(
+                    507, "server_error", "insufficient_storage", message, headers=NO_RETRY
+                ) from error
             case _:
                 raise
+
+
+def read_pid(given: str, param: str) -> int:
+    """Convert a pid of a path. Raises ApiError 400."""
+    if not (given.isascii() and given.isdecimal() and len(given) <= MAX_PID_DIGITS):
+        raise invalid_value(param, f"The {param} is {given[:40]!r}; it must be a process id, a number.")
+    return int(given)

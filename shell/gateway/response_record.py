@@ -15,6 +15,7 @@ from typing import Any
 import attrs
 import msgspec
 import structlog
+import trio
 
 from shell.gateway.errors import ApiError
 
@@ -62,7 +63,7 @@ _decoder = msgspec.json.Decoder(Record)
 
 @attrs.define(eq=False)
 class ResponseStore:
-    """The records of a folder, bounded in number and age. Reads and writes small files, in place."""
+    """The records of a folder, bounded in number and age."""
 
     folder: Path
     max_records: int
@@ -91,17 +92,25 @@ class ResponseStore:
             raise ApiError(404, "invalid_request_error", "response_not_found", message)
         return record
 
-    def save(self, record: Record) -> None:
-        """Write a record, whole or not at all. Raises OSError."""
+    async def save(self, record: Record) -> None:
+        """Write a record, whole or not at all. It takes its place at once. Raises OSError."""
         assert _ID.fullmatch(record.id)
-        draft = self.folder / f".{record.id}"
+        self._records[record.id] = record
+        # In a thread: the disk takes its time, and nobody else's stream is to wait for it. Shielded: what was
+        # generated is kept, also when it is over because the gateway ends.
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(self._write, record.id, msgspec.json.encode(record))
+        if self._records.get(record.id) is not record:
+            self.remove(record)  # it was given up meanwhile
+
+    def _write(self, name: str, data: bytes) -> None:
+        draft = self.folder / f".{name}"
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(msgspec.json.encode(record))
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        draft.rename(self.folder / f"{record.id}.json")
-        self._records[record.id] = record
+        draft.rename(self.folder / f"{name}.json")
 
     def remove(self, record: Record) -> None:
         """Forget a record."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import attrs
@@ -11,7 +11,7 @@ import trio
 
 from shell.gateway.choice import Choice
 from shell.gateway.errors import ApiError, as_api_error
-from shell.gateway.generation import explain_exit
+from shell.gateway.generation import explain_exit, open_choice
 from shell.gateway.parameters import Job
 from shell.gateway.response_events import ResponseEvents, note_reasoning
 from shell.gateway.response_record import Record
@@ -34,27 +34,13 @@ class Prepared:
     suffix: tuple[int, ...] = ()  # the rest of the prompt, after the parent's output
 
 
-def open_choice(job: Job, pid: int) -> Choice:
-    """Start reading a response's tokens."""
-    extra = frozenset(job.spawn["stop_token_ids"])
-    own = frozenset() if job.spawn["ignore_eos"] else frozenset(job.model.info.eos_token_ids)
-    return Choice(
-        index=0,
-        pid=pid,
-        decoder=job.model.text.decoder(continues=True, shown_tokens=job.reading.markup),
-        reader=job.reading.open((), False),
-        end_tokens=own | extra,
-        extra_end_tokens=extra,
-    )
-
-
 @attrs.define(eq=False)
 class ResponseRun:
     """Owned by the task that runs `follow`; readers look at `writer.events` and wait for changes."""
 
     record: Record
     job: Job
-    save: Callable[[Record], None]
+    save: Callable[[Record], Awaitable[None]]
     writer: ResponseEvents = attrs.field(
         default=attrs.Factory(lambda s: ResponseEvents(s.record), takes_self=True)
     )
@@ -68,7 +54,7 @@ class ResponseRun:
         """Create the process: a fork of the one that it continues, else a new one. Raises SyscallError."""
         record = self.record
         if record.is_stored:
-            self.save(record)  # before there is a process, so that one is never left unknown
+            await self.save(record)  # before there is a process, so that one is never left unknown
         parent = prepared.parent
         if parent is not None and parent.pid is not None and record.is_stored:
             with suppress(SyscallError):  # it is gone, or there is no room for two: begin anew
@@ -80,7 +66,7 @@ class ResponseRun:
             spawned = await client.spawn(record.prompt, **options)  # type: ignore[arg-type]
             record.pid, record.label, record.offset = spawned.pids[0], record.id, 0
         if record.is_stored:
-            self.save(record)
+            await self.save(record)
 
     async def _fork(self, client: Client, parent: Record, prepared: Prepared) -> None:
         assert parent.pid is not None
@@ -102,7 +88,7 @@ class ResponseRun:
         """Read the process to the end of its turn, and write the record's end. Never raises for a failure."""
         record = self.record
         status, error = "failed", None
-        choice = open_choice(self.job, record.pid or 0)
+        choice = open_choice(self.job, 0, 0, record.pid or 0)
         tokens: list[int] = []
         self.writer.begin()
         self._tell()
@@ -131,7 +117,7 @@ class ResponseRun:
         if not record.is_stored or status not in ("completed", "incomplete") or not choice.has_exited:
             await self._drop_process(client)
         if record.is_stored:
-            self.save(record)
+            await self.save(record)
         self.over.set()
         self._tell()
 
@@ -170,7 +156,7 @@ class ResponseRun:
     def replay(self) -> None:
         """Write the events of a response that is over, from its tokens."""
         record = self.record
-        choice = open_choice(self.job, 0)
+        choice = open_choice(self.job, 0, 0, 0)
         status, record.status = record.status, "in_progress"
         self.writer.begin()
         for token in record.tokens:

@@ -17,7 +17,7 @@ from shell.gateway.body import parse_body
 from shell.gateway.errors import invalid_value
 from shell.gateway.exchange import Exchange
 from shell.gateway.fields import FieldTable, convert, implemented, take_fields
-from shell.gateway.process_errors import explaining_processes
+from shell.gateway.process_errors import explaining_processes, read_pid
 from shell.gateway.requests import list_processes
 from shell.gateway.service import Endpoint
 from syscalls.errno import SyscallError
@@ -27,7 +27,6 @@ from syscalls.process import ProcessInfo
 Json = dict[str, Any]
 
 ACTIONS = ("save", "restore", "erase")
-MAX_PID = 2**53
 IMAGE_FIELDS: FieldTable = implemented("filename", "overwrite")
 
 
@@ -79,7 +78,7 @@ class SlotAction(Endpoint):
             raise invalid_value(
                 "action", f"'action' is {action[:40]!r}; it must be one of {', '.join(ACTIONS)}."
             )
-        pid = _read_id(exchange.path_params["id"])
+        pid = read_pid(exchange.path_params["id"], "id")
         if action == "erase":
             await exchange.respond_json(200, await self._erase(exchange, pid))
             return
@@ -125,11 +124,3 @@ class SlotAction(Endpoint):
         with suppress(SyscallError):  # whoever reads it may have reaped it
             await client.wait(pid)
         return {"id_slot": pid, "n_erased": num_tokens}
-
-
-def _read_id(given: str) -> int:
-    if not (given.isascii() and given.isdecimal() and int(given) <= MAX_PID):
-        raise invalid_value(
-            "id", f"The slot's id is {given[:40]!r}; it is a process id, as GET /slots lists them."
-        )
-    return int(given)

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from openai import AsyncOpenAI, OpenAI
@@ -360,7 +361,7 @@ def test_the_store_after_a_crash(tmp_path: Path) -> None:
     for number in range(4):
         record = make_record(status="in_progress" if number == 1 else "completed")
         record.id, record.created_at = f"resp_{number:032x}", number * 100
-        store.save(record)
+        trio.run(store.save, record)
     (tmp_path / f"resp_{9:032x}.json").write_text('{"id": "resp_')
     (tmp_path / f".resp_{8:032x}").write_text("{")
     again = ResponseStore(tmp_path, 10, 100.0)
@@ -371,3 +372,21 @@ def test_the_store_after_a_crash(tmp_path: Path) -> None:
         with pytest.raises(ApiError, match="not found"):
             again.get(wanted, tenant)
     assert [record.created_at for record in again.list_expired(350.0)] == [0, 200]
+
+
+def test_what_is_given_up_while_it_is_written_stays_given_up(tmp_path: Path) -> None:
+    """Its file does not come back when the disk is done."""
+    record = make_record(status="completed")
+    record.id = f"resp_{1:032x}"
+
+    class SlowStore(ResponseStore):
+        def _write(self, name: str, data: bytes) -> None:
+            trio.from_thread.run_sync(self.remove, record)
+            super()._write(name, data)
+
+    store = SlowStore(tmp_path, 10, 100.0)
+    store.load()
+    trio.run(store.save, record)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ApiError, match="not found"):
+        store.get(record.id, record.tenant)

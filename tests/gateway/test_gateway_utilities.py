@@ -11,6 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shell.gateway.admin import REASONS
+from shell.gateway.errors import ApiError
+from shell.gateway.process_errors import explaining_processes
+from syscalls.errno import Errno, SyscallError
 from tests.gateway.harness import Gateway, KernelThread, hello, running_gateway, say_forever, say_nothing
 from tests.gateway.test_gateway_errors import CHAT, check_error
 from tests.scripted_kernel import ASSISTANT, CONTEXT, END, USER, VOCAB_SIZE
@@ -125,7 +128,7 @@ def test_slots_are_saved_restored_and_erased(gateway: Gateway, kernel: KernelThr
     assert saved["filename"] == "kept"
     assert saved["n_saved"] == saved["n_tokens"] - 1
     body = {"filename": "kept", "overwrite": False}
-    check_error(gateway.post(f"/slots/{slot['id']}?action=save", body), 409, "conflict")
+    check_error(gateway.post(f"/slots/{slot['id']}?action=save", body), 400, "conflict")
     restored = gateway.post("/slots/0?action=restore", {"filename": "kept"}).json()
     assert restored["n_restored"] == saved["n_saved"]
     assert restored["id_slot"] not in [slot["id"], slot["id"] + 1]
@@ -140,6 +143,7 @@ def test_bad_slots(gateway: Gateway) -> None:
     check_error(gateway.post("/slots/1?action=restore", {"filename": "none"}), 404, "image_not_found")
     check_error(gateway.post("/slots/1?action=dance", {}), 400, "invalid_value", "action")
     check_error(gateway.post("/slots/x?action=erase", {}), 400, "invalid_value", "id")
+    check_error(gateway.post(f"/slots/{'9' * 5000}?action=erase", {}), 400, "invalid_value", "id")
     check_error(gateway.post("/slots/1?action=save", {}), 400, "missing_required_parameter", "filename")
 
 
@@ -171,3 +175,10 @@ def test_admin_routes_are_for_administrators(tmp_path: Path) -> None:
                 check_error(gateway.post(path, {}, headers=headers), 403, "permission_denied")
             check_error(gateway.get("/is_sleeping", headers=headers), 403, "permission_denied")
             check_error(gateway.get("/slots"), 401, "invalid_api_key")
+
+
+def test_clients_do_not_retry_on_a_full_disk() -> None:
+    """An image that has no room now has none in a second."""
+    with pytest.raises(ApiError) as caught, explaining_processes():
+        raise SyscallError(Errno.ENOSPC, "7 MiB are needed, 3 are free")
+    assert (caught.value.status, caught.value.headers) == (507, {"x-should-retry": "false"})
