@@ -89,7 +89,9 @@ class Generation:
             if job.spawn["max_tokens"] != 0:
                 spawned = await self.client.spawn(prompt, **job.spawn)
             elif is_scored and len(prompt) > 1:  # only the prompt is wanted back, with its scores
-                spawned = await self.client.spawn(prompt, **{**job.spawn, "num_samples": 1})
+                options = job.spawn.copy()
+                options["num_samples"] = 1
+                spawned = await self.client.spawn(prompt, **options)
             else:
                 spawned = None
             if spawned is not None:

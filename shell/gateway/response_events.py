@@ -87,7 +87,7 @@ class ResponseEvents:
                 self._item["content"][0]["text"] += part.text
                 if part.text:
                     name = "output_text" if kind == "message" else "reasoning_text"
-                    more = {"logprobs": []} if kind == "message" else {}
+                    more: Json = {"logprobs": []} if kind == "message" else {}
                     self._add(f"response.{name}.delta", **self._place(), delta=part.text, **more)
             case CallBegun():
                 self._close()
@@ -127,7 +127,7 @@ class ResponseEvents:
         name = f"{self.record.id[5:]}_{len(self.output)}"
         if kind == "message":
             part: Json = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-            item = {"id": f"msg_{name}", "type": kind, "status": "in_progress", "role": "assistant"}
+            item: Json = {"id": f"msg_{name}", "type": kind, "status": "in_progress", "role": "assistant"}
         else:
             part = {"type": "reasoning_text", "text": ""}
             item = {"id": f"rs_{name}", "type": kind, "status": "in_progress", "summary": []}
@@ -146,7 +146,8 @@ class ResponseEvents:
         else:
             part = item["content"][0]
             is_message = item["type"] == "message"
-            name, more = ("output_text", {"logprobs": []}) if is_message else ("reasoning_text", {})
+            name = "output_text" if is_message else "reasoning_text"
+            more: Json = {"logprobs": []} if is_message else {}
             self._add(f"response.{name}.done", **self._place(), text=part["text"], **more)
             self._add("response.content_part.done", **self._place(), part=dict(part))
         self._add("response.output_item.done", output_index=len(self.output), item=item)

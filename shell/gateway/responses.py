@@ -26,7 +26,7 @@ QUERY_FIELDS = refused(include=([],))
 
 def encode_named(event: Json) -> bytes:
     """Frame one event with its name, as this API's streams have it."""
-    return b"event: " + event["type"].encode() + b"\n" + encode_event(event)
+    return f"event: {event['type']}\n".encode() + encode_event(event)
 
 
 class ResponseEndpoint(Endpoint):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO, cast
 
 import attrs
 import msgspec
@@ -110,9 +110,10 @@ class Screen:
 
     def console(self) -> Console:
         """Return a console that draws here."""
+        out = cast("TextIO", self.out)  # rich wants a file and uses no more of it than `Writable` has
         if self.is_terminal:
-            return Console(file=self.out, highlight=False)
-        return Console(file=self.out, width=PIPE_WIDTH, no_color=True, force_terminal=False, highlight=False)
+            return Console(file=out, highlight=False)
+        return Console(file=out, width=PIPE_WIDTH, no_color=True, force_terminal=False, highlight=False)
 
     def write(self, text: str) -> None:
         """Write a model's text as it comes."""

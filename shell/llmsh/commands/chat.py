@@ -6,11 +6,11 @@ import attrs
 import trio
 
 from shell.llmsh.commands.generation import GENERATION_OPTIONS, make_spawn_options
-from shell.llmsh.commands.jobs import GRACE_SECONDS
 from shell.llmsh.errors import CommandError
 from shell.llmsh.jobs import Sample
 from shell.llmsh.loop import Shell
 from shell.llmsh.options import Arguments, Option, suggest
+from shell.llmsh.pipe_job import GRACE_SECONDS
 from shell.llmsh.table import Command
 from shell.llmsh.terminal import CHAT_PROMPT, EndOfInput, LineAborted
 from shell.llmsh.text import Turn, encode_conversation, encode_next_turn

@@ -8,12 +8,13 @@ import trio
 
 from shell.llmsh.commands.form import FORM_OPTIONS, read_form
 from shell.llmsh.commands.generation import GENERATION_OPTIONS, make_spawn_options, read_count
-from shell.llmsh.commands.jobs import GRACE_SECONDS, end_job, join_pipe, report_ends, show_job, watch_job
+from shell.llmsh.commands.jobs import end_job, join_pipe, report_ends, show_job, watch_job
 from shell.llmsh.errors import CommandError, UsageError, first_leaf
 from shell.llmsh.jobs import Job, Sample
 from shell.llmsh.loop import Shell
 from shell.llmsh.options import Arguments, Option
 from shell.llmsh.pipe import Input, LineReader, read_all
+from shell.llmsh.pipe_job import GRACE_SECONDS
 from shell.llmsh.table import Command
 from shell.llmsh.text import encode_prompt
 from syscalls.client import Client
