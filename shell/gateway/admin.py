@@ -12,6 +12,7 @@ from shell.gateway.body import parse_body
 from shell.gateway.errors import ApiError, invalid
 from shell.gateway.exchange import Exchange
 from shell.gateway.fields import FieldTable, convert, implemented, take_fields
+from shell.gateway.replies.server import DrainReport, SleepReport
 from shell.gateway.service import Endpoint
 
 MAX_GRACE_SECONDS = 86_400.0
@@ -43,7 +44,8 @@ class Drain(AdminEndpoint):
     """Admits nothing new, lets what runs finish for a while, then stops the server."""
 
     name = "drain"
-    body_struct = DrainFields
+    body_type = DrainFields
+    answer_type = DrainReport
 
     async def administrate(self, exchange: Exchange) -> None:
         """Answer when the kernel has begun."""
@@ -60,6 +62,7 @@ class IsSleeping(AdminEndpoint):
     """This kernel never gives its weights up while it runs, so the answer is always no."""
 
     name = "is_sleeping"
+    answer_type = SleepReport
 
     async def administrate(self, exchange: Exchange) -> None:
         """Tell the truth."""

@@ -29,6 +29,7 @@ from shell.gateway.parameters import (
 from shell.gateway.parsers.choose import AUTO, choose_reasoning_marks, choose_tool_parser
 from shell.gateway.parsers.generic import JsonParser
 from shell.gateway.reader import Reading
+from shell.gateway.replies.chat import ChatChunk, ChatCompletion
 from shell.gateway.sampler_fields import list_replaced
 from shell.gateway.service import Endpoint, Service
 from shell.gateway.template_process import Rendering, render_apart
@@ -87,7 +88,9 @@ class ChatCompletions(Endpoint):
     """Answers chat completion requests."""
 
     name = "chat.completions"
-    body_struct = ChatBody
+    body_type = ChatBody
+    answer_type = ChatCompletion
+    event_type = ChatChunk
 
     async def answer(self, exchange: Exchange) -> None:
         """Validate, render, encode, generate."""

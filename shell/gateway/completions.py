@@ -29,6 +29,7 @@ from shell.gateway.parameters import (
     make_job,
     read_stream_options,
 )
+from shell.gateway.replies.completions import TextChunk, TextCompletion
 from shell.gateway.sampler_fields import list_replaced
 from shell.gateway.service import Endpoint, Service
 from syscalls.process import MAX_SAMPLES
@@ -155,7 +156,9 @@ class Completions(Endpoint):
     """Answers text completion requests."""
 
     name = "completions"
-    body_struct = CompletionFields
+    body_type = CompletionFields
+    answer_type = TextCompletion
+    event_type = TextChunk
 
     async def answer(self, exchange: Exchange) -> None:
         """Validate, encode, generate."""

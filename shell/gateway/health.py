@@ -9,12 +9,14 @@ import trio
 
 from shell.gateway.errors import ApiError, draining, kernel_lost, unavailable
 from shell.gateway.exchange import Exchange
+from shell.gateway.replies.server import HealthReport, ReadinessReport, VersionReport
 from shell.gateway.service import Endpoint
 from syscalls.client import ConnectionLost
 from syscalls.errno import SyscallError
 from syscalls.system import DeviceInfo
 
 KERNEL_PATIENCE_SECONDS = 2.0
+PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 log = structlog.get_logger("gateway.health")
 
@@ -32,6 +34,7 @@ class Health(Endpoint):
 
     name = "health"
     is_public = True
+    answer_type = HealthReport
 
     async def answer(self, exchange: Exchange) -> None:
         """Ask no one: an open session is a living kernel."""
@@ -44,6 +47,7 @@ class Readiness(Endpoint):
     """200 when a model can serve, else 503 with the reason."""
 
     name = "health.ready"
+    answer_type = ReadinessReport
 
     async def answer(self, exchange: Exchange) -> None:
         """Look at what the kernel told last."""
@@ -61,6 +65,7 @@ class Version(Endpoint):
 
     name = "version"
     is_public = True
+    answer_type = VersionReport
 
     async def answer(self, exchange: Exchange) -> None:
         """Versions may differ while an upgrade is under way."""
@@ -73,6 +78,7 @@ class MetricsPage(Endpoint):
     """The gateway's counters, then the kernel's, in the Prometheus text format."""
 
     name = "metrics"
+    media_types = (PROMETHEUS,)
 
     async def answer(self, exchange: Exchange) -> None:
         """Render in a thread; without a kernel the page has the gateway's half only."""
@@ -87,4 +93,4 @@ class MetricsPage(Endpoint):
         except (ApiError, ConnectionLost, SyscallError, trio.TooSlowError) as error:
             log.warning("kernel_metrics_missing", error=str(error))
         text = await trio.to_thread.run_sync(self.service.metrics.render, devices)
-        await exchange.respond(200, text + exposition.encode(), "text/plain; version=0.0.4; charset=utf-8")
+        await exchange.respond(200, text + exposition.encode(), PROMETHEUS)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from shell.gateway.exchange import Exchange
 from shell.gateway.health import find_version
+from shell.gateway.replies.server import LoadReport, ServerProps
 from shell.gateway.service import Endpoint
-from shell.gateway.tokenize import describe_tokenizer
+from shell.gateway.tokenize import ModelQuery, describe_tokenizer
 
 
 class Load(Endpoint):
     """Counts what is under way. `server_load` is vLLM's name for the requests in flight."""
 
     name = "load"
+    answer_type = LoadReport
 
     async def answer(self, exchange: Exchange) -> None:
         """The gateway's own number, then the kernel's."""
@@ -34,6 +36,8 @@ class Props(Endpoint):
     """llama.cpp's description of the server; `?model=` when several models are served."""
 
     name = "props"
+    query_struct = ModelQuery
+    answer_type = ServerProps
 
     async def answer(self, exchange: Exchange) -> None:
         """Describe one model. `model_path` is its name: where it lies is nobody's business."""

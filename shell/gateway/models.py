@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from shell.gateway.exchange import Exchange
+from shell.gateway.replies.server import ModelObject, ModelObjects
 from shell.gateway.service import Endpoint
 from syscalls.system import Model
 
@@ -33,6 +34,7 @@ class ModelListing(Endpoint):
     """Lists what is served, the default first."""
 
     name = "models"
+    answer_type = ModelObjects
 
     async def answer(self, exchange: Exchange) -> None:
         """Ask the kernel, so that the list is never old."""
@@ -45,6 +47,7 @@ class ModelDescription(Endpoint):
     """Describes one model; its name may hold slashes."""
 
     name = "models.id"
+    answer_type = ModelObject
 
     async def answer(self, exchange: Exchange) -> None:
         """Find it by name."""

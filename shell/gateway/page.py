@@ -7,7 +7,7 @@ the kernel: what a viewer sees and may do is the kernel's decision.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import attrs
 import msgspec
@@ -20,6 +20,7 @@ from shell.gateway.exchange import Exchange, Receive, Scope, Send
 from shell.gateway.fields import FieldTable, convert, implemented, take_fields
 from shell.gateway.page_sampler import Sampler
 from shell.gateway.process_errors import explaining_processes, not_found, read_pid
+from shell.gateway.replies.processes import DoneAction
 from shell.gateway.service import Endpoint
 from shell.gateway.sse import EventWriter
 from syscalls.client import Client
@@ -59,6 +60,7 @@ class PageFile(Endpoint):
 
     name = "ui"
     is_public = True
+    media_types = tuple(TYPES.values())
 
     async def answer(self, exchange: Exchange) -> None:
         """Look the name up among the files that there are: no path is ever made of it."""
@@ -75,6 +77,7 @@ class PageStream(Endpoint):
     """Sends the state, then what changes in it. Viewers with one session share each look at the kernel."""
 
     name = "ui.stream"
+    event_type = dict[str, Any]
     _samplers: dict[Client, Sampler] = attrs.field(factory=dict)
 
     async def answer(self, exchange: Exchange) -> None:
@@ -105,7 +108,8 @@ class ProcessAction(Endpoint):
     """`POST /ui/process/{pid}/kill|stop|cont|nice`."""
 
     name = "ui.action"
-    body_struct = NiceFields  # of `nice`; the others have none
+    body_type = NiceFields  # of `nice`; the others have none
+    answer_type = DoneAction
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not any(name == GUARD for name, _ in scope["headers"]):

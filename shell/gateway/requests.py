@@ -12,6 +12,7 @@ from shell.gateway.body import parse_body
 from shell.gateway.exchange import Exchange
 from shell.gateway.fields import FieldTable, convert, implemented, take_fields
 from shell.gateway.process_errors import explaining_processes, not_found
+from shell.gateway.replies.processes import CancelledRequest, RequestDetails, RequestList
 from shell.gateway.service import Endpoint
 from syscalls.client import Client
 from syscalls.process import ProcessInfo
@@ -82,6 +83,7 @@ class RequestListing(Endpoint):
     """Lists what is generated now: the tenant's own, or to administrators everybody's."""
 
     name = "requests"
+    answer_type = RequestList
 
     async def answer(self, exchange: Exchange) -> None:
         """Ask the kernel."""
@@ -93,6 +95,7 @@ class RequestDescription(Endpoint):
     """Describes one request: a row for each of its processes, with the timeline and a verdict."""
 
     name = "requests.id"
+    answer_type = RequestDetails
 
     async def answer(self, exchange: Exchange) -> None:
         """Ask the kernel; a process that ends meanwhile is left out."""
@@ -123,6 +126,7 @@ class RequestCancel(Endpoint):
     """Ends a request in whatever state it is."""
 
     name = "requests.cancel"
+    answer_type = CancelledRequest
 
     async def answer(self, exchange: Exchange) -> None:
         """Answer when its pages are free."""
@@ -134,7 +138,8 @@ class AbortRequest(Endpoint):
     """`/abort_request`: the same, with the id in the body."""
 
     name = "abort_request"
-    body_struct = AbortFields
+    body_type = AbortFields
+    answer_type = CancelledRequest
 
     async def answer(self, exchange: Exchange) -> None:
         """Answer when its pages are free."""

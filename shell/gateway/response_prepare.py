@@ -9,12 +9,19 @@ from typing import Any
 import attrs
 import msgspec
 
-from shell.gateway.chat import prepare_chat
+from shell.gateway.chat import ChatFields, prepare_chat
 from shell.gateway.chat_shape import ChatShape
 from shell.gateway.errors import ApiError, invalid
 from shell.gateway.exchange import Exchange
 from shell.gateway.parameters import Job, check_context
-from shell.gateway.response_input import Json, list_output_messages, read_input, read_response_fields
+from shell.gateway.response_input import (
+    PASSED_ON,
+    Json,
+    ResponseFields,
+    list_output_messages,
+    read_input,
+    read_response_fields,
+)
 from shell.gateway.response_record import Record
 from shell.gateway.response_run import Prepared
 from shell.gateway.service import Service
@@ -27,6 +34,19 @@ RENAMED = (
     ("response_format", "text.format"),
     ("reasoning_effort", "reasoning.effort"),
 )
+
+# The whole body of a response, for its description: what is passed on has the type that it has there.
+ResponseBody = msgspec.defstruct(
+    "ResponseBody",
+    [
+        (field.name, field.type, field.default)
+        for field in msgspec.structs.fields(ChatFields)
+        if field.name in PASSED_ON
+    ],
+    bases=(ResponseFields,),
+    kw_only=True,
+)
+ResponseBody.__doc__ = "The body of a response."
 
 
 async def prepare_job(service: Service, exchange: Exchange, chat: Json, messages: list[Json]) -> Job:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import trio
+from msgspec import Meta
 
 from shell.gateway.body import parse_body
 from shell.gateway.errors import invalid, invalid_value
 from shell.gateway.exchange import Exchange
 from shell.gateway.fields import refused, take_fields
+from shell.gateway.replies.responses import DeletedResponse, InputItems, ResponseEvent, ResponseObject
 from shell.gateway.response_events import make_response
-from shell.gateway.response_prepare import prepare_again, prepare_response, require_over
+from shell.gateway.response_prepare import ResponseBody, prepare_again, prepare_response, require_over
 from shell.gateway.response_record import Record
 from shell.gateway.response_run import ResponseRun
 from shell.gateway.service import Endpoint
@@ -22,6 +25,19 @@ Json = dict[str, Any]
 
 LARGEST_NUMBER = 2**53
 QUERY_FIELDS = refused(include=([],))
+
+
+class ResponseQuery(msgspec.Struct):
+    """How a response is told. `starting_after` is for streams."""
+
+    stream: bool = False
+    starting_after: Annotated[int, Meta(ge=0, lt=LARGEST_NUMBER)] | None = None
+
+
+class ItemsQuery(msgspec.Struct):
+    """Which item comes first."""
+
+    order: Literal["asc", "desc"] = "desc"
 
 
 def encode_named(event: Json) -> bytes:
@@ -73,6 +89,9 @@ class Responses(ResponseEndpoint):
     """`POST /v1/responses`."""
 
     name = "responses"
+    body_type = ResponseBody
+    answer_type = ResponseObject
+    event_type = ResponseEvent
 
     async def answer(self, exchange: Exchange) -> None:
         """Begin it, and tell it whole, streamed, or (in the background) that it has begun."""
@@ -113,6 +132,9 @@ class ResponseDescription(ResponseEndpoint):
     """`GET /v1/responses/{id}`, and with `?stream=true&starting_after=N` its events from there on."""
 
     name = "responses.id"
+    query_struct = ResponseQuery
+    answer_type = ResponseObject
+    event_type = ResponseEvent
 
     async def answer(self, exchange: Exchange) -> None:
         """Take it up again if an earlier gateway had begun it."""
@@ -146,6 +168,8 @@ class ResponseInputItems(ResponseEndpoint):
     """`GET /v1/responses/{id}/input_items`."""
 
     name = "responses.input_items"
+    query_struct = ItemsQuery
+    answer_type = InputItems
 
     async def answer(self, exchange: Exchange) -> None:
         """List what was sent, the last first, as this API does by default; `?order=asc` turns it round."""
@@ -164,6 +188,7 @@ class ResponseCancel(ResponseEndpoint):
     """`POST /v1/responses/{id}/cancel`: for those in the background, as in the reference API."""
 
     name = "responses.cancel"
+    answer_type = ResponseObject
 
     async def answer(self, exchange: Exchange) -> None:
         """Answer when its memory is free; one that is over stays as it is."""
@@ -180,6 +205,7 @@ class ResponseDeletion(ResponseEndpoint):
     """`DELETE /v1/responses/{id}`: with it go its process and its memory."""
 
     name = "responses.delete"
+    answer_type = DeletedResponse
 
     async def answer(self, exchange: Exchange) -> None:
         """Answer when they are gone. Responses that continued it live on."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 from urllib.parse import parse_qsl
 
 import attrs
@@ -82,7 +82,12 @@ class Endpoint(ABC):
     service: Service
     name = "other"
     is_public = False  # answers without a key, also where there are some
-    body_struct: ClassVar[type[msgspec.Struct] | None] = None  # how its JSON body is described
+    # What `/openapi.json` says of it; nothing else reads these.
+    query_struct: ClassVar[type[msgspec.Struct] | None] = None
+    body_type: ClassVar[Any] = None  # of the JSON body
+    answer_type: ClassVar[Any] = None  # of the JSON answer
+    event_type: ClassVar[Any] = None  # of each event, where the answer may be a stream of them
+    media_types: ClassVar[tuple[str, ...]] = ()  # of answers that no schema says more of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = cast("Exchange", scope["llmos.exchange"])

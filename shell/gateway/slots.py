@@ -7,7 +7,7 @@ lives until it is erased.
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import trio
@@ -18,6 +18,7 @@ from shell.gateway.errors import invalid_value
 from shell.gateway.exchange import Exchange
 from shell.gateway.fields import FieldTable, convert, implemented, take_fields
 from shell.gateway.process_errors import explaining_processes, read_pid
+from shell.gateway.replies.processes import ErasedSlot, RestoredSlot, SavedSlot, Slot
 from shell.gateway.requests import list_processes
 from shell.gateway.service import Endpoint
 from syscalls.errno import SyscallError
@@ -35,6 +36,12 @@ class ImageFields(msgspec.Struct, kw_only=True):
 
     filename: Annotated[str, Meta(min_length=1, max_length=MAX_IMAGE_NAME)]
     overwrite: bool = True  # of a save: replace an image of that name, as llama.cpp does
+
+
+class SlotQuery(msgspec.Struct):
+    """What to do."""
+
+    action: Literal["save", "restore", "erase"]
 
 
 def describe_slot(process: ProcessInfo, context: int) -> Json:
@@ -56,6 +63,7 @@ class Slots(Endpoint):
     """Lists the processes that the caller may see."""
 
     name = "slots"
+    answer_type = list[Slot]
 
     async def answer(self, exchange: Exchange) -> None:
         """Ask the kernel."""
@@ -69,7 +77,9 @@ class SlotAction(Endpoint):
     """`POST /slots/{id}?action=save|restore|erase`."""
 
     name = "slots.action"
-    body_struct = ImageFields
+    body_type = ImageFields
+    query_struct = SlotQuery
+    answer_type = SavedSlot | RestoredSlot | ErasedSlot
 
     async def answer(self, exchange: Exchange) -> None:
         """Do it, and answer when it is done."""

@@ -14,6 +14,7 @@ from shell.gateway.errors import invalid, invalid_value
 from shell.gateway.exchange import Exchange
 from shell.gateway.fields import FieldTable, convert, implemented, refused, take_fields
 from shell.gateway.parameters import TokenId
+from shell.gateway.replies.server import DetokenizedText, RenderedConversation, TokenizedText, TokenizerReport
 from shell.gateway.service import Endpoint
 from shell.gateway.tools import read_tool_use
 from syscalls.text.template import TemplateError
@@ -37,12 +38,24 @@ class TokenizeFields(msgspec.Struct, kw_only=True):
     return_token_strs: bool = False
 
 
+class TokenizeChat(ChatBody, kw_only=True):
+    """A conversation to encode: the body of a chat completion."""
+
+    return_token_strs: bool = False
+
+
 class DetokenizeFields(msgspec.Struct, kw_only=True):
     """Tokens to decode. Special tokens are spelled out unless asked otherwise."""
 
     model: str | None = None
     tokens: Annotated[list[TokenId], Meta(max_length=1 << 22)]
     skip_special_tokens: bool = False
+
+
+class ModelQuery(msgspec.Struct):
+    """Which model; needed when several are served."""
+
+    model: str | None = None
 
 
 class TextEndpoint(Endpoint):
@@ -64,7 +77,8 @@ class Tokenize(TextEndpoint):
     """Encodes a text, or a conversation as `/v1/chat/completions` would."""
 
     name = "tokenize"
-    body_struct = TokenizeFields
+    body_type = TokenizeFields | TokenizeChat
+    answer_type = TokenizedText
 
     async def answer(self, exchange: Exchange) -> None:
         """Take `prompt`, `content` or `messages`: exactly one of them."""
@@ -103,7 +117,8 @@ class Detokenize(TextEndpoint):
     """Decodes tokens."""
 
     name = "detokenize"
-    body_struct = DetokenizeFields
+    body_type = DetokenizeFields
+    answer_type = DetokenizedText
 
     async def answer(self, exchange: Exchange) -> None:
         """Answer under both names, vLLM's and llama.cpp's."""
@@ -123,7 +138,8 @@ class ApplyTemplate(TextEndpoint):
     """Renders a conversation and shows the text. Takes the body of a chat completion."""
 
     name = "apply_template"
-    body_struct = ChatBody
+    body_type = ChatBody
+    answer_type = RenderedConversation
 
     async def answer(self, exchange: Exchange) -> None:
         """Render, as a chat completion would."""
@@ -135,6 +151,8 @@ class TokenizerInfo(Endpoint):
     """Describes a tokenizer; `?model=` when several are served."""
 
     name = "tokenizer_info"
+    query_struct = ModelQuery
+    answer_type = TokenizerReport
 
     async def answer(self, exchange: Exchange) -> None:
         """Tell what a client needs to count and cut by itself."""

@@ -20,7 +20,9 @@ import httpx
 import trio
 
 from syscalls.process import ExitStatus
+from syscalls.sampling import TokenLogprobs
 from tests.scripted_kernel import (
+    END,
     STOPPED_BY_MODEL,
     Program,
     ScriptedKernel,
@@ -104,6 +106,19 @@ def says(*parts: str | bytes | int, end: ExitStatus = STOPPED_BY_MODEL) -> Progr
         if end.stop_token is not None:
             await process.emit(end.stop_token)
         return end
+
+    return program
+
+
+def say_scored(text: str) -> Program:
+    """A program whose tokens have log-probabilities, those of the prompt as well."""
+
+    async def program(process: ScriptedProcess) -> ExitStatus:
+        score = TokenLogprobs(-0.5, (104, 105), (-0.5, -1.5), 1)
+        process.prompt_logprobs = (score,) * (len(process.spawn.prompt) - 1)
+        for token in (*text.encode(), END):
+            await process.emit(token, logprobs=(score,))
+        return STOPPED_BY_MODEL
 
     return program
 

@@ -69,6 +69,18 @@ def test_a_key_is_needed_for_all_but_health(locked: tuple[KernelThread, Gateway]
     assert "key-of" not in gateway.log_path.read_text()
 
 
+def test_the_description_says_where_a_key_is_needed(locked: tuple[KernelThread, Gateway]) -> None:
+    """Each operation of `/openapi.json` without a key: 401 exactly where it says so."""
+    _, gateway = locked
+    document = gateway.get("/openapi.json", headers=bearer("key-of-bob")).json()
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            response = httpx.request(
+                method, f"{gateway.url}{path}", headers={"x-llmos-page": "1"}, timeout=PATIENCE_SECONDS
+            )
+            assert (response.status_code == 401) == bool(operation["security"]), (method, path)
+
+
 def tenants_logged(gateway: Gateway) -> list[str | None]:
     """The tenant of each chat request in the log."""
     lines = gateway.log_lines()
