@@ -368,6 +368,7 @@ class SimDriver:
             tuple(faults),
             tuple(mus) if has_mu else (),
             tuple(scores) if any(scores) else (),
+            ended_at=max(trio.current_time(), self._busy_until) + seconds,
         )
         self._answer(seconds, done)
 

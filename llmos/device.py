@@ -344,6 +344,7 @@ class StepDone(msgspec.Struct, frozen=True, tag="step_done"):
     faults: tuple[RowFault, ...] = ()
     mus: tuple[float | None, ...] = ()  # of mirostat, after each row's token; empty when no row has one
     scores: tuple[tuple[TokenLogprobs, ...], ...] = ()  # of each row's targets; empty when no row has any
+    ended_at: float | None = None  # on the kernel's clock, of a driver that has it; None: as it arrives
 
 
 # --- copies between tiers ----------------------------------------------------------------------------------

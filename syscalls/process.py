@@ -42,6 +42,7 @@ class Spawn(msgspec.Struct, frozen=True, tag="spawn"):
         None  # for each turn, from when it is asked for; among equals the earlier
     )
     cache_salt: str = ""  # pages are shared with processes of the same tenant and salt only
+    token_times: bool = False  # read tells when the device had each token
 
 
 class Spawned(msgspec.Struct, frozen=True, tag="spawned"):
@@ -128,6 +129,8 @@ class Output(msgspec.Struct, frozen=True, tag="output"):
     usage: Usage = Usage()
     # With offset 0 and when asked for at spawn: of the prompt but its first token. Only the first sample's.
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    # Aligned with tokens when asked for at spawn: Unix time, in seconds, when the device had each.
+    times: tuple[float, ...] = ()
 
 
 class Write(msgspec.Struct, frozen=True, tag="write"):

@@ -120,6 +120,7 @@ class SpawnOptions(TypedDict, total=False):
     label: str
     deadline_seconds: float | None
     cache_salt: str
+    token_times: bool
 
 
 class ClientSession:

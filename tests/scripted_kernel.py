@@ -471,6 +471,7 @@ class ScriptedKernel:
             process.end,
             self._usage(process) if process.end is not None else Usage(),
             process.prompt_logprobs if offset == 0 else (),
+            tuple(map(float, range(offset, len(process.output)))) if process.spawn.token_times else (),
         )
 
     def _write(self, process: ScriptedProcess, tokens: tuple[int, ...], max_tokens: int | None) -> None:

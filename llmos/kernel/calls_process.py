@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from functools import partial
 
@@ -136,7 +137,14 @@ def _output(process: Process, offset: int) -> p.Output:
         end=process.status,
         usage=process.usage(trio.current_time()) if process.status else p.Usage(),
         prompt_logprobs=tuple(process.prompt_logprobs) if offset == 0 else (),
+        times=_unix_times(process.token_times[offset:]) if process.token_times else (),
     )
+
+
+def _unix_times(times: Sequence[float]) -> tuple[float, ...]:
+    """Times of the kernel's clock as everybody else tells them."""
+    ahead = time.time() - trio.current_time()
+    return tuple(ahead + each for each in times)
 
 
 def write(system: System, session: Session, call_id: int, body: p.Write) -> Answer | None:

@@ -146,6 +146,7 @@ def make_processes(system: System, core: Core, session: Session, body: Spawn) ->
             auto_reap=body.auto_reap,
             deadline_seconds=body.deadline_seconds,
             cache_salt=body.cache_salt,
+            token_times=[] if body.token_times else None,
             spawned_at=now,
             turn_started_at=now,
             arrival=pid,

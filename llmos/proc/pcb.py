@@ -86,6 +86,7 @@ class Process:
     output: list[int] = attrs.field(factory=list)
     logprobs: list[TokenLogprobs] = attrs.field(factory=list)
     prompt_logprobs: list[TokenLogprobs] = attrs.field(factory=list)  # of token 1 of the prompt, token 2, …
+    token_times: list[float] | None = None  # of `output`, on the kernel's clock; None: nobody asked for them
     mu: float | None = None  # of mirostat, after the last token of `tokens`; None: nothing was sampled yet
     readers: list[Reader] = attrs.field(factory=list)
     exit_callbacks: list[Callable[[Process], None]] = attrs.field(factory=list)

@@ -302,6 +302,7 @@ class Core(Actor[Message]):
         if self.forecast is not None and step.entries:
             self.forecast.learn(step.work, result.seconds)
         now = trio.current_time()
+        ended_at = now if result.ended_at is None else result.ended_at
         faults = {fault.row: fault.message for fault in result.faults}
         woken: list[Process] = []
         tenants: list[str] = []  # of each token
@@ -329,6 +330,8 @@ class Core(Actor[Message]):
             tokens = process.tokens
             tokens.append(token)
             process.output.append(token)
+            if process.token_times is not None:
+                process.token_times.append(ended_at)
             if result.logprobs:
                 logprobs = result.logprobs[i]
                 if logprobs is not None:

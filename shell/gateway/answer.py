@@ -29,12 +29,14 @@ class Collected:
     parts: list[Event] = attrs.field(factory=list)
     entries: list[TokenEntry] = attrs.field(factory=list)
     tokens: list[int] = attrs.field(factory=list)
+    times: list[float] = attrs.field(factory=list)  # of tokens, where they were asked for
 
     def add(self, delta: Delta) -> None:
         """Take the next part."""
         self.parts += delta.parts
         self.entries += delta.entries
         self.tokens += delta.tokens
+        self.times += delta.times
 
     @property
     def text(self) -> str:

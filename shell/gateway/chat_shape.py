@@ -41,6 +41,7 @@ class _Told:
     num_calls: int = 0
     has_role: bool = False
     tokens: list[int] = attrs.field(factory=list)  # to be told with the next chunk
+    times: list[float] = attrs.field(factory=list)  # likewise
     entries: list[TokenEntry] = attrs.field(factory=list)  # likewise
 
 
@@ -76,6 +77,7 @@ class ChatShape:
         """Role with the first token, then the parts, then the finish."""
         told = self._told[choice.index]
         told.tokens += delta.tokens
+        told.times += delta.times
         told.entries += delta.entries
         deltas = [written for part in delta.parts if (written := self._write_part(told, part))]
         found: list[Json] = []
@@ -120,6 +122,8 @@ class ChatShape:
         if self.job.return_token_ids:
             more["token_ids"] = told.tokens
         told.tokens = []
+        if self.job.return_token_times:
+            more["token_times"], told.times = told.times, []
         return more
 
     def _finish_reason(self, reason: str | None, num_calls: int) -> str | None:
@@ -149,6 +153,8 @@ class ChatShape:
             }
             if self.job.return_token_ids:
                 row["token_ids"] = each.tokens
+            if self.job.return_token_times:
+                row["token_times"] = each.times
             choices.append(row)
         response = self._envelope("chat.completion", choices)
         job = self.job

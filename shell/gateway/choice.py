@@ -37,6 +37,7 @@ class Delta:
     tokens: tuple[int, ...]  # everything sampled since the last delta, an end token included
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+    times: tuple[float, ...] = ()  # of tokens, where they were asked for: Unix time when the device had each
 
     @property
     def text(self) -> str:
@@ -74,6 +75,7 @@ class Choice:
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of the prompt but its first token
     _pending: deque[TokenEntry] = attrs.field(factory=deque)
     _untold: list[int] = attrs.field(factory=list)
+    _untold_times: list[float] = attrs.field(factory=list)
 
     @property
     def is_finished(self) -> bool:
@@ -94,6 +96,7 @@ class Choice:
         """Take what was read. Tokens past a stop string are not counted; they should not have been made."""
         self.usage = output.usage
         self.prompt_logprobs = output.prompt_logprobs or self.prompt_logprobs
+        self._untold_times += output.times
         end = output.end
         parts: list[Event] = []
         for position, token in enumerate(output.tokens):
@@ -154,10 +157,12 @@ class Choice:
             entries += self._pending
             self._pending.clear()
         tokens, self._untold = tuple(self._untold), []
+        times, self._untold_times = tuple(self._untold_times[: len(tokens)]), []
         return Delta(
             parts=tuple(join_events(parts)),
             entries=tuple(entries),
             tokens=tokens,
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
+            times=times,
         )

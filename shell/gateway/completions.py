@@ -63,6 +63,7 @@ class CompletionShape:
     created: int = attrs.field(factory=lambda: int(time.time()))
     _begun: set[int] = attrs.field(factory=set)  # choices of which something was told
     _untold: defaultdict[int, list[int]] = attrs.field(factory=lambda: defaultdict(list))  # token ids
+    _untold_times: defaultdict[int, list[float]] = attrs.field(factory=lambda: defaultdict(list))
 
     def _envelope(self, choices: list[Json]) -> Json:
         return {
@@ -95,6 +96,10 @@ class CompletionShape:
             self._untold[choice.index] += delta.tokens
             if text or delta.finish_reason is not None:  # no chunk only for tokens without text
                 more["token_ids"] = self._untold.pop(choice.index)
+        if self.job.return_token_times:
+            self._untold_times[choice.index] += delta.times
+            if text or delta.finish_reason is not None:
+                more["token_times"] = self._untold_times.pop(choice.index)
         found = []
         if text or (entries and delta.finish_reason is None):
             found.append(self._chunk(choice, text, **more))
@@ -129,6 +134,8 @@ class CompletionShape:
             if self.job.return_token_ids:
                 row["token_ids"] = each.tokens
                 row["prompt_token_ids"] = list(self.job.prompts[each.choice.prompt_index])
+            if self.job.return_token_times:
+                row["token_times"] = each.times
             choices.append(row)
         return self._envelope(choices)
 

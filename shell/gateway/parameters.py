@@ -27,9 +27,10 @@ SHARED_FIELDS: FieldTable = {
         "model", "n", "stream", "stream_options", "temperature", "top_p", "top_k", "min_p",
         "frequency_penalty", "presence_penalty", "repetition_penalty", "repeat_penalty", "logit_bias", "seed",
         "max_tokens", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "include_stop_str_in_output",
-        "no_stop_trim", "skip_special_tokens", "add_special_tokens", "return_token_ids", "logprobs",
-        "priority", "request_id", "rid", "cache_salt", "cache_prompt", "t_max_predict_ms", "deadline_ms",
-        "timings_per_token", "prompt_logprobs", "return_tokens_as_token_ids", "truncate_prompt_tokens",
+        "no_stop_trim", "skip_special_tokens", "add_special_tokens", "return_token_ids", "return_token_times",
+        "logprobs", "priority", "request_id", "rid", "cache_salt", "cache_prompt", "t_max_predict_ms",
+        "deadline_ms", "timings_per_token", "prompt_logprobs", "return_tokens_as_token_ids",
+        "truncate_prompt_tokens",
         *SAMPLER_FIELDS, *CONSTRAINT_FIELDS,
     ),
     **accepted(
@@ -87,6 +88,7 @@ class SharedFields(ConstraintFields, msgspec.Struct, kw_only=True):
     skip_special_tokens: bool = True
     add_special_tokens: bool | None = None
     return_token_ids: bool = False
+    return_token_times: bool = False
     priority: Annotated[int, Meta(ge=-20, le=19)] = 0
     deadline_ms: Annotated[float, Meta(gt=0, le=1e12)] | None = None
     request_id: RequestId | None = None
@@ -120,6 +122,7 @@ class Job:
     num_prompt_logprobs: int | None  # asked for by `prompt_logprobs`; None: it was not
     tokens_as_ids: bool  # in log-probabilities
     return_token_ids: bool
+    return_token_times: bool
     max_predict_seconds: float | None  # from a choice's first token on, once it has a line; None: no limit
     has_timings: bool
     stream: bool
@@ -304,6 +307,7 @@ def make_job(
             nice=min(MAX_NICE, max(MIN_NICE, -fields.priority)),  # ours: larger is more important
             label=label,
             cache_salt=_read_salt(fields),
+            token_times=fields.return_token_times,
             deadline_seconds=None if fields.deadline_ms is None else fields.deadline_ms / 1000,
         ),
         num_samples=num_samples,
@@ -316,6 +320,7 @@ def make_job(
         num_prompt_logprobs=fields.prompt_logprobs,
         tokens_as_ids=fields.return_tokens_as_token_ids,
         return_token_ids=fields.return_token_ids,
+        return_token_times=fields.return_token_times,
         max_predict_seconds=fields.t_max_predict_ms / 1000 if fields.t_max_predict_ms > 0 else None,
         has_timings=fields.timings_per_token,
         stream=fields.stream,

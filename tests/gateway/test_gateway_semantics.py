@@ -322,6 +322,21 @@ def test_token_ids_are_returned(gateway: Gateway, kernel: KernelThread) -> None:
         assert sum("prompt_token_ids" in str(event) for event in events) == 1
 
 
+def test_token_times_are_returned(gateway: Gateway, kernel: KernelThread) -> None:
+    """With return_token_times each of them comes with its time, in order; without, none does."""
+    kernel.program = says("a🙂b")
+    expected = [float(number) for number in range(len([*"a🙂b".encode(), END]))]
+    for path, body in ((CHAT, hello()), (COMPLETIONS, {"prompt": [1, 2]})):
+        assert "token_times" not in gateway.post(path, body).text
+        asked = {**body, "return_token_times": True}
+        assert gateway.post(path, asked).json()["choices"][0]["token_times"] == expected
+        choices = [event["choices"][0] for event in events_of(gateway.post(path, {**asked, "stream": True}))]
+        assert [each for choice in choices for each in choice.get("token_times", [])] == expected
+        asked |= {"stop": "b", "return_token_ids": True}
+        (choice,) = gateway.post(path, asked).json()["choices"]
+        assert len(choice["token_times"]) == len(choice["token_ids"])
+
+
 def test_template_is_applied(gateway: Gateway, kernel: KernelThread) -> None:
     """developer counts as system, parts are joined, the last text can be continued."""
     messages = [
