@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import attrs
 import torch
 
-from drivers.model.batch import ContiguousPages, PageIndex
+from drivers.ops.batch import ContiguousPages, PageIndex
 from drivers.page_table import ArenaError, PageTable
 from llmos.device import CopyPage, KVFormat, Map
 from native.mapper import MapJob, PageMapper

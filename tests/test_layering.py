@@ -127,6 +127,12 @@ def test_kernel_packages_form_no_circle() -> None:
     assert order.index("llmos.mm") < order.index("llmos.sched") < order.index("llmos.kernel")
 
 
+def test_operations_know_no_model() -> None:
+    """Models are made of operations, not the other way round."""
+    for path in python_files("drivers/ops", "drivers/triton_ops"):
+        assert not [name for name in imported_modules(path) if name.startswith("drivers.model")], path
+
+
 def test_only_drivers_name_torch() -> None:
     """No file of the kernel, the contract or user space imports torch, not even inside a function."""
     for path in python_files("llmos", "syscalls", "shell", "native"):

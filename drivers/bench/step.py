@@ -21,9 +21,9 @@ from native._cpu import ffi, lib
 
 from drivers.bench.peaks import measure_cache_read, seconds_together
 from drivers.bench.random_model import random_native_model
-from drivers.model.batch import ContiguousPages
 from drivers.model.native_transformer import KV_FORMATS, NativeTransformer
 from drivers.model.packed import WEIGHT_FORMATS
+from drivers.ops.batch import ContiguousPages
 from llmos.device import Row, choose_kv_format
 from native.gemm import aligned_empty
 

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from native._cpu import ffi, lib
 
-from drivers.model.batch import ContiguousPages, PageIndex, ResolvedRow
 from drivers.model.config import ModelConfig
 from drivers.model.footprint import count_bytes
 from drivers.model.kv_layout import kv_segments, native_kv_views
 from drivers.model.packed import PackedWeights
 from drivers.model.rope import rope_tables
 from drivers.model.transformer import ModelDescription, explain_bad_row
+from drivers.ops.batch import ContiguousPages, PageIndex, ResolvedRow
 from llmos.device import KVFormat
 from native.gemm import aligned_empty
 from native.sampling import Choice, Draw, read_choice, write_draw

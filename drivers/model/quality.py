@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from drivers.model.batch import ContiguousPages
 from drivers.model.errors import ModelError
 from drivers.model.native_transformer import NativeTransformer
+from drivers.ops.batch import ContiguousPages
 from llmos.device import Quality, Row, choose_kv_format
 from native.gemm import aligned_empty
 

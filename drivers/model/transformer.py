@@ -8,14 +8,14 @@ from typing import Protocol
 import torch
 from attrs import frozen
 
-from drivers.model.batch import Batch, PageIndex, ResolvedRow, build_batch
 from drivers.model.config import ModelConfig
 from drivers.model.footprint import count_bytes
 from drivers.model.kv_layout import kv_views
 from drivers.model.reference_sampler import choose_tokens
 from drivers.model.rope import rope_tables
 from drivers.model.weights import LayerWeights, Weights
-from drivers.ops.interface import AttentionPlan, AttentionShape, Ops
+from drivers.ops.batch import Batch, PageIndex, ResolvedRow, build_batch
+from drivers.ops.interface import AttentionPlan, AttentionShape, HeadNorms, Ops
 from llmos.device import KVFormat, ModelInfo, Segment
 from native.sampling import Choice, Draw
 
@@ -116,6 +116,7 @@ class Transformer:
         info: what the kernel wants to know.
         segments: of every address space: how many bytes a token takes.
         device: where the weights are.
+        shape: the constants of its attention.
     """
 
     def __init__(
@@ -133,7 +134,7 @@ class Transformer:
         self._weights = weights
         self._ops = ops
         self._cos, self._sin = rope_tables(config.rope, config.head_dim, info.max_model_len, self.device)
-        self._shape = AttentionShape(
+        self.shape = AttentionShape(
             config.num_heads, config.num_kv_heads, config.head_dim, config.sliding_window
         )
         for layer in weights.layers:
@@ -189,24 +190,40 @@ class Transformer:
         logits = self.run(rows, page_index, k_pages, v_pages)
         return choose_tokens(logits, draws, self._ops)
 
-    @torch.inference_mode()
     def forward(
         self, batch: Batch, k_pages: Sequence[torch.Tensor], v_pages: Sequence[torch.Tensor]
     ) -> torch.Tensor:
         """`run` for a batch that is already built."""
-        ops, config = self._ops, self.config
-        plan = ops.plan_attention(batch, self._shape)
-        cos, sin = self._cos[batch.positions], self._sin[batch.positions]
+        return self.forward_planned(batch, self._ops.plan_attention(batch, self.shape), k_pages, v_pages)
+
+    @torch.inference_mode()
+    def forward_planned(
+        self,
+        batch: Batch,
+        plan: AttentionPlan,
+        k_pages: Sequence[torch.Tensor],
+        v_pages: Sequence[torch.Tensor],
+    ) -> torch.Tensor:
+        """`forward` with its attention planned. It reads nothing of the batch but tensors: see `Ops`."""
+        ops, epsilon = self._ops, self.config.rms_norm_epsilon
+        positions = batch.positions.clamp(min=0)  # padding has none
+        cos, sin = self._cos[positions], self._sin[positions]
         x = ops.embedding(batch.token_ids, self._weights.embedding)
+        added: torch.Tensor | None = None  # what the layer before leaves to be added
         for layer, k_layer, v_layer in zip(self._weights.layers, k_pages, v_pages, strict=True):
-            normed = ops.rms_norm(x, layer.input_norm, config.rms_norm_epsilon)
-            x = x + self._attention(normed, layer, cos, sin, k_layer, v_layer, batch, plan)
-            normed = ops.rms_norm(x, layer.post_norm, config.rms_norm_epsilon)
+            if added is None:
+                normed = ops.rms_norm(x, layer.input_norm, epsilon)
+            else:
+                normed = ops.add_rms_norm(added, x, layer.input_norm, epsilon)
+            added = self._attention(normed, layer, cos, sin, k_layer, v_layer, batch, plan)
+            normed = ops.add_rms_norm(added, x, layer.post_norm, epsilon)
             inner = ops.silu_mul(ops.linear(normed, layer.gate_up, layer.gate_up_bias))
-            x = x + ops.linear(inner, layer.down, layer.down_bias)
+            added = ops.linear(inner, layer.down, layer.down_bias)
         if not len(batch.sample_indices):
-            return torch.empty((0, config.vocab_size), device=self.device)
-        last = ops.rms_norm(x[batch.sample_indices], self._weights.final_norm, config.rms_norm_epsilon)
+            return torch.empty((0, self.config.vocab_size), device=self.device)
+        assert added is not None
+        wanted = x[batch.sample_indices]
+        last = ops.add_rms_norm(added[batch.sample_indices], wanted, self._weights.final_norm, epsilon)
         return ops.linear(last, self._weights.head, None).float()
 
     def _attention(
@@ -221,14 +238,11 @@ class Transformer:
         plan: AttentionPlan,
     ) -> torch.Tensor:
         ops, config = self._ops, self.config
-        num_q, num_kv = config.num_heads, config.num_kv_heads
-        qkv = ops.linear(x, layer.qkv, layer.qkv_bias).view(-1, num_q + 2 * num_kv, config.head_dim)
-        qk, v = qkv[:, : num_q + num_kv], qkv[:, num_q + num_kv :]
+        num_heads = config.num_heads + 2 * config.num_kv_heads
+        qkv = ops.linear(x, layer.qkv, layer.qkv_bias).view(-1, num_heads, config.head_dim)
+        norms = None
         if layer.q_norm is not None and layer.k_norm is not None:
-            q = ops.rms_norm(qk[:, :num_q], layer.q_norm, config.rms_norm_epsilon)
-            k = ops.rms_norm(qk[:, num_q:], layer.k_norm, config.rms_norm_epsilon)
-            qk = torch.cat((q, k), dim=1)
-        qk = ops.rope(qk, cos, sin)
-        ops.write_kv(qk[:, num_q:], v, k_pages, v_pages, batch)
-        out = ops.attention(qk[:, :num_q].contiguous(), k_pages, v_pages, plan)
-        return ops.linear(out.view(-1, num_q * config.head_dim), layer.output, layer.output_bias)
+            norms = HeadNorms(layer.q_norm, layer.k_norm, config.rms_norm_epsilon)
+        q = ops.rope_write_kv(qkv, norms, cos, sin, k_pages, v_pages, batch)
+        out = ops.attention(q, k_pages, v_pages, plan)
+        return ops.linear(out.view(-1, config.num_heads * config.head_dim), layer.output, layer.output_bias)

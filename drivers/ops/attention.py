@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from attrs import frozen
 
-from drivers.model.batch import Batch, Span
+from drivers.ops.batch import Batch, Span
 from drivers.ops.interface import AttentionShape
 from drivers.ops.tiling import bmm_rows, fold_sum, verified_bmm_rows
 

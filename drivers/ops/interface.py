@@ -12,9 +12,9 @@ from typing import Protocol
 import torch
 from attrs import frozen
 
-from drivers.model.batch import Batch
+from drivers.ops.batch import Batch
 
-__all__ = ["AttentionPlan", "AttentionShape", "Ops"]
+__all__ = ["AttentionPlan", "AttentionShape", "HeadNorms", "Ops"]
 
 
 @frozen
@@ -30,6 +30,15 @@ class AttentionShape:
     def group_size(self) -> int:
         """Query heads that share one key-value head."""
         return self.num_heads // self.num_kv_heads
+
+
+@frozen(eq=False)
+class HeadNorms:
+    """Norms over each head's queries and keys."""
+
+    q: torch.Tensor  # weights, [head_dim]
+    k: torch.Tensor
+    epsilon: float
 
 
 class AttentionPlan(Protocol):
@@ -49,15 +58,41 @@ class Ops(Protocol):
         """x @ weight.T + bias: [num_tokens, in], [out, in], [out] -> [num_tokens, out]."""
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-        """x / sqrt(mean(x^2) + epsilon) * weight over the last dimension, computed in fp32."""
+        """x / sqrt(mean(x^2) + epsilon) * weight over the last dimension.
 
-    def rope(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        """Rotate halves: [num_tokens, heads, dim] by angles [num_tokens, dim / 2], computed in fp32."""
+        The quotient is computed in fp32 and rounded to the format of x; the product with the weight is
+        rounded once more. So it is in the code (transformers) that models are published and judged with.
+        """
 
-    def write_kv(
-        self, k: torch.Tensor, v: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor, batch: Batch
-    ) -> None:
-        """Store keys and values [num_tokens, num_kv_heads, head_dim] at each token's page and slot."""
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float
+    ) -> torch.Tensor:
+        """Add x to the residual, which this changes and rounds to its format; `rms_norm` of the sum."""
+
+    def rope_write_kv(
+        self,
+        qkv: torch.Tensor,
+        norms: HeadNorms | None,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        k_pages: torch.Tensor,
+        v_pages: torch.Tensor,
+        batch: Batch,
+    ) -> torch.Tensor:
+        """Norm (where the model has it) and rotate queries and keys; store keys and values.
+
+        Args:
+            qkv: [num_tokens, num_heads + 2 num_kv_heads, head_dim], contiguous: queries, keys, values.
+            norms: `rms_norm` of each head's queries and keys before they are rotated; None: there is none.
+            cos: of each token's angles, [num_tokens, head_dim / 2], fp32; halves are rotated, in fp32.
+            sin: likewise.
+            k_pages: one layer's keys, see `attention`; each token's page and slot are written.
+            v_pages: one layer's values, likewise.
+            batch: says which page and slot; a page below 0 is that of padding, and nothing is written.
+
+        Returns:
+            The rotated queries [num_tokens, num_heads, head_dim], contiguous.
+        """
 
     def plan_attention(self, batch: Batch, shape: AttentionShape) -> AttentionPlan:
         """Prepare a step's attention; the same plan serves every layer."""

@@ -10,12 +10,22 @@ from __future__ import annotations
 
 import torch
 
-from drivers.model.batch import Batch
 from drivers.ops.attention import ReferencePlan, paged_attention, plan_attention
-from drivers.ops.interface import AttentionPlan, AttentionShape
+from drivers.ops.batch import Batch
+from drivers.ops.interface import AttentionPlan, AttentionShape, HeadNorms
 from drivers.ops.tiling import TiledLinear, fold_sum
 
-__all__ = ["ReferenceOps"]
+__all__ = ["ReferenceOps", "rotate_halves"]
+
+
+def rotate_halves(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary embedding of [num_tokens, heads, dim] by angles [num_tokens, dim / 2], computed in fp32.
+
+    Source: Su et al. 2021, "RoFormer", arXiv:2104.09864.
+    """
+    first, second = x.float().chunk(2, dim=-1)
+    cos, sin = cos[:, None, :], sin[:, None, :]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
 class ReferenceOps:
@@ -43,18 +53,31 @@ class ReferenceOps:
         mean_square = fold_sum(wide * wide) / x.shape[-1]
         return weight * (wide / torch.sqrt(mean_square + epsilon)).to(x.dtype)
 
-    def rope(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        """See `Ops.rope`. Source: Su et al. 2021, "RoFormer", arXiv:2104.09864."""
-        first, second = x.float().chunk(2, dim=-1)
-        cos, sin = cos[:, None, :], sin[:, None, :]
-        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float
+    ) -> torch.Tensor:
+        """See `Ops.add_rms_norm`."""
+        residual += x
+        return self.rms_norm(residual, weight, epsilon)
 
-    def write_kv(
-        self, k: torch.Tensor, v: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor, batch: Batch
-    ) -> None:
-        """See `Ops.write_kv`."""
-        k_pages[batch.pages, batch.slots] = k
+    def rope_write_kv(
+        self,
+        qkv: torch.Tensor,
+        norms: HeadNorms | None,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        k_pages: torch.Tensor,
+        v_pages: torch.Tensor,
+        batch: Batch,
+    ) -> torch.Tensor:
+        """See `Ops.rope_write_kv`; no page is below 0 here."""
+        num_kv = k_pages.shape[2]
+        q, k, v = qkv.split([qkv.shape[1] - 2 * num_kv, num_kv, num_kv], dim=1)
+        if norms is not None:
+            q, k = (self.rms_norm(x, w, norms.epsilon) for x, w in ((q, norms.q), (k, norms.k)))
+        k_pages[batch.pages, batch.slots] = rotate_halves(k, cos, sin)
         v_pages[batch.pages, batch.slots] = v
+        return rotate_halves(q, cos, sin)
 
     def plan_attention(self, batch: Batch, shape: AttentionShape) -> AttentionPlan:
         """See `Ops.plan_attention`."""

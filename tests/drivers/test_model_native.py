@@ -7,8 +7,8 @@ import torch
 from attrs import evolve
 from model_zoo import Memory, make_native, random_model
 
-from drivers.model.batch import ContiguousPages
 from drivers.model.native_transformer import explain_unfit
+from drivers.ops.batch import ContiguousPages
 from llmos.device import Row
 from native.sampling import Choice, Draw, sample
 

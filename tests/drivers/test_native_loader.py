@@ -13,12 +13,12 @@ from attrs import evolve
 from safetensors.torch import load_file, save_file
 
 from drivers.model import native_loader
-from drivers.model.batch import ContiguousPages
 from drivers.model.errors import ModelError
 from drivers.model.loader import open_model
 from drivers.model.native_loader import load_native
 from drivers.model.native_transformer import NativeTransformer
 from drivers.model.quality import SAMPLE_TEXT, measure_quality, read_tokens
+from drivers.ops.batch import ContiguousPages
 from llmos.device import Load, Quality, Row, choose_kv_format
 from native.gemm import best_variant
 from tests.drivers.model_zoo import JUNK, load_request, random_model

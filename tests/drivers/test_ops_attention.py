@@ -8,11 +8,10 @@ from attrs import frozen
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from drivers.model.batch import build_batch
 from drivers.ops import attention as attention_module
 from drivers.ops.attention import key_block_tokens, paged_attention, plan_attention
+from drivers.ops.batch import build_batch
 from drivers.ops.interface import AttentionShape
-from drivers.ops.reference import ReferenceOps
 from llmos.device import Row
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -66,13 +65,13 @@ class Problem:
             return frames[asid * per_space + vpn]
 
         queries, rows = [], []
-        ops = ReferenceOps()
         for asid in asids:
             start, num_tokens = self.rows[asid]
             end = start + num_tokens
             history = build_batch([Row(asid, 0, (0,) * end, False)], page_index, self.tokens_per_page)
             k, v = (self.tensor(asid, role, end, self.shape.num_kv_heads) for role in (1, 2))
-            ops.write_kv(k, v, k_pages, v_pages, history)
+            for pages, numbers in ((k_pages, k), (v_pages, v)):
+                pages[history.pages, history.slots] = numbers
             queries.append(self.tensor(asid, 0, end, self.shape.num_heads)[start:])
             rows.append(Row(asid, start, (0,) * num_tokens, True))
         plan = plan_attention(build_batch(rows, page_index, self.tokens_per_page), self.shape)

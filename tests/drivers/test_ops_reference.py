@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drivers.ops import tiling
-from drivers.ops.reference import ReferenceOps
+from drivers.ops.reference import ReferenceOps, rotate_halves
 from drivers.ops.tiling import TiledLinear, bmm_in_batches, bmm_rows, fold_sum, verified_bmm_rows
 
 OPS = ReferenceOps()
@@ -184,12 +184,12 @@ def test_rope(num_tokens, dtype, dim):
     """Rotation equals complex multiplication of the two halves, and undoes itself with the opposite angle."""
     x = normal(num_tokens, 3, dim, dtype=dtype)
     angles = normal(num_tokens, dim // 2, seed=1) * 10
-    got = OPS.rope(x, angles.cos(), angles.sin())
+    got = rotate_halves(x, angles.cos(), angles.sin())
     first, second = x.double().chunk(2, dim=-1)
     rotated = torch.complex(first, second) * torch.polar(torch.ones(()).double(), angles.double())[:, None]
     assert_close(got, torch.cat((rotated.real, rotated.imag), dim=-1), dtype)
     if dtype == "fp32":
-        torch.testing.assert_close(OPS.rope(got, angles.cos(), -angles.sin()), x, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(rotate_halves(got, angles.cos(), -angles.sin()), x, atol=1e-5, rtol=1e-5)
 
 
 def test_argmax_takes_the_lowest_of_equals():

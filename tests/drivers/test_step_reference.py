@@ -12,9 +12,9 @@ import torch
 from model_zoo import Memory, random_model
 from native._cpu import ffi
 
-from drivers.model.batch import ContiguousPages
 from drivers.model.native_transformer import NativeTransformer
 from drivers.model.rope import rope_tables
+from drivers.ops.batch import ContiguousPages
 from llmos.device import Row
 from native.attention import KVLayout, attend, make_spans, rope_write_kv
 from native.elementwise import rms_norm, silu_mul
