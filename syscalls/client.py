@@ -56,6 +56,8 @@ from syscalls.process import (
     Spawned,
     Stat,
     Stop,
+    Trace,
+    TraceList,
     Wait,
     Waited,
     Why,
@@ -255,6 +257,10 @@ class Client:
     async def why(self, pid: int) -> WhyInfo:
         """Tell what happened to a process and where its time went. See `Why`."""
         return await self._ask(Why(pid), WhyInfo)
+
+    async def trace(self, pid: int, since: int = 0, limit: int = 1000, *, follow: bool = False) -> TraceList:
+        """Read what happens to a process. See `Trace`."""
+        return await self._ask(Trace(pid, since, limit, follow), TraceList)
 
     def stream(self, pid: int, offset: int = 0) -> OutputStream:
         """Iterate over a process's output from `offset` to the end of its turn."""

@@ -36,6 +36,8 @@ from syscalls.process import (
     Spawned,
     Stat,
     Stop,
+    Trace,
+    TraceList,
     Wait,
     Waited,
     Why,
@@ -62,7 +64,7 @@ MAX_FRAME_BYTES = 16 << 20
 LENGTH = struct.Struct("<I")
 
 Request = (
-    Spawn | Fork | Wait | Read | Write | Kill | Stop | Cont | Nice | Ps | Stat | Why
+    Spawn | Fork | Wait | Read | Write | Kill | Stop | Cont | Nice | Ps | Stat | Why | Trace
     | Checkpoint | Restore | Images | RemoveImage
     | Meminfo | Maps | Frames
     | Whoami | Tenants | Shares
@@ -81,7 +83,7 @@ class ErrorReply(msgspec.Struct, frozen=True, tag="error"):
 Answer = (
     Spawned | Waited | Output | Done | ProcessList | ProcessInfo
     | Checkpointed | ImageList
-    | WhyInfo | MemoryInfo | MapList | FrameMapList | Identity | TenantList | ShareList
+    | WhyInfo | TraceList | MemoryInfo | MapList | FrameMapList | Identity | TenantList | ShareList
     | DeviceList | ModelList | EventList | StatisticsInfo | ErrorReply
 )  # fmt: skip
 

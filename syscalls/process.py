@@ -1,4 +1,4 @@
-"""Process family: spawn, fork, wait, read, write, kill, stop, cont, nice, ps, stat, why."""
+"""Process family: spawn, fork, wait, read, write, kill, stop, cont, nice, ps, stat, why, trace."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from syscalls.tenant import Rates
 
 MIN_NICE, MAX_NICE = -20, 19
 MAX_SAMPLES = 128
+MAX_TRACED = 16  # processes of a tenant that are traced at once
+MAX_TRACE_REPLY = 1024  # events in one reply
 
 
 class Spawn(msgspec.Struct, frozen=True, tag="spawn"):
@@ -240,3 +242,43 @@ class WhyInfo(msgspec.Struct, frozen=True, tag="why_info"):
     entries: tuple[TimelineEntry, ...]  # by time
     num_dropped: int  # entries before them that are forgotten
     seconds: dict[str, float]  # by what they were spent on: "queued", "memory", "prefill", "decode", …
+
+
+class Trace(msgspec.Struct, frozen=True, tag="trace"):
+    """Follow a process: calls that name it, and what the scheduler does with it.
+
+    The first call begins the trace, with what `why` would tell; it ends by itself when nobody has asked for
+    ten seconds. With `follow`, blocks until there is an event. Whoever asks too late loses the oldest events,
+    and the process never waits. Errors: ESRCH, EPERM, EINVAL (limit), EAGAIN (too many of the tenant's
+    processes are traced).
+    """
+
+    pid: int
+    since: int = 0  # sequence number
+    limit: int = 1000
+    follow: bool = False
+
+
+class TraceEvent(msgspec.Struct, frozen=True, array_like=True):
+    """One thing that happened to a traced process: an entry of its timeline, or an answered call."""
+
+    sequence: int
+    kind: str  # of a `TimelineEntry`, "mapped", "unmapped", or a call's tag: "read", "kill", …
+    at: float  # seconds since it was spawned
+    seconds: float = 0.0  # that it took
+    count: int = 1  # as in `TimelineEntry`; mapped, unmapped: pages
+    num_tokens: int = 0
+    num_bytes: int = 0
+    pid: int | None = None
+    text: str = ""  # of a call: its arguments
+    result: str = ""  # of a call
+    session: int | None = None  # that made the call; null: no call
+
+
+class TraceList(msgspec.Struct, frozen=True, tag="trace_list"):
+    """Reply to `Trace`."""
+
+    events: tuple[TraceEvent, ...]
+    next: int  # what `since` is to be in the next call
+    num_lost: int = 0  # events before these that the caller came too late for
+    is_over: bool = False  # the process has ended, and nothing follows these

@@ -49,6 +49,8 @@ from syscalls.process import (
     Spawned,
     Stat,
     Stop,
+    Trace,
+    TraceList,
     Wait,
     Waited,
     Why,
@@ -239,6 +241,10 @@ class SyncClient:
     def why(self, pid: int) -> WhyInfo:
         """Tell what happened to a process and where its time went. See `Why`."""
         return self._ask(Why(pid), WhyInfo)
+
+    def trace(self, pid: int, since: int = 0, limit: int = 1000, *, follow: bool = False) -> TraceList:
+        """Read what happens to a process. See `Trace`."""
+        return self._ask(Trace(pid, since, limit, follow), TraceList)
 
     def stream(self, pid: int, offset: int = 0) -> SyncOutputStream:
         """Iterate over a process's output from `offset` to the end of its turn."""

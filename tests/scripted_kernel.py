@@ -55,6 +55,9 @@ from syscalls.process import (
     Stat,
     Stop,
     TimelineEntry,
+    Trace,
+    TraceEvent,
+    TraceList,
     Usage,
     Wait,
     Waited,
@@ -306,6 +309,16 @@ class ScriptedKernel:
                 )
             case Stat(pid):
                 return self._describe(self._find(pid))
+            case Trace(pid, since):
+                self._find(pid)
+                events = (
+                    TraceEvent(1, "spawned", 0.0),
+                    TraceEvent(2, "prefill", 0.001, num_tokens=5),
+                    TraceEvent(3, "read", 0.002, 0.5, text="offset=3", result="2 tokens", session=7),
+                    TraceEvent(4, "ended", 0.6, text="stop"),
+                )
+                batch = events[:2] if since < 3 else events[2:]
+                return TraceList(batch, batch[-1].sequence + 1, 5 if since == 3 else 0, since == 3)
             case Why(pid):
                 return self._explain(self._find(pid))
             case Meminfo():

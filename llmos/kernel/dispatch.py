@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 import trio
 
-from llmos.kernel import calls_image, calls_memory, calls_process, calls_system, calls_tenant
+from llmos.kernel import calls_image, calls_memory, calls_process, calls_system, calls_tenant, calls_trace
 from llmos.kernel.session import Session
 from llmos.kernel.system import System
 from syscalls import image as i
@@ -38,6 +38,7 @@ TABLE: dict[type[Request], Handler] = {
     p.Ps: calls_process.ps,
     p.Stat: calls_process.stat,
     p.Why: calls_process.why,
+    p.Trace: calls_trace.trace,
     m.Meminfo: calls_memory.meminfo,
     m.Frames: calls_memory.frames,
     m.Maps: calls_memory.maps,
@@ -64,6 +65,8 @@ class Dispatcher:
 
     def carry_out(self, session: Session, call: Call, nursery: trio.Nursery) -> None:
         """Answer a call, or see to it that it will be. Synchronous; rendering metrics goes to a thread."""
+        if self._system.traces.live:
+            calls_trace.note(self._system, session, call)
         try:
             if isinstance(call.body, s.Statistics):
                 if call.body.exposition:

@@ -61,6 +61,7 @@ class Session:
     tenant: str = ""  # whom it acts for, by the handshake
     is_admin: bool = False
     _parked: dict[int, Undo] = attrs.field(factory=dict)
+    _listeners: dict[int, Callable[[Answer], None]] = attrs.field(factory=dict)  # of calls, for traces
     _outgoing: list[bytes] = attrs.field(factory=list)
     _num_outgoing_bytes: int = 0
     _has_outgoing: trio.Event = attrs.field(factory=trio.Event)
@@ -165,7 +166,13 @@ class Session:
         if self._is_closed:
             return
         self._parked.pop(call_id, None)
+        if self._listeners and (listener := self._listeners.pop(call_id, None)) is not None:
+            listener(answer)
         self._send(call_id, answer)
+
+    def listen(self, call_id: int, listener: Callable[[Answer], None]) -> None:
+        """Have an answer told to somebody else too, when it is given."""
+        self._listeners[call_id] = listener
 
     def _send(self, call_id: int, answer: Answer) -> None:
         try:
@@ -198,9 +205,13 @@ class Session:
     def process(self, pid: int) -> Process:
         """Look a process up on this client's behalf. Raises SyscallError: ESRCH, EPERM."""
         process = self.system.table.get(pid)
-        if not self.is_admin and process.tenant != self.tenant:
-            raise SyscallError(Errno.EPERM, f"process {pid} belongs to another tenant")
+        self.check_right(process)
         return process
+
+    def check_right(self, process: Process) -> None:
+        """See to it that this client may touch a process. Raises SyscallError: EPERM."""
+        if not self.is_admin and process.tenant != self.tenant:
+            raise SyscallError(Errno.EPERM, f"process {process.pid} belongs to another tenant")
 
     def close(self) -> None:
         """Undo parked calls and end the processes that live with the session. Idempotent; synchronous."""
@@ -208,6 +219,7 @@ class Session:
         for undo in self._parked.values():
             undo()
         self._parked.clear()
+        self._listeners.clear()
         for process in self.system.table.of_session(self.id):
             if process.state is ProcState.ZOMBIE:
                 self.system.reap(process)

@@ -21,6 +21,7 @@ from llmos.kernel.grammar_check import GrammarCheck
 from llmos.kernel.image_store import ImageStore
 from llmos.kernel.metrics import Metrics
 from llmos.kernel.tenants import Tenants
+from llmos.kernel.traces import Traces
 from llmos.mm.swap import SwapStatistics
 from llmos.mm.vmm import VmmStatistics
 from llmos.params import MAX_SAVES_AT_ONCE, VERSION, ZOMBIE_SECONDS
@@ -70,6 +71,7 @@ class System:
     loaded_at: int = 0  # seconds since the epoch
     request_shutdown: Callable[[float], None] = lambda grace: None
     num_spawned: int = 0
+    traces: Traces = attrs.field(factory=Traces)
     num_live: Counter[str] = attrs.field(factory=Counter)  # processes that have not exited, by device
 
     # --- devices -----------------------------------------------------------------------------------------
@@ -189,6 +191,7 @@ class System:
     def on_exit(self, process: Process) -> None:
         """Account for a process that has become a zombie: one canonical line, counters, metrics."""
         self.table.num_exited += 1
+        self.traces.on_exit(process)
         self.tenants.of(process.tenant).processes.discard(process)
         self.num_live[process.device] -= 1
         usage = process.usage(trio.current_time())

@@ -23,6 +23,7 @@ from llmos.mm.page_copy import Backing
 from llmos.proc.activity import Activity
 from llmos.proc.lifecycle import BlockReason, ProcState
 from llmos.proc.timeline import Timeline
+from llmos.proc.trace import Trace
 from syscalls.process import ExitStatus, Usage
 from syscalls.sampling import Sampling, TokenLogprobs
 
@@ -90,6 +91,9 @@ class Process:
     mu: float | None = None  # of mirostat, after the last token of `tokens`; None: nothing was sampled yet
     readers: list[Reader] = attrs.field(factory=list)
     exit_callbacks: list[Callable[[Process], None]] = attrs.field(factory=list)
+
+    # Written by the trace call.
+    trace: Trace | None = None  # somebody follows it
 
     # Accounting, written by the Core.
     num_prompt_tokens: int = 0  # every token written to it
