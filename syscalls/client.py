@@ -214,9 +214,10 @@ class Client:
         *,
         detached: bool = False,
         auto_reap: bool = False,
+        label: str | None = None,
     ) -> Spawned:
         """Create children that continue from the parent's tokens so far. See `Fork`."""
-        return await self._ask(Fork(pid, count, tuple(seeds), detached, auto_reap), Spawned)
+        return await self._ask(Fork(pid, count, tuple(seeds), detached, auto_reap, label), Spawned)
 
     async def wait(self, pid: int) -> Waited:
         """Wait until a process has exited, and reap it. See `Wait`."""

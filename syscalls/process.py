@@ -67,6 +67,7 @@ class Fork(msgspec.Struct, frozen=True, tag="fork"):
     seeds: tuple[int, ...] = ()  # empty: keep the parent's
     detached: bool = False
     auto_reap: bool = False
+    label: str | None = None  # None: the parent's
 
 
 class ExitStatus(msgspec.Struct, frozen=True, array_like=True):

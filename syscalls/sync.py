@@ -198,9 +198,10 @@ class SyncClient:
         *,
         detached: bool = False,
         auto_reap: bool = False,
+        label: str | None = None,
     ) -> Spawned:
         """Create children that continue from the parent's tokens so far. See `Fork`."""
-        return self._ask(Fork(pid, count, tuple(seeds), detached, auto_reap), Spawned)
+        return self._ask(Fork(pid, count, tuple(seeds), detached, auto_reap, label), Spawned)
 
     def wait(self, pid: int) -> Waited:
         """Wait until a process has exited, and reap it. See `Wait`."""

@@ -156,6 +156,7 @@ class ScriptedProcess:
     session: FakeSession
     sample: int = 0  # index among the samples of its spawn
     parent: int | None = None
+    label: str = ""
     tokens: list[int] = attrs.field(factory=list)  # prompt and output of all turns
     output: list[int] = attrs.field(factory=list)
     logprobs: list[TokenLogprobs] = attrs.field(factory=list)
@@ -243,6 +244,7 @@ class ScriptedKernel:
     events: list[Event] = attrs.field(factory=list)
     calls: list[Request] = attrs.field(factory=list)
     refusals: dict[type[Request], SyscallError] = attrs.field(factory=dict)  # calls that fail, and how
+    unanswered: set[type[Request]] = attrs.field(factory=set)  # calls that are done, and never answered
     rates: Rates | None = None  # that spawns tell
     shutdown_grace: float | None = None  # once it was asked for
     _has_event: trio.Event = attrs.field(factory=trio.Event)
@@ -262,10 +264,16 @@ class ScriptedKernel:
         self.calls.append(body)
         if type(body) in self.refusals:
             raise self.refusals[type(body)]
+        answer = await self._carry_out(session, body)
+        if type(body) in self.unanswered:
+            await trio.sleep_forever()
+        return answer
+
+    async def _carry_out(self, session: FakeSession, body: Request) -> Answer:
         match body:
             case Spawn():
                 return self._spawn(session, body)
-            case Fork(pid, count, seeds):
+            case Fork(pid, count, seeds, label=label):
                 parent = self._find(pid)
                 if parent.is_zombie:
                     raise SyscallError(Errno.EBUSY, f"process {pid} has exited")
@@ -274,6 +282,8 @@ class ScriptedKernel:
                     self._fork(parent, session, seeds[i] if seeds else None, is_over=is_over)
                     for i in range(count)
                 ]
+                for child in children:
+                    child.label = child.label if label is None else label
                 return Spawned(
                     tuple(child.pid for child in children), tuple(child.seed for child in children)
                 )
@@ -393,7 +403,7 @@ class ScriptedKernel:
             len(process.output),
             process.spawn.interactive,
             "scripted",
-            process.spawn.label,
+            process.label,
         )
         self.images[name] = (process, info)
         return Checkpointed(name, info.num_bytes, length, length - 1, 0.25)
@@ -429,7 +439,7 @@ class ScriptedKernel:
         self, parent: ScriptedProcess, session: FakeSession, seed: int | None, *, is_over: bool = False
     ) -> ScriptedProcess:
         child = self._add(session, parent.spawn, parent.seed if seed is None else seed, parent.sample)
-        child.parent = parent.pid
+        child.parent, child.label = parent.pid, parent.label
         child.tokens, child.output = list(parent.tokens), list(parent.output)
         child.num_prompt_tokens, child.max_tokens = parent.num_prompt_tokens, parent.max_tokens
         if is_over:
@@ -439,7 +449,9 @@ class ScriptedKernel:
         return child
 
     def _add(self, session: FakeSession, body: Spawn, seed: int, sample: int) -> ScriptedProcess:
-        process = ScriptedProcess(len(self.spawned) + 1, body, seed, session, sample, nice=body.nice)
+        process = ScriptedProcess(
+            len(self.spawned) + 1, body, seed, session, sample, nice=body.nice, label=body.label
+        )
         self.processes[process.pid] = process
         self.spawned.append(process)
         if id(session) not in self._known_sessions:
@@ -513,7 +525,7 @@ class ScriptedKernel:
             parent=process.parent,
             tenant="tester",
             state=process.state,
-            label=process.spawn.label,
+            label=process.label,
             model=process.spawn.model or self.models[0].name,
             device=self.devices[0].name,
             nice=process.nice,

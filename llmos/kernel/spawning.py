@@ -187,7 +187,7 @@ def make_children(system: System, session: Session, parent: Process, body: Fork)
             parent=parent.pid,
             tenant=parent.tenant,
             session=None if body.detached else session.id,
-            label=parent.label,
+            label=parent.label if body.label is None else body.label,
             model=parent.model,
             device=parent.device,
             sampling=sampling,

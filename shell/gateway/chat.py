@@ -14,7 +14,7 @@ from shell.gateway.config import GatewayConfig
 from shell.gateway.constraints import Constraint, compile_constraint, read_constraint
 from shell.gateway.conversation import adapt_messages, takes_documents, takes_tools
 from shell.gateway.errors import invalid, invalid_value, unsupported
-from shell.gateway.exchange import Exchange
+from shell.gateway.exchange import Asker, Exchange
 from shell.gateway.fields import FieldTable, accepted, convert, implemented, refused, take_fields
 from shell.gateway.messages import MessageFields, count_characters, read_messages
 from shell.gateway.parameters import (
@@ -248,15 +248,15 @@ def _opens_thought(prompt: str, marks: tuple[str, str], fields: ChatFields, mess
     return prompt.rstrip().endswith(opens)
 
 
-async def prepare_chat(service: Service, exchange: Exchange, body: Json) -> tuple[Job, Shape]:
+async def prepare_chat(service: Service, asker: Asker, body: Json) -> tuple[Job, Shape]:
     """Turn a body into a job. Raises ApiError."""
-    fields, messages = read_chat_fields(body, exchange.ignored)
-    exchange.request_id = choose_id(fields, exchange.request_id)
+    fields, messages = read_chat_fields(body, asker.ignored)
+    asker.request_id = choose_id(fields, asker.request_id)
     tool_use = read_tool_use(
-        fields.tools or [], fields.tool_choice, fields.parallel_tool_calls, exchange.ignored
+        fields.tools or [], fields.tool_choice, fields.parallel_tool_calls, asker.ignored
     )
     model = await service.catalog.resolve(fields.model)
-    constraint = read_constraint(fields, exchange.ignored)
+    constraint = read_constraint(fields, asker.ignored)
     prompt = await encode_chat(service, model.text, fields, messages, tool_use, constraint)
     given = fields.max_completion_tokens
     if fields.dry_multiplier:  # its breakers are looked for in every token
@@ -269,7 +269,7 @@ async def prepare_chat(service: Service, exchange: Exchange, body: Json) -> tupl
         max_tokens=fields.max_tokens if given is None else given,
         num_top_logprobs=(fields.top_logprobs or 0) if fields.logprobs else None,
         param="messages",
-        label=exchange.request_id,
+        label=asker.request_id,
         reading=prompt.reading,
         grammar=prompt.grammar,
     )

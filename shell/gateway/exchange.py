@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 import msgspec
@@ -47,6 +47,13 @@ def find_content_length(headers: list[tuple[bytes, bytes]]) -> int | None:
         if name == b"content-length" and value.isdigit():
             return int(value)
     return None
+
+
+class Asker(Protocol):
+    """What the preparation of a job reads and writes of the request that it is for."""
+
+    request_id: str
+    ignored: list[str]
 
 
 @attrs.define(eq=False, kw_only=True)

@@ -31,6 +31,7 @@ class KernelLink:
     models: tuple[Model, ...] = ()
     needs_key: bool = False
     _client: Client | None = None
+    _connected: trio.Event = attrs.field(factory=trio.Event)  # replaced when a session is lost
 
     @property
     def is_connected(self) -> bool:
@@ -53,6 +54,7 @@ class KernelLink:
                     self.models = await client.models()
                     self.needs_key = client.welcome.needs_key
                     self._client = client
+                    self._connected.set()
                     pause = FIRST_PAUSE_SECONDS
                     log.info("connected", models=[model.name for model in self.models])
                     await self._stay(client)
@@ -60,9 +62,15 @@ class KernelLink:
                 log.warning("not_connected", error=str(error), retry_seconds=pause)
             finally:
                 self._client = None
+                if self._connected.is_set():
+                    self._connected = trio.Event()
                 self.models = ()
             await trio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    async def wait_connected(self) -> None:
+        """Wait until a session is open."""
+        await self._connected.wait()
 
     async def refresh(self) -> None:
         """Ask the kernel for its models now."""

@@ -12,7 +12,7 @@ import msgspec
 from shell.gateway.chat import ChatFields, prepare_chat
 from shell.gateway.chat_shape import ChatShape
 from shell.gateway.errors import ApiError, invalid
-from shell.gateway.exchange import Exchange
+from shell.gateway.exchange import Asker, Exchange
 from shell.gateway.parameters import Job, check_context
 from shell.gateway.response_input import (
     PASSED_ON,
@@ -49,10 +49,10 @@ ResponseBody = msgspec.defstruct(
 ResponseBody.__doc__ = "The body of a response."
 
 
-async def prepare_job(service: Service, exchange: Exchange, chat: Json, messages: list[Json]) -> Job:
+async def prepare_job(service: Service, asker: Asker, chat: Json, messages: list[Json]) -> Job:
     """Prepare the chat completion that answers. Raises ApiError whose `param` is the response's field."""
     try:
-        job, shape = await prepare_chat(service, exchange, {**chat, "messages": messages})
+        job, shape = await prepare_chat(service, asker, {**chat, "messages": messages})
     except ApiError as error:
         if error.param is not None:
             for of_chat, ours in RENAMED:
@@ -67,10 +67,19 @@ def with_instructions(instructions: str | None, messages: list[Json]) -> list[Js
     return messages if instructions is None else [{"role": "system", "content": instructions}, *messages]
 
 
-async def prepare_again(service: Service, exchange: Exchange, record: Record) -> Job:
+@attrs.define(eq=False)
+class Bygone:
+    """Stands for the request that began a response, when it is long over."""
+
+    request_id: str
+    ignored: list[str] = attrs.field(factory=list)
+
+
+async def prepare_again(service: Service, record: Record) -> Job:
     """Prepare the job of a record once more, to read its tokens. Raises ApiError."""
-    fields, chat = read_response_fields({**record.body, "input": "x"}, exchange.ignored)
-    return await prepare_job(service, exchange, chat, with_instructions(fields.instructions, record.messages))
+    asker = Bygone(record.id)
+    fields, chat = read_response_fields({**record.body, "input": "x"}, asker.ignored)
+    return await prepare_job(service, asker, chat, with_instructions(fields.instructions, record.messages))
 
 
 async def prepare_response(

@@ -40,8 +40,7 @@ class Record(msgspec.Struct, kw_only=True):
     prompt: list[int]  # token ids
     is_stored: bool = True
     is_background: bool = False
-    pid: int | None = None  # None: not known to have been spawned
-    label: str = ""  # of the process; a fork has its parent's
+    pid: int | None = None  # its label is `id`; None: not known to have been made
     offset: int = 0  # of this response's first token in the output of the process
     spawn_key: str = ""  # equal for equal ways of sampling
     status: str = "in_progress"  # then "completed", "incomplete", "failed", "cancelled"
@@ -111,6 +110,10 @@ class ResponseStore:
             file.flush()
             os.fsync(file.fileno())
         draft.rename(self.folder / f"{name}.json")
+
+    def list_unfinished(self) -> list[Record]:
+        """Records that are not over, oldest first."""
+        return [record for record in self._records.values() if not record.is_over]
 
     def remove(self, record: Record) -> None:
         """Forget a record."""

@@ -52,10 +52,12 @@ class ResponseRun:
 
     async def begin(self, client: Client, prepared: Prepared) -> None:
         """Create the process: a fork of the one that it continues, else a new one. Raises SyscallError."""
-        record = self.record
+        record, parent = self.record, prepared.parent
+        if parent is not None:  # so it will be, if the fork succeeds; whoever finds it can tell what it is
+            record.offset = parent.offset + len(parent.tokens)
+            record.num_kept_tokens = len(parent.prompt) + len(parent.tokens) - 1
         if record.is_stored:
             await self.save(record)  # before there is a process, so that one is never left unknown
-        parent = prepared.parent
         if parent is not None and parent.pid is not None and record.is_stored:
             with suppress(SyscallError):  # it is gone, or there is no room for two: begin anew
                 await self._fork(client, parent, prepared)
@@ -64,25 +66,22 @@ class ResponseRun:
             if record.is_stored:
                 options.update(detached=True, interactive=True, auto_reap=False)
             spawned = await client.spawn(record.prompt, **options)  # type: ignore[arg-type]
-            record.pid, record.label, record.offset = spawned.pids[0], record.id, 0
+            record.pid, record.offset, record.num_kept_tokens = spawned.pids[0], 0, 0
         if record.is_stored:
             await self.save(record)
 
     async def _fork(self, client: Client, parent: Record, prepared: Prepared) -> None:
         assert parent.pid is not None
-        if (await client.stat(parent.pid)).label != parent.label:
+        if (await client.stat(parent.pid)).label != parent.id:
             return  # a kernel that was restarted gives the pid to others
-        (pid,) = (await client.fork(parent.pid, detached=True)).pids
+        (pid,) = (await client.fork(parent.pid, detached=True, label=self.record.id)).pids
         try:
             await client.write(pid, prepared.suffix, self.job.spawn["max_tokens"])
         except BaseException:
             with trio.CancelScope(shield=True), suppress(SyscallError, ConnectionLost):
                 await end_process(client, pid)
             raise
-        record = self.record
-        record.pid, record.label = pid, parent.label
-        record.offset = parent.offset + len(parent.tokens)
-        record.num_kept_tokens = len(parent.prompt) + len(parent.tokens) - 1
+        self.record.pid = pid
 
     async def follow(self, client: Client) -> None:
         """Read the process to the end of its turn, and write the record's end. Never raises for a failure."""
@@ -124,7 +123,7 @@ class ResponseRun:
     async def _read(self, client: Client, choice: Choice, tokens: list[int]) -> ExitStatus:
         """Feed the tokens one by one, so that events do not depend on how they were read."""
         record = self.record
-        if record.pid is None or (await client.stat(record.pid)).label != record.label:
+        if record.pid is None or (await client.stat(record.pid)).label != record.id:
             raise SyscallError(Errno.ESRCH, "the process is another one's")
         offset = record.offset
         while True:
@@ -167,6 +166,23 @@ class ResponseRun:
         record.status = status
         self.writer.finish()
         self.over.set()
+
+
+async def adopt_process(client: Client, record: Record) -> None:
+    """Find the process of a record that does not know its own: the gateway died before it was told.
+
+    A fork that has not been told its turn yet is ended: it has the beginning of the prompt only.
+    """
+    for process in await client.ps(everyone=client.welcome.admin):
+        if process.label != record.id:
+            continue
+        if process.parent is None:
+            record.offset = record.num_kept_tokens = 0
+        elif process.num_tokens < len(record.prompt):
+            with suppress(SyscallError):  # it is gone
+                await end_process(client, process.pid)
+            continue
+        record.pid = process.pid
 
 
 async def end_process(client: Client, pid: int) -> None:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 
 import attrs
 import structlog
 import trio
 
-from shell.gateway.errors import kernel_lost
+from shell.gateway.errors import ApiError, kernel_lost
 from shell.gateway.kernel_link import KernelLink
 from shell.gateway.parameters import Job
 from shell.gateway.response_record import Record, ResponseStore
-from shell.gateway.response_run import Prepared, ResponseRun, end_process
+from shell.gateway.response_run import Prepared, ResponseRun, adopt_process, end_process
 from syscalls.client import Client, ConnectionLost
 from syscalls.errno import SyscallError
 
 SWEEP_SECONDS = 60.0
+RECOVERY_SECONDS = 1.0  # between tries to take up what could not be
 
 log = structlog.get_logger("gateway.responses")
 
@@ -42,6 +44,43 @@ class ResponseRuns:
                 if self.link.is_connected:
                     await self.expire(self.link.client)
 
+    async def recover(self, prepare: Callable[[Record], Awaitable[Job]]) -> None:
+        """Take up what an earlier gateway had begun, so that it comes to its end though nobody asks for it.
+
+        Args:
+            prepare: makes the job of a record again. Raises ApiError.
+        """
+        left = self.store.list_unfinished()
+        while left:
+            await self.link.wait_connected()
+            here = self.store.list_unfinished()
+            left = [record for record in left if any(record is other for other in here)]  # others are deleted
+            for record in tuple(left):
+                try:
+                    client = self.link.client
+                    if client.welcome.admin or client.welcome.tenant == record.tenant:
+                        await self.find(client, record, partial(prepare, record))
+                    left.remove(record)  # or its tenant's next request takes it up
+                except (ApiError, ConnectionLost, SyscallError) as error:
+                    if isinstance(error, ApiError) and error.status < 500:  # what it was asked is no more
+                        await self._give_up(self.link.client, record, error)
+                        left.remove(record)
+                    else:
+                        log.warning("not_taken_up", id=record.id, error=str(error))
+            if left:
+                await trio.sleep(RECOVERY_SECONDS)
+
+    async def _give_up(self, client: Client, record: Record, reason: ApiError) -> None:
+        record.status, record.error = "failed", {"code": "server_error", "message": reason.message}
+        await self._end(client, record)
+        await self.store.save(record)
+
+    async def wait_idle(self) -> None:
+        """Wait until no response is in the making."""
+        while self._live:
+            await next(iter(self._live.values())).over.wait()
+            await trio.lowlevel.checkpoint()  # the task that held it lets go of it
+
     async def expire(self, client: Client, num_new: int = 0) -> None:
         """Give up responses that are too old, or too many."""
         for record in list(self.store.list_expired(time.time(), num_new)):
@@ -60,6 +99,8 @@ class ResponseRuns:
         except BaseException:
             if record.is_stored:
                 self.store.remove(record)
+            with trio.CancelScope(shield=True):
+                await self._end(client, record)
             raise
         self._follow(run, client)
         return run
@@ -93,10 +134,8 @@ class ResponseRuns:
         if record.is_over:
             run.replay()
             return run
-        if record.pid is None:  # the gateway died between the record and the process, or just after
-            for process in await client.ps():
-                if process.label == record.id:
-                    record.pid, record.label = process.pid, record.id
+        if record.pid is None:
+            await adopt_process(client, record)
         if (live := self._live.get(record.id)) is not None:
             return live
         self._follow(run, client)
@@ -119,5 +158,5 @@ class ResponseRuns:
         if record.pid is None:
             return
         with trio.move_on_after(10), suppress(SyscallError, ConnectionLost):
-            if (await client.stat(record.pid)).label == record.label:
+            if (await client.stat(record.pid)).label == record.id:
                 await end_process(client, record.pid)

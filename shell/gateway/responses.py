@@ -53,11 +53,9 @@ class ResponseEndpoint(Endpoint):
         client = self.client_of(exchange)
         return client, self.service.responses.store.get(exchange.path_params["id"], client.welcome.tenant)
 
-    async def take_up(self, exchange: Exchange, client: Client, record: Record) -> ResponseRun:
+    async def take_up(self, client: Client, record: Record) -> ResponseRun:
         """Return the run of a record. Raises ApiError."""
-        return await self.service.responses.find(
-            client, record, lambda: prepare_again(self.service, exchange, record)
-        )
+        return await self.service.responses.find(client, record, lambda: prepare_again(self.service, record))
 
     async def stream(self, exchange: Exchange, run: ResponseRun, after: int) -> None:
         """Send a run's events with sequence numbers over `after`, to the last one, as they come."""
@@ -154,14 +152,19 @@ class ResponseDescription(ResponseEndpoint):
             await exchange.respond_json(200, make_response(record, record.output))
             return
 
-        async def work() -> None:
-            run = await self.take_up(exchange, client, record)
-            if is_stream == "true":
-                await self.stream(exchange, run, -1 if after is None else int(after))
-            else:
-                await exchange.respond_json(200, make_response(record, run.writer.output))
+        async def tell() -> None:
+            run = await self.take_up(client, record)
+            await exchange.respond_json(200, make_response(record, run.writer.output))
 
-        await exchange.guard(work)
+        async def follow() -> None:
+            run = await self.take_up(client, record)
+            await self.stream(exchange, run, -1 if after is None else int(after))
+
+        if is_stream == "false":
+            await exchange.guard(tell)
+            return
+        with self.service.admission.admit(exchange):  # it lasts: whoever drains the server waits for it
+            await exchange.guard(follow)
 
 
 class ResponseInputItems(ResponseEndpoint):
@@ -196,7 +199,7 @@ class ResponseCancel(ResponseEndpoint):
         if not record.is_background:
             raise invalid("invalid_value", "Only background responses can be cancelled.", "response_id")
         if not record.is_over:
-            run = await self.take_up(exchange, client, record)
+            run = await self.take_up(client, record)
             await self.service.responses.cancel(run)
         await exchange.respond_json(200, make_response(record, record.output))
 

@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import ssl
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import structlog
@@ -20,6 +21,7 @@ from hypercorn.trio import serve
 
 from shell.gateway.app import make_app
 from shell.gateway.config import GatewayConfig
+from shell.gateway.response_prepare import prepare_again
 from shell.gateway.service import Service, make_service
 from syscalls.collector import settle_collector
 
@@ -114,6 +116,9 @@ async def _drain(service: Service, stop: trio.Event) -> None:
     # send timeout, and the process need not wait for that.
     with trio.move_on_after(service.config.shutdown_timeout + CLOSE_SECONDS):
         await service.admission.drain(service.config.shutdown_timeout)
+        # In the background nobody waits but the store. What is not over in time stays in the making: in a
+        # kernel that lives it goes on, and the gateway that follows takes it up.
+        await service.responses.wait_idle()
     stop.set()
     await trio.sleep(2 * CLOSE_SECONDS)
     log.warning("connections_stalled", message="left behind: their clients read nothing")
@@ -131,6 +136,7 @@ async def run_gateway(config: GatewayConfig) -> None:
         await nursery.start(service.sessions.run)
         await nursery.start(service.responses.run)
         nursery.start_soon(service.link.run)
+        nursery.start_soon(service.responses.recover, partial(prepare_again, service))
         nursery.start_soon(service.catalog.warm)
         nursery.start_soon(_watch_signals, service, stop)
         if config.life_fd is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,15 @@ from shell.gateway.parsers.events import CallArguments, CallBegun, CallEnded, Co
 from shell.gateway.response_events import ResponseEvents
 from shell.gateway.response_record import Record, ResponseStore
 from syscalls.process import ExitStatus, Fork, Spawn, Write
-from tests.gateway.harness import PATIENCE_SECONDS, Gateway, KernelThread, running_gateway, say_forever, says
+from tests.gateway.harness import (
+    PATIENCE_SECONDS,
+    Gateway,
+    KernelThread,
+    http_request,
+    running_gateway,
+    say_forever,
+    says,
+)
 from tests.gateway.test_gateway_errors import check_error
 from tests.scripted_kernel import END, STOPPED_BY_MODEL, ScriptedProcess, read_tokens
 
@@ -334,6 +343,85 @@ def test_kill_9(own_kernel: KernelThread, tmp_path: Path) -> None:
         assert [event.to_dict() for event in client.responses.retrieve(wanted, stream=True)] == events
         assert client.responses.retrieve(wanted).output_text == "first half, second half"
         client.responses.delete(wanted)
+        own_kernel.wait_until(lambda: not own_kernel.kernel.processes)
+
+
+def read_record(kernel: KernelThread, wanted: str) -> dict[str, Any]:
+    """A stored response as it lies on the disk."""
+    found: dict[str, Any] = json.loads(
+        (kernel.folder / "llmos.sock.responses" / f"{wanted}.json").read_text()
+    )
+    return found
+
+
+@pytest.mark.parametrize("call", [Spawn, Fork, Write])
+def test_kill_9_before_the_kernel_has_answered(own_kernel: KernelThread, tmp_path: Path, call: type) -> None:
+    """The process that nobody was told of is taken up, or ended where it has no turn; none is left over."""
+    kernel, first = own_kernel.kernel, None
+    with running_gateway(own_kernel, tmp_path / "one") as gateway:
+        if call is not Spawn:
+            first = open_client(gateway).responses.create(model="scripted", input="hi").id
+        own_kernel.program = says("to be continued")
+        kernel.unanswered.add(call)
+        with gateway.connect() as raw:
+            body = {"input": "on", "background": True, "previous_response_id": first}
+            raw.sendall(http_request(PATH, body))
+            own_kernel.wait_until(lambda: any(isinstance(done, call) for done in kernel.calls))
+            own_kernel.wait_until(lambda: len(kernel.processes) == (1 if call is Spawn else 2))
+            gateway.process.kill()
+            gateway.process.wait()
+    kernel.unanswered.clear()
+    (begun,) = [
+        path.stem for path in (own_kernel.folder / "llmos.sock.responses").iterdir() if path.stem != first
+    ]
+    with running_gateway(own_kernel, tmp_path / "two") as gateway:
+        record = own_kernel.wait_until(
+            lambda: (now := read_record(own_kernel, begun))["status"] != "in_progress" and now
+        )
+        client = open_client(gateway)
+        found = client.responses.retrieve(begun)
+        if call is Fork:
+            assert record["status"] == found.status == "failed"
+            own_kernel.wait_until(lambda: len(kernel.processes) == 1)
+        else:
+            assert record["status"] == found.status == "completed"
+            assert found.output_text == "to be continued"
+            assert record["pid"] in kernel.processes
+        for wanted in filter(None, (first, begun)):
+            client.responses.delete(wanted)
+        own_kernel.wait_until(lambda: not kernel.processes)
+
+
+@pytest.mark.parametrize("is_in_time", [True, False])
+def test_drain_waits_for_the_background(own_kernel: KernelThread, tmp_path: Path, is_in_time: bool) -> None:
+    """Until the shutdown timeout; what is not over then goes on, and the next gateway takes it up."""
+    rest = own_kernel.make_event()
+
+    async def program(process: ScriptedProcess) -> ExitStatus:
+        await process.say("first half, ")
+        await rest.wait()
+        await process.say("second half")
+        await process.emit(END)
+        return STOPPED_BY_MODEL
+
+    own_kernel.program = program
+    timeout = str(PATIENCE_SECONDS if is_in_time else 0.2)
+    with running_gateway(own_kernel, tmp_path / "one", "--shutdown-timeout", timeout) as gateway:
+        begun = open_client(gateway).responses.create(model="scripted", input="hi", background=True).id
+        gateway.process.send_signal(signal.SIGTERM)
+        if is_in_time:
+            own_kernel.wait_until(lambda: gateway.post(PATH, {"input": "hi"}).status_code == 503)
+            assert gateway.process.poll() is None
+            own_kernel.call(rest.set)
+        assert gateway.process.wait(PATIENCE_SECONDS) == 0
+    expected = "completed" if is_in_time else "in_progress"
+    assert read_record(own_kernel, begun)["status"] == expected
+    own_kernel.call(rest.set)
+    with running_gateway(own_kernel, tmp_path / "two") as gateway:
+        own_kernel.wait_until(lambda: read_record(own_kernel, begun)["status"] == "completed")
+        client = open_client(gateway)
+        assert client.responses.retrieve(begun).output_text == "first half, second half"
+        client.responses.delete(begun)
         own_kernel.wait_until(lambda: not own_kernel.kernel.processes)
 
 

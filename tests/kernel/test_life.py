@@ -85,10 +85,12 @@ async def test_fork_mid_flight(autojump_clock, tmp_path: Path) -> None:
     """Children of a running process continue from its tokens as if they were it; new seeds diverge."""
     async with running_kernel(tmp_path) as kernel:
         sampling = Sampling(temperature=1.0, seed=5)
-        (pid,) = (await kernel.client.spawn(PROMPT, max_tokens=60, sampling=sampling)).pids
+        (pid,) = (await kernel.client.spawn(PROMPT, max_tokens=60, sampling=sampling, label="parent")).pids
         await read_some(kernel.client, pid, 11)
         same = (await kernel.client.fork(pid, 3)).pids
-        other = (await kernel.client.fork(pid, 1, seeds=(99,))).pids
+        other = (await kernel.client.fork(pid, 1, seeds=(99,), label="other")).pids
+        labels = [(await kernel.client.stat(child)).label for child in (pid, same[0], other[0])]
+        assert labels == ["parent", "parent", "other"]
         expected = MODEL.expected_tokens(PROMPT, 60, sampling=sampling)
         for child in (pid, *same):
             tokens, _ = await read_all(kernel.client, child)
