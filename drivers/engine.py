@@ -16,6 +16,8 @@ from collections.abc import Callable
 
 import attrs
 import msgspec
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from drivers.arena import Arena
@@ -24,10 +26,12 @@ from drivers.copy_cost import measure_copy_cost
 from drivers.model.errors import ModelError
 from drivers.model.grammar import GrammarTokens
 from drivers.model.kv_layout import poison_tail
+from drivers.model.pooler import Pooler
 from drivers.model.sampler import Sampler
 from drivers.model.transformer import Model
 from drivers.page_table import ArenaError
 from drivers.profile import profile_model
+from drivers.step_results import StepResults
 from drivers.tiers import Tiers
 from llmos.device import (
     Bind,
@@ -44,7 +48,6 @@ from llmos.device import (
     Release,
     Reserve,
     Row,
-    RowFault,
     Segment,
     Step,
     StepDone,
@@ -64,6 +67,7 @@ class _Session:
 
     model: Model
     sampler: Sampler
+    pooler: Pooler
     arena: Arena
     tiers: Tiers
     k_pages: list[torch.Tensor]
@@ -122,7 +126,7 @@ class Engine:
         info = model.info.model_info(load.name, load.path)
         grammar_tokens = GrammarTokens.open(info.path, info.vocab_size, info.eos_token_ids)
         sampler = Sampler(info.vocab_size, grammar_tokens=grammar_tokens)
-        session = _Session(model, sampler, arena, tiers, k_pages, v_pages)
+        session = _Session(model, sampler, Pooler(), arena, tiers, k_pages, v_pages)
         loaded = Loaded(
             model=msgspec.structs.replace(info, weight_bytes=model.weight_bytes),
             kv=kv,
@@ -170,11 +174,7 @@ class Engine:
         if (session := self._session) is None:
             raise RuntimeError(f"step {step.id} came before a model was loaded")
         started = time.perf_counter()
-        tokens: list[int | None] = [None] * len(step.rows)
-        logprobs: list[TokenLogprobs | None] = [None] * len(step.rows)
-        mus: dict[int, float] = {}
-        scores: dict[int, tuple[TokenLogprobs, ...]] = {}
-        faults: dict[int, str] = {}
+        results = StepResults(len(step.rows))
         good: dict[int, Row] = {}
         failed = self._apply_edits(session, step.edits)
         seen: set[int] = set()
@@ -185,27 +185,17 @@ class Engine:
             if message is None and resolved is not None:
                 good[index] = resolved
             else:
-                faults[index] = message or "it has no tokens"
+                results.faults[index] = message or "it has no tokens"
         if good:
             try:
-                self._run_rows(session, step.rows, good, tokens, logprobs, mus, scores, faults)
+                self._run_rows(session, step.rows, good, results)
             except Exception as error:
                 traceback.print_exc()
                 self.backend.check_health()
-                message = f"{type(error).__name__}: {error}"
-                faults.update(dict.fromkeys(good, message))
-                tokens, logprobs = [None] * len(step.rows), [None] * len(step.rows)
-        for index in faults:
+                results.fail(list(good), f"{type(error).__name__}: {error}")
+        for index in results.faults:
             self._sampled.pop(step.rows[index].asid, None)
-        return StepDone(
-            id=step.id,
-            tokens=tuple(tokens),
-            seconds=time.perf_counter() - started,
-            logprobs=tuple(logprobs) if any(logprobs) else (),
-            faults=tuple(RowFault(index, faults[index]) for index in sorted(faults)),
-            mus=tuple(mus.get(index) for index in range(len(step.rows))) if mus else (),
-            scores=tuple(scores.get(index, ()) for index in range(len(step.rows))) if scores else (),
-        )
+        return results.done(step.id, time.perf_counter() - started)
 
     def _apply_edits(self, session: _Session, edits: tuple[Edit, ...]) -> str | None:
         """Apply every edit; return why the whole step cannot run, if so."""
@@ -216,13 +206,16 @@ class Engine:
                     case Map():
                         session.arena.map(edit)
                     case Bind():
-                        session.sampler.bind(edit)
+                        session.pooler.bind(edit)
+                        if edit.pooling is None:
+                            session.sampler.bind(edit)
                     case Reserve(asid):
                         session.arena.reserve(asid)
                     case Release(asid):
                         self._broken.pop(asid, None)
                         self._sampled.pop(asid, None)
                         session.sampler.release(asid)
+                        session.pooler.release(asid)
                         session.arena.release(asid)
                     case CopyPage():
                         session.arena.copy_page(edit)
@@ -254,6 +247,8 @@ class Engine:
             return f"space {row.asid} has no sampled token for position {row.start}"
         if (message := session.model.explain_bad_row(resolved)) is not None:
             return message
+        if (message := session.pooler.explain_bad_row(row)) is not None:
+            return message
         num_pages = session.arena.kv.num_pages(row.start + row.num_tokens)
         try:
             session.arena.finish_maps(row.asid, num_pages)
@@ -264,17 +259,9 @@ class Engine:
         return None
 
     def _run_rows(
-        self,
-        session: _Session,
-        rows: tuple[Row, ...],
-        good: dict[int, Row],
-        tokens: list[int | None],
-        logprobs: list[TokenLogprobs | None],
-        mus: dict[int, float],
-        scores: dict[int, tuple[TokenLogprobs, ...]],
-        faults: dict[int, str],
+        self, session: _Session, rows: tuple[Row, ...], good: dict[int, Row], results: StepResults
     ) -> None:
-        """Run good rows, by index; fill tokens, logprobs, mus, scores and faults in."""
+        """Run good rows, by index, and take what they yield."""
         batch = list(good.values())
         if self.debug:
             _poison_tails(session, batch)
@@ -287,29 +274,39 @@ class Engine:
         for row in batch:
             draws += session.sampler.scores(row.asid, row.targets)
             draws += [next(own)] if row.sample else []
-        made = iter(
-            session.model.choose(batch, session.arena.page_index, session.k_pages, session.v_pages, draws)
-        )
+        told, num_before = [], 0
+        for row in batch:
+            told += [num_before + index for index in session.pooler.wanted(row)]
+            num_before += row.num_tokens
+        index_of, keys, values = session.arena.page_index, session.k_pages, session.v_pages
+        if told:
+            choices_made, hidden = session.model.choose_and_tell(batch, index_of, keys, values, draws, told)
+            _pool(session.pooler, good, hidden, results)
+        else:
+            choices_made = session.model.choose(batch, index_of, keys, values, draws)
+        made = iter(choices_made)
         choices = []
         for index, row in good.items():
             if row.targets:
                 given = [next(made) for _ in row.targets]
-                scores[index] = tuple(
+                results.scores[index] = tuple(
                     TokenLogprobs(each.logprob, each.top_ids, each.top_logprobs, each.rank) for each in given
                 )
                 if any(each.num_bad for each in given):
-                    faults[index] = f"logits are not finite between {row.start} and {row.start + len(given)}"
+                    results.faults[index] = (
+                        f"logits are not finite between {row.start} and {row.start + len(given)}"
+                    )
             choices += [next(made)] if row.sample else []
         for index, (asid, position), sampled in zip(
             sampling, wanted, session.sampler.record(choices, wanted), strict=True
         ):
             if sampled.token is None:
-                faults[index] = sampled.fault or "no token was sampled"
+                results.faults[index] = sampled.fault or "no token was sampled"
             else:
-                tokens[index], logprobs[index] = sampled.token, sampled.logprobs
+                results.tokens[index], results.logprobs[index] = sampled.token, sampled.logprobs
                 self._sampled[asid] = (position, sampled.token)
                 if sampled.mu is not None:
-                    mus[index] = sampled.mu
+                    results.mus[index] = sampled.mu
 
     @property
     def num_copies(self) -> int:
@@ -347,6 +344,23 @@ class Engine:
             gc.unfreeze()
         self._sampled.clear()
         self._broken.clear()
+
+
+def _pool(
+    pooler: Pooler, good: dict[int, Row], hidden: npt.NDArray[np.float32], results: StepResults
+) -> None:
+    """Hand the hidden states of a step to the rows that wanted them, in order."""
+    first = 0
+    for index, row in good.items():
+        last = first + len(pooler.wanted(row))
+        try:
+            vector = pooler.take(row, hidden[first:last])
+        except ValueError as error:
+            results.faults[index] = str(error)
+        else:
+            if vector is not None:
+                results.vectors[index] = vector
+        first = last
 
 
 def _poison_tails(session: _Session, rows: list[Row]) -> None:

@@ -11,11 +11,13 @@ import heapq
 import math
 
 import attrs
+import msgspec
 import trio
 
 from drivers.sim_memory import ProtocolViolation, SimMemory
-from drivers.sim_model import SimModel, mix, next_mu, penalty_term
+from drivers.sim_model import VECTOR_SIZE, SimModel, mix, next_mu, penalty_term
 from drivers.sim_tiers import SimTiers
+from drivers.step_results import StepResults
 from llmos.cost import CopyCost, CostModel, Profile, StepWork
 from llmos.device import (
     DRIVER_ABI,
@@ -26,6 +28,7 @@ from llmos.device import (
     CopyPage,
     DriverLost,
     Edit,
+    EmbeddingInfo,
     Failed,
     FromDriver,
     Hello,
@@ -37,10 +40,8 @@ from llmos.device import (
     Release,
     Reserve,
     Row,
-    RowFault,
     Segment,
     Step,
-    StepDone,
     StopDriver,
     Tier,
     ToDriver,
@@ -93,6 +94,8 @@ class _Sampler:
     penalty_state: int
     sampled: tuple[int, int] | None = None  # position and token
     mu: float | None = None
+    num_pooled: int = 0  # positions folded into `pooled`, of a space that makes a mean
+    pooled: int = 0
     has_failed: bool = False  # its last row was faulty: there is no sample to feed
 
     def count(self, position: int, token: int) -> None:
@@ -258,6 +261,7 @@ class SimDriver:
             dtype="sim",
             num_parameters=0,
             kernels="sim",
+            embedding=EmbeddingInfo(VECTOR_SIZE, ("last", "mean")),
         )
         num_slots: dict[Tier, int] = {
             "host": min(self.max_slots, load.host_bytes // self.kv.frame_bytes),
@@ -329,48 +333,30 @@ class SimDriver:
         self._num_rows += len(step.rows)
         self._num_tokens += num_tokens
 
-        tokens: list[int | None] = []
-        logprobs: list[TokenLogprobs | None] = []
-        faults: list[RowFault] = []
-        mus: list[float | None] = []
-        scores: list[tuple[TokenLogprobs, ...]] = []
+        results = StepResults(len(step.rows))
         for index, row in enumerate(step.rows):
             if not row.tokens and self._sampler(row).has_failed:
                 # Planned before the kernel could know; it fails too, and does not touch memory.
-                faults.append(RowFault(index, "the sample that it feeds on has failed"))
-                tokens.append(None)
-                logprobs.append(None)
-                mus.append(None)
-                scores.append(())
+                results.faults[index] = "the sample that it feeds on has failed"
                 continue
             inputs = self._resolve(row)
             states = self._run(row, inputs)
-            state = states[-1]
-            scores.append(self._score(row, states))
-            token = logprob = None
+            if scores := self._score(row, states):
+                results.scores[index] = scores
+            vector = self._pool(row, states)
             if self.faults.faulty_token in inputs:
-                faults.append(
-                    RowFault(index, f"token {self.faults.faulty_token} makes the simulated device fail")
-                )
+                results.faults[index] = f"token {self.faults.faulty_token} makes the simulated device fail"
                 self._sampler(row).has_failed = True
-            elif row.sample:
-                token, logprob = self._sample(row, state)
-            tokens.append(token)
-            logprobs.append(logprob)
-            mus.append(self._sampler(row).mu if token is not None else None)
-        wanted = tuple(logprobs) if any(logprobs) else ()
-        has_mu = any(mu is not None for mu in mus)
-        done = StepDone(
-            step.id,
-            tuple(tokens),
-            seconds,
-            wanted,
-            tuple(faults),
-            tuple(mus) if has_mu else (),
-            tuple(scores) if any(scores) else (),
-            ended_at=max(trio.current_time(), self._busy_until) + seconds,
-        )
-        self._answer(seconds, done)
+                continue
+            if vector is not None:
+                results.vectors[index] = vector
+            if row.sample:
+                results.tokens[index], results.logprobs[index] = self._sample(row, states[-1])
+                if (mu := self._sampler(row).mu) is not None:
+                    results.mus[index] = mu
+        done = results.done(step.id, seconds)
+        ended_at = max(trio.current_time(), self._busy_until) + seconds
+        self._answer(seconds, msgspec.structs.replace(done, ended_at=ended_at))
 
     def _apply(self, edit: Edit) -> None:
         match edit:
@@ -404,6 +390,7 @@ class SimDriver:
             for position, token in enumerate(bind.tokens):
                 sampler.count(position, token)
         sampler.num_counted = len(bind.tokens)
+        sampler.num_pooled, sampler.pooled = bind.num_summed, int.from_bytes(bind.total)
         self._samplers[bind.asid] = sampler
 
     def _sampler(self, row: Row) -> _Sampler:
@@ -440,6 +427,28 @@ class SimDriver:
             self.model.logprobs(token, state, count)
             for token, state in zip(row.targets, states, strict=False)
         )
+
+    def _pool(self, row: Row, states: list[int]) -> bytes | None:
+        """Fold what a row's positions yield into its space's vector; return that with the last row."""
+        sampler = self._samplers.get(row.asid)
+        pooling = sampler.bind.pooling if sampler is not None else None
+        if sampler is None or pooling is None:
+            if row.pool:
+                raise ProtocolViolation(f"space {row.asid} makes no vector")
+            return None
+        if row.sample or row.targets:
+            raise ProtocolViolation(f"space {row.asid} makes a vector, and is to sample or score")
+        if pooling.kind != "mean":
+            return self.model.vector(states[-1], pooling) if row.pool else None
+        if row.start > sampler.num_pooled:
+            raise ProtocolViolation(
+                f"space {row.asid} has summed {sampler.num_pooled} positions; the row starts at {row.start}"
+            )
+        new = states[max(0, sampler.num_pooled - row.start) :]
+        for state in new:
+            sampler.pooled = mix(sampler.pooled, state)
+        sampler.num_pooled += len(new)
+        return self.model.vector(sampler.pooled, pooling) if row.pool else sampler.pooled.to_bytes(8)
 
     def _run(self, row: Row, inputs: tuple[int, ...]) -> list[int]:
         """Compute a row's positions into memory and return the state behind each."""

@@ -7,12 +7,15 @@ changes everything that follows, as it would in a real model, at a cost of O(1) 
 
 from __future__ import annotations
 
+import struct
 import zlib
+from collections.abc import Sequence
 
 import attrs
 
-from llmos.device import Bind, Sampling, TokenLogprobs
+from llmos.device import Bind, Pooling, Sampling, TokenLogprobs
 
+VECTOR_SIZE = 8  # numbers in a vector
 ROOT_STATE = 0x243F6A8885A308D3  # the state before position 0
 _MASK = (1 << 64) - 1
 OTHERS = (
@@ -94,6 +97,20 @@ class SimModel:
         top_ids = tuple((token + i) % self.vocab_size for i in range(count))
         first = -((state >> 8) % 1000) / 1000
         return TokenLogprobs(first, top_ids, tuple(first - i for i in range(count)))
+
+    def vector(self, pooled: int, pooling: Pooling) -> bytes:
+        """What an input comes to: `pooled` is its last state, or for a mean a fold over all of them."""
+        digest = mix(mix(pooled, zlib.crc32(pooling.kind.encode())), pooling.normalise)
+        numbers = [mix(digest, index) % 2**24 / 2**23 - 1 for index in range(VECTOR_SIZE)]
+        return struct.pack(f"<{VECTOR_SIZE}f", *numbers)
+
+    def expected_vector(self, tokens: Sequence[int], pooling: Pooling) -> bytes:
+        """Tell what a quiet run of one input ends with: the whole truth, without pages, batches or steps."""
+        state, pooled = ROOT_STATE, 0
+        for token in tokens:
+            state = mix(state, token)
+            pooled = mix(pooled, state)
+        return self.vector(pooled if pooling.kind == "mean" else state, pooling)
 
     def expected_tokens(
         self,

@@ -19,6 +19,7 @@ from typing import Literal, NewType, Protocol
 import msgspec
 
 from llmos.cost import Profile
+from syscalls.embedding import EmbeddingInfo, Pooling
 from syscalls.sampling import CUTS, Dry, Sampling, TokenLogprobs
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "DriverLost",
     "Dry",
     "Edit",
+    "EmbeddingInfo",
     "Failed",
     "FromDriver",
     "Hello",
@@ -47,6 +49,7 @@ __all__ = [
     "ModelInfo",
     "Pfn",
     "Place",
+    "Pooling",
     "Progress",
     "Quality",
     "Release",
@@ -187,6 +190,10 @@ class Bind(msgspec.Struct, frozen=True, tag="bind", array_like=True):
     of later rows at positions >= len(tokens). While fewer than `min_tokens` tokens were sampled since
     `num_prompt_tokens`, the ids in `stop_token_ids` are never sampled. `mu` is what mirostat has come to: a
     process's own, from the last `StepDone` whose token the kernel has taken; None: nothing was sampled yet.
+
+    With `pooling` the space samples nothing, and no history is told: its row with `pool` yields a vector. A
+    mean goes on from `total`, the sum over the first `num_summed` positions as a `StepDone` told it: rows may
+    compute those again, and then follow each other.
     """
 
     asid: int
@@ -196,6 +203,9 @@ class Bind(msgspec.Struct, frozen=True, tag="bind", array_like=True):
     stop_token_ids: tuple[int, ...] = ()
     min_tokens: int = 0
     mu: float | None = None
+    pooling: Pooling | None = None
+    num_summed: int = 0
+    total: bytes = b""
 
 
 Edit = Reserve | Release | Map | CopyPage | Bind
@@ -246,6 +256,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     num_parameters: int
     kernels: str  # what computes; equal bits are promised between equal ones
     weight_bytes: int = 0  # in the device's memory, or mapped into it; 0: not known
+    generates: bool = True  # text; an encoder only makes vectors
+    embedding: EmbeddingInfo | None = None  # None: it makes no vectors
 
 
 class Quality(msgspec.Struct, frozen=True):
@@ -301,6 +313,8 @@ class Row(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     `targets` are tokens that are known to follow the row's first positions, one each: how likely they were is
     told, with as many alternatives as the space's `prompt_logprobs`. Nothing is sampled there.
+
+    With `pool`, the row's last position is the input's last: the space's vector is told.
     """
 
     asid: int
@@ -308,6 +322,7 @@ class Row(msgspec.Struct, frozen=True, array_like=True, gc=False):
     tokens: tuple[int, ...]
     sample: bool
     targets: tuple[int, ...] = ()
+    pool: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -345,6 +360,9 @@ class StepDone(msgspec.Struct, frozen=True, tag="step_done"):
     mus: tuple[float | None, ...] = ()  # of mirostat, after each row's token; empty when no row has one
     scores: tuple[tuple[TokenLogprobs, ...], ...] = ()  # of each row's targets; empty when no row has any
     ended_at: float | None = None  # on the kernel's clock, of a driver that has it; None: as it arrives
+    # Numbers of 32 bits, little-endian: of a row with `pool` the vector, of another of a mean the sum up to
+    # its end; empty when no row has any.
+    vectors: tuple[bytes | None, ...] = ()
 
 
 # --- copies between tiers ----------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ import outcome
 import trio
 
 from syscalls.codec import Answer, ErrorReply, Request, Welcome
+from syscalls.embedding import Embed, Embedded
 from syscalls.errno import Errno, SyscallError
 from syscalls.image import (
     Checkpoint,
@@ -64,7 +65,7 @@ from syscalls.process import (
     WhyInfo,
     Write,
 )
-from syscalls.session import ClientSession, ConnectionLost, SpawnOptions, explain_wrong_answer
+from syscalls.session import ClientSession, ConnectionLost, EmbedOptions, SpawnOptions, explain_wrong_answer
 from syscalls.system import (
     DeviceInfo,
     DeviceList,
@@ -185,7 +186,7 @@ class Client:
 
         def abandon(_: object) -> trio.lowlevel.Abort:
             del self._waiting[call_id]
-            if isinstance(body, Spawn | Fork | Restore):
+            if isinstance(body, Spawn | Embed | Fork | Restore):
                 self._orphaned.add(call_id)
             return trio.lowlevel.Abort.SUCCEEDED
 
@@ -266,6 +267,24 @@ class Client:
     def stream(self, pid: int, offset: int = 0) -> OutputStream:
         """Iterate over a process's output from `offset` to the end of its turn."""
         return OutputStream(self, pid, offset)
+
+    async def embed(self, inputs: Iterable[Iterable[int]], **options: Unpack[EmbedOptions]) -> Embedded:
+        """Make a vector of each input of token ids, and wait for all. See `Embed`.
+
+        When it is cancelled, or a read fails, the processes that are left are killed.
+        """
+        body = Embed(tuple(map(tuple, inputs)), auto_reap=True, **options)
+        spawned = await self._ask(body, Spawned)
+        outputs: list[Output] = []
+        try:
+            for pid in spawned.pids:
+                outputs.append(await self.read(pid))
+        except BaseException:
+            left = spawned.pids[len(outputs) :]
+            if self._lost is None:
+                self._bury(Spawned(left, spawned.seeds))
+            raise
+        return Embedded(spawned.pids, outputs, spawned.rates)
 
     # --- images --------------------------------------------------------------------------------------------
 

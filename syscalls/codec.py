@@ -12,6 +12,7 @@ from typing import get_args
 
 import msgspec
 
+from syscalls.embedding import Embed
 from syscalls.errno import Errno, SyscallError
 from syscalls.image import (
     Checkpoint,
@@ -65,6 +66,7 @@ LENGTH = struct.Struct("<I")
 
 Request = (
     Spawn | Fork | Wait | Read | Write | Kill | Stop | Cont | Nice | Ps | Stat | Why | Trace
+    | Embed
     | Checkpoint | Restore | Images | RemoveImage
     | Meminfo | Maps | Frames
     | Whoami | Tenants | Shares

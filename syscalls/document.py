@@ -17,7 +17,7 @@ from types import ModuleType
 import attrs
 import msgspec
 
-from syscalls import codec, errno, image, memory, process, sampling, system, tenant
+from syscalls import codec, embedding, errno, image, memory, process, sampling, system, tenant
 from syscalls.codec import ABI_VERSION, MAX_FRAME_BYTES, Call, Hello, Reply, Request, Welcome, encode_frame
 from syscalls.errno import Errno
 from syscalls.session import REPLY_TYPES
@@ -25,6 +25,7 @@ from syscalls.system import Ping
 
 FAMILIES: tuple[tuple[str, ModuleType], ...] = (
     ("Process", process),
+    ("Embedding", embedding),
     ("Image", image),
     ("Memory", memory),
     ("Tenant", tenant),
@@ -117,7 +118,7 @@ def _write_structs() -> Iterator[str]:
     yield "## Replies and the structs inside calls and replies"
     yield ""
     calls = set(typing.get_args(Request))
-    for module in (process, sampling, image, memory, tenant, system):
+    for module in (process, sampling, embedding, image, memory, tenant, system):
         for kind in _structs_of(module):
             if kind not in calls:
                 yield from _write_struct(kind)
@@ -141,7 +142,7 @@ def _write_limits() -> Iterator[str]:
     yield ""
     yield "| name | value |"
     yield "| --- | --- |"
-    for module in (codec, process, sampling, image, errno, system):
+    for module in (codec, process, sampling, embedding, image, errno, system):
         for name, value in vars(module).items():
             if name.startswith(("MAX_", "MIN_")) and isinstance(value, int):
                 yield f"| {name} | {value} |"

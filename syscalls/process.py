@@ -59,7 +59,7 @@ class Fork(msgspec.Struct, frozen=True, tag="fork"):
     """Create children that continue from the parent's tokens so far; memory is shared copy-on-write.
 
     Child i keeps the parent's seed, or takes seeds[i]. Errors: ESRCH, EPERM, EBUSY (the parent has
-    exited), EINVAL (count or seeds out of range), EAGAIN (table full), EDQUOT.
+    exited), EINVAL (count or seeds out of range; the parent makes a vector), EAGAIN (table full), EDQUOT.
     """
 
     pid: int
@@ -134,6 +134,7 @@ class Output(msgspec.Struct, frozen=True, tag="output"):
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     # Aligned with tokens when asked for at spawn: Unix time, in seconds, when the device had each.
     times: tuple[float, ...] = ()
+    vector: bytes = b""  # what an `Embed` process ended with: numbers of 32 bits, little-endian
 
 
 class Write(msgspec.Struct, frozen=True, tag="write"):

@@ -21,6 +21,7 @@ from syscalls.codec import (
     encode_frame,
     kernel_frame_decoder,
 )
+from syscalls.embedding import Embed
 from syscalls.errno import Errno, SyscallError
 from syscalls.image import (
     Checkpoint,
@@ -83,6 +84,7 @@ REPLY_TYPES: dict[type[Request], type[Answer]] = {
     Stat: ProcessInfo,
     Why: WhyInfo,
     Trace: TraceList,
+    Embed: Spawned,
     Meminfo: MemoryInfo,
     Frames: FrameMapList,
     Maps: MapList,
@@ -124,6 +126,18 @@ class SpawnOptions(TypedDict, total=False):
     deadline_seconds: float | None
     cache_salt: str
     token_times: bool
+
+
+class EmbedOptions(TypedDict, total=False):
+    """The optional fields of `Embed`, as keyword arguments."""
+
+    pooling: str | None
+    normalise: bool
+    model: str | None
+    nice: int
+    label: str
+    deadline_seconds: float | None
+    cache_salt: str
 
 
 class ClientSession:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import Self, TypeVar, Unpack
 
 from syscalls.codec import Answer, ErrorReply, Request, Welcome
+from syscalls.embedding import Embed, Embedded
 from syscalls.errno import Errno, SyscallError
 from syscalls.image import (
     Checkpoint,
@@ -57,7 +58,7 @@ from syscalls.process import (
     WhyInfo,
     Write,
 )
-from syscalls.session import ClientSession, ConnectionLost, SpawnOptions, explain_wrong_answer
+from syscalls.session import ClientSession, ConnectionLost, EmbedOptions, SpawnOptions, explain_wrong_answer
 from syscalls.system import (
     DeviceInfo,
     DeviceList,
@@ -202,6 +203,12 @@ class SyncClient:
     ) -> Spawned:
         """Create children that continue from the parent's tokens so far. See `Fork`."""
         return self._ask(Fork(pid, count, tuple(seeds), detached, auto_reap, label), Spawned)
+
+    def embed(self, inputs: Iterable[Iterable[int]], **options: Unpack[EmbedOptions]) -> Embedded:
+        """Make a vector of each input of token ids, and wait for all. See `Embed`."""
+        body = Embed(tuple(map(tuple, inputs)), auto_reap=True, **options)
+        spawned = self._ask(body, Spawned)
+        return Embedded(spawned.pids, [self.read(pid) for pid in spawned.pids], spawned.rates)
 
     def wait(self, pid: int) -> Waited:
         """Wait until a process has exited, and reap it. See `Wait`."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from syscalls.embedding import EmbeddingInfo
+
 
 class Done(msgspec.Struct, frozen=True, tag="done"):
     """Reply to calls that return nothing."""
@@ -125,6 +127,8 @@ class Model(msgspec.Struct, frozen=True):
     created: int  # seconds since the epoch when it was loaded
     fingerprint: str = ""  # equal for equal weights, dtype, kernels and build
     ready: bool = True
+    generates: bool = True  # text; an encoder only makes vectors
+    embedding: EmbeddingInfo | None = None  # None: it makes no vectors
 
 
 class ModelList(msgspec.Struct, frozen=True, tag="model_list"):

@@ -11,6 +11,7 @@ from attrs import frozen
 
 from drivers.model.checkpoint import TensorEntry
 from drivers.model.config import ModelConfig
+from drivers.model.embedding_config import describe_embedding
 from drivers.model.errors import ModelError
 from drivers.model.kv_layout import KV_DTYPES, kv_segments
 from drivers.model.source import Source, open_source
@@ -54,6 +55,9 @@ class OpenModel:
             kv=kv,
             num_parameters=sum(torch.Size(entry.shape).numel() for entry in self.entries),
             text_folder=str(self.source.text_folder),
+            embedding=describe_embedding(
+                Path(self.source.text_folder), self.config.hidden_size, ("last", "mean")
+            ),
         )
 
     def reader(

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from native._cpu import ffi, lib
 
@@ -135,7 +136,7 @@ class NativeTransformer:
     ) -> torch.Tensor:
         """See Model."""
         num_samples = sum(len(row.targets) + row.sample for row in rows)
-        _, logits = self._forward(rows, page_index, k_pages, v_pages, [Draw()] * num_samples)
+        _, logits, _ = self._forward(rows, page_index, k_pages, v_pages, [Draw()] * num_samples)
         return torch.from_numpy(logits.copy()) if num_samples else torch.empty((0, self.config.vocab_size))
 
     def choose(
@@ -147,9 +148,22 @@ class NativeTransformer:
         draws: Sequence[Draw | None],
     ) -> list[Choice]:
         """See Model."""
+        return self.choose_and_tell(rows, page_index, k_pages, v_pages, draws, ())[0]
+
+    def choose_and_tell(
+        self,
+        rows: Sequence[ResolvedRow],
+        page_index: PageIndex,
+        k_pages: Sequence[torch.Tensor],
+        v_pages: Sequence[torch.Tensor],
+        draws: Sequence[Draw | None],
+        told: Sequence[int],
+    ) -> tuple[list[Choice], npt.NDArray[np.float32]]:
+        """See Model."""
         if not self._weights.head_is_finite:
             draws = [draw or Draw() for draw in draws]
-        return self._forward(rows, page_index, k_pages, v_pages, draws)[0]
+        choices, _, hidden = self._forward(rows, page_index, k_pages, v_pages, draws, told)
+        return choices, hidden
 
     def _forward(
         self,
@@ -158,8 +172,9 @@ class NativeTransformer:
         k_pages: Sequence[torch.Tensor],
         v_pages: Sequence[torch.Tensor],
         draws: Sequence[Draw | None],
-    ) -> tuple[list[Choice], np.ndarray]:
-        """Choices, and the logits of rows with a draw, in order: a view that the next call overwrites."""
+        told: Sequence[int] = (),
+    ) -> tuple[list[Choice], np.ndarray, np.ndarray]:
+        """Choices; logits of rows with a draw, in order, which the next call overwrites; hidden states."""
         if k_pages is not self._bound_to:
             self._bind(k_pages, v_pages)
         tokens: list[int] = []
@@ -197,13 +212,17 @@ class NativeTransformer:
         requests = ffi.new("llmos_draw[]", len(drawn))
         kept = [write_draw(requests[i], draw, self.config.vocab_size) for i, draw in enumerate(drawn)]
         step.draws = requests
+        hidden = np.empty((len(told), self.config.hidden_size), dtype=np.float32)
+        told_memory = ffi.new("int32_t[]", list(told))
+        step.num_hidden, step.hidden_tokens = len(told), told_memory
+        step.hidden = ffi.cast("float *", hidden.ctypes.data)
         lib.llmos_forward(self._pool, self._model, self._kv, step, buffers.scratch)
         choices = [Choice(-1)] * len(samples)
         for place, index in enumerate(order):
             request = requests[place - num_greedy] if place >= num_greedy else None
             choices[index] = read_choice(buffers.choices[place], request)
         del kept  # not before C is done with it
-        return choices, logits[: len(drawn)]
+        return choices, logits[: len(drawn)], hidden
 
     def _bind(self, k_pages: Sequence[torch.Tensor], v_pages: Sequence[torch.Tensor]) -> None:
         config = self.config

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from attrs import frozen
 
@@ -16,7 +18,7 @@ from drivers.model.rope import rope_tables
 from drivers.model.weights import LayerWeights, Weights
 from drivers.ops.batch import Batch, PageIndex, ResolvedRow, build_batch
 from drivers.ops.interface import AttentionPlan, AttentionShape, HeadNorms, Ops
-from llmos.device import KVFormat, ModelInfo, Segment
+from llmos.device import EmbeddingInfo, KVFormat, ModelInfo, Segment
 from native.sampling import Choice, Draw
 
 __all__ = ["Model", "ModelDescription", "Transformer", "explain_bad_row"]
@@ -36,6 +38,7 @@ class ModelDescription:
     num_parameters: int
     kernels: str = "torch"  # what computes: results are bit-identical only between equal ones
     text_folder: str = ""  # where tokenizer.json and its like are, if not beside the weights
+    embedding: EmbeddingInfo | None = None  # None: it makes no vectors
 
     def model_info(self, name: str, path: str) -> ModelInfo:
         """The same as it crosses the driver's socket, of a model that was loaded from `path`."""
@@ -50,6 +53,7 @@ class ModelDescription:
             dtype=self.dtype,
             num_parameters=self.num_parameters,
             kernels=self.kernels,
+            embedding=self.embedding,
         )
 
 
@@ -91,6 +95,24 @@ class Model(Protocol):
         draws: Sequence[Draw | None],
     ) -> list[Choice]:
         """`run`, then a choice for each row of logits; draws as in `choose_tokens`."""
+
+    def choose_and_tell(
+        self,
+        rows: Sequence[ResolvedRow],
+        page_index: PageIndex,
+        k_pages: Sequence[torch.Tensor],
+        v_pages: Sequence[torch.Tensor],
+        draws: Sequence[Draw | None],
+        told: Sequence[int],
+    ) -> tuple[list[Choice], npt.NDArray[np.float32]]:
+        """`choose`, and hidden states behind the last norm.
+
+        Args:
+            told: whose: indices of tokens among those of all rows.
+
+        Returns:
+            The choices, and [len(told), hidden_size]; a token's bits are those that it would have alone.
+        """
 
 
 def explain_bad_row(row: ResolvedRow, config: ModelConfig, max_model_len: int) -> str | None:
@@ -190,6 +212,23 @@ class Transformer:
         logits = self.run(rows, page_index, k_pages, v_pages)
         return choose_tokens(logits, draws, self._ops)
 
+    def choose_and_tell(
+        self,
+        rows: Sequence[ResolvedRow],
+        page_index: PageIndex,
+        k_pages: Sequence[torch.Tensor],
+        v_pages: Sequence[torch.Tensor],
+        draws: Sequence[Draw | None],
+        told: Sequence[int],
+    ) -> tuple[list[Choice], npt.NDArray[np.float32]]:
+        """See Model."""
+        batch = build_batch(rows, page_index, k_pages[0].shape[1], self.device)
+        plan = self._ops.plan_attention(batch, self.shape)
+        x, added = self._run_layers(batch, plan, k_pages, v_pages)
+        hidden = self._normalise(x, added, torch.tensor(told, dtype=torch.int64, device=self.device))
+        logits = self._project(x, added, batch)
+        return choose_tokens(logits, draws, self._ops), hidden.float().cpu().numpy()
+
     def forward(
         self, batch: Batch, k_pages: Sequence[torch.Tensor], v_pages: Sequence[torch.Tensor]
     ) -> torch.Tensor:
@@ -205,6 +244,18 @@ class Transformer:
         v_pages: Sequence[torch.Tensor],
     ) -> torch.Tensor:
         """`forward` with its attention planned. It reads nothing of the batch but tensors: see `Ops`."""
+        x, added = self._run_layers(batch, plan, k_pages, v_pages)
+        return self._project(x, added, batch)
+
+    @torch.inference_mode()
+    def _run_layers(
+        self,
+        batch: Batch,
+        plan: AttentionPlan,
+        k_pages: Sequence[torch.Tensor],
+        v_pages: Sequence[torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states of all tokens, and what the last layer leaves to be added to them."""
         ops, epsilon = self._ops, self.config.rms_norm_epsilon
         positions = batch.positions.clamp(min=0)  # padding has none
         cos, sin = self._cos[positions], self._sin[positions]
@@ -219,12 +270,21 @@ class Transformer:
             normed = ops.add_rms_norm(added, x, layer.post_norm, epsilon)
             inner = ops.silu_mul(ops.linear(normed, layer.gate_up, layer.gate_up_bias))
             added = ops.linear(inner, layer.down, layer.down_bias)
+        assert added is not None
+        return x, added
+
+    @torch.inference_mode()
+    def _normalise(self, x: torch.Tensor, added: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        """What is behind the last norm, of some tokens."""
+        epsilon = self.config.rms_norm_epsilon
+        return self._ops.add_rms_norm(added[indices], x[indices], self._weights.final_norm, epsilon)
+
+    @torch.inference_mode()
+    def _project(self, x: torch.Tensor, added: torch.Tensor, batch: Batch) -> torch.Tensor:
         if not len(batch.sample_indices):
             return torch.empty((0, self.config.vocab_size), device=self.device)
-        assert added is not None
-        wanted = x[batch.sample_indices]
-        last = ops.add_rms_norm(added[batch.sample_indices], wanted, self._weights.final_norm, epsilon)
-        return ops.linear(last, self._weights.head, None).float()
+        last = self._normalise(x, added, batch.sample_indices)
+        return self._ops.linear(last, self._weights.head, None).float()
 
     def _attention(
         self,

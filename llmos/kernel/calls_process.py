@@ -34,7 +34,8 @@ def spawn(system: System, session: Session, call_id: int, body: p.Spawn) -> Answ
     """See syscalls.process.Spawn."""
     if body.sampling.grammar is None:
         return _spawn_now(system, session, body)
-    check_spawn(system.place(), system.tenants.of(session.tenant), body)  # what costs little comes first
+    core = system.place(body.model)
+    check_spawn(core, system.tenants.of(session.tenant), body)  # what costs little comes first
     errand = partial(_spawn_when_checked, system, session, body.sampling.grammar, body)
     system.errands.start(session, call_id, errand, is_lasting=False)
     return None
@@ -49,7 +50,7 @@ async def _spawn_when_checked(system: System, session: Session, grammar: str, bo
 def _spawn_now(system: System, session: Session, body: p.Spawn) -> p.Spawned:
     if system.is_draining:
         raise SyscallError(Errno.ESHUTDOWN, "the kernel is draining; nothing new is admitted")
-    core = system.place()
+    core = system.place(body.model)
     processes = make_processes(system, core, session, body)
     core.mailbox.send_nowait(messages.Enqueue(processes))
     return spawned(system, processes)
@@ -138,6 +139,7 @@ def _output(process: Process, offset: int) -> p.Output:
         usage=process.usage(trio.current_time()) if process.status else p.Usage(),
         prompt_logprobs=tuple(process.prompt_logprobs) if offset == 0 else (),
         times=_unix_times(process.token_times[offset:]) if process.token_times else (),
+        vector=process.vector,
     )
 
 

@@ -8,9 +8,18 @@ from typing import Any
 import structlog
 import trio
 
-from llmos.kernel import calls_image, calls_memory, calls_process, calls_system, calls_tenant, calls_trace
+from llmos.kernel import (
+    calls_embedding,
+    calls_image,
+    calls_memory,
+    calls_process,
+    calls_system,
+    calls_tenant,
+    calls_trace,
+)
 from llmos.kernel.session import Session
 from llmos.kernel.system import System
+from syscalls import embedding as e
 from syscalls import image as i
 from syscalls import memory as m
 from syscalls import process as p
@@ -39,6 +48,7 @@ TABLE: dict[type[Request], Handler] = {
     p.Stat: calls_process.stat,
     p.Why: calls_process.why,
     p.Trace: calls_trace.trace,
+    e.Embed: calls_embedding.embed,
     m.Meminfo: calls_memory.meminfo,
     m.Frames: calls_memory.frames,
     m.Maps: calls_memory.maps,

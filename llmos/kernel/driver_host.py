@@ -86,6 +86,11 @@ class DriverHost:
         """Of the device."""
         return self.core.name
 
+    @property
+    def model_name(self) -> str:
+        """Of what it loads."""
+        return self._load.name
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep a driver alive until cancelled; started() when it can serve for the first time.
 

@@ -57,8 +57,8 @@ def check_spawn(core: Core, tenant: Tenant, body: Spawn) -> int:
     """
     assert core.loaded is not None
     model, kv = core.loaded.model, core.loaded.kv
-    if body.model is not None and body.model != model.name:
-        raise SyscallError(Errno.ENOENT, f"no model {body.model!r}; {model.name!r} is served")
+    if not model.generates:
+        raise _invalid(f"model {model.name!r} makes no text; `embed` is for it")
     if not body.prompt:
         raise _invalid("prompt is empty")
     if not (min(body.prompt) >= 0 and max(body.prompt) < model.vocab_size):
@@ -170,6 +170,8 @@ def make_children(system: System, session: Session, parent: Process, body: Fork)
     """
     if not 1 <= body.count <= MAX_SAMPLES:
         raise _invalid(f"count is {body.count}; the limit is 1 to {MAX_SAMPLES}")
+    if parent.pooling is not None:
+        raise _invalid(f"process {parent.pid} makes a vector; it has nothing to continue")
     if body.seeds and len(body.seeds) != body.count:
         raise _invalid(f"seeds has {len(body.seeds)} entries for {body.count} children")
     if not all(-(2**63) <= seed < 2**63 for seed in body.seeds):

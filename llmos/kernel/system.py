@@ -76,11 +76,23 @@ class System:
 
     # --- devices -----------------------------------------------------------------------------------------
 
-    def place(self) -> Core:
-        """Choose the device of a new process. Raises SyscallError: ENODEV, EAGAIN (not loaded, or full)."""
+    def place(self, model: str | None = None, *, embeds: bool = False) -> Core:
+        """Choose the device of a new process.
+
+        Args:
+            model: by name; None: the default one for what the process does.
+            embeds: it is to make a vector.
+
+        Raises:
+            SyscallError: ENOENT (no such model), ENODEV, EAGAIN (not loaded, or full).
+        """
+        wanted = model or self.default_model(embeds=embeds)
         loads = []
+        if all(host.model_name != wanted for host in self.hosts.values()):
+            served = ", ".join(sorted({repr(host.model_name) for host in self.hosts.values()}))
+            raise SyscallError(Errno.ENOENT, f"no model {wanted!r}; {served} is served")
         for name, host in self.hosts.items():
-            if host.state is HostState.FAILED:
+            if host.state is HostState.FAILED or host.model_name != wanted:
                 continue
             statistics = self.cores[name].statistics()
             memory = statistics.memory
@@ -107,6 +119,11 @@ class System:
                 Errno.EAGAIN, f"{self.max_waiting} processes wait on {name}, the most that may"
             )
         return core
+
+    def default_model(self, *, embeds: bool) -> str:
+        """The model that serves calls without a name: the first; for vectors the encoder if there is one."""
+        names = [host.model_name for host in self.hosts.values()]
+        return names[-1 if embeds else 0]
 
     def core_of(self, process: Process) -> Core:
         """The device that a process lives on."""
@@ -170,6 +187,8 @@ class System:
                     (model.hash[:10], model.dtype, kv.name, str(kv.tokens_per_page), model.kernels, VERSION)
                 ),
                 ready=self.hosts[name].state is HostState.READY,
+                generates=model.generates,
+                embedding=model.embedding,
             )
         return tuple(found.values())
 

@@ -25,6 +25,7 @@ import msgspec
 from llmos.device import DRIVER_ABI, KVFormat, Loaded
 from llmos.errors import LlmosError
 from llmos.proc.pcb import Process
+from syscalls.embedding import Pooling
 from syscalls.process import MAX_NICE, MIN_NICE, ExitStatus
 from syscalls.sampling import Sampling, TokenLogprobs
 
@@ -111,6 +112,9 @@ class SavedProcess(msgspec.Struct, frozen=True):
     num_to_score: int = 0
     cache_salt: str = ""
     prompt_logprobs: list[TokenLogprobs] = []
+    pooling: Pooling | None = None
+    num_summed: int = 0
+    total: bytes = b""
 
 
 class Image(msgspec.Struct, frozen=True):
@@ -179,6 +183,9 @@ def describe(process: Process, platform: Platform, num_saved_tokens: int, saved_
             num_to_score=process.num_to_score,
             cache_salt=process.cache_salt,
             prompt_logprobs=list(process.prompt_logprobs),
+            pooling=process.pooling,
+            num_summed=process.num_summed,
+            total=process.total,
         ),
     )
 
@@ -244,6 +251,7 @@ def _explain_contradiction(image: Image, num_frame_bytes: int) -> str | None:
     num_pages = kv.num_pages(process.num_saved_tokens)
     num_turn_output = length - process.turn_start
     is_over = process.status is not None
+    is_silent = process.num_to_score > 0 or process.pooling is not None  # may be without output
     logprobs_due = 0 if process.sampling.logprobs is None else len(process.output)
     checks = (
         (1 <= length <= context, f"{length} tokens; the context is {context}"),
@@ -259,8 +267,8 @@ def _explain_contradiction(image: Image, num_frame_bytes: int) -> str | None:
         (process.turn_start + process.max_tokens <= context, f"max_tokens is {process.max_tokens}"),
         (
             num_turn_output <= len(process.output)
-            and process.max_tokens >= (process.num_to_score == 0)
-            and (is_over or num_turn_output < max(process.max_tokens, process.num_to_score > 0)),
+            and process.max_tokens >= (not is_silent)
+            and (is_over or num_turn_output < max(process.max_tokens, is_silent)),
             f"{num_turn_output} tokens of output in a turn of {process.max_tokens}",
         ),
         (process.min_tokens >= 0, f"min_tokens is {process.min_tokens}"),
@@ -273,6 +281,10 @@ def _explain_contradiction(image: Image, num_frame_bytes: int) -> str | None:
         (
             0 <= len(process.prompt_logprobs) <= process.num_to_score < process.num_prompt_tokens,
             f"{len(process.prompt_logprobs)} of {process.num_to_score} tokens are scored",
+        ),
+        (
+            0 <= process.num_summed < length and bool(process.num_summed) == bool(process.total),
+            f"a sum of {process.num_summed} positions in {len(process.total)} bytes",
         ),
         (process.mu is None or math.isfinite(process.mu), f"mu is {process.mu}"),
         (

@@ -24,6 +24,7 @@ from llmos.proc.activity import Activity
 from llmos.proc.lifecycle import BlockReason, ProcState
 from llmos.proc.timeline import Timeline
 from llmos.proc.trace import Trace
+from syscalls.embedding import Pooling
 from syscalls.process import ExitStatus, Usage
 from syscalls.sampling import Sampling, TokenLogprobs
 
@@ -53,6 +54,7 @@ class Process:
     sampling: Sampling  # with a seed, always
     stop_tokens: frozenset[int]  # ids that end a turn
     min_tokens: int = 0
+    pooling: Pooling | None = None  # it ends with a vector, and samples nothing
     num_to_score: int = 0  # positions of the prompt at which the likelihood of the next token is wanted
     interactive: bool = False
     auto_reap: bool = False
@@ -88,6 +90,9 @@ class Process:
     logprobs: list[TokenLogprobs] = attrs.field(factory=list)
     prompt_logprobs: list[TokenLogprobs] = attrs.field(factory=list)  # of token 1 of the prompt, token 2, …
     token_times: list[float] | None = None  # of `output`, on the kernel's clock; None: nobody asked for them
+    vector: bytes = b""  # what one with `pooling` has come to
+    num_summed: int = 0  # positions in `total`, of one that makes a mean
+    total: bytes = b""  # as the device told it
     mu: float | None = None  # of mirostat, after the last token of `tokens`; None: nothing was sampled yet
     readers: list[Reader] = attrs.field(factory=list)
     exit_callbacks: list[Callable[[Process], None]] = attrs.field(factory=list)
@@ -126,13 +131,20 @@ class Process:
         return f"{self.tenant}\0{self.cache_salt}" if self.cache_salt else self.tenant
 
     @property
+    def next_length(self) -> int:
+        """Positions that it needs memory for to get on: of its tokens, and of the next if one follows."""
+        return len(self.tokens) + (self.pooling is None)
+
+    @property
     def num_reusable(self) -> int:
         """Most positions that may be taken from memory, whoever computed them: the others must be computed.
 
-        The last one yields the next token, and those to be scored yield more than keys and values.
+        The last one yields the next token, and those to be scored or summed yield more than keys and values.
         """
         num_scored = len(self.prompt_logprobs)
         most = len(self.tokens) - 1
+        if self.pooling is not None and self.pooling.kind == "mean":
+            return min(most, self.num_summed)
         return min(most, num_scored) if num_scored < self.num_to_score else most
 
     def targets(self, start: int, end: int) -> tuple[int, ...]:

@@ -87,8 +87,8 @@ def compose(
             prompts.append(process)
         elif (
             process.num_pending < STEPS_IN_FLIGHT
-            and num_expected - process.turn_start < process.max_tokens
             and len(shares) < most
+            and _wants_next(process, num_expected)
         ):
             shares.append((process, 1))
     budget = limits.max_step_tokens - len(shares)
@@ -99,6 +99,13 @@ def compose(
     else:
         _add_prompts(shares, prompts, budget, limits)
     return shares
+
+
+def _wants_next(process: Process, num_expected: int) -> bool:
+    """Is the next position of a process wanted? The last one of an input that becomes a vector is."""
+    if process.pooling is not None:
+        return process.num_scheduled < num_expected
+    return num_expected - process.turn_start < process.max_tokens
 
 
 def _add_prompts(shares: list[Share], prompts: list[Process], budget: int, limits: BatchLimits) -> None:

@@ -253,7 +253,8 @@ class Core(Actor[Message]):
             tokens = tuple(process.tokens[start:end]) if start < known else ()
             sample = end >= known and known - process.turn_start + num_pending < process.max_tokens
             targets = process.targets(start, end) if start < process.num_to_score else ()
-            rows.append(Row(space.asid, start, tokens, sample, targets))
+            pool = process.pooling is not None and end >= known
+            rows.append(Row(space.asid, start, tokens, sample, targets, pool))
             entries.append((process, process.epoch, end, sample))
             num_tokens += num_new
             num_context_tokens += end
@@ -318,6 +319,9 @@ class Core(Actor[Message]):
             process.num_computed = end
             if result.scores:
                 process.take_scores(result.scores[i], end)
+            if process.pooling is not None:
+                self._take_vector(process, end, result.vectors[i] if result.vectors else None)
+                continue
             if not sample:
                 if process.max_tokens == 0 and end >= process.num_to_score:
                     self.residents.end_turn(process, ExitStatus("length"))  # only the prompt was to be scored
@@ -357,6 +361,17 @@ class Core(Actor[Message]):
             self.residents.charge_all_residency()
         for process in woken:
             process.wake_readers()
+
+    def _take_vector(self, process: Process, end: int, vector: bytes | None) -> None:
+        """Take what a process with `pooling` has come to at `end`: its vector ends it."""
+        if end < process.turn_start:
+            if vector is not None and end > process.num_summed:
+                process.num_summed, process.total = end, vector
+        elif vector is None:
+            self.residents.terminate(process, ExitStatus("error", message="the driver made no vector"))
+        else:
+            process.vector = vector
+            self.residents.terminate(process, ExitStatus("stop"))
 
     def _finish_copy(self, result: CopyDone) -> None:
         """Take the end of a copy between tiers in."""

@@ -119,7 +119,7 @@ class Residents:
         """
         assert self.switch is not None
         vmm = self.switch.vmm
-        needed = vmm.kv.num_pages(len(process.tokens) + 1) * vmm.kv.frames_per_page
+        needed = vmm.kv.num_pages(process.next_length) * vmm.kv.frames_per_page
         if needed <= vmm.num_frames:
             return False
         reason = (

@@ -50,7 +50,7 @@ class ContextSwitch:
 
     def frames_needed(self, process: Process) -> int:
         """Frames to run what the process has now and one token more, beyond what it holds."""
-        end = len(process.tokens) + 1
+        end = process.next_length
         if process.space is None:
             return self.vmm.kv.num_pages(end) * self.vmm.kv.frames_per_page
         return self.vmm.frames_needed(process.space, process.num_scheduled, end)
@@ -114,14 +114,18 @@ class ContextSwitch:
         """Tell the device how the process samples, once for each time it has a space and for each turn."""
         if not process.bound:
             assert process.space is not None
+            samples = process.pooling is None
             self._binds[process.space.asid] = Bind(
                 asid=process.space.asid,
                 sampling=process.sampling,
-                tokens=tuple(process.tokens),
-                num_prompt_tokens=process.turn_start,
+                tokens=tuple(process.tokens) if samples else (),
+                num_prompt_tokens=process.turn_start if samples else 0,
                 stop_token_ids=tuple(sorted(process.stop_tokens)),
                 min_tokens=process.min_tokens,
                 mu=process.mu,
+                pooling=process.pooling,
+                num_summed=process.num_summed,
+                total=process.total,
             )
             process.bound = True
 

@@ -36,7 +36,7 @@ enum {
 };
 
 /* The others, counted from behind the last layer's; the very first phase looks the embeddings up. */
-enum { PREPARE_HEAD, HEAD, SAMPLE, NUM_LAST_PHASES };
+enum { PREPARE_HEAD, HEAD, SAMPLE, HIDDEN, NUM_LAST_PHASES };
 
 /* Parts of other phases that are timed apart. */
 enum { ACTIVATE = LLMOS_NUM_PHASES - 1 };
@@ -130,6 +130,9 @@ void llmos_forward_prepare(const forward *f, int32_t kind, int32_t layer, int32_
 
 /* Prepare samples [first, last) for the vocabulary's. */
 void llmos_forward_prepare_samples(const forward *f, int32_t first, int32_t last);
+
+/* Write hidden states [first, last) that the step wants. */
+void llmos_forward_tell_hidden(const forward *f, int32_t first, int32_t last);
 
 /* Items of a product: QKV, OUTPUT, GATE_UP (with its activation) or DOWN. */
 int32_t llmos_forward_product_items(const forward *f, int32_t kind, int32_t layer);

@@ -14,8 +14,8 @@
 /* Of the phases in the order of llmos_step.busy: a layer's, the last ones, the first, parts of others. */
 static const char *const phase_names[LLMOS_NUM_PHASES] = {
     "prepare_qkv", "qkv",          "rotate", "attend",       "prepare_output", "output", "prepare_gate_up",
-    "gate_up",     "prepare_down", "down",   "prepare_head", "head",           "sample", "embed",
-    "activate",
+    "gate_up",     "prepare_down", "down",   "prepare_head", "head",           "sample", "hidden",
+    "embed",       "activate",
 };
 
 const char *llmos_phase_name(int32_t phase)
@@ -49,6 +49,8 @@ static int32_t count_items(void *context, int32_t phase)
     int32_t num_tokens = step->num_tokens, last = phase - 1 - f->model->num_layers * NUM_LAYER_PHASES;
     if (phase == 0)
         return row_items(num_tokens);
+    if (last == HIDDEN)
+        return row_items(step->num_hidden);
     if (last >= 0) {
         if (step->num_samples == 0)
             return 0;
@@ -82,7 +84,7 @@ static void run_item(void *context, int32_t phase, int32_t item, int32_t thread)
     const llmos_step *step = f->step;
     private_memory *own = &f->threads[thread];
     int32_t first = item * ROW_BLOCK, last = phase - 1 - model->num_layers * NUM_LAYER_PHASES;
-    int32_t num_rows = last >= 0 ? step->num_samples : step->num_tokens;
+    int32_t num_rows = last == HIDDEN ? step->num_hidden : last >= 0 ? step->num_samples : step->num_tokens;
     int32_t end = num_rows - first < ROW_BLOCK ? num_rows : first + ROW_BLOCK;
     if (phase == 0) {
         llmos_embed(model->embedding, model->embedding_format, model->hidden_size, step->token_ids + first,
@@ -99,6 +101,10 @@ static void run_item(void *context, int32_t phase, int32_t item, int32_t thread)
     }
     if (last == SAMPLE) {
         llmos_forward_draw(f, item, own);
+        return;
+    }
+    if (last == HIDDEN) {
+        llmos_forward_tell_hidden(f, first, end);
         return;
     }
     int32_t layer = (phase - 1) / NUM_LAYER_PHASES, kind = (phase - 1) % NUM_LAYER_PHASES;

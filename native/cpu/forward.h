@@ -49,19 +49,22 @@ typedef struct {
     const llmos_draw *draws;     /* [num_samples - num_greedy] */
     float *logits;               /* [num_samples - num_greedy][vocab_size] */
     llmos_choice *choices;       /* [num_samples]; of greedy ones, the token is the lowest id of a largest logit */
+    int32_t num_hidden;
+    const int32_t *hidden_tokens; /* [num_hidden] tokens whose last hidden state is wanted, behind the final norm */
+    float *hidden;               /* [num_hidden][hidden_size] */
     int64_t *busy;               /* null, or [LLMOS_NUM_PHASES]: nanoseconds that threads spent in each kind of
                                   * phase, one thread after the other, are added */
 } llmos_step;
 
 /* Kinds of phases, for measurements. */
-enum { LLMOS_NUM_PHASES = 15 };
+enum { LLMOS_NUM_PHASES = 16 };
 const char *llmos_phase_name(int32_t phase);
 
 /* Bytes of scratch that llmos_forward needs for steps of up to so many tokens and samples. */
 int64_t llmos_forward_scratch_bytes(const llmos_pool *pool, const llmos_model *model, const llmos_kv *kv,
                                     int32_t num_tokens, int32_t num_samples);
 
-/* Run a step: writes keys and values of all its tokens, choices and logits. The bits of a token's
+/* Run a step: writes keys and values of all its tokens, choices, logits and hidden states. The bits of a token's
  * results depend on itself and the tokens it sees, not on what else is in the step nor on the threads. For
  * num_bad of a greedy sample to be right, the head's weights must be finite.
  *

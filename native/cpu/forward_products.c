@@ -71,6 +71,15 @@ void llmos_forward_prepare_samples(const forward *f, int32_t first, int32_t last
     }
 }
 
+void llmos_forward_tell_hidden(const forward *f, int32_t first, int32_t last)
+{
+    const llmos_model *model = f->model;
+    int32_t hidden = model->hidden_size;
+    for (int32_t i = first; i < last; i++)
+        llmos_rms_norm(f->x + (int64_t)f->step->hidden_tokens[i] * hidden, hidden, model->final_norm, model->epsilon, 1,
+                       hidden, f->step->hidden + (int64_t)i * hidden, hidden);
+}
+
 /* The input of a product of few rows, in the thread's own memory: prepared with the first item that it does. */
 static input prepare_own(const forward *f, int32_t kind, int32_t layer, int32_t phase, private_memory *own)
 {

@@ -14,6 +14,7 @@ _scalars: dict[object, st.SearchStrategy[object]] = {
     int: st.integers(-(2**31), 2**31 - 1),
     float: st.floats(allow_nan=False, width=32),
     str: st.text(max_size=8),
+    bytes: st.binary(max_size=8),
     bool: st.booleans(),
     type(None): st.none(),
 }

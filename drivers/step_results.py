@@ -1,0 +1,42 @@
+"""What a step has come to, row by row, while it is being put together."""
+
+from __future__ import annotations
+
+import attrs
+
+from llmos.device import RowFault, StepDone, TokenLogprobs
+
+__all__ = ["StepResults"]
+
+
+@attrs.define(eq=False)
+class StepResults:
+    """Results by the index of their row; a row that is in none has none."""
+
+    num_rows: int
+    tokens: dict[int, int] = attrs.field(factory=dict)
+    logprobs: dict[int, TokenLogprobs | None] = attrs.field(factory=dict)
+    mus: dict[int, float] = attrs.field(factory=dict)
+    scores: dict[int, tuple[TokenLogprobs, ...]] = attrs.field(factory=dict)
+    vectors: dict[int, bytes] = attrs.field(factory=dict)
+    faults: dict[int, str] = attrs.field(factory=dict)
+
+    def fail(self, indices: list[int], message: str) -> None:
+        """Rows have failed, and nothing that was found meanwhile counts."""
+        self.faults.update(dict.fromkeys(indices, message))
+        for found in (self.tokens, self.logprobs, self.mus, self.scores, self.vectors):
+            found.clear()
+
+    def done(self, step_id: int, seconds: float) -> StepDone:
+        """The answer to the kernel."""
+        rows = range(self.num_rows)
+        return StepDone(
+            id=step_id,
+            tokens=tuple(map(self.tokens.get, rows)),
+            seconds=seconds,
+            logprobs=tuple(map(self.logprobs.get, rows)) if any(self.logprobs.values()) else (),
+            faults=tuple(RowFault(index, self.faults[index]) for index in sorted(self.faults)),
+            mus=tuple(map(self.mus.get, rows)) if self.mus else (),
+            scores=tuple(self.scores.get(index, ()) for index in rows) if self.scores else (),
+            vectors=tuple(map(self.vectors.get, rows)) if self.vectors else (),
+        )

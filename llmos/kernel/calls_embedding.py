@@ -1,0 +1,122 @@
+"""Handler of the embedding family: every argument is checked here, by name and limit."""
+
+from __future__ import annotations
+
+import math
+
+import trio
+
+from llmos.kernel.calls_process import spawned
+from llmos.kernel.session import Session
+from llmos.kernel.spawning import MAX_SALT_LENGTH, check_allowance
+from llmos.kernel.system import System
+from llmos.kernel.tenants import Tenant
+from llmos.proc.pcb import Process
+from llmos.sched import messages
+from llmos.sched.core import Core
+from syscalls.codec import Answer
+from syscalls.embedding import MAX_INPUTS, Embed, Pooling
+from syscalls.errno import Errno, SyscallError
+from syscalls.process import MAX_NICE, MIN_NICE
+from syscalls.sampling import Sampling
+
+
+def embed(system: System, session: Session, call_id: int, body: Embed) -> Answer | None:
+    """See syscalls.embedding.Embed."""
+    if system.is_draining:
+        raise SyscallError(Errno.ESHUTDOWN, "the kernel is draining; nothing new is admitted")
+    core = system.place(body.model, embeds=True)
+    pooling = check_embed(core, system.tenants.of(session.tenant), body)
+    processes = _make_processes(system, core, session, body, pooling)
+    for process in processes:
+        core.mailbox.send_nowait(messages.Enqueue((process,)))
+    return spawned(system, processes)
+
+
+def _invalid(message: str) -> SyscallError:
+    return SyscallError(Errno.EINVAL, message)
+
+
+def check_embed(core: Core, tenant: Tenant, body: Embed) -> Pooling:
+    """Check every argument against the model and the device; return how vectors are made.
+
+    Raises:
+        SyscallError: EINVAL, E2BIG, ENOMEM.
+    """
+    assert core.loaded is not None
+    model = core.loaded.model
+    if model.embedding is None:
+        raise _invalid(f"model {model.name!r} makes no vectors")
+    poolings = model.embedding.poolings
+    kind = body.pooling or poolings[0]
+    if kind not in poolings:
+        raise _invalid(f"pooling is {kind!r}; {model.name!r} can do {', '.join(poolings)}")
+    if not 1 <= len(body.inputs) <= MAX_INPUTS:
+        raise _invalid(f"inputs has {len(body.inputs)} entries; the limit is 1 to {MAX_INPUTS}")
+    if not MIN_NICE <= body.nice <= MAX_NICE:
+        raise _invalid(f"nice is {body.nice}; the limit is {MIN_NICE} to {MAX_NICE}")
+    if body.deadline_seconds is not None and not 0 < body.deadline_seconds < math.inf:
+        raise _invalid(f"deadline_seconds is {body.deadline_seconds}; it must be positive and finite")
+    if len(body.cache_salt) > MAX_SALT_LENGTH:
+        raise _invalid(f"cache_salt has {len(body.cache_salt)} characters; the limit is {MAX_SALT_LENGTH}")
+    for index, tokens in enumerate(body.inputs):
+        _check_input(core, tenant, f"inputs[{index}]", tokens)
+    return Pooling(kind, body.normalise)
+
+
+def _check_input(core: Core, tenant: Tenant, name: str, tokens: tuple[int, ...]) -> None:
+    assert core.loaded is not None
+    model, kv, length = core.loaded.model, core.loaded.kv, len(tokens)
+    if not tokens:
+        raise _invalid(f"{name} is empty")
+    if not (min(tokens) >= 0 and max(tokens) < model.vocab_size):
+        raise _invalid(f"{name} holds an id outside the vocabulary of {model.vocab_size}")
+    if length > model.max_model_len:
+        raise SyscallError(
+            Errno.E2BIG, f"{name} has {length} tokens; the context is {model.max_model_len} tokens"
+        )
+    frames = kv.num_pages(length) * kv.frames_per_page
+    if frames > core.loaded.num_frames:
+        raise SyscallError(
+            Errno.ENOMEM,
+            f"{name}: {length} tokens need {frames} frames; {core.name} has {core.loaded.num_frames} in all",
+        )
+    check_allowance(core, tenant, length)
+
+
+def _make_processes(
+    system: System, core: Core, session: Session, body: Embed, pooling: Pooling
+) -> list[Process]:
+    """Make a process for each input, in the table, in state EMBRYO. Raises SyscallError: EAGAIN, EDQUOT."""
+    assert core.loaded is not None
+    now = trio.current_time()
+    pids = system.table.new_pids(len(body.inputs))
+    system.tenants.of(session.tenant).admit(len(pids), sum(map(len, body.inputs)))
+    processes = []
+    for pid, tokens in zip(pids, body.inputs, strict=True):
+        process = Process(
+            pid=pid,
+            tenant=session.tenant,
+            session=session.id,
+            label=body.label,
+            model=core.loaded.model.name,
+            device=core.name,
+            sampling=Sampling(seed=0),
+            stop_tokens=frozenset(),
+            pooling=pooling,
+            auto_reap=body.auto_reap,
+            deadline_seconds=body.deadline_seconds,
+            cache_salt=body.cache_salt,
+            spawned_at=now,
+            turn_started_at=now,
+            arrival=pid,
+            nice=body.nice,
+            tokens=list(tokens),
+            turn_start=len(tokens),
+            max_tokens=0,
+            num_prompt_tokens=len(tokens),
+            num_uncharged=len(tokens),
+        )
+        system.enter(process)
+        processes.append(process)
+    return processes
