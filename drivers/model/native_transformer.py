@@ -214,9 +214,12 @@ class NativeTransformer:
         step.draws = requests
         hidden = np.empty((len(told), self.config.hidden_size), dtype=np.float32)
         told_memory = ffi.new("int32_t[]", list(told))
-        step.num_hidden, step.hidden_tokens = len(told), told_memory
-        step.hidden = ffi.cast("float *", hidden.ctypes.data)
+        if told:
+            step.num_hidden, step.hidden_tokens = len(told), told_memory
+            step.hidden = ffi.cast("float *", hidden.ctypes.data)
         lib.llmos_forward(self._pool, self._model, self._kv, step, buffers.scratch)
+        if told:
+            step.num_hidden = 0
         choices = [Choice(-1)] * len(samples)
         for place, index in enumerate(order):
             request = requests[place - num_greedy] if place >= num_greedy else None
