@@ -30,6 +30,7 @@ bench: $(VENV)/.installed-dev  ## measure the kernel's cost
 
 docs: $(VENV)/.installed-dev  ## generate what is generated
 	$(BIN)/python -m syscalls.document > docs/abi.md
+	$(BIN)/python -m shell.llmsh.manual > docs/llmsh.md
 	$(BIN)/python -m llmos.bench.document > docs/benchmarks.md
 
 clean:

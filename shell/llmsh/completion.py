@@ -14,7 +14,7 @@ from prompt_toolkit.document import Document
 
 from shell.llmsh.errors import CommandError, UsageError
 from shell.llmsh.loop import Shell
-from shell.llmsh.options import Option
+from shell.llmsh.options import OPTION_LIKE, Option
 from shell.llmsh.parser import parse_partial, quote
 from shell.llmsh.table import Command, CommandTable
 from syscalls.client import ConnectionLost
@@ -32,7 +32,7 @@ class Candidate:
 
 
 Lookup = Callable[[str], Sequence[Candidate]]
-"""From "pid", "job", "model", "image", "variable" or "file PREFIX" to the names of now."""
+"""From "pid", "job", "model", "image", "tenant", "variable" or "file PREFIX" to the names of now."""
 
 OPEN_VARIABLE = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)?$")
 MAX_FILES = 200  # that are offered
@@ -66,7 +66,11 @@ def _list_candidates(
         return []
     option = _option_that_wants_value(command, words)
     if option is not None:
-        return look_up(option.completes) if option.completes else []
+        return _list_names(option.completes, current, look_up)
+    flag, has_value, begun = current.partition("=")
+    if has_value and (option := _find_option(command, flag)) is not None:
+        found = _list_names(option.completes, begun, look_up)
+        return [Candidate(f"{flag}={name.text}", name.meaning) for name in found]
     if current.startswith("-") and "--" not in words:
         return [Candidate(flag, option.help) for option in command.all_options for flag in option.flags]
     if command.is_prefix:  # what follows the other command's name is that command's
@@ -74,16 +78,36 @@ def _list_candidates(
         start = next((i for i, word in enumerate(words[1:], 1) if word in names), None)
         if start is not None:
             return _list_candidates(words[start:], current, table, look_up)
-    if command.completes == "command":
+    kind = command.kind_of_operand(_count_operands(command, words[1:]))
+    if kind == "command":
         return [Candidate(other.name, other.summary) for other in table]
-    return look_up(command.completes) if command.completes else []
+    return _list_names(kind, current, look_up)
+
+
+def _list_names(kind: str, begun: str, look_up: Lookup) -> Sequence[Candidate]:
+    return look_up(f"file {begun}" if kind == "file" else kind) if kind else []
+
+
+def _find_option(command: Command[Any], flag: str) -> Option | None:
+    return next((each for each in command.all_options if each.metavar and flag in each.flags), None)
+
+
+def _count_operands(command: Command[Any], words: Sequence[str]) -> int:
+    """How many operands a command has in front of the word at the cursor."""
+    num_operands, rest = 0, list(words)
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            return num_operands + len(rest)
+        if not OPTION_LIKE.fullmatch(word):
+            num_operands += 1
+        elif "=" not in word and _find_option(command, word) is not None:
+            del rest[:1]  # its value
+    return num_operands
 
 
 def _option_that_wants_value(command: Command[Any], words: Sequence[str]) -> Option | None:
-    for option in command.all_options:
-        if option.metavar and words[-1] in option.flags and "--" not in words:
-            return option
-    return None
+    return None if "--" in words else _find_option(command, words[-1])
 
 
 async def look_up_names(shell: Shell, kind: str) -> list[Candidate]:
@@ -102,6 +126,8 @@ async def look_up_names(shell: Shell, kind: str) -> list[Candidate]:
                 candidates += [Candidate(model.name, model.dtype) for model in await client.models()]
             elif kind == "image":
                 candidates += [Candidate(image.name, image.label) for image in await client.images()]
+            elif kind == "tenant":
+                candidates += [Candidate(share.tenant) for share in await client.shares()]
             else:
                 jobs_only = {pid for job in shell.jobs for pid in job.pids} if kind == "job" else None
                 candidates += [

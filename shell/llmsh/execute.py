@@ -22,11 +22,12 @@ from shell.llmsh.errors import (
 )
 from shell.llmsh.jobs import PipeJob
 from shell.llmsh.loop import Shell
+from shell.llmsh.manual import explain
 from shell.llmsh.options import Arguments
 from shell.llmsh.pipe import FileInput, Input, TextPipe
 from shell.llmsh.pipe_job import show_pipe
 from shell.llmsh.syntax import Pipeline, SimpleCommand, Word
-from shell.llmsh.table import Command, explain
+from shell.llmsh.table import Command
 from shell.llmsh.variables import expand
 from syscalls.client import ConnectionLost
 from syscalls.errno import SyscallError
@@ -62,7 +63,7 @@ async def run_pipeline(shell: Shell, pipeline: Pipeline) -> int:
         stages = []
         for number, simple in enumerate(pipeline.commands):
             words = [await _expand(shell, word) for word in simple.words]
-            name = words[0] if words[0] in {command.name for command in shell.table} else "llmsh"
+            name = words[0] if words[0] in shell.table else "llmsh"
             has_input = number > 0 or any(each.operator == "<" for each in simple.redirections)
             stages.append(await _prepare(shell, pipeline, simple, words, has_input=has_input))
         only = stages[0] if len(stages) == 1 else None
@@ -148,7 +149,7 @@ async def run_command(shell: Shell, stage: Stage) -> int:
     name = stage.command.name
     try:
         if stage.arguments["help"]:
-            shell.screen.line(explain(stage.command))
+            shell.screen.line(explain(stage.command, shell.screen.columns))
             return 0
         return await stage.command.function(shell, stage.arguments)
     except Interrupted:

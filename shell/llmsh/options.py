@@ -24,7 +24,7 @@ class Option:
         metavar: name of its value in help; "" for a switch.
         convert: makes the value from its text; a ValueError says what is wrong.
         is_repeated: may be given several times; the value is the tuple of all.
-        completes: what its value names: "model", "pid" or "".
+        completes: what its value names: "model", "image", "tenant", "file" or "".
     """
 
     flags: tuple[str, ...]

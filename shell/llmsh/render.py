@@ -99,6 +99,11 @@ class Screen:
         """True on a terminal whose cursor can be moved."""
         return self.is_terminal and os.environ.get("TERM", "dumb") not in ("", "dumb", "unknown")
 
+    @property
+    def columns(self) -> int:
+        """How wide text may be."""
+        return self.console().width
+
     def onto(self, out: Writable) -> Screen:
         """Return a screen that writes elsewhere; errors go where they went."""
         return Screen(out, self._err)

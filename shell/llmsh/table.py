@@ -1,9 +1,8 @@
-"""The command table: name, usage, help and function of each command, one source for help and completion."""
+"""The command table: one declaration of each command, the source of its parsing, manual and completion."""
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Generic, TypeVar
 
 import attrs
@@ -14,7 +13,6 @@ from shell.llmsh.options import Arguments, Option, parse_arguments, suggest
 S = TypeVar("S")
 """The shell that carries commands out; the table knows nothing of it."""
 
-HELP_COLUMNS = 78
 HELP = Option(("--help", "-h"), "show this help")
 JSON = Option(("--json",), "print JSON instead of a table")
 
@@ -25,12 +23,14 @@ class Command(Generic[S]):
 
     Attributes:
         name: what is typed.
-        operands: the usage line after the options.
-        help: one paragraph; its first sentence is the summary.
+        summary: what it does, in one line without a period.
         function: carries it out, and returns the exit code.
+        operands: the usage line after the options.
+        details: what else there is to know, as one paragraph.
         options: what it accepts beside --help.
         min_operands, max_operands: how many there may be; None: any number.
-        completes: what its operands name: "pid", "job", "image", "command" or "".
+        completes: what each operand names: "pid", "job", "model", "image", "variable", "command", "file",
+            or "" for what nobody can know. The last goes for those that follow, too.
         can_background: `&` may follow it.
         reads_input: takes what is piped into it.
         is_alone: needs the terminal, and so can be no part of a pipe.
@@ -39,18 +39,19 @@ class Command(Generic[S]):
     """
 
     name: str
-    operands: str
-    help: str
-    function: Callable[[S, Arguments], Awaitable[int]]
-    options: tuple[Option, ...] = ()
-    min_operands: int = 0
-    max_operands: int | None = 0
-    completes: str = ""
-    can_background: bool = False
-    reads_input: bool = False
-    is_alone: bool = False
-    is_prefix: bool = False
-    examples: tuple[tuple[str, str], ...] = ()
+    summary: str = attrs.field(kw_only=True)
+    function: Callable[[S, Arguments], Awaitable[int]] = attrs.field(kw_only=True)
+    operands: str = attrs.field(default="", kw_only=True)
+    details: str = attrs.field(default="", kw_only=True)
+    options: tuple[Option, ...] = attrs.field(default=(), kw_only=True)
+    min_operands: int = attrs.field(default=0, kw_only=True)
+    max_operands: int | None = attrs.field(default=0, kw_only=True)
+    completes: tuple[str, ...] = attrs.field(default=(), kw_only=True)
+    can_background: bool = attrs.field(default=False, kw_only=True)
+    reads_input: bool = attrs.field(default=False, kw_only=True)
+    is_alone: bool = attrs.field(default=False, kw_only=True)
+    is_prefix: bool = attrs.field(default=False, kw_only=True)
+    examples: tuple[tuple[str, str], ...] = attrs.field(default=(), kw_only=True)
 
     @property
     def usage(self) -> str:
@@ -59,14 +60,13 @@ class Command(Generic[S]):
         return " ".join(part for part in parts if part)
 
     @property
-    def summary(self) -> str:
-        """The first sentence of its help."""
-        return self.help.split(". ")[0].rstrip(".")
-
-    @property
     def all_options(self) -> tuple[Option, ...]:
         """Its options and --help."""
         return (*self.options, HELP)
+
+    def kind_of_operand(self, number: int) -> str:
+        """What the operand of that number names, counted from 0; "" when nobody can know."""
+        return self.completes[min(number, len(self.completes) - 1)] if self.completes else ""
 
     def parse(self, words: Iterable[str]) -> Arguments:
         """Parse its arguments. Raises UsageError."""
@@ -83,13 +83,19 @@ class Command(Generic[S]):
 
 
 class CommandTable(Generic[S]):
-    """All commands by name, in the order in which help lists them."""
+    """All commands by name, in families, in the order in which help lists them."""
 
-    def __init__(self, commands: Iterable[Command[S]]) -> None:
-        self._commands = {command.name: command for command in commands}
+    def __init__(self, families: Mapping[str, Iterable[Command[S]]]) -> None:
+        self.families = {title: tuple(commands) for title, commands in families.items()}
+        self._commands = {
+            command.name: command for commands in self.families.values() for command in commands
+        }
 
     def __iter__(self) -> Iterator[Command[S]]:
         return iter(self._commands.values())
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._commands
 
     def find(self, name: str) -> Command[S]:
         """Return the command of that name. Raises UsageError, with a suggestion."""
@@ -99,22 +105,3 @@ class CommandTable(Generic[S]):
                 f"unknown command {name!r}{suggest(name, self._commands) or '; help lists the commands'}"
             )
         return command
-
-
-def explain(command: Command[S]) -> str:
-    """Return a command's help page."""
-    lines = [f"usage: {command.usage}", "", textwrap.fill(command.help, HELP_COLUMNS), "", "options:"]
-    width = max(len(option.synopsis) for option in command.all_options)
-    lines += [f"  {option.synopsis:<{width}}  {option.help}" for option in command.all_options]
-    if command.examples:
-        lines += ["", "examples:"]
-        for line, what in command.examples:
-            lines += [f"  {line}", f"      {what}"]
-    return "\n".join(lines)
-
-
-def summarize(table: CommandTable[S]) -> str:
-    """Return the list of commands with their summaries."""
-    width = max(len(command.name) for command in table)
-    lines = [f"  {command.name:<{width}}  {command.summary}" for command in table]
-    return "\n".join([*lines, "", "'help COMMAND' says more. Text with blanks or ; | & > goes in quotes."])

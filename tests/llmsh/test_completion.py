@@ -21,6 +21,7 @@ NAMES = {
     "model": ["base", "big model"],
     "image": ["old"],
     "variable": ["mood", "name"],
+    "tenant": ["red", "blue"],
 }
 
 
@@ -47,7 +48,17 @@ def offer(text: str) -> list[str]:
         ("nice 5 1", ["12", "130"]),
         ("fg ", ["%1"]),
         ("help shu", ["shutdown"]),
+        ("nice ", []),
+        ("fork 12 ", []),
         ("checkpoint ", ["12", "130"]),
+        ("checkpoint 12 ", ["old"]),
+        ("checkpoint --force 12 o", ["old"]),
+        ("images --tenant r", ["red"]),
+        ("images --tenant=", ["--tenant=red", "--tenant=blue"]),
+        ("run --schema o", ["out.txt"]),
+        ("run --schema=o", ["--schema=out.txt"]),
+        ("ps | tee ", ["out.txt"]),
+        ("man strac", ["strace"]),
         ("restore ", ["old"]),
         ("rm-image x o", ["old"]),
         ("run --max", ["--max-tokens"]),

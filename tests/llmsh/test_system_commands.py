@@ -92,7 +92,7 @@ async def test_a_fault_of_ours_does_not_end_the_shell(tmp_path: Path) -> None:
     async def break_down(shell: Shell, arguments: Arguments) -> int:
         raise ZeroDivisionError("oh")
 
-    table = CommandTable([*TABLE, Command("broken", "", "Break down.", break_down)])
+    table = CommandTable({"all": (*TABLE, Command("broken", summary="Break down", function=break_down))})
     async with open_scripted_kernel(tmp_path, gate) as kernel, open_shell(tmp_path, table=table) as shell:
         await shell.run("run hi &")
         assert (await shell.run("broken"))[0] == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from shell.llmsh.commands import (
     chat,
     filters,
+    help,
     image,
     jobs,
     memory,
@@ -21,20 +22,13 @@ from shell.llmsh.commands import (
 from shell.llmsh.table import CommandTable
 
 TABLE = CommandTable(
-    (
-        *run.COMMANDS,
-        *process.COMMANDS,
-        *why.COMMANDS,
-        *strace.COMMANDS,
-        *jobs.COMMANDS,
-        *chat.COMMANDS,
-        *filters.COMMANDS,
-        *variables.COMMANDS,
-        *prefix.COMMANDS,
-        *image.COMMANDS,
-        *top.COMMANDS,
-        *memory.COMMANDS,
-        *system.COMMANDS,
-        *tenant.COMMANDS,
-    )
+    {
+        "Generate": (*run.COMMANDS, *chat.COMMANDS),
+        "Processes": (*process.COMMANDS, *why.COMMANDS, *strace.COMMANDS),
+        "Jobs": jobs.COMMANDS,
+        "Images": image.COMMANDS,
+        "The system": (*top.COMMANDS, *memory.COMMANDS, *system.COMMANDS, *tenant.COMMANDS),
+        "Pipes and variables": (*filters.COMMANDS, *variables.COMMANDS),
+        "The shell": (*prefix.COMMANDS, *help.COMMANDS),
+    }
 )

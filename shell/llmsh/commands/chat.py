@@ -197,12 +197,18 @@ class Conversation:
 COMMANDS = (
     Command(
         "chat",
-        "",
-        "Talk with a model. Each line is a turn; one process holds the conversation, so that a turn costs "
-        "only its own tokens. Ctrl-C ends an answer, /exit or Ctrl-D the chat. /save NAME saves it as an "
-        "image, and --image goes on from one, with the sampling that it had.",
-        chat,
-        (*GENERATION_OPTIONS, Option(("--image",), "go on from an image", "NAME", completes="image")),
+        summary="Talk with a model",
+        details=(
+            "Each line is a turn; one process holds the conversation, so that a turn costs only its own "
+            "tokens. Ctrl-C ends an answer, /exit or Ctrl-D the chat. /save NAME saves it as an image, and "
+            "--image goes on from one, with the sampling that it had."
+        ),
+        function=chat,
+        options=(*GENERATION_OPTIONS, Option(("--image",), "go on from an image", "NAME", completes="image")),
         is_alone=True,
+        examples=(
+            ("chat", "with the default model"),
+            ("chat --image evening", "goes on from what '/save evening' saved"),
+        ),
     ),
 )

@@ -19,10 +19,10 @@ from syscalls.text.grammar import (
 )
 
 FORM_OPTIONS = (
-    Option(("--schema",), "output is JSON that obeys the JSON schema in a file", "FILE"),
+    Option(("--schema",), "output is JSON that obeys the JSON schema in a file", "FILE", completes="file"),
     Option(("--regex",), "output matches a regular expression as a whole", "REGEX"),
     Option(("--choice",), "output is this text, or another --choice", "TEXT", is_repeated=True),
-    Option(("--grammar",), "output follows the grammar in a file, in GBNF or Lark", "FILE"),
+    Option(("--grammar",), "output follows the grammar in a file, in GBNF or Lark", "FILE", completes="file"),
 )
 
 

@@ -11,7 +11,7 @@ from shell.llmsh.render import Column, format_bytes, format_seconds, make_table
 from shell.llmsh.table import JSON, Command
 from syscalls.errno import SyscallError
 
-TENANT = Option(("--tenant",), "another tenant's (administrators)", "NAME")
+TENANT = Option(("--tenant",), "another tenant's (administrators)", "NAME", completes="tenant")
 
 
 async def checkpoint(shell: Shell, arguments: Arguments) -> int:
@@ -97,42 +97,55 @@ async def remove_images(shell: Shell, arguments: Arguments) -> int:
 COMMANDS = (
     Command(
         "checkpoint",
-        "PID|%JOB NAME",
-        "Save a process as an image, whatever it does. It runs on; the image has its tokens and memory as "
-        "they are now, in a file of the kernel's. Names are made of letters, digits and . _ -.",
-        checkpoint,
-        (Option(("--force", "-f"), "replace an image of that name"), JSON),
-        2,
-        2,
-        "pid",
+        summary="Save a process as an image, whatever it does",
+        operands="PID|%JOB NAME",
+        details=(
+            "It runs on; the image has its tokens and memory as they are now, in a file of the kernel's. "
+            "Names are made of letters, digits and . _ -."
+        ),
+        function=checkpoint,
+        options=(Option(("--force", "-f"), "replace an image of that name"), JSON),
+        min_operands=2,
+        max_operands=2,
+        completes=("pid", "image"),
+        examples=(("checkpoint 7 night", "process 7 as the image 'night'"),),
     ),
     Command(
         "restore",
-        "NAME",
-        "Create a process from an image and print its pid. It goes on where the saved one was, also after a "
-        "restart of the kernel, and outlives the shell; 'cat' and 'tail' show its output. The image stays.",
-        restore,
-        (Option(("--label",), "shown by ps instead of the old one", "TEXT"), TENANT, JSON),
-        1,
-        1,
-        "image",
+        summary="Create a process from an image and print its pid",
+        operands="NAME",
+        details=(
+            "It goes on where the saved one was, also after a restart of the kernel, and outlives the "
+            "shell; 'cat' and 'tail' show its output. The image stays."
+        ),
+        function=restore,
+        options=(Option(("--label",), "shown by ps instead of the old one", "TEXT"), TENANT, JSON),
+        min_operands=1,
+        max_operands=1,
+        completes=("image",),
+        examples=(("restore night", "a process that goes on from there; its pid is printed"),),
     ),
     Command(
         "images",
-        "",
-        "List the images. Size, tokens of the process, how many have their memory in the image, and why one "
-        "cannot be restored here.",
-        list_images,
-        (TENANT, JSON),
+        summary="List the images",
+        details=(
+            "Size, tokens of the process, how many have their memory in the image, and why one cannot be "
+            "restored here."
+        ),
+        function=list_images,
+        options=(TENANT, JSON),
+        examples=(("images", "yours"),),
     ),
     Command(
         "rm-image",
-        "NAME...",
-        "Delete images. Processes that were restored from them live on.",
-        remove_images,
-        (TENANT,),
-        1,
-        None,
-        "image",
+        summary="Delete images",
+        operands="NAME...",
+        details="Processes that were restored from them live on.",
+        function=remove_images,
+        options=(TENANT,),
+        min_operands=1,
+        max_operands=None,
+        completes=("image",),
+        examples=(("rm-image night", "one image"),),
     ),
 )

@@ -278,47 +278,69 @@ async def leave(shell: Shell, arguments: Arguments) -> int:
 COMMANDS = (
     Command(
         "jobs",
-        "",
-        "List the background jobs of this shell. An ended job keeps its output until 'fg' shows it or 'wait' "
-        "collects it.",
-        list_jobs,
-        (JSON,),
+        summary="List the background jobs of this shell",
+        details="An ended job keeps its output until 'fg' shows it or 'wait' collects it.",
+        function=list_jobs,
+        options=(JSON,),
+        examples=(("jobs", "numbers, processes and states"),),
     ),
     Command(
         "fg",
-        "[%JOB|PID]",
-        "Bring a job to the foreground. Shows its output from where it was left and follows it to the end; a "
-        "stopped job goes on. Without an argument, the newest job.",
-        bring_to_foreground,
+        summary="Bring a job to the foreground",
+        operands="[%JOB|PID]",
+        details=(
+            "Shows its output from where it was left and follows it to the end; a stopped job goes on. "
+            "Without an argument, the newest job."
+        ),
+        function=bring_to_foreground,
         max_operands=1,
-        completes="job",
+        completes=("job",),
+        examples=(
+            ("fg", "the newest job"),
+            ("fg %1", "the first"),
+        ),
     ),
     Command(
         "bg",
-        "[%JOB|PID]",
-        "Let a stopped job go on in the background. Ctrl-Z stops the job in the foreground. Without an "
-        "argument, the newest job.",
-        continue_in_background,
+        summary="Let a stopped job go on in the background",
+        operands="[%JOB|PID]",
+        details="Ctrl-Z stops the job in the foreground. Without an argument, the newest job.",
+        function=continue_in_background,
         max_operands=1,
-        completes="job",
+        completes=("job",),
+        examples=(("bg %1", "the first job goes on, and the prompt stays"),),
     ),
     Command(
         "wait",
-        "[%JOB|PID]...",
-        "Wait until processes have ended. Says how each ended and what it used, and removes it from the "
-        "process table, its output too. Without an argument, waits for all jobs of this shell. The exit "
-        "code is that of the last process.",
-        wait,
-        (JSON,),
+        summary="Wait until processes have ended",
+        operands="[%JOB|PID]...",
+        details=(
+            "Says how each ended and what it used, and removes it from the process table, its output too. "
+            "Without an argument, waits for all jobs of this shell. The exit code is that of the last "
+            "process."
+        ),
+        function=wait,
+        options=(JSON,),
         max_operands=None,
-        completes="pid",
+        completes=("pid",),
+        examples=(
+            ("wait", "until all jobs are over"),
+            ("wait %1; echo $?", "the first job, and its exit code"),
+        ),
     ),
     Command(
         "exit",
-        "[CODE]",
-        "Leave the shell. Its processes end with it, save those of 'run --detach'; with jobs running, the "
-        "first 'exit' only warns. Ctrl-D does the same.",
-        leave,
+        summary="Leave the shell",
+        operands="[CODE]",
+        details=(
+            "Its processes end with it, save those of 'run --detach'; with jobs running, the first 'exit' "
+            "only warns. Ctrl-D does the same."
+        ),
+        function=leave,
         max_operands=1,
+        examples=(
+            ("exit", "with the exit code of the last command"),
+            ("exit 3", "with another"),
+        ),
     ),
 )

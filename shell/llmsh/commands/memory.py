@@ -164,35 +164,49 @@ async def show_cache(shell: Shell, arguments: Arguments) -> int:
 COMMANDS = (
     Command(
         "free",
-        "",
-        "Show what the memory of each device is used for. Private is of one process alone; shared is also of "
-        "others or in the prefix cache, and counts once; ahead is mapped for tokens to come; cached is in "
-        "the prefix cache alone, and given up when memory is short. These, what copies are moving, and what "
-        "is free make up the pool. The tiers below the device come last.",
-        show_memory,
-        (
+        summary="Show what the memory of each device is used for",
+        details=(
+            "Private is of one process alone; shared is also of others or in the prefix cache, and counts "
+            "once; ahead is mapped for tokens to come; cached is in the prefix cache alone, and given up "
+            "when memory is short. These, what copies are moving, and what is free make up the pool. The "
+            "tiers below the device come last."
+        ),
+        function=show_memory,
+        options=(
             Option(("--tenants", "-t"), "by tenant"),
             Option(("--processes", "-p"), "by process, most memory first"),
             JSON,
         ),
+        examples=(
+            ("free", "by use"),
+            ("free -t", "by tenant"),
+            ("free -p | head -n 5", "the processes with most"),
+        ),
     ),
     Command(
         "maps",
-        "PID|%JOB",
-        "Show the address space of a process. Ranges of positions that are private to it, shared with others "
-        "or the prefix cache, or mapped ahead, and how many references their pages have.",
-        show_maps,
-        (JSON,),
-        1,
-        1,
-        "pid",
+        summary="Show the address space of a process",
+        operands="PID|%JOB",
+        details=(
+            "Ranges of positions that are private to it, shared with others or the prefix cache, or mapped "
+            "ahead, and how many references their pages have."
+        ),
+        function=show_maps,
+        options=(JSON,),
+        min_operands=1,
+        max_operands=1,
+        completes=("pid",),
+        examples=(("maps 7", "process 7"),),
     ),
     Command(
         "cache",
-        "",
-        "Show the prefix cache of each device: pages that it holds, tokens of prompts that were looked up "
-        "and found there, pages copied where a prompt left one, and pages given up when memory was short.",
-        show_cache,
-        (JSON,),
+        summary="Show the prefix cache of each device",
+        details=(
+            "Pages that it holds, tokens of prompts that were looked up and found there, pages copied where "
+            "a prompt left one, and pages given up when memory was short."
+        ),
+        function=show_cache,
+        options=(JSON,),
+        examples=(("cache", "all devices"),),
     ),
 )

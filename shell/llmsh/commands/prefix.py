@@ -99,23 +99,26 @@ async def history(shell: Shell, arguments: Arguments) -> int:
 COMMANDS = (
     Command(
         "time",
-        "COMMAND …",
-        "Run a command and say what it took. Wall time, and of the processes that it waited for: tokens, "
-        "their rate, and the time to the first one; on standard error.",
-        time,
+        summary="Run a command and say what it took",
+        operands="COMMAND …",
+        details=(
+            "Wall time, and of the processes that it waited for: tokens, their rate, and the time to the "
+            "first one; on standard error."
+        ),
+        function=time,
         min_operands=1,
         max_operands=None,
-        completes="command",
+        completes=("command",),
         reads_input=True,
         is_prefix=True,
         examples=(("time run 'Tell me a story'", "the story, and what it took"),),
     ),
     Command(
         "watch",
-        "COMMAND …",
-        "Run a command again and again, until Ctrl-C. On a terminal each run replaces what the last one "
-        "showed.",
-        watch,
+        summary="Run a command again and again, until Ctrl-C",
+        operands="COMMAND …",
+        details="On a terminal each run replaces what the last one showed.",
+        function=watch,
         options=(
             Option(
                 ("--delay", "-d"), "seconds between two runs (2)", metavar="SECONDS", convert=read_interval
@@ -124,15 +127,16 @@ COMMANDS = (
         ),
         min_operands=1,
         max_operands=None,
-        completes="command",
+        completes=("command",),
         is_prefix=True,
         examples=(("watch -d 1 ps", "all processes, once a second"),),
     ),
     Command(
         "history",
-        "",
-        "List the lines typed before. Arrow up and Ctrl-R bring them back.",
-        history,
+        summary="List the lines typed before",
+        details="Arrow up and Ctrl-R bring them back.",
+        function=history,
         options=(Option(("--last", "-n"), "only so many", metavar="N", convert=read_count), JSON),
+        examples=(("history -n 10", "the last ten"),),
     ),
 )

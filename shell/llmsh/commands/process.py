@@ -219,83 +219,128 @@ async def _open_text(shell: Shell, client: Client, info: ProcessInfo) -> TextMod
 COMMANDS = (
     Command(
         "ps",
-        "",
-        "List processes. Yours, or with -a everyone's (administrators): state, nice level, tokens in all and "
-        "of output, memory and how much of it is shared.",
-        list_processes,
-        (Option(("--all", "-a"), "everyone's processes"), JSON),
+        summary="List processes",
+        details=(
+            "Yours, or with -a everyone's (administrators): state, nice level, tokens in all and of output,"
+            " memory and how much of it is shared."
+        ),
+        function=list_processes,
+        options=(Option(("--all", "-a"), "everyone's processes"), JSON),
+        examples=(
+            ("ps", "your processes"),
+            ("ps -a | grep RUNNING", "everybody's that run"),
+        ),
     ),
-    Command("stat", "PID|%JOB", "Describe one process.", describe, (JSON,), 1, 1, "pid"),
+    Command(
+        "stat",
+        summary="Describe one process",
+        operands="PID|%JOB",
+        function=describe,
+        options=(JSON,),
+        min_operands=1,
+        max_operands=1,
+        completes=("pid",),
+        examples=(
+            ("stat 7", "process 7"),
+            ("stat %1 --json", "the first job's, for a program"),
+        ),
+    ),
     Command(
         "kill",
-        "PID|%JOB...",
-        "End processes, in whatever state they are. Their memory is free when the command returns.",
-        kill,
+        summary="End processes, in whatever state they are",
+        operands="PID|%JOB...",
+        details="Their memory is free when the command returns.",
+        function=kill,
         min_operands=1,
         max_operands=None,
-        completes="pid",
+        completes=("pid",),
+        examples=(("kill 7 %1", "process 7, and all of the first job"),),
     ),
     Command(
         "stop",
-        "PID|%JOB...",
-        "Keep processes from running; their memory stays. 'cont' lets them go on.",
-        stop,
+        summary="Keep processes from running; their memory stays",
+        operands="PID|%JOB...",
+        details="'cont' lets them go on.",
+        function=stop,
         min_operands=1,
         max_operands=None,
-        completes="pid",
+        completes=("pid",),
+        examples=(("stop %1", "the first job; 'cont %1' lets it go on"),),
     ),
     Command(
         "cont",
-        "PID|%JOB...",
-        "Let stopped processes go on where they were.",
-        cont,
+        summary="Let stopped processes go on where they were",
+        operands="PID|%JOB...",
+        function=cont,
         min_operands=1,
         max_operands=None,
-        completes="pid",
+        completes=("pid",),
+        examples=(("cont %1", "the first job goes on where it was"),),
     ),
     Command(
         "nice",
-        "N PID|%JOB...",
-        "Set the nice level of processes, from -20 to 19. Lower runs first.",
-        renice,
+        summary="Set the nice level of processes, from -20 to 19",
+        operands="N PID|%JOB...",
+        details="Lower runs first.",
+        function=renice,
         min_operands=2,
         max_operands=None,
-        completes="pid",
+        completes=("", "pid"),
+        examples=(
+            ("nice 10 7", "process 7 lets others go first"),
+            ("nice -5 %1", "the first job goes before them"),
+        ),
     ),
     Command(
         "fork",
-        "PID|%JOB [N]",
-        "Create N children (1 by default) that continue from a process's tokens so far, as a background job. "
-        "Memory is shared copy-on-write. They keep the parent's seed, and so say the same as it, unless "
-        "--seed gives them others.",
-        fork,
-        (Option(("--seed",), "child i takes seed S + i", "S", int),),
-        1,
-        2,
-        "pid",
+        summary="Let a process go on in other ways, too",
+        operands="PID|%JOB [N]",
+        details=(
+            "Creates N children (1 by default) that continue from its tokens so far, as a background job. "
+            "Memory is shared copy-on-write. They keep the parent's seed, and so say the same as it, unless "
+            "--seed gives them others."
+        ),
+        function=fork,
+        options=(Option(("--seed",), "child i takes seed S + i", "S", int),),
+        min_operands=1,
+        max_operands=2,
+        completes=("pid", ""),
+        examples=(("fork 7 2 --seed 20", "two ways in which process 7 might go on"),),
     ),
     Command(
         "cat",
-        "[PID|%JOB]",
-        "Print a process's output as far as there is any, without waiting for more. Without a process, what "
-        "is piped into it.",
-        show_output,
+        summary="Print a process's output as far as there is any",
+        operands="[PID|%JOB]",
+        details="It does not wait for more. Without a process, prints what is piped into it.",
+        function=show_output,
         max_operands=1,
-        completes="pid",
+        completes=("pid",),
         reads_input=True,
+        examples=(
+            ("cat 7", "what process 7 has said so far"),
+            ("cat 7 > answer.txt", "into a file"),
+            ('cat < notes.txt | run "Summarise: {}"', "a file into a prompt"),
+        ),
     ),
     Command(
         "tail",
-        "[PID|%JOB]",
-        "Print the last lines of a process's output. With -f, follow it to the end of its turn. Without a "
-        "process, the last lines of what is piped into it.",
-        show_end_of_output,
-        (
+        summary="Print the last lines of a process's output",
+        operands="[PID|%JOB]",
+        details=(
+            "With -f, follow it to the end of its turn. Without a process, the last lines of what is piped "
+            "into it."
+        ),
+        function=show_end_of_output,
+        options=(
             Option(("--follow", "-f"), "follow the output as it comes"),
             Option(("--lines", "-n"), f"how many lines; {DEFAULT_TAIL_LINES} by default", "N", read_count),
         ),
         max_operands=1,
-        completes="pid",
+        completes=("pid",),
         reads_input=True,
+        examples=(
+            ("tail -f 7", "until process 7 ends"),
+            ("tail -n 1 7", "its last line"),
+        ),
     ),
 )

@@ -144,13 +144,16 @@ def start_in_background(shell: Shell, client: Client, job: Job) -> None:
 COMMANDS = (
     Command(
         "run",
-        "[PROMPT...] [&]",
-        "Run a prompt and show the output as it comes. The prompt is rendered as a user's turn when the "
-        "model has a chat template, and taken as it stands otherwise. Ctrl-C kills the process, Ctrl-Z stops "
-        "it; with & at the end it runs in the background, and 'fg' or 'cat' shows its output. The exit code "
-        "is 0 when the output ended by itself or by --max-tokens, 137 when it was killed, 1 after an error.",
-        run,
-        (
+        summary="Run a prompt and show the output as it comes",
+        operands="[PROMPT...] [&]",
+        details=(
+            "The prompt is rendered as a user's turn when the model has a chat template, and taken as it "
+            "stands otherwise. Ctrl-C kills the process, Ctrl-Z stops it; with & at the end it runs in the "
+            "background, and 'fg' or 'cat' shows its output. The exit code is 0 when the output ended by "
+            "itself or by --max-tokens, 137 when it was killed, 1 after an error."
+        ),
+        function=run,
+        options=(
             *GENERATION_OPTIONS,
             *FORM_OPTIONS,
             Option(("--n",), "draw N outputs; sample i uses seed + i", "N", read_count),
@@ -163,5 +166,11 @@ COMMANDS = (
         max_operands=None,
         can_background=True,
         reads_input=True,
+        examples=(
+            ('run "Tell me a story"', "the answer as it comes"),
+            ('run -t 0.8 --seed 3 "Tell me a story" &', "in the background; 'fg' shows it"),
+            ('run --choice yes --choice no "Is it raining?"', "one of two answers"),
+            ('dmesg -n 20 | run "What went wrong? {}"', "a prompt with what another command writes"),
+        ),
     ),
 )

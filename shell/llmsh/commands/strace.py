@@ -58,20 +58,23 @@ def write_event(event: TraceEvent) -> str:
 COMMANDS = (
     Command(
         "strace",
-        "PID|%JOB",
-        "Follow a process as it lives. Shows the calls that name it (read, write, stop, fork) with their "
-        "answers, and what the scheduler does with it: chunks of the prompt, runs of tokens, pages that are "
-        "mapped, preemptions and swaps. It begins with what 'why' would tell and ends with the process, or "
-        "with Ctrl-C. The process never waits for whoever watches: events that come too fast are lost, and "
-        "their number is told. Nobody pays for it when nobody watches.",
-        trace,
-        (
+        summary="Follow a process as it lives",
+        operands="PID|%JOB",
+        details=(
+            "Shows the calls that name it (read, write, stop, fork) with their answers, and what the "
+            "scheduler does with it: chunks of the prompt, runs of tokens, pages that are mapped, "
+            "preemptions and swaps. It begins with what 'why' would tell and ends with the process, or with"
+            " Ctrl-C. The process never waits for whoever watches: events that come too fast are lost, and "
+            "their number is told. Nobody pays for it when nobody watches."
+        ),
+        function=trace,
+        options=(
             Option(("--lines", "-n"), "leave after so many events", "N", read_count),
             Option(("--json",), "print one object a line"),
         ),
-        1,
-        1,
-        "pid",
+        min_operands=1,
+        max_operands=1,
+        completes=("pid",),
         examples=(
             ('run "Tell me a story" & strace %1', "from its spawn to its end"),
             ("strace 7 | grep -v read", "what the scheduler does with process 7"),

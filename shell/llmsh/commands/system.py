@@ -1,4 +1,4 @@
-"""The kernel and its devices: lsdev, models, dmesg, shutdown, help."""
+"""The kernel and its devices: lsdev, models, dmesg, shutdown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shell.llmsh.commands.generation import read_count
 from shell.llmsh.loop import Shell
 from shell.llmsh.options import Arguments, Option
 from shell.llmsh.render import Column, make_table
-from shell.llmsh.table import JSON, Command, explain, summarize
+from shell.llmsh.table import JSON, Command
 from syscalls.system import DeviceInfo, Event
 
 MAX_EVENTS = 10_000
@@ -152,42 +152,47 @@ async def shut_down(shell: Shell, arguments: Arguments) -> int:
     return 0
 
 
-async def show_help(shell: Shell, arguments: Arguments) -> int:
-    """`help`: the list of commands, or one command's page."""
-    pages = [explain(shell.table.find(name)) for name in arguments.operands]
-    shell.screen.line("\n\n".join(pages) if pages else summarize(shell.table))
-    return 0
-
-
 COMMANDS = (
     Command(
         "lsdev",
-        "",
-        "List the devices. State, what is loaded, running and waiting processes, steps taken, and how often "
-        "the driver was restarted.",
-        list_devices,
-        (JSON,),
+        summary="List the devices",
+        details=(
+            "State, what is loaded, running and waiting processes, steps taken, and how often the driver "
+            "was restarted."
+        ),
+        function=list_devices,
+        options=(JSON,),
+        examples=(("lsdev", "all devices"),),
     ),
-    Command("models", "", "List the models that are served. The first is the default.", list_models, (JSON,)),
+    Command(
+        "models",
+        summary="List the models that are served",
+        details="The first is the default.",
+        function=list_models,
+        options=(JSON,),
+        examples=(("models", "names, sizes, and where their files are"),),
+    ),
     Command(
         "dmesg",
-        "",
-        "Print the kernel's events. With -f, follow them until Ctrl-C; with --json, -f prints one object "
-        "a line.",
-        show_events,
-        (
+        summary="Print the kernel's events",
+        details="With -f, follow them until Ctrl-C; with --json, -f prints one object a line.",
+        function=show_events,
+        options=(
             Option(("--follow", "-f"), "wait for new events"),
             Option(("--lines", "-n"), "only the last N events", "N", read_count),
             JSON,
         ),
+        examples=(
+            ("dmesg -n 20", "the last 20 events"),
+            ("dmesg -f | grep driver", "drivers, as it happens"),
+        ),
     ),
     Command(
         "shutdown",
-        "",
-        "Drain and stop the kernel (administrators). Nothing new is admitted, and running processes get some "
-        "time to finish.",
-        shut_down,
-        (
+        summary="Drain and stop the kernel (administrators)",
+        details="Nothing new is admitted, and running processes get some time to finish.",
+        function=shut_down,
+        options=(
             Option(
                 ("--grace",),
                 f"how long they get; {DEFAULT_GRACE_SECONDS:g} by default",
@@ -195,13 +200,6 @@ COMMANDS = (
                 read_seconds,
             ),
         ),
-    ),
-    Command(
-        "help",
-        "[COMMAND]...",
-        "List the commands, or explain some.",
-        show_help,
-        max_operands=None,
-        completes="command",
+        examples=(("shutdown --grace 5", "running processes get 5 seconds"),),
     ),
 )

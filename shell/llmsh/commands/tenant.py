@@ -64,17 +64,23 @@ def _left(rate: Rate | None) -> str:
 COMMANDS = (
     Command(
         "whoami",
-        "",
-        "Print the tenant that you act for.",
-        show_identity,
-        (JSON,),
+        summary="Print the tenant that you act for",
+        function=show_identity,
+        options=(JSON,),
+        examples=(("whoami", "the tenant's name"),),
     ),
     Command(
         "tenants",
-        "",
-        "Show your tenant: its share of the last minute, what it has now and what it may have, and what is "
-        "left of its limits per minute. With -a, show all (administrators).",
-        list_tenants,
-        (Option(("--all", "-a"), "everybody's"), JSON),
+        summary="Show your tenant, or with -a all",
+        details=(
+            "Its share of the last minute, what it has now and what it may have, and what is left of its "
+            "limits per minute. Administrators may see all."
+        ),
+        function=list_tenants,
+        options=(Option(("--all", "-a"), "everybody's"), JSON),
+        examples=(
+            ("tenants", "you"),
+            ("tenants -a", "everybody"),
+        ),
     ),
 )

@@ -100,12 +100,13 @@ def _keys_at_once() -> Iterator[bool]:
 COMMANDS = (
     Command(
         "top",
-        "",
-        "Show the devices, tenants and processes, redrawn in place. A tenant's share is of the tokens since "
-        "the frame before, and overall since boot; the fastest processes come first. 'q' or Ctrl-C leaves. "
-        "In a pipe it prints one frame.",
-        top,
-        (
+        summary="Show the devices, tenants and processes, redrawn in place",
+        details=(
+            "A tenant's share is of the tokens since the frame before, and overall since boot; the fastest "
+            "processes come first. 'q' or Ctrl-C leaves. In a pipe it prints one frame."
+        ),
+        function=top,
+        options=(
             Option(
                 ("--delay", "-d"),
                 f"time between frames; {DEFAULT_SECONDS} by default",
@@ -114,6 +115,10 @@ COMMANDS = (
             ),
             Option(("--frames", "-n"), "leave after so many", "N", read_count),
             JSON,
+        ),
+        examples=(
+            ("top", "until q"),
+            ("top -n 2 -d 1 > frames.txt", "two frames, a second apart, into a file"),
         ),
     ),
 )

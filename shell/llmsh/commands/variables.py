@@ -27,23 +27,25 @@ async def unset(shell: Shell, arguments: Arguments) -> int:
 COMMANDS = (
     Command(
         "set",
-        "",
-        "List the variables of this shell. NAME=VALUE on a line of its own sets one, $NAME stands for it; "
-        "$(commands) stands for what they write.",
-        list_variables,
-        (JSON,),
+        summary="List the variables of this shell",
+        details=(
+            "NAME=VALUE on a line of its own sets one, $NAME stands for it; $(commands) stands for what "
+            "they write."
+        ),
+        function=list_variables,
+        options=(JSON,),
         examples=(
             ('story=$(run "Tell me a story"); run "Who is in it? $story"', "use an answer more than once"),
         ),
     ),
     Command(
         "unset",
-        "NAME...",
-        "Forget variables of this shell.",
-        unset,
-        (),
-        1,
-        None,
-        "variable",
+        summary="Forget variables of this shell",
+        operands="NAME...",
+        function=unset,
+        min_operands=1,
+        max_operands=None,
+        completes=("variable",),
+        examples=(("unset story", "one that is not needed any more"),),
     ),
 )

@@ -94,13 +94,17 @@ def _count(number: int, noun: str) -> str:
 COMMANDS = (
     Command(
         "why",
-        "PID|%JOB",
-        "Tell why a process is where it is. When it waited, and for whom; what it computed; who took its "
-        "memory and how it came back; what its time was spent on; and a verdict in one line.",
-        explain,
-        (JSON,),
-        1,
-        1,
-        "pid",
+        summary="Tell why a process is where it is",
+        operands="PID|%JOB",
+        details=(
+            "When it waited, and for whom; what it computed; who took its memory and how it came back; what"
+            " its time was spent on; and a verdict in one line."
+        ),
+        function=explain,
+        options=(JSON,),
+        min_operands=1,
+        max_operands=1,
+        completes=("pid",),
+        examples=(("why 7", "what took process 7 so long"),),
     ),
 )
