@@ -11,11 +11,21 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["BASE_TILE", "TILES", "TiledLinear", "bmm_in_batches", "bmm_rows", "fold_sum", "verified_bmm_rows"]
+__all__ = [
+    "BASE_TILE",
+    "TILES",
+    "TiledLinear",
+    "bmm_in_batches",
+    "bmm_rows",
+    "fold_sum",
+    "probe_rows",
+    "verified_bmm_rows",
+]
 
 BASE_TILE = 16
 TILES = (4, 16, 64)  # rows; larger ones serve prefill, the smallest a lone decode
-PROBE_ROWS = 64
+MIN_PROBE_ROWS = 64
+MAX_CANCELLING = 64  # of the rows of a probe: they take a while to make
 CANCEL_PLACES = 4  # inputs that make a sum cancel: with 8 bits each, all but its last 32 bits
 ALIGNMENT_BYTES = 64
 BMM_PROBE_BATCH = 24
@@ -67,9 +77,14 @@ def _tile_product(x: torch.Tensor, weight: torch.Tensor, tiles: list[int]) -> to
 
 
 class TiledLinear:
-    """x @ weight.T in verified tiles; remembers what it verified for each shape and thread count."""
+    """x @ weight.T in verified tiles; remembers what it verified for each shape and thread count.
 
-    def __init__(self) -> None:
+    Args:
+        candidates: tile sizes to verify, ascending, each a divisor of the next; BASE_TILE is one of them.
+    """
+
+    def __init__(self, candidates: tuple[int, ...] = TILES) -> None:
+        self._candidates = candidates
         self._tiles: dict[tuple[object, ...], tuple[int, ...]] = {}
 
     def tiles(self, weight: torch.Tensor) -> tuple[int, ...]:
@@ -79,7 +94,7 @@ class TiledLinear:
         """
         key = (weight.shape, weight.dtype, weight.device, torch.get_num_threads())
         if (tiles := self._tiles.get(key)) is None:
-            tiles = self._tiles[key] = _verify_linear(weight)
+            tiles = self._tiles[key] = _verify_linear(weight, self._candidates)
         return tiles
 
     def __call__(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -105,38 +120,42 @@ class TiledLinear:
         return _tile_product(padded, weight, plan)[: x.shape[0]].to(dtype).contiguous()
 
 
-def _probe(weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Rows [PROBE_ROWS, in] that show in what order products are added.
+def probe_rows(weight: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """Rows [num_rows, in] that show in what order products with a weight are added; the same every time.
 
-    Rounding to 16 bits hides nearly all differences of order. So in the second half of the rows the sum of
-    one output cancels: what comes out is little else than the errors that the order of summation made.
+    Rounding to 16 bits hides nearly all differences of order. So in the last rows, half of them or
+    MAX_CANCELLING, the sum of one output cancels: what comes out is little else than the errors that the
+    order of summation made.
     """
-    rows = torch.randn((PROBE_ROWS, weight.shape[1]), generator=generator).to(weight.dtype)
-    outputs = torch.randint(weight.shape[0], (PROBE_ROWS,), generator=generator)
-    wide = weight.detach().cpu()[outputs].double()
+    generator = torch.Generator().manual_seed(weight.shape[0] * 1_000_003 + weight.shape[1])
+    rows = torch.randn((num_rows, weight.shape[1]), generator=generator).to(weight.dtype)
+    outputs = torch.randint(weight.shape[0], (num_rows,), generator=generator)
+    num_cancelling = min(num_rows // 2, MAX_CANCELLING)
+    cancelling = range(num_rows - num_cancelling, num_rows)
+    wide = weight.detach()[outputs[cancelling.start :].to(weight.device)].cpu().double()
     # each place takes up what the format's few bits left over at the place before
     places = wide.abs().topk(min(CANCEL_PLACES, weight.shape[1]), dim=1).indices
-    for row in range(PROBE_ROWS // 2, PROBE_ROWS):
-        rows[row, places[row]] = 0.0
-        for place in places[row].tolist():
-            if wide[row, place]:
-                rest = rows[row].double() @ wide[row]
-                rows[row, place] = -rest / wide[row, place]
-    return rows
+    for index, row in enumerate(cancelling):
+        rows[row, places[index]] = 0.0
+        for place in places[index].tolist():
+            if wide[index, place]:
+                rest = rows[row].double() @ wide[index]
+                rows[row, place] = -rest / wide[index, place]
+    return rows.to(weight.device)
 
 
-def _verify_linear(weight: torch.Tensor) -> tuple[int, ...]:
-    generator = torch.Generator().manual_seed(weight.shape[0] * 1_000_003 + weight.shape[1])
+def _verify_linear(weight: torch.Tensor, candidates: tuple[int, ...]) -> tuple[int, ...]:
     if _needs_upcast(weight):
         weight = weight.float()
-    rows = _aligned_empty(PROBE_ROWS, weight.shape[1], weight)
-    rows.copy_(_probe(weight, generator))
-    order = torch.randperm(PROBE_ROWS, generator=generator).to(weight.device)
+    num_rows = max(MIN_PROBE_ROWS, candidates[-1])
+    rows = _aligned_empty(num_rows, weight.shape[1], weight)
+    rows.copy_(probe_rows(weight, num_rows))
+    order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(num_rows)).to(weight.device)
     shuffled = torch.empty_strided(rows.shape, rows.stride(), dtype=rows.dtype, device=rows.device)
     shuffled.copy_(rows[order])
 
     def product(x: torch.Tensor, tile: int) -> torch.Tensor:
-        return _tile_product(x, weight, [tile] * (PROBE_ROWS // tile))
+        return _tile_product(x, weight, [tile] * (num_rows // tile))
 
     expected = product(rows, BASE_TILE)
 
@@ -147,7 +166,7 @@ def _verify_linear(weight: torch.Tensor) -> tuple[int, ...]:
 
     if not agrees(BASE_TILE):
         return (1,)
-    return tuple(tile for tile in TILES if tile == BASE_TILE or agrees(tile))
+    return tuple(tile for tile in candidates if tile == BASE_TILE or agrees(tile))
 
 
 def bmm_rows(a: torch.Tensor, b: torch.Tensor, verified: bool) -> torch.Tensor:

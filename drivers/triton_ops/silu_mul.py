@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-__all__ = ["reference_silu_mul", "silu_mul"]
+__all__ = ["silu_mul"]
 
 BLOCK = 1024  # numbers a program
 
@@ -35,9 +35,3 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
     if out.numel():
         _silu_mul[(num_tokens, triton.cdiv(size, BLOCK))](gate_up, out, size, BLOCK=BLOCK)
     return out
-
-
-def reference_silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
-    """The same in plain torch."""
-    gate, up = gate_up.float().chunk(2, dim=-1)
-    return (gate / (1.0 + torch.exp(-gate)) * up).to(gate_up.dtype)

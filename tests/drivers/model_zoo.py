@@ -15,6 +15,7 @@ from drivers.model.native_transformer import NativeTransformer
 from drivers.model.packed import PackedWeights, pack_arrays
 from drivers.model.transformer import Model, ModelDescription, Transformer
 from drivers.model.weights import LayerWeights, Weights
+from drivers.ops.interface import Ops
 from drivers.ops.reference import ReferenceOps
 from llmos.device import Load, Row, choose_kv_format
 
@@ -36,18 +37,20 @@ def random_model(
     window: int | None = None,
     native_threads: int = 0,
     kv: str | None = None,
+    ops: Ops | None = None,
+    device: torch.device | str = "cpu",
 ) -> Model:
     """A model with every optional part switched on and sizes that no vector width divides.
 
-    With native_threads, on native/cpu; else on the torch reference. Quantised weights come from the numbers
-    of the fp32 model; kv, unless given, has the weights' format, or fp16 beside integers.
+    With native_threads, on native/cpu; else on `ops`, or the torch reference. Quantised weights come from
+    the numbers of the fp32 model; kv, unless given, has the weights' format, or fp16 beside integers.
     """
     published = dtype if dtype in KV_DTYPES else "fp32"
     kv = kv or (dtype if dtype in KV_DTYPES else "fp16")
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*size: int, scale: float = 0.15, mean: float = 0.0) -> torch.Tensor:
-        return (torch.randn(size, generator=generator) * scale + mean).to(KV_DTYPES[published])
+        return (torch.randn(size, generator=generator) * scale + mean).to(KV_DTYPES[published]).to(device)
 
     qkv_rows = (num_heads + 2 * num_kv_heads) * head_dim
     config = ModelConfig(
@@ -69,7 +72,7 @@ def random_model(
     info = ModelDescription(config.architecture, "", vocab_size, 512, (0,), dtype, kv, embedding.numel())
     if native_threads:
         return make_native(config, weights, info, native_threads)
-    return Transformer(config, weights, ReferenceOps(), info, kv_segments(config, kv))
+    return Transformer(config, weights, ops or ReferenceOps(), info, kv_segments(config, kv))
 
 
 def make_native(
@@ -110,16 +113,25 @@ def load_native(path: Path, dtype: str = "auto", max_model_len: int | None = Non
 
 
 class Memory:
-    """Pages for a few spaces, scattered over frames that hold junk until a token is written."""
+    """Pages for a few spaces, over frames that hold junk until a token is written.
 
-    def __init__(self, model: Model, num_spaces: int = 1, tokens_per_page: int = 16, seed: int = 0) -> None:
+    They are scattered by the seed, or with None one behind the other.
+    """
+
+    def __init__(
+        self, model: Model, num_spaces: int = 1, tokens_per_page: int = 16, seed: int | None = 0
+    ) -> None:
         self.model = model
         bytes_per_token = model.segments[0].bytes_per_token
         self.kv = choose_kv_format(model.info.kv, model.segments, tokens_per_page * bytes_per_token)
         self.pages_per_space = self.kv.num_pages(model.info.max_model_len)
         num_pages = num_spaces * self.pages_per_space
-        self.frames = torch.randperm(num_pages, generator=torch.Generator().manual_seed(seed)).tolist()
-        buffers = [torch.full((num_pages * self.kv.frame_bytes,), JUNK, dtype=torch.uint8) for _ in "KV"]
+        self.frames = list(range(num_pages))
+        if seed is not None:
+            self.frames = torch.randperm(num_pages, generator=torch.Generator().manual_seed(seed)).tolist()
+        device = model.device if isinstance(model, Transformer) else "cpu"
+        size = num_pages * self.kv.frame_bytes
+        buffers = [torch.full((size,), JUNK, dtype=torch.uint8, device=device) for _ in "KV"]
         self.k_pages, self.v_pages = (
             model.kv_views(buffer, self.kv, segment) for segment, buffer in enumerate(buffers)
         )

@@ -1,0 +1,251 @@
+"""Causal attention over virtually contiguous keys: one order of summation, for a new token and for a prompt.
+
+A program takes a tile: up to TILE_ROWS queries, which are positions times the query heads of one key-value
+head. Tiles begin at multiples of their length. Keys are summed in blocks that begin at multiples of BLOCK,
+blocks in splits that begin at multiples of SPLIT, and splits are joined in the order of positions:
+
+    m' = max(m, m_j)      l' = l 2^(m - m') + l_j 2^(m_j - m')      o' likewise;      result = o / l
+
+A split that a query does not see has m_j = -inf and l_j = o_j = 0, and changes no bit. So it is free to
+choose who joins: for a prompt the program itself, split by split; for a lone token, whose splits are read
+side by side by as many programs, a second kernel. Both have the same tiles, blocks and arithmetic, so a
+position's bits are the same in whatever chunk it arrives, and beside whatever rows.
+
+Source: Dao et al. 2022, "FlashAttention", arXiv:2205.14135; Dao et al. 2023, "Flash-Decoding"; Milakov and
+Gimelshein 2018, "Online normalizer calculation for softmax".
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from drivers.ops.interface import AttentionShape
+from drivers.triton_ops.operands import MIN_DOT, operand_format
+from drivers.triton_ops.plan import TritonPlan
+
+__all__ = ["BLOCK", "SPLIT", "attention", "reference_attention"]
+
+# constants, because they are part of the order of summation
+SPLIT = 512  # keys
+BLOCK = 64
+LOG2_E = 1.4426950408889634
+UNLIMITED = 1 << 40  # a window that hides nothing
+
+
+@triton.jit
+def _join(best, total, weighted, split_best, split_total, split_weighted):
+    """Add a split to those before it; nothing so far is -inf, 0 and 0."""
+    new_best = tl.maximum(best, split_best)
+    safe = tl.where(new_best == -float("inf"), 0.0, new_best)  # -inf - -inf would be NaN
+    carry, scale = tl.exp2(best - safe), tl.exp2(split_best - safe)
+    # told to fuse, the compiler fuses alike wherever this stands
+    total = tl.fma(total, carry, split_total * scale)
+    weighted = tl.fma(weighted, carry[:, None], split_weighted * scale[:, None])
+    return new_best, total, weighted
+
+
+@triton.jit
+def _attend_split(
+    queries, positions, start, end, page, k_pages, v_pages, kv_head, tokens_per_page, window, scale,
+    k_page_stride, k_slot_stride, k_head_stride, v_page_stride, v_slot_stride, v_head_stride,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Attend to the keys from start on, a multiple of BLOCK, to end: the largest score, sum and result."""
+    at = tl.arange(0, WIDTH)
+    best = tl.full((queries.shape[0],), -float("inf"), tl.float32)
+    total = tl.zeros((queries.shape[0],), tl.float32)
+    weighted = tl.zeros((queries.shape[0], WIDTH), tl.float32)
+    for begin in range(start, end, BLOCK):
+        keys = begin + tl.arange(0, BLOCK)
+        key_page, slot = page + keys // tokens_per_page, keys % tokens_per_page
+        # what lies past the end was never written by this row: it is not even read
+        there = (keys < end)[:, None] & (at < DIM)[None, :]
+        k_at = key_page * k_page_stride + slot * k_slot_stride + kv_head * k_head_stride
+        k = tl.load(k_pages + k_at[:, None] + at[None, :], mask=there, other=0.0).to(queries.dtype)
+        v_at = key_page * v_page_stride + slot * v_slot_stride + kv_head * v_head_stride
+        v = tl.load(v_pages + v_at[:, None] + at[None, :], mask=there, other=0.0).to(queries.dtype)
+        scores = tl.dot(queries, tl.trans(k), input_precision="ieee") * scale
+        seen = (keys[None, :] <= positions[:, None]) & (keys[None, :] > positions[:, None] - window)
+        scores = tl.where(seen, scores, -float("inf"))
+        new_best = tl.maximum(best, tl.max(scores, axis=1))
+        safe = tl.where(new_best == -float("inf"), 0.0, new_best)
+        carry = tl.exp2(best - safe)
+        weights = tl.exp2(scores - safe[:, None])
+        total = tl.fma(total, carry, tl.sum(weights, axis=1))
+        weighted = tl.dot(weights.to(queries.dtype), v, weighted * carry[:, None], input_precision="ieee")
+        best = new_best
+    return best, total, weighted
+
+
+# the compiler must not make other code for other numbers that come from the whole batch
+@triton.jit(do_not_specialize=["num_singles", "num_splits"])
+def _attend_single(
+    q, k_pages, v_pages, singles, num_singles, part_out, part_best, part_total, num_splits,
+    num_kv_heads, tokens_per_page, window, scale,
+    k_page_stride, k_slot_stride, k_head_stride, v_page_stride, v_slot_stride, v_head_stride,
+    GROUP: tl.constexpr, PACKED: tl.constexpr, TILE: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
+    SPLIT: tl.constexpr, BLOCK: tl.constexpr, OPERAND: tl.constexpr,
+):  # fmt: skip
+    single = tl.program_id(0).to(tl.int64)
+    kv_head = tl.program_id(1)
+    split = tl.program_id(2)
+    page, position = tl.load(singles + single), tl.load(singles + num_singles + single)
+    lowest = tl.maximum(position - window + 1, 0)
+    start = tl.maximum(split * SPLIT, lowest // BLOCK * BLOCK)
+    end = tl.minimum(position + 1, (split + 1) * SPLIT)
+    if start < end:
+        token = tl.load(singles + 2 * num_singles + single)
+        row = tl.arange(0, TILE * PACKED)
+        of_group = row % PACKED
+        positions = position // TILE * TILE + row // PACKED
+        at = tl.arange(0, WIDTH)
+        mine = (positions == position) & (of_group < GROUP)
+        heads = (token * num_kv_heads + kv_head) * GROUP + of_group
+        real = mine[:, None] & (at < DIM)[None, :]
+        queries = tl.load(q + heads[:, None] * DIM + at[None, :], mask=real, other=0.0).to(OPERAND)
+        best, total, weighted = _attend_split(
+            queries, positions, start, end, page, k_pages, v_pages, kv_head, tokens_per_page, window, scale,
+            k_page_stride, k_slot_stride, k_head_stride, v_page_stride, v_slot_stride, v_head_stride,
+            DIM, WIDTH, BLOCK,
+        )  # fmt: skip
+        part = ((single * num_kv_heads + kv_head) * GROUP + of_group) * num_splits + split
+        tl.store(part_best + part, best, mask=mine)
+        tl.store(part_total + part, total, mask=mine)
+        tl.store(part_out + part[:, None] * DIM + at[None, :], weighted, mask=real)
+
+
+@triton.jit(do_not_specialize=["num_singles", "num_splits"])
+def _join_single(
+    part_out, part_best, part_total, singles, num_singles, out, num_splits, num_heads, window,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    single = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1)
+    position = tl.load(singles + num_singles + single)
+    if position >= 0:
+        one = tl.arange(0, 1)
+        at = tl.arange(0, WIDTH)
+        inside = (at < DIM) & (one == 0)[:, None]
+        first = tl.maximum(position - window + 1, 0) // SPLIT
+        best = tl.full((1,), -float("inf"), tl.float32)
+        total = tl.zeros((1,), tl.float32)
+        weighted = tl.zeros((1, WIDTH), tl.float32)
+        part = (single * num_heads + head) * num_splits + one
+        for split in range(first, position // SPLIT + 1):
+            split_weighted = tl.load(
+                part_out + (part + split)[:, None] * DIM + at[None, :], mask=inside, other=0.0
+            )
+            best, total, weighted = _join(
+                best, total, weighted,
+                tl.load(part_best + part + split), tl.load(part_total + part + split), split_weighted,
+            )  # fmt: skip
+        token = tl.load(singles + 2 * num_singles + single)
+        row = token * num_heads + head + one
+        tl.store(out + row[:, None] * DIM + at[None, :], weighted / total[:, None], mask=inside)
+
+
+@triton.jit(do_not_specialize=["num_tiles"])
+def _attend_tile(
+    q, k_pages, v_pages, tiles, num_tiles, out, num_kv_heads, tokens_per_page, window, scale,
+    k_page_stride, k_slot_stride, k_head_stride, v_page_stride, v_slot_stride, v_head_stride,
+    GROUP: tl.constexpr, PACKED: tl.constexpr, TILE: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
+    SPLIT: tl.constexpr, BLOCK: tl.constexpr, OPERAND: tl.constexpr,
+):  # fmt: skip
+    tile = tl.program_id(0).to(tl.int64)
+    kv_head = tl.program_id(1)
+    page, first = tl.load(tiles + tile), tl.load(tiles + num_tiles + tile)
+    end, token = tl.load(tiles + 2 * num_tiles + tile), tl.load(tiles + 3 * num_tiles + tile)
+    row = tl.arange(0, TILE * PACKED)
+    of_group = row % PACKED
+    positions = first // TILE * TILE + row // PACKED
+    at = tl.arange(0, WIDTH)
+    mine = (positions >= first) & (positions < end) & (of_group < GROUP)
+    heads = ((token + positions - first) * num_kv_heads + kv_head) * GROUP + of_group
+    real = mine[:, None] & (at < DIM)[None, :]
+    queries = tl.load(q + heads[:, None] * DIM + at[None, :], mask=real, other=0.0).to(OPERAND)
+    best = tl.full((TILE * PACKED,), -float("inf"), tl.float32)
+    total = tl.zeros((TILE * PACKED,), tl.float32)
+    weighted = tl.zeros((TILE * PACKED, WIDTH), tl.float32)
+    lowest = tl.maximum(first - window + 1, 0)
+    for split_start in range(lowest // SPLIT * SPLIT, end, SPLIT):
+        split_best, split_total, split_weighted = _attend_split(
+            queries, positions, tl.maximum(split_start, lowest // BLOCK * BLOCK),
+            tl.minimum(end, split_start + SPLIT), page, k_pages, v_pages, kv_head, tokens_per_page, window,
+            scale,
+            k_page_stride, k_slot_stride, k_head_stride, v_page_stride, v_slot_stride, v_head_stride,
+            DIM, WIDTH, BLOCK,
+        )  # fmt: skip
+        best, total, weighted = _join(best, total, weighted, split_best, split_total, split_weighted)
+    tl.store(out + heads[:, None] * DIM + at[None, :], weighted / total[:, None], mask=real)
+
+
+def attention(
+    q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor, plan: TritonPlan
+) -> torch.Tensor:
+    """Attention of each token over its row's keys up to its own position.
+
+    Args:
+        q: [num_tokens, num_heads, head_dim], rotated, contiguous.
+        k_pages: one layer's keys [num_pages, tokens_per_page, num_kv_heads, head_dim], any strides but 1 for
+            the last; the step's own keys are written. Slots past a row's end may hold anything.
+        v_pages: one layer's values, likewise.
+        plan: which tokens there are. A row's pages are consecutive.
+
+    Returns:
+        [num_tokens, num_heads, head_dim] in q's number format; sums are fp32. Padding is not written.
+
+    Raises:
+        ValueError: a shape does not fit, or a tensor has the wrong strides.
+    """
+    shape = plan.shape
+    heads, kv_heads, dim = shape.num_heads, shape.num_kv_heads, shape.head_dim
+    if q.shape[1:] != (heads, dim) or k_pages.shape != v_pages.shape or k_pages.shape[2:] != (kv_heads, dim):
+        raise ValueError(f"q {list(q.shape)}, k {list(k_pages.shape)}, v {list(v_pages.shape)}, {shape}")
+    if not q.is_contiguous() or k_pages.stride(3) != 1 or v_pages.stride(3) != 1:
+        raise ValueError("q must be contiguous, and the numbers of a head side by side in the pages")
+    out = torch.empty_like(q)
+    window = UNLIMITED if shape.window is None else shape.window
+    numbers = (k_pages.shape[1], window, dim**-0.5 * LOG2_E, *k_pages.stride()[:3], *v_pages.stride()[:3])
+    width = max(MIN_DOT, triton.next_power_of_2(dim))
+    constants = {
+        "GROUP": shape.group_size, "PACKED": plan.packed_heads, "TILE": plan.tile_length, "DIM": dim,
+        "WIDTH": width, "SPLIT": SPLIT, "BLOCK": BLOCK, "OPERAND": operand_format(k_pages.dtype),
+    }  # fmt: skip
+    if num_tiles := plan.tiles.shape[1]:
+        _attend_tile[(num_tiles, kv_heads)](
+            q, k_pages, v_pages, plan.tiles, num_tiles, out, kv_heads, *numbers, **constants
+        )
+    if num_singles := plan.singles.shape[1]:
+        num_splits = triton.cdiv(plan.max_length, SPLIT)
+        part_out = torch.empty(num_singles, heads, num_splits, dim, dtype=torch.float32, device=q.device)
+        part_best, part_total = torch.empty(
+            2, num_singles, heads, num_splits, dtype=torch.float32, device=q.device
+        )
+        _attend_single[(num_singles, kv_heads, num_splits)](
+            q, k_pages, v_pages, plan.singles, num_singles, part_out, part_best, part_total, num_splits,
+            kv_heads, *numbers, **constants,
+        )  # fmt: skip
+        _join_single[(num_singles, heads)](
+            part_out, part_best, part_total, plan.singles, num_singles, out, num_splits, heads, window,
+            DIM=dim, WIDTH=width, SPLIT=SPLIT,
+        )  # fmt: skip
+    return out
+
+
+def reference_attention(
+    q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor, rows: list[tuple[int, int, int]],
+    shape: AttentionShape,
+) -> torch.Tensor:  # fmt: skip
+    """The same in plain torch, one softmax a token; rows are (first page, start, number of tokens)."""
+    out, token = torch.empty_like(q), 0
+    for page, start, num_tokens in rows:
+        for end in range(start + 1, start + num_tokens + 1):
+            first = 0 if shape.window is None else max(0, end - shape.window)
+            k, v = (pages[page:].float().flatten(0, 1)[first:end] for pages in (k_pages, v_pages))
+            grouped = q[token].float().view(shape.num_kv_heads, -1, shape.head_dim)
+            weights = torch.softmax(torch.einsum("hgd,thd->hgt", grouped, k) * shape.head_dim**-0.5, dim=-1)
+            out[token] = torch.einsum("hgt,thd->hgd", weights, v).reshape(-1, shape.head_dim).to(q.dtype)
+            token += 1
+    return out

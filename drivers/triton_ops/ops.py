@@ -1,0 +1,98 @@
+"""`Ops` on triton kernels: for GPUs, and under triton's interpreter on the CPU."""
+
+from __future__ import annotations
+
+import torch
+
+from drivers.ops.batch import Batch
+from drivers.ops.interface import AttentionPlan, AttentionShape, HeadNorms
+from drivers.ops.tiling import BASE_TILE, TiledLinear
+from drivers.triton_ops.argmax import argmax
+from drivers.triton_ops.attention import attention
+from drivers.triton_ops.linear import TritonLinear
+from drivers.triton_ops.plan import TritonPlan, plan_attention
+from drivers.triton_ops.rms_norm import add_rms_norm, rms_norm
+from drivers.triton_ops.rope_kv import rope_write_kv
+from drivers.triton_ops.silu_mul import silu_mul
+
+__all__ = ["TritonOps"]
+
+LIBRARY_TILES = (BASE_TILE, 128, 1024)  # rows
+MIN_LIBRARY_TILE = 128  # a library that is even in small tiles only would take a call for each of those
+
+
+class TritonOps:
+    """`Ops` in triton. The pages of a row are consecutive: `plan_attention` raises ValueError otherwise.
+
+    Args:
+        use_library: multiply by the vendor's library where its tiles were verified, large ones too; else, and
+            where they were not, in triton.
+    """
+
+    def __init__(self, *, use_library: bool = True) -> None:
+        self._use_library = use_library
+        self._library = TiledLinear(LIBRARY_TILES)
+        self._linear = TritonLinear()
+
+    def uses_library(self, weight: torch.Tensor) -> bool:
+        """Whether this weight is multiplied by the vendor's library."""
+        return self._use_library and self._library.tiles(weight)[-1] >= MIN_LIBRARY_TILE
+
+    def prepare_linear(self, weight: torch.Tensor) -> None:
+        """See `Ops.prepare_linear`."""
+        if not self.uses_library(weight):
+            self._linear.heights(weight)
+
+    def embedding(self, token_ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        """See `Ops.embedding`."""
+        return table.index_select(0, token_ids)
+
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """See `Ops.linear`."""
+        if not self.uses_library(weight):
+            return self._linear(x, weight, bias)
+        out = self._library(x, weight)
+        return out if bias is None else out + bias
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        """See `Ops.rms_norm`."""
+        return rms_norm(x, weight, epsilon)
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float
+    ) -> torch.Tensor:
+        """See `Ops.add_rms_norm`."""
+        return add_rms_norm(x, residual, weight, epsilon)
+
+    def rope_write_kv(
+        self,
+        qkv: torch.Tensor,
+        norms: HeadNorms | None,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        k_pages: torch.Tensor,
+        v_pages: torch.Tensor,
+        batch: Batch,
+    ) -> torch.Tensor:
+        """See `Ops.rope_write_kv`."""
+        return rope_write_kv(qkv, norms, cos, sin, k_pages, v_pages, batch.pages, batch.slots)
+
+    def plan_attention(self, batch: Batch, shape: AttentionShape) -> TritonPlan:
+        """See `Ops.plan_attention`. Raises ValueError: a row's pages are not consecutive."""
+        return plan_attention(batch.spans, shape, batch.token_ids.device)
+
+    def attention(
+        self, q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor, plan: AttentionPlan
+    ) -> torch.Tensor:
+        """See `Ops.attention`."""
+        assert isinstance(plan, TritonPlan)
+        return attention(q, k_pages, v_pages, plan)
+
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """See `Ops.silu_mul`."""
+        return silu_mul(gate_up)
+
+    def argmax(self, logits: torch.Tensor) -> tuple[list[int], list[bool]]:
+        """See `Ops.argmax`."""
+        ids, finite = argmax(logits)
+        return ids.tolist(), finite.tolist()

@@ -1,0 +1,50 @@
+"""Every triton kernel becomes machine code for Hopper, though no GPU is here to run it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is not installed (extra: cuda)")
+
+ROOT = Path(__file__).parents[2]
+SHARED_BYTES = 227 << 10  # that a program can have on Hopper
+MAX_STACK_BYTES = 128  # a few spilt registers
+KERNELS = {
+    "_rms_norm",
+    "_silu_mul",
+    "_linear",
+    "_attend_tile",
+    "_attend_single",
+    "_join_single",
+    "_rope_write_kv",
+}
+
+
+@pytest.mark.slow
+def test_kernels_compile_for_hopper(tmp_path: Path) -> None:
+    """In bf16: all of them, within registers and shared memory; products go to the matrix units."""
+    environment = {
+        **os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT),
+    }  # fmt: skip
+    command = [sys.executable, str(ROOT / "tests/drivers/triton_compiler.py"), "90", "bfloat16"]
+    told = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    found = defaultdict(list)
+    for line in told.splitlines():
+        kernel = json.loads(line)
+        found[kernel["kernel"]].append(kernel)
+        assert kernel["stack_bytes"] <= MAX_STACK_BYTES, line
+        assert kernel["shared_bytes"] <= SHARED_BYTES, line
+    assert set(found) == KERNELS
+    for name in ("_linear", "_attend_tile", "_attend_single"):
+        assert all(kernel["products"] for kernel in found[name]), name
+    # the two that must agree to the bit have products of one kind
+    assert {kernel["products"] for name in ("_attend_tile", "_attend_single") for kernel in found[name]} == {
+        "wgmma"
+    }

@@ -1,0 +1,118 @@
+"""Compiles what the operations launch for a GPU that is not there, down to its machine code.
+
+Run as a program, it prints a JSON line for each kernel: its name, registers a thread, bytes of stack (spilt
+registers lie there) and of shared memory, and which matrix
+instruction it has. The operations are called as they are; only the launch is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from drivers.ops.batch import Span
+from drivers.ops.interface import AttentionShape, HeadNorms
+from drivers.triton_ops.linear import HEIGHTS, linear
+from drivers.triton_ops.ops import TritonOps
+from drivers.triton_ops.plan import plan_attention
+from drivers.triton_ops.rope_kv import rope_write_kv
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+class AbsentDevice:
+    """As much of triton's driver as compiling takes."""
+
+    def __init__(self, capability: int) -> None:
+        self._capability = capability
+
+    def get_current_target(self) -> GPUTarget:
+        """What to compile for."""
+        return GPUTarget("cuda", self._capability, 32)
+
+    def get_current_device(self) -> int:
+        """The first."""
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        """The default one."""
+        return 0
+
+
+def compile_only(capability: int) -> dict[str, Any]:
+    """From here on launches compile and do nothing else; returns what was compiled, by name, as it grows."""
+    compiled: dict[str, Any] = {}
+    run = JITFunction.run
+
+    def run_dry(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
+        compiled[f"{self.__name__} {kernel.hash[:6]}"] = kernel
+        return kernel
+
+    JITFunction.run = run_dry  # type: ignore[method-assign]
+    triton.runtime.driver.set_active(AbsentDevice(capability))
+    return compiled
+
+
+def call_everything(dtype: torch.dtype, shape: AttentionShape) -> None:
+    """Each operation once, in a number format."""
+    hidden, heads, dim = 256, shape.num_heads, shape.head_dim
+    tokens = 20
+    ops = TritonOps(use_library=False)
+    x, norm = torch.zeros(tokens, hidden, dtype=dtype), torch.zeros(hidden, dtype=dtype)
+    ops.rms_norm(x, norm, 1e-5)
+    ops.add_rms_norm(x, x.clone(), norm, 1e-5)
+    ops.silu_mul(x)
+    for height in HEIGHTS:
+        linear(x, torch.zeros(512, hidden, dtype=dtype), norm.new_zeros(512), height)
+    pages = torch.zeros(8, 16, shape.num_kv_heads, dim, dtype=dtype)
+    spans = [Span(0, 3, 1, (0,)), Span(1, 5, 19, (2, 3))]
+    ops.attention(
+        torch.zeros(tokens, heads, dim, dtype=dtype), pages, pages, plan_attention(spans, shape, "cpu")
+    )
+    qkv = torch.zeros(tokens, heads + 2 * shape.num_kv_heads, dim, dtype=dtype)
+    angles, at = torch.zeros(tokens, dim // 2), torch.zeros(tokens, dtype=torch.int64)
+    head_norm = torch.zeros(dim, dtype=dtype)
+    for norms in (None, HeadNorms(head_norm, head_norm, 1e-5)):
+        rope_write_kv(qkv, norms, angles, angles, pages, pages, at, at)
+
+
+def measure(name: str, kernel: Any) -> dict[str, Any]:
+    """What the machine code takes."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        told = subprocess.run(
+            [CUOBJDUMP, "--dump-resource-usage", file.name], check=True, capture_output=True, text=True
+        ).stdout
+    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", told).groups()  # type: ignore[union-attr]
+    return {
+        "kernel": name.split()[0],
+        "registers": int(registers),
+        "stack_bytes": int(stack),
+        "shared_bytes": kernel.metadata.shared,
+        "num_warps": kernel.metadata.num_warps,
+        "products": next((kind for kind in ("wgmma", "mma.sync") if kind in kernel.asm["ptx"]), ""),
+    }
+
+
+def main() -> None:
+    """Compile for one capability, 90, and one number format, bf16."""
+    compiled = compile_only(int(sys.argv[1]))
+    call_everything(getattr(torch, sys.argv[2]), AttentionShape(32, 8, 128))
+    for name, kernel in compiled.items():
+        print(json.dumps(measure(name, kernel)))
+
+
+if __name__ == "__main__":
+    main()
