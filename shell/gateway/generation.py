@@ -187,7 +187,8 @@ class Generation:
     async def _kill(self, choice: Choice) -> None:
         with suppress(SyscallError, ConnectionLost):  # it ended by itself, or with the session
             await self.client.kill(choice.pid)
-            await self.client.wait(choice.pid)  # reap it, unless a read in flight has done so
+            # Reaped, unless a read in flight has done so; only now is it told what was found in memory.
+            choice.usage = (await self.client.wait(choice.pid)).usage
         choice.has_exited = True
 
     async def close(self) -> None:

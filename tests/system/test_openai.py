@@ -67,6 +67,10 @@ def test_second_request_finds_the_prefix(client: OpenAI, model: str) -> None:
     second = client.completions.create(**fields)
     assert first.choices[0].text == second.choices[0].text
     assert second.usage.prompt_tokens_details.cached_tokens > 0
+    # One that a stop string ends is told by the gateway to stop, and says so all the same.
+    stopped = client.completions.create(**fields, stop=first.choices[0].text[:1])
+    assert stopped.choices[0].finish_reason == "stop"
+    assert stopped.usage.prompt_tokens_details.cached_tokens > 0
 
 
 def test_context_length_message(client: OpenAI, model: str) -> None:

@@ -70,6 +70,7 @@ class ChatChoice(msgspec.Struct, forbid_unknown_fields=True):
     finish_reason: FinishReason
     stop_reason: str | int | None
     token_ids: list[int] | UnsetType = UNSET
+    token_times: list[float] | UnsetType = UNSET  # Unix time, seconds
 
 
 class ChatCompletion(msgspec.Struct, forbid_unknown_fields=True):
@@ -123,6 +124,7 @@ class ChatDelta(msgspec.Struct, forbid_unknown_fields=True):
     finish_reason: FinishReason | None
     stop_reason: str | int | UnsetType | None = UNSET
     token_ids: list[int] | UnsetType = UNSET
+    token_times: list[float] | UnsetType = UNSET  # Unix time, seconds
 
 
 class ChatChunk(msgspec.Struct, forbid_unknown_fields=True):

@@ -31,6 +31,7 @@ class TextChoice(msgspec.Struct, forbid_unknown_fields=True):
     stop_reason: str | int | None
     prompt_logprobs: list[dict[str, PromptLogprob] | None] | UnsetType = UNSET
     token_ids: list[int] | UnsetType = UNSET
+    token_times: list[float] | UnsetType = UNSET  # Unix time, seconds
     prompt_token_ids: list[int] | UnsetType = UNSET
 
 
@@ -57,6 +58,7 @@ class TextDelta(msgspec.Struct, forbid_unknown_fields=True):
     finish_reason: FinishReason | None
     stop_reason: str | int | UnsetType | None = UNSET
     token_ids: list[int] | UnsetType = UNSET
+    token_times: list[float] | UnsetType = UNSET  # Unix time, seconds
     prompt_token_ids: list[int] | UnsetType = UNSET
 
 
