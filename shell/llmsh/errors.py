@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-from syscalls.errno import Errno
-
 EXIT_ERROR = 1
 EXIT_USAGE = 2
 EXIT_NO_KERNEL = 3
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in other shells
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
-
-HINTS = {
-    Errno.ESRCH: "'ps' lists your processes",
-    Errno.ENOENT: "'models' lists what is served, 'images' what was saved",
-    Errno.EEXIST: "choose another name, or --force",
-    Errno.ENOEXEC: "'images' lists what can be restored",
-    Errno.EBADMSG: "'images' lists what can be restored",
-    Errno.ENODEV: "'lsdev' shows the devices",
-    Errno.EDQUOT: "'tenants' shows your limits",
-    Errno.E2BIG: "shorten the prompt or lower --max-tokens",
-    Errno.EFAULT: "'dmesg' may say more",
-    Errno.EIO: "'dmesg' may say more",
-}
 
 
 class CommandError(Exception):

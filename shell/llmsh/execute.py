@@ -14,12 +14,12 @@ from shell.llmsh.errors import (
     EXIT_BROKEN_PIPE,
     EXIT_ERROR,
     EXIT_INTERRUPTED,
-    HINTS,
     CommandError,
     Interrupted,
     NoKernel,
     UsageError,
 )
+from shell.llmsh.hints import explain_error
 from shell.llmsh.jobs import PipeJob
 from shell.llmsh.loop import Shell
 from shell.llmsh.manual import explain
@@ -157,8 +157,7 @@ async def run_command(shell: Shell, stage: Stage) -> int:
     except CommandError as error:
         return _report(shell, name, error)
     except SyscallError as error:
-        hint = HINTS.get(error.errno)
-        shell.screen.error(f"{name}: {error}" + (f"; {hint}" if hint else ""))
+        shell.screen.error(f"{name}: {await explain_error(shell, error, stage.arguments.operands)}")
     except ConnectionLost as error:
         shell.connection.drop()
         shell.screen.error(f"{name}: {error} ({shell.connection.socket_path})")

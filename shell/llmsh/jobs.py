@@ -166,7 +166,9 @@ class JobTable:
         else:
             job = self.of_pid(parse_pid(word))
         if job is None:
-            raise CommandError(f"no job {word!r}; 'jobs' lists them")
+            there_are = ", ".join(f"%{number}" for number in self._jobs)
+            hint = f"there are {there_are}" if there_are else "'run PROMPT &' starts one"
+            raise CommandError(f"no job {word!r}; {hint}")
         return job
 
     def resolve(self, word: str) -> tuple[int, ...]:

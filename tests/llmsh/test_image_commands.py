@@ -73,8 +73,8 @@ async def test_refusals(tmp_path: Path) -> None:
         assert shell.errors == (
             "checkpoint: EEXIST: there is an image one; it was not replaced; "
             "choose another name, or --force\n"
-            "restore: ENOENT: no image two; 'models' lists what is served, 'images' what was saved\n"
-            "rm-image: ENOENT: no image two; 'images' lists what there is\n"
+            "restore: ENOENT: no image two; yours: one\n"
+            "rm-image: ENOENT: no image two; yours: one\n"
         )
 
 

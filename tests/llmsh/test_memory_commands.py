@@ -56,7 +56,7 @@ async def test_maps_shows_ranges(tmp_path: Path) -> None:
         ]
         assert json.loads((await shell.run("maps --json 1"))[1])["ranges"][0]["end"] == 128
         assert (await shell.run("maps 7"))[0] == 1
-        assert shell.errors == "maps: ESRCH: no process 7; 'ps' lists your processes\n"
+        assert shell.errors == "maps: ESRCH: no process 7; yours: 1\n"
 
 
 async def test_cache_shows_what_was_found(tmp_path: Path) -> None:

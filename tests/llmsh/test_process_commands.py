@@ -71,9 +71,9 @@ async def test_stat_describes_one_process(tmp_path: Path) -> None:
         assert (await shell.run("stat one"))[0] == 2
         assert (await shell.run("stat %7"))[0] == 1
         assert shell.errors == (
-            "stat: ESRCH: no process 5; 'ps' lists your processes\n"
+            "stat: ESRCH: no process 5; yours: 1\n"
             "stat: 'one' is no process id: a number, or %N for a job\n"
-            "stat: no job '%7'; 'jobs' lists them\n"
+            "stat: no job '%7'; there are %1\n"
         )
 
 
@@ -92,7 +92,7 @@ async def test_kill_goes_on_after_a_failure(tmp_path: Path) -> None:
     async with open_scripted_kernel(tmp_path, gate) as kernel, open_shell(tmp_path) as shell:
         await shell.run("run --detach a; run --detach b")
         assert (await shell.run("kill 1 99 2"))[0] == 1
-        assert shell.errors == "kill: ESRCH: no process 99; 'ps' lists your processes\n"
+        assert shell.errors == "kill: ESRCH: no process 99; yours: 1, 2\n"
         assert [process.end.reason for process in kernel.spawned if process.end] == ["killed", "killed"]
 
 

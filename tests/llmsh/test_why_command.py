@@ -45,4 +45,4 @@ async def test_why_passes_the_kernels_refusal_on(tmp_path: Path) -> None:
     async with open_scripted_kernel(tmp_path), open_shell(tmp_path) as shell:
         assert (await shell.run("why 9"))[0] == 1
         assert (await shell.run("why me"))[0] == 2
-        assert shell.errors.startswith("why: ESRCH: no process 9; 'ps' lists your processes\n")
+        assert shell.errors.startswith("why: ESRCH: no process 9; you have no process\n")

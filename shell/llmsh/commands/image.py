@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from shell.llmsh.errors import EXIT_ERROR
+from shell.llmsh.hints import explain_error
 from shell.llmsh.loop import Shell
 from shell.llmsh.options import Arguments, Option
 from shell.llmsh.render import Column, format_bytes, format_seconds, make_table
@@ -89,7 +90,7 @@ async def remove_images(shell: Shell, arguments: Arguments) -> int:
         try:
             await client.remove_image(name, arguments["tenant"])
         except SyscallError as error:
-            shell.screen.error(f"rm-image: {error}; 'images' lists what there is")
+            shell.screen.error(f"rm-image: {await explain_error(shell, error, [name])}")
             code = EXIT_ERROR
     return code
 

@@ -9,7 +9,8 @@ from rich.table import Table
 from shell.llmsh.commands.filters import copy_input, show_last_lines
 from shell.llmsh.commands.generation import read_count, read_nice
 from shell.llmsh.commands.run import make_job, start_in_background
-from shell.llmsh.errors import EXIT_ERROR, HINTS, UsageError
+from shell.llmsh.errors import EXIT_ERROR, UsageError
+from shell.llmsh.hints import explain_error
 from shell.llmsh.jobs import PipeJob, Sample
 from shell.llmsh.loop import Shell
 from shell.llmsh.options import Arguments, Option
@@ -151,8 +152,7 @@ async def _for_each(
         try:
             await call(pid)
         except SyscallError as error:
-            hint = HINTS.get(error.errno)
-            shell.screen.error(f"{name}: {error}" + (f"; {hint}" if hint else ""))
+            shell.screen.error(f"{name}: {await explain_error(shell, error, [str(pid)])}")
             code = EXIT_ERROR
     return code
 

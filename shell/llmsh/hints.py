@@ -1,0 +1,73 @@
+"""What might help somebody whose command failed: what they perhaps meant, or where to look."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+import trio
+
+from shell.llmsh.errors import CommandError
+from shell.llmsh.loop import Shell
+from shell.llmsh.options import suggest
+from syscalls.client import ConnectionLost
+from syscalls.errno import Errno, SyscallError
+
+PATIENCE_SECONDS = 0.5  # a hint is worth no more
+MAX_LISTED = 8
+
+PLACES = {
+    Errno.ESRCH: "'ps' lists your processes",
+    Errno.ENOENT: "'images' lists yours",
+    Errno.EEXIST: "choose another name, or --force",
+    Errno.ENOEXEC: "'images' lists what can be restored",
+    Errno.EBADMSG: "'images' lists what can be restored",
+    Errno.ENODEV: "'lsdev' shows the devices",
+    Errno.EDQUOT: "'tenants' shows your limits",
+    Errno.E2BIG: "shorten the prompt or lower --max-tokens",
+    Errno.EFAULT: "'dmesg' may say more",
+    Errno.EIO: "'dmesg' may say more",
+}
+
+
+async def explain_error(shell: Shell, error: SyscallError, words: Sequence[str]) -> str:
+    """Return what an error says, and a hint when there is one.
+
+    Args:
+        shell: asks the kernel for the names that there are.
+        error: of a call.
+        words: of the command, among them perhaps a wrong one.
+    """
+    hint = PLACES.get(error.errno, "")
+    with trio.move_on_after(PATIENCE_SECONDS):
+        try:
+            if error.errno is Errno.ESRCH:
+                hint = suggest_pid(words, [info.pid for info in await (await shell.client()).ps()])
+            elif error.errno is Errno.ENOENT:
+                hint = suggest_image(words, [image.name for image in await (await shell.client()).images()])
+        except (CommandError, ConnectionLost, SyscallError):
+            pass  # then without
+    return f"{error}; {hint}" if hint else str(error)
+
+
+def suggest_pid(words: Sequence[str], pids: Sequence[int]) -> str:
+    """Say which process somebody may have meant, or which there are."""
+    known = [str(pid) for pid in pids]
+    if not known:
+        return "you have no process"
+    for word in words:
+        if word.isdecimal() and word not in known:
+            close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+            if close:
+                return f"did you mean {' or '.join(close)}?"
+    return f"yours: {', '.join(known)}" if len(known) <= MAX_LISTED else PLACES[Errno.ESRCH]
+
+
+def suggest_image(words: Sequence[str], names: Sequence[str]) -> str:
+    """Say which image somebody may have meant, or which there are."""
+    if not names:
+        return "you have no image"
+    for word in words:
+        if word not in names and (meant := suggest(word, names)):
+            return meant.removeprefix(": ")
+    return f"yours: {', '.join(names)}" if len(names) <= MAX_LISTED else PLACES[Errno.ENOENT]
