@@ -7,15 +7,15 @@ import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from native._cpu import ffi, lib
+from native.pages import FramePool, PageRange
 
 __all__ = ["MemoryPool", "ReservedRange", "count_mappings", "mapping_limit"]
 
 
-class MemoryPool:
+class MemoryPool(FramePool):
     """All physical frames of a device: one memfd, and a direct map of it at a fixed address.
 
     A frame takes memory from its first write on. Close it, or use it as a context manager; whatever still
@@ -31,15 +31,7 @@ class MemoryPool:
     """
 
     def __init__(self, num_frames: int, frame_bytes: int) -> None:
-        if num_frames < 1:
-            raise ValueError(f"a pool needs a frame, got {num_frames}")
-        if frame_bytes < 1 or frame_bytes % mmap.PAGESIZE:
-            raise ValueError(
-                f"frame of {frame_bytes} bytes is not a multiple of the system's {mmap.PAGESIZE}"
-            )
-        self.num_frames = num_frames
-        self.frame_bytes = frame_bytes
-        self.size_bytes = num_frames * frame_bytes
+        super().__init__(num_frames, frame_bytes, mmap.PAGESIZE)
         self.fd = os.memfd_create("llmos-frames", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self.fd, self.size_bytes)
@@ -56,14 +48,9 @@ class MemoryPool:
             raise
         self._base = out[0]
 
-    @property
-    def is_closed(self) -> bool:
-        """True after `close`."""
-        return self.fd < 0
-
     def buffer(self) -> Any:
         """The direct map: a writable buffer over all frames, valid until `close`."""
-        self._check_open()
+        self.check_open()
         return ffi.buffer(self._base, self.size_bytes)
 
     def copy_frames(self, sources: Sequence[int], targets: Sequence[int]) -> None:
@@ -72,40 +59,18 @@ class MemoryPool:
         Raises:
             ValueError: a number is not a frame of this pool, or a frame is to be copied onto itself.
         """
-        self._check_open()
-        self.check_frames(sources)
-        self.check_frames(targets)
-        if any(source == target for source, target in zip(sources, targets, strict=True)):
-            raise ValueError(f"a frame cannot be copied onto itself: {tuple(sources)} to {tuple(targets)}")
+        self.check_copy(sources, targets)
         lib.llmos_copy_frames(self._base, self.frame_bytes, len(sources), _array(sources), _array(targets))
-
-    def check_frames(self, pfns: Sequence[int]) -> None:
-        """Raise ValueError, naming it, when one of `pfns` is not a frame of this pool."""
-        for pfn in pfns:
-            if not 0 <= pfn < self.num_frames:
-                raise ValueError(f"frame {pfn} is outside a pool of {self.num_frames}")
 
     def close(self) -> None:
         """Unmap the frames and close the memfd; the memory goes with the last mapping. Idempotent."""
-        if self.fd >= 0:
+        if not self.is_closed:
+            self.is_closed = True
             os.close(self.fd)
-            self.fd = -1
             _check(lib.llmos_release(self._base, self.size_bytes), "unmap a pool")
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _check_open(self) -> None:
-        if self.fd < 0:
-            raise ValueError("the pool is closed")
-
-
-class ReservedRange:
+class ReservedRange(PageRange[MemoryPool]):
     """Contiguous addresses without memory, until frames are mapped at its pages.
 
     Touching a page that is not mapped ends the process. Close it, or use it as a context manager.
@@ -120,19 +85,20 @@ class ReservedRange:
     """
 
     def __init__(self, pool: MemoryPool, num_pages: int) -> None:
-        if num_pages < 1:
-            raise ValueError(f"a range needs a page, got {num_pages}")
-        self.pool = pool
-        self.num_pages = num_pages
-        self.size_bytes = num_pages * pool.frame_bytes
+        super().__init__(pool, num_pages)
         out = ffi.new("void **")
         _check(lib.llmos_reserve(self.size_bytes, out), f"reserve {self.size_bytes} bytes of address space")
         self._base = out[0]
 
+    @property
+    def base(self) -> Any:
+        """Address of page 0; valid until `close`."""
+        self.check_open()
+        return self._base
+
     def buffer(self) -> Any:
         """A writable buffer over the whole range, valid until `close`."""
-        self._check_open()
-        return ffi.buffer(self._base, self.size_bytes)
+        return ffi.buffer(self.base, self.size_bytes)
 
     def map_frames(self, pages: Sequence[int], pfns: Sequence[int]) -> None:
         """Back pages[i] by pfns[i], replacing what was mapped there.
@@ -150,21 +116,6 @@ class ReservedRange:
         if error:
             _check(error, f"map frame {pfns[done[0]]} at page {pages[done[0]]}")
 
-    def check_pairs(self, pages: Sequence[int], pfns: Sequence[int]) -> None:
-        """Raise ValueError, saying why, when pages[i] cannot be backed by pfns[i]."""
-        self._check_open()
-        self.pool.check_frames(pfns)
-        for page in pages:
-            self._check_pages(page, 1)
-        if len(pages) != len(pfns):
-            raise ValueError(f"{len(pages)} pages for {len(pfns)} frames")
-
-    @property
-    def base(self) -> Any:
-        """Address of page 0; valid until `close`."""
-        self._check_open()
-        return self._base
-
     def unmap_pages(self, first: int, count: int) -> None:
         """Take the memory from pages [first, first + count); those without are fine.
 
@@ -172,32 +123,15 @@ class ReservedRange:
             ValueError: a page is out of range.
             OSError: the system refuses.
         """
-        self._check_open()
-        self._check_pages(first, count)
+        self.check_pages(first, count)
         error = lib.llmos_unmap_pages(self._base, self.pool.frame_bytes, first, count)
         _check(error, f"unmap {count} pages from page {first} on")
 
     def close(self) -> None:
         """Give the addresses back. Idempotent."""
-        if self._base is not None:
-            base, self._base = self._base, None
-            _check(lib.llmos_release(base, self.size_bytes), "release a reserved range")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _check_open(self) -> None:
-        if self._base is None or self.pool.is_closed:
-            raise ValueError("the range or its pool is closed")
-
-    def _check_pages(self, first: int, count: int) -> None:
-        if count < 1 or first < 0 or first + count > self.num_pages:
-            raise ValueError(f"pages {first} to {first + count} are outside a range of {self.num_pages}")
+        if not self.is_closed:
+            self.is_closed = True
+            _check(lib.llmos_release(self._base, self.size_bytes), "release a reserved range")
 
 
 def mapping_limit() -> int:

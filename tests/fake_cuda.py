@@ -29,8 +29,11 @@ class Counts:
     reservations: int
     events: int
     contexts: int
+    streams: int
+    pinned: int  # extents of main memory
     waiting: int  # launches
     set_access: int  # calls so far
+    unpinned: int  # copies so far whose main memory was not pinned
 
 
 class FakeCuda:
@@ -42,7 +45,8 @@ class FakeCuda:
         self._ffi.cdef(
             "void fake_launch_fill(unsigned long long at, size_t size, unsigned char value);"
             "void fake_fail(const char *name, int after, int code);"
-            "void fake_set_memory(size_t bytes); void fake_count(int64_t *out); void fake_reset(void);"
+            "void fake_set_memory(size_t bytes); void fake_set_lazy(int lazy);"
+            "void fake_count(int64_t *out); void fake_reset(void);"
         )
         self._lib: Any = self._ffi.dlopen(library)
 
@@ -51,7 +55,7 @@ class FakeCuda:
         return CudaDevice(0, self.library)
 
     def launch_fill(self, address: int, size_bytes: int, value: int) -> None:
-        """A kernel that writes bytes, when somebody waits for it."""
+        """A kernel that writes bytes: at once, or, where the fake is lazy, when somebody waits for it."""
         self._lib.fake_launch_fill(address, size_bytes, value)
 
     def fail(self, call: str, code: int, after: int = 0) -> None:
@@ -62,16 +66,28 @@ class FakeCuda:
         """How much there is for frames."""
         self._lib.fake_set_memory(num_bytes)
 
+    def be_lazy(self) -> None:
+        """Run what is launched on the default stream as late as may be, as other streams do."""
+        self._lib.fake_set_lazy(1)
+
     def count(self) -> Counts:
         """What lives now."""
-        out = self._ffi.new("int64_t[7]")
+        out = self._ffi.new("int64_t[10]")
         self._lib.fake_count(out)
         return Counts(*out)
 
     def count_live(self) -> tuple[int, ...]:
-        """Frames, mappings, reservations, events and contexts: zeros when nothing leaks."""
+        """Frames, mappings, reservations, events, contexts, streams, pinned extents: zeros: nothing leaks."""
         counts = self.count()
-        return (counts.frames, counts.mappings, counts.reservations, counts.events, counts.contexts)
+        return (
+            counts.frames,
+            counts.mappings,
+            counts.reservations,
+            counts.events,
+            counts.contexts,
+            counts.streams,
+            counts.pinned,
+        )
 
     def reset(self) -> None:
         """As if the process were new."""

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import cffi
 
-__all__ = ["LIBRARY", "CudaDevice", "CudaFault", "CudaRefused", "ffi"]
+__all__ = ["LIBRARY", "LIBRARY_VARIABLE", "CudaDevice", "CudaFault", "CudaRefused", "ffi", "library_path"]
 
 LIBRARY = "libcuda.so.1"
+LIBRARY_VARIABLE = "LLMOS_LIBCUDA"  # an environment variable that names another library
 
 # After any of these the context is lost: every later call fails too, until the process ends.
 STICKY = frozenset({4, 214, 220, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 999})
+
+NUM_MULTIPROCESSORS, CAPABILITY_MAJOR, CAPABILITY_MINOR = 16, 75, 76  # attributes of a device
+NAME_BYTES = 256
 
 ffi = cffi.FFI()
 ffi.cdef((Path(__file__).parent / "calls.h").read_text())
@@ -33,16 +38,16 @@ class CudaDevice:
 
     Args:
         index: which device.
-        library: file name of the driver library.
+        library: file name of the driver library; None: see `library_path`.
 
     Raises:
         CudaRefused: there is no driver, it is too old, or there is no such device.
     """
 
-    def __init__(self, index: int = 0, library: str = LIBRARY) -> None:
+    def __init__(self, index: int = 0, library: str | None = None) -> None:
         self.index = index
         try:
-            self._lib: Any = ffi.dlopen(library)
+            self._lib: Any = ffi.dlopen(library or library_path())
         except OSError as error:
             raise CudaRefused(f"there is no CUDA driver: {error}") from None
         self.call("cuInit", 0)
@@ -62,9 +67,36 @@ class CudaDevice:
             granularity = ffi.new("size_t *")
             self.call("cuMemGetAllocationGranularity", granularity, self.memory, 0)
             self.granularity_bytes = int(granularity[0])
+            self.num_multiprocessors = self._attribute(NUM_MULTIPROCESSORS)
         except BaseException:
             self.close()
             raise
+
+    @property
+    def name(self) -> str:
+        """What the board calls itself."""
+        name = ffi.new("char[]", NAME_BYTES)
+        self.call("cuDeviceGetName", name, NAME_BYTES, self._device)
+        return ffi.string(name).decode(errors="replace")  # type: ignore[union-attr]
+
+    @property
+    def capability(self) -> tuple[int, int]:
+        """Which instructions it has: 9.0 is a Hopper."""
+        return self._attribute(CAPABILITY_MAJOR), self._attribute(CAPABILITY_MINOR)
+
+    @property
+    def total_bytes(self) -> int:
+        """Of its memory."""
+        total = ffi.new("size_t *")
+        self.call("cuDeviceTotalMem_v2", total, self._device)
+        return int(total[0])
+
+    @property
+    def free_bytes(self) -> int:
+        """Memory that nobody has, of any process."""
+        free, total = ffi.new("size_t *"), ffi.new("size_t *")
+        self.call("cuMemGetInfo_v2", free, total)
+        return int(free[0])
 
     def call(self, name: str, *arguments: Any) -> None:
         """Make one call of the driver.
@@ -95,8 +127,18 @@ class CudaDevice:
             self.is_closed = True
             self.call("cuDevicePrimaryCtxRelease_v2", self._device)
 
+    def _attribute(self, attribute: int) -> int:
+        value = ffi.new("int *")
+        self.call("cuDeviceGetAttribute", value, attribute, self._device)
+        return int(value[0])
+
     def _name_error(self, result: int) -> str:
         name = ffi.new("char **")
         if self._lib.cuGetErrorName(result, name) or name[0] == ffi.NULL:
             return f"error {result}"
         return ffi.string(name[0]).decode()  # type: ignore[no-any-return,union-attr]
+
+
+def library_path() -> str:
+    """The driver library: the system's, or what LLMOS_LIBCUDA names."""
+    return os.environ.get(LIBRARY_VARIABLE) or LIBRARY

@@ -6,16 +6,16 @@ from typing import Any
 
 from native.cuda.device import CudaDevice, ffi
 
-__all__ = ["StepFence"]
+__all__ = ["DISABLE_TIMING", "StepFence"]
 
 DISABLE_TIMING = 2  # an event that only says whether it has come
 
 
 class StepFence:
-    """Where in a stream the last step was launched that could touch what is mapped now.
+    """Where the last step was launched that could touch what is mapped now.
 
     Args:
-        device: whose stream; it is the default one, on which torch computes.
+        device: whose streams.
     """
 
     def __init__(self, device: CudaDevice) -> None:
@@ -24,13 +24,17 @@ class StepFence:
         device.call("cuEventCreate", event, DISABLE_TIMING)
         self._event: Any = event[0]
 
-    def mark(self) -> None:
-        """A step was launched."""
-        self._device.call("cuEventRecord", self._event, ffi.NULL)
+    def mark(self, stream: int = 0) -> None:
+        """A step was launched on a stream, given by its handle; 0: the default one."""
+        self._device.call("cuEventRecord", self._event, ffi.cast("CUstream", stream))
 
     def wait(self) -> None:
         """Wait until the last step that was marked is over; at once when there was none."""
         self._device.call("cuEventSynchronize", self._event)
+
+    def hold(self, stream: Any) -> None:
+        """What is launched on a stream from now on waits for that step; nobody else does."""
+        self._device.call("cuStreamWaitEvent", stream, self._event, 0)
 
     def close(self) -> None:
         """Forget the event. Idempotent."""

@@ -9,43 +9,38 @@ Source: Prabhu et al. 2024, "vAttention", arXiv:2405.04437.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 from native.cuda.device import CudaDevice, CudaFault, CudaRefused, ffi
 from native.cuda.fence import StepFence
+from native.pages import FramePool, PageRange
 
 __all__ = ["CudaPool", "CudaRange"]
 
 
-class CudaPool:
+class CudaPool(FramePool):
     """All physical frames of a device, and a direct map of them at a fixed address.
 
     Args:
         device: whose memory.
         num_frames: at least 1.
         frame_bytes: a multiple of the device's granularity, 2 MiB as a rule.
+        stream: says on which stream steps are launched, by its handle; 0: the default one.
 
     Raises:
         ValueError: a size is out of range.
         CudaRefused: there is too little memory; nothing is kept.
     """
 
-    def __init__(self, device: CudaDevice, num_frames: int, frame_bytes: int) -> None:
-        if num_frames < 1:
-            raise ValueError(f"a pool needs a frame, got {num_frames}")
-        if frame_bytes < 1 or frame_bytes % device.granularity_bytes:
-            raise ValueError(
-                f"frame of {frame_bytes} bytes is not a multiple of the device's {device.granularity_bytes}"
-            )
+    def __init__(
+        self, device: CudaDevice, num_frames: int, frame_bytes: int, stream: Callable[[], int] = lambda: 0
+    ) -> None:
+        super().__init__(num_frames, frame_bytes, device.granularity_bytes)
         self.device = device
-        self.num_frames = num_frames
-        self.frame_bytes = frame_bytes
-        self.size_bytes = num_frames * frame_bytes
-        self.is_closed = False
         self.handles: list[int] = []
+        self._stream = stream
         self._direct: CudaRange | None = None
-        self.fence = StepFence(device)
+        self._fence = StepFence(device)
         try:
             handle = ffi.new("CUmemGenericAllocationHandle *")
             for _ in range(num_frames):
@@ -57,49 +52,33 @@ class CudaPool:
             self.close()
             raise
 
+    @property
+    def fence(self) -> StepFence:
+        """Where the last step was launched; see `mark_step`."""
+        return self._fence
+
+    def mark_step(self) -> None:
+        """A step was launched: what is mapped now stays until it is over, and copies come after it."""
+        self._fence.mark(self._stream())
+
     def copy_frames(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy frames one after the other, behind what was launched before and ahead of what comes after.
 
         Raises:
             ValueError: a number is not a frame of this pool, or a frame is to be copied onto itself.
         """
-        self.check_frames(sources)
-        self.check_frames(targets)
-        pairs = list(zip(sources, targets, strict=True))
-        if any(source == target for source, target in pairs):
-            raise ValueError(f"a frame cannot be copied onto itself: {tuple(sources)} to {tuple(targets)}")
-        for source, target in pairs:
+        self.check_copy(sources, targets)
+        stream = ffi.cast("CUstream", self._stream())
+        for source, target in zip(sources, targets, strict=True):
             self.device.call(
-                "cuMemcpyDtoDAsync_v2",
-                self._address(target),
-                self._address(source),
-                self.frame_bytes,
-                ffi.NULL,
+                "cuMemcpyDtoDAsync_v2", self.address(target), self.address(source), self.frame_bytes, stream
             )
 
-    def read_frames(self, pfns: Sequence[int], to: Any) -> None:
-        """Copy frames into main memory, one behind the other. Blocks."""
-        self.check_frames(pfns)
-        start = ffi.from_buffer("char[]", to, require_writable=True)
-        for index, pfn in enumerate(pfns):
-            self.device.call(
-                "cuMemcpyDtoH_v2", start + index * self.frame_bytes, self._address(pfn), self.frame_bytes
-            )
-
-    def write_frames(self, pfns: Sequence[int], data: Any) -> None:
-        """Copy frames from main memory. Blocks."""
-        self.check_frames(pfns)
-        start = ffi.from_buffer("char[]", data)
-        for index, pfn in enumerate(pfns):
-            self.device.call(
-                "cuMemcpyHtoD_v2", self._address(pfn), start + index * self.frame_bytes, self.frame_bytes
-            )
-
-    def check_frames(self, pfns: Sequence[int]) -> None:
-        """Raise ValueError, naming it, when one of `pfns` is not a frame of this pool."""
-        for pfn in pfns:
-            if not 0 <= pfn < self.num_frames:
-                raise ValueError(f"frame {pfn} is outside a pool of {self.num_frames}")
+    def address(self, pfn: int) -> int:
+        """Where a frame lies in the direct map."""
+        self.check_open()
+        assert self._direct is not None
+        return self._direct.base + pfn * self.frame_bytes
 
     def close(self) -> None:
         """Wait for the device and give the memory back. Close ranges first. Idempotent."""
@@ -110,15 +89,10 @@ class CudaPool:
             self.is_closed = True
             while self.handles:
                 self.device.call("cuMemRelease", self.handles.pop())
-            self.fence.close()
-
-    def _address(self, pfn: int) -> int:
-        if self.is_closed or self._direct is None:
-            raise ValueError("the pool is closed")
-        return self._direct.base + pfn * self.frame_bytes
+            self._fence.close()
 
 
-class CudaRange:
+class CudaRange(PageRange[CudaPool]):
     """Contiguous device addresses without memory, until frames are mapped at its pages. Any thread may map.
 
     A kernel that touches a page without a mapping ends the use of the device. So one goes, or gives way
@@ -134,22 +108,17 @@ class CudaRange:
     """
 
     def __init__(self, pool: CudaPool, num_pages: int) -> None:
-        if num_pages < 1:
-            raise ValueError(f"a range needs a page, got {num_pages}")
-        self.pool = pool
-        self.num_pages = num_pages
-        self.size_bytes = num_pages * pool.frame_bytes
+        super().__init__(pool, num_pages)
         self._frames: dict[int, int] = {}  # by page: what is mapped there
         self._lock = threading.Lock()  # held for driver calls on pages, never while waiting for a step
         base = ffi.new("CUdeviceptr *")
         pool.device.call("cuMemAddressReserve", base, self.size_bytes, 0, 0, 0)
-        self._base: int | None = int(base[0])
+        self._base = int(base[0])
 
     @property
     def base(self) -> int:
         """Address of page 0; valid until `close`."""
-        if self._base is None or self.pool.is_closed:
-            raise ValueError("the range or its pool is closed")
+        self.check_open()
         return self._base
 
     def map_frames(self, pages: Sequence[int], pfns: Sequence[int]) -> None:
@@ -174,23 +143,15 @@ class CudaRange:
             ValueError: a page is out of range.
             CudaRefused: the driver refuses.
         """
-        self._check_pages(first, count)
+        self.check_pages(first, count)
         self._unmap([page for page in range(first, first + count) if page in self._frames])
-
-    def check_pairs(self, pages: Sequence[int], pfns: Sequence[int]) -> None:
-        """Raise ValueError, saying why, when pages[i] cannot be backed by pfns[i]."""
-        self.pool.check_frames(pfns)
-        for page in pages:
-            self._check_pages(page, 1)
-        if len(pages) != len(pfns):
-            raise ValueError(f"{len(pages)} pages for {len(pfns)} frames")
 
     def close(self) -> None:
         """Wait for the last step, unmap everything and give the addresses back. Idempotent."""
-        if self._base is not None:
+        if not self.is_closed:
             self._unmap(sorted(self._frames))
-            base, self._base = self._base, None
-            self.pool.device.call("cuMemAddressFree", base, self.size_bytes)
+            self.is_closed = True
+            self.pool.device.call("cuMemAddressFree", self._base, self.size_bytes)
 
     def _map_run(self, first: int, pfns: list[int]) -> None:
         """Map adjacent pages; access is set for all of them at once, because that is the dear call."""
@@ -225,11 +186,6 @@ class CudaRange:
 
     def _address(self, page: int) -> int:
         return self.base + page * self.pool.frame_bytes
-
-    def _check_pages(self, first: int, count: int) -> None:
-        self.base  # noqa: B018  raises when closed
-        if count < 1 or first < 0 or first + count > self.num_pages:
-            raise ValueError(f"pages {first} to {first + count} are outside a range of {self.num_pages}")
 
 
 def _runs(pages: Sequence[int] | dict[int, int]) -> Iterator[tuple[int, int]]:
