@@ -33,6 +33,10 @@ class Backend(Protocol):
             ModelError: the files, or the formats, cannot be served here.
         """
 
+    @property
+    def granularity_bytes(self) -> int:
+        """A frame is a multiple of it."""
+
     def choose_pool_bytes(self) -> int:
         """A share of the memory that is free now, for frames."""
 
@@ -41,6 +45,9 @@ class Backend(Protocol):
 
     def open_arena(self, kv: KVFormat, num_frames: int, max_spaces: int, pages_per_space: int) -> Arena:
         """Set up memory. Raises ArenaError, OSError or torch.OutOfMemoryError."""
+
+    def close(self) -> None:
+        """Give the device back, after everything that was opened on it. Idempotent."""
 
     def check_health(self) -> None:
         """Raise when the device is beyond use after an exception, so that only a new process helps."""

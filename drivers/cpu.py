@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import platform
 from pathlib import Path
 
 import torch
 
-from drivers.arena import VirtualArena, max_virtual_frames
+from drivers.host_arena import HostArena, max_virtual_frames
 from drivers.model.loader import ProgressCallback, load_reference, open_model
 from drivers.model.native_loader import load_native
 from drivers.model.native_transformer import explain_unfit
@@ -57,6 +58,11 @@ class CpuDriver:
             return load_native(opened, load, self.num_threads, report, self._processors)
         return load_reference(opened, load, torch.device("cpu"), report), None
 
+    @property
+    def granularity_bytes(self) -> int:
+        """See Backend: a page of the system."""
+        return mmap.PAGESIZE
+
     def choose_pool_bytes(self) -> int:
         """See Backend. Frames take memory as they are first written, so an idle pool costs nothing."""
         return int(available_memory_bytes() * POOL_SHARE)
@@ -65,11 +71,12 @@ class CpuDriver:
         """See Backend."""
         return max_virtual_frames(max_spaces, num_segments)
 
-    def open_arena(
-        self, kv: KVFormat, num_frames: int, max_spaces: int, pages_per_space: int
-    ) -> VirtualArena:
+    def open_arena(self, kv: KVFormat, num_frames: int, max_spaces: int, pages_per_space: int) -> HostArena:
         """See Backend."""
-        return VirtualArena(kv, num_frames, max_spaces, pages_per_space, debug=self._debug)
+        return HostArena(kv, num_frames, max_spaces, pages_per_space, debug=self._debug)
+
+    def close(self) -> None:
+        """See Backend. There is nothing to give back."""
 
     def check_health(self) -> None:
         """See Backend. A processor recovers from every exception."""

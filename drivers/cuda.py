@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
-from drivers.arena import TableArena
 from drivers.backend import DeviceUnavailable
+from drivers.cuda_arena import CudaArena
 from drivers.model.loader import ProgressCallback, load_reference, open_model
 from drivers.model.transformer import Model
 from llmos.device import KVFormat, Load, Quality
+from native.cuda.device import CudaDevice, CudaRefused
 
-__all__ = ["CudaDriver", "describe"]
+__all__ = ["CudaDriver"]
 
 POOL_SHARE = 0.8  # of the memory that is free after the weights were loaded; the rest is for activations
 
 
 class CudaDriver:
     """A `Backend` of one GPU. It can be made where there is none: then a load says so.
+
+    Memory is had by the CUDA driver's own calls, computations by torch. A driver library that knows of no
+    multiprocessors is a stand-in whose frames are main memory: there torch computes on the processor.
 
     Args:
         index: which GPU.
@@ -29,20 +35,31 @@ class CudaDriver:
         self.index = index
         self.num_threads = num_threads
         torch.set_num_threads(num_threads)
-        self.memory_bytes = 0
-        if explain_missing(index) is None:
-            self.memory_bytes = torch.cuda.get_device_properties(index).total_memory
+        self._debug = os.environ.get("LLMOS_DEBUG") == "1"
+        self._opened: CudaDevice | None = None
+        self._reason = ""  # why there is no such device
+        try:
+            self._opened = CudaDevice(index)
+            self._reason = explain_torch(self._opened) or ""
+            if self._opened.num_multiprocessors and not self._reason:
+                torch.cuda.set_device(index)  # where triton launches
+        except CudaRefused as error:
+            self._reason = f"cuda:{index} is not there: {error}"
+        self.memory_bytes = 0 if self._opened is None or self._reason else self._opened.total_bytes
 
     @property
     def torch_device(self) -> torch.device:
-        """See Backend."""
-        if (reason := explain_missing(self.index)) is not None:
-            raise DeviceUnavailable(reason)
-        return torch.device("cuda", self.index)
+        """Where torch computes. Raises DeviceUnavailable."""
+        return torch.device("cuda", self.index) if self._device.num_multiprocessors else torch.device("cpu")
+
+    @property
+    def granularity_bytes(self) -> int:
+        """See Backend: 2 MiB as a rule."""
+        return self._device.granularity_bytes
 
     def describe(self) -> str:
         """See Backend."""
-        return describe(self.index)
+        return self._reason or describe(self._device)
 
     def load_model(self, load: Load, report: ProgressCallback) -> tuple[Model, Quality | None]:
         """See Backend."""
@@ -51,39 +68,60 @@ class CudaDriver:
 
     def choose_pool_bytes(self) -> int:
         """See Backend."""
-        torch.cuda.empty_cache()
-        free_bytes, _ = torch.cuda.mem_get_info(self.torch_device)
-        return int(free_bytes * POOL_SHARE)
+        if self.torch_device.type == "cuda":
+            torch.cuda.empty_cache()
+        return int(self._device.free_bytes * POOL_SHARE)
 
     def max_frames(self, max_spaces: int, num_segments: int) -> int | None:
         """See Backend."""
         return None
 
-    def open_arena(self, kv: KVFormat, num_frames: int, max_spaces: int, pages_per_space: int) -> TableArena:
+    def open_arena(self, kv: KVFormat, num_frames: int, max_spaces: int, pages_per_space: int) -> CudaArena:
         """See Backend."""
-        return TableArena(kv, num_frames, max_spaces, pages_per_space, self.torch_device)
+        return CudaArena(
+            kv,
+            num_frames,
+            max_spaces,
+            pages_per_space,
+            device=self._device,
+            torch_device=self.torch_device,
+            debug=self._debug,
+        )
 
     def check_health(self) -> None:
         """See Backend. After an illegal access every later call fails, and only a new process helps."""
-        torch.cuda.synchronize(self.torch_device)
-        torch.cuda.empty_cache()
+        self._device.synchronize()
+        if self.torch_device.type == "cuda":
+            torch.cuda.synchronize(self.torch_device)
+            torch.cuda.empty_cache()
+
+    def close(self) -> None:
+        """See Backend."""
+        if self._opened is not None:
+            self._opened.close()
+
+    @property
+    def _device(self) -> CudaDevice:
+        if self._reason or self._opened is None:
+            raise DeviceUnavailable(self._reason)
+        return self._opened
 
 
-def explain_missing(index: int) -> str | None:
-    """Say why there is no such GPU, or None when there is."""
+def explain_torch(device: CudaDevice) -> str | None:
+    """Say why torch cannot compute on a device that the CUDA driver has, or None when it can."""
+    name = f"cuda:{device.index}"
+    if not device.num_multiprocessors:
+        return None
     if torch.version.cuda is None:
-        return f"cuda:{index} is not there: torch {torch.__version__} was built without CUDA"
-    if not torch.cuda.is_available():
-        return f"cuda:{index} is not there: no NVIDIA driver or no GPU was found"
-    if index >= torch.cuda.device_count():
-        return f"cuda:{index} is not there: this machine has {torch.cuda.device_count()} GPUs"
+        return f"{name} is there, and torch {torch.__version__} was built without CUDA"
+    if not torch.cuda.is_available() or device.index >= torch.cuda.device_count():
+        return f"{name} is there, and torch {torch.__version__} (CUDA {torch.version.cuda}) does not find it"
     return None
 
 
-def describe(index: int = 0) -> str:
-    """One line about a GPU, or about why there is none. Never raises."""
-    if (reason := explain_missing(index)) is not None:
-        return reason
-    properties = torch.cuda.get_device_properties(index)
-    capability = f"{properties.major}.{properties.minor}"
-    return f"{properties.name}, {properties.total_memory >> 30} GiB, compute capability {capability}"
+def describe(device: CudaDevice) -> str:
+    """One line about a device."""
+    if not device.num_multiprocessors:
+        return f"{device.name}: torch computes on the processor"
+    capability = ".".join(map(str, device.capability))
+    return f"{device.name}, {device.total_bytes >> 30} GiB, compute capability {capability}"

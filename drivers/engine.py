@@ -144,7 +144,7 @@ class Engine:
         self, load: Load, kv_name: str, segments: tuple[Segment, ...], max_model_len: int
     ) -> tuple[KVFormat, int]:
         """Choose the size of a frame and how many there are."""
-        kv = choose_kv_format(kv_name, segments, load.frame_bytes)
+        kv = self._choose_frames(load, kv_name, segments)
         limit = self.backend.max_frames(load.max_spaces, len(segments))
         if load.pool_bytes is None:
             # More than every space at its longest is of no use, and neither is more than can be mapped.
@@ -163,6 +163,19 @@ class Engine:
                 f"{kv.tokens_per_page} tokens takes {kv.frames_per_page}"
             )
         return kv, num_frames
+
+    def _choose_frames(self, load: Load, kv_name: str, segments: tuple[Segment, ...]) -> KVFormat:
+        """A format whose frames the device can map. Raises ArenaError."""
+        kv = choose_kv_format(kv_name, segments, load.frame_bytes)
+        granularity = self.backend.granularity_bytes
+        if excess := kv.frame_bytes % granularity:
+            if load.frame_bytes is not None:
+                raise ArenaError(
+                    f"a frame of {load.frame_bytes} bytes is not a multiple of the {granularity} bytes that "
+                    "this device maps at once"
+                )
+            kv = choose_kv_format(kv_name, segments, kv.frame_bytes - excess + granularity)
+        return kv
 
     def run_step(self, step: Step) -> StepDone:
         """Apply edits in order, run the rows as one batch, and sample.
@@ -188,7 +201,10 @@ class Engine:
                 results.faults[index] = message or "it has no tokens"
         if good:
             try:
-                self._run_rows(session, step.rows, good, results)
+                try:
+                    self._run_rows(session, step.rows, good, results)
+                finally:
+                    session.arena.mark_step()
             except Exception as error:
                 traceback.print_exc()
                 self.backend.check_health()
@@ -198,7 +214,7 @@ class Engine:
         return results.done(step.id, time.perf_counter() - started)
 
     def _apply_edits(self, session: _Session, edits: tuple[Edit, ...]) -> str | None:
-        """Apply every edit; return why the whole step cannot run, if so."""
+        """Apply every edit; return why the whole step cannot run, if so. Raises when the device is lost."""
         failed = None
         for edit in edits:
             try:
@@ -220,6 +236,8 @@ class Engine:
                     case CopyPage():
                         session.arena.copy_page(edit)
             except Exception as error:  # the edits behind it must still be applied
+                if not isinstance(error, ArenaError | OSError):
+                    self.backend.check_health()
                 message = f"{type(edit).__name__}: {error}"
                 print(message, file=sys.stderr, flush=True)
                 if isinstance(edit, CopyPage):

@@ -80,6 +80,7 @@ def serve(link: KernelLink, backend: Backend, name: str) -> None:
         if not is_read:
             break
     engine.close()
+    backend.close()
 
 
 def _send_all(link: KernelLink, answers: list[CopyDone]) -> bool:

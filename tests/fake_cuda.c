@@ -22,7 +22,7 @@
 
 enum { OK = 0, INVALID_VALUE = 1, NO_MEMORY = 2, NOT_INITIALIZED = 3, NO_DEVICE = 101, NO_CONTEXT = 201,
        BAD_HANDLE = 400, ILLEGAL_ADDRESS = 700, ALREADY_REGISTERED = 712, NOT_REGISTERED = 713,
-       GRANULE = 65536, MANY = 8192, FEW = 16, NAME_BYTES = 64 };
+       MANY = 8192, FEW = 16, NAME_BYTES = 64 };
 enum { FILL, WITHIN, OUT, IN, WAIT }; /* what a launch does */
 
 typedef struct { CUdeviceptr at; size_t size; CUmemGenericAllocationHandle handle; int has_access; } mapping;
@@ -39,7 +39,7 @@ static frame frames[MANY];
 static struct CUstream_st streams[FEW]; /* the first one is the default stream */
 static struct CUevent_st events[MANY];
 static int is_initialised, num_contexts, broken, is_lazy;
-static size_t memory_bytes = (size_t)128 << 20, used_bytes;
+static size_t memory_bytes = (size_t)128 << 20, used_bytes, granule = 65536;
 static char failing[NAME_BYTES];
 static int failing_after, failing_code;
 static int64_t num_calls_of_access, num_unpinned;
@@ -186,13 +186,13 @@ static int is_bad_prop(const CUmemAllocationProp *prop)
 }
 
 CUresult cuMemGetAllocationGranularity(size_t *bytes, const CUmemAllocationProp *prop, int option)
-{ ENTER(1); REFUSE_IF(is_bad_prop(prop) || option < 0 || option > 1, INVALID_VALUE); *bytes = GRANULE; return leave(OK); }
+{ ENTER(1); REFUSE_IF(is_bad_prop(prop) || option < 0 || option > 1, INVALID_VALUE); *bytes = granule; return leave(OK); }
 
 CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, const CUmemAllocationProp *prop,
                      unsigned long long flags)
 {
     ENTER(1);
-    REFUSE_IF(!size || size % GRANULE || is_bad_prop(prop) || flags, INVALID_VALUE);
+    REFUSE_IF(!size || size % granule || is_bad_prop(prop) || flags, INVALID_VALUE);
     REFUSE_IF(used_bytes + size > memory_bytes, NO_MEMORY);
     for (int i = 1; i < MANY; i++) {
         if (frames[i].fd) continue;
@@ -219,7 +219,7 @@ CUresult cuMemAddressReserve(CUdeviceptr *base, size_t size, size_t alignment, C
                              unsigned long long flags)
 {
     ENTER(1);
-    REFUSE_IF(!size || size % GRANULE || alignment || wanted || flags, INVALID_VALUE);
+    REFUSE_IF(!size || size % granule || alignment || wanted || flags, INVALID_VALUE);
     for (int i = 0; i < MANY; i++) {
         if (reservations[i].size) continue;
         void *at = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -250,11 +250,11 @@ CUresult cuMemMap(CUdeviceptr at, size_t size, size_t offset, CUmemGenericAlloca
 {
     ENTER(1);
     REFUSE_IF(handle >= MANY || !frames[handle].fd || frames[handle].is_released, BAD_HANDLE);
-    REFUSE_IF(!size || size % GRANULE || offset || flags || size > frames[handle].size, INVALID_VALUE);
+    REFUSE_IF(!size || size % granule || offset || flags || size > frames[handle].size, INVALID_VALUE);
     int is_reserved = 0, free_slot = -1;
     for (int i = 0; i < MANY; i++) {
         extent *r = &reservations[i];
-        is_reserved |= r->size && at >= r->at && at + size <= r->at + r->size && (at - r->at) % GRANULE == 0;
+        is_reserved |= r->size && at >= r->at && at + size <= r->at + r->size && (at - r->at) % granule == 0;
         REFUSE_IF(mappings[i].size && overlaps(at, size, mappings[i].at, mappings[i].size), INVALID_VALUE);
         if (!mappings[i].size && free_slot < 0) free_slot = i;
     }
@@ -411,6 +411,7 @@ void fake_fail(const char *name, int after, int code)
 
 void fake_set_memory(size_t bytes) { memory_bytes = bytes; }
 void fake_set_lazy(int lazy) { is_lazy = lazy; }
+void fake_set_granule(size_t bytes) { granule = bytes; }
 
 /* What lives: frames, mappings, reservations, events, contexts, streams, pinned extents; then launches that wait, calls
  * of set-access, and copies from or to memory that was not pinned. */
@@ -452,4 +453,5 @@ void fake_reset(void)
     used_bytes = 0;
     num_unpinned = 0;
     memory_bytes = (size_t)128 << 20;
+    granule = 65536;
 }

@@ -45,7 +45,8 @@ class FakeCuda:
         self._ffi.cdef(
             "void fake_launch_fill(unsigned long long at, size_t size, unsigned char value);"
             "void fake_fail(const char *name, int after, int code);"
-            "void fake_set_memory(size_t bytes); void fake_set_lazy(int lazy);"
+            "void fake_set_memory(size_t bytes); void fake_set_granule(size_t bytes);"
+            "void fake_set_lazy(int lazy);"
             "void fake_count(int64_t *out); void fake_reset(void);"
         )
         self._lib: Any = self._ffi.dlopen(library)
@@ -65,6 +66,10 @@ class FakeCuda:
     def set_memory(self, num_bytes: int) -> None:
         """How much there is for frames."""
         self._lib.fake_set_memory(num_bytes)
+
+    def set_granule(self, num_bytes: int) -> None:
+        """What memory is given out in, GRANULE until now."""
+        self._lib.fake_set_granule(num_bytes)
 
     def be_lazy(self) -> None:
         """Run what is launched on the default stream as late as may be, as other streams do."""

@@ -16,10 +16,11 @@ from collections.abc import Callable, Sequence
 import msgspec
 import numpy as np
 
-from drivers.arena import MapCounts, VirtualArena
+from drivers.arena import MapCounts
 from drivers.bench.random_model import RandomDriver
 from drivers.bench.rows import Latest
 from drivers.host import serve
+from drivers.host_arena import HostArena
 from drivers.link import KernelLink
 from drivers.model.loader import ProgressCallback
 from drivers.model.native_transformer import NativeTransformer
@@ -48,7 +49,7 @@ class MapDriver(RandomDriver):
     def __init__(self, num_threads: int) -> None:
         super().__init__(num_threads)
         self._models = Latest(lambda load, report: super(MapDriver, self).load_model(load, report))
-        self._arenas: list[VirtualArena] = []
+        self._arenas: list[HostArena] = []
 
     def load_model(self, load: Load, report: ProgressCallback) -> tuple[NativeTransformer, Quality | None]:
         """See Backend."""
@@ -56,9 +57,7 @@ class MapDriver(RandomDriver):
         found: tuple[NativeTransformer, Quality | None] = self._models(key, report)
         return found
 
-    def open_arena(
-        self, kv: KVFormat, num_frames: int, max_spaces: int, pages_per_space: int
-    ) -> VirtualArena:
+    def open_arena(self, kv: KVFormat, num_frames: int, max_spaces: int, pages_per_space: int) -> HostArena:
         """See Backend."""
         self._arenas.append(super().open_arena(kv, num_frames, max_spaces, pages_per_space))
         return self._arenas[-1]

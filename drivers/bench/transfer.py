@@ -23,8 +23,8 @@ from pathlib import Path
 import msgspec
 from attrs import evolve, frozen
 
+from drivers.areas import open_swap_file
 from drivers.bench.rows import Measured, Plan, Started
-from drivers.tiers import open_swap_file
 from native.transfer import File, Memory, Transfer, TransferEngine
 
 __all__ = ["Shape", "main", "shapes"]

@@ -7,10 +7,10 @@ asks waits for nothing; a bus carries both directions at once.
 
 from __future__ import annotations
 
+import mmap
 import os
 import queue
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -69,6 +69,10 @@ class CudaCopier:
     def fileno(self) -> int:
         """A descriptor that polls as readable when there may be a copy to collect."""
         return self._event
+
+    def open_area(self, memory: mmap.mmap, slot_bytes: int) -> PinnedArea:
+        """Main memory to copy from and to; it stays open until the area is closed, after the copier."""
+        return PinnedArea(self._pool.device, memory, slot_bytes)
 
     def submit(self, copy: CudaCopy) -> None:
         """Begin a copy, behind all that was launched until now. Waits for nothing.

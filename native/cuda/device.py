@@ -77,7 +77,7 @@ class CudaDevice:
         """What the board calls itself."""
         name = ffi.new("char[]", NAME_BYTES)
         self.call("cuDeviceGetName", name, NAME_BYTES, self._device)
-        return ffi.string(name).decode(errors="replace")  # type: ignore[union-attr]
+        return str(ffi.string(name).decode(errors="replace"))  # type: ignore[union-attr]
 
     @property
     def capability(self) -> tuple[int, int]:
@@ -136,7 +136,7 @@ class CudaDevice:
         name = ffi.new("char **")
         if self._lib.cuGetErrorName(result, name) or name[0] == ffi.NULL:
             return f"error {result}"
-        return ffi.string(name[0]).decode()  # type: ignore[no-any-return,union-attr]
+        return str(ffi.string(name[0]).decode())  # type: ignore[union-attr]
 
 
 def library_path() -> str:

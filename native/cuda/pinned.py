@@ -68,9 +68,7 @@ class PinnedArea:
             first = piece * self._slots_per_piece
             count = min(self._slots_per_piece, self.num_slots - first)
             try:
-                self._device.call(
-                    "cuMemHostRegister_v2", self._pointer(piece), count * self.slot_bytes, 0
-                )
+                self._device.call("cuMemHostRegister_v2", self._pointer(piece), count * self.slot_bytes, 0)
             except CudaRefused:
                 self.num_refused += 1
                 self._pieces[piece] = False

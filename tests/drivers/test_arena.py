@@ -1,4 +1,7 @@
-"""Both arenas agree with a model of frames that remember what was written to them."""
+"""Both arenas agree with a model of frames that remember what was written to them.
+
+That of CUDA runs on a stand-in for the driver, whose kernels write as late as they may.
+"""
 
 from __future__ import annotations
 
@@ -13,30 +16,48 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from drivers import arena as arena_module
-from drivers.arena import Arena, MapCounts, TableArena, VirtualArena, max_virtual_frames
+from drivers import host_arena as arena_module
+from drivers.arena import Arena, MapCounts
+from drivers.cuda_arena import CudaArena
+from drivers.host_arena import HostArena, max_virtual_frames
 from drivers.page_table import ArenaError
 from llmos.device import CopyPage, KVFormat, Map, Segment
+from native.cuda.device import CudaFault, CudaRefused
 from native.mapper import PageMapper
 from native.paging import count_mappings
+from tests.fake_cuda import GRANULE, ILLEGAL_ADDRESS, OUT_OF_MEMORY, FakeCuda, load_fake
 
-KV = KVFormat("fp32", (Segment("K", 256), Segment("V", 256)), 4096, 16)
+KV = KVFormat("fp32", (Segment("K", 256), Segment("V", 256)), GRANULE, 256)
+FRAME = KV.frame_bytes
 NUM_FRAMES, NUM_SPACES, NUM_PAGES = 9, 3, 4  # an odd number: one frame never finds company
+CPU = torch.device("cpu")
 
 
 def open_arena(kind: str, *, debug: bool = False) -> Arena:
-    """An arena of NUM_FRAMES frames."""
-    if kind == "virtual":
-        return VirtualArena(KV, NUM_FRAMES, NUM_SPACES, NUM_PAGES, debug=debug)
-    return TableArena(KV, NUM_FRAMES, NUM_SPACES, NUM_PAGES, "cpu")
+    """An arena of NUM_FRAMES frames; that of CUDA on a lazy stand-in, as if the process were new."""
+    if kind == "host":
+        return HostArena(KV, NUM_FRAMES, NUM_SPACES, NUM_PAGES, debug=debug)
+    fake = load_fake()
+    fake.reset()
+    fake.be_lazy()
+    return CudaArena(KV, NUM_FRAMES, NUM_SPACES, NUM_PAGES, device=fake.open(), torch_device=CPU, debug=debug)
+
+
+def close(arena: Arena) -> None:
+    """Close it; on the stand-in nothing is left."""
+    arena.close()
+    if isinstance(arena, CudaArena):
+        arena._frames.device.close()
+        assert not any(load_fake().count_live())
 
 
 class ArenaMachine(RuleBasedStateMachine):
     """The kernel's view: pages of frames that are shared, copied, given up and recombined."""
 
-    @initialize(kind=st.sampled_from(["virtual", "table"]), debug=st.booleans())
+    @initialize(kind=st.sampled_from(["host", "cuda"]), debug=st.booleans())
     def open(self, kind: str, debug: bool) -> None:
         self.arena = open_arena(kind, debug=debug)
+        self.fake = load_fake() if kind == "cuda" else None
         self.contents: dict[tuple[int, int], tuple[int, int]] = {}  # live pages: what their frames hold
         self.tables: dict[int, dict[int, tuple[int, int]]] = {}
         self.ahead: dict[int, dict[int, tuple[int, int]]] = {}  # mapped ahead of need; their frames stay free
@@ -95,8 +116,22 @@ class ArenaMachine(RuleBasedStateMachine):
         value, self.next_value = self.next_value, self.next_value + 1
         for segment, tensor in enumerate(self.arena.segments):
             index = self.arena.page_index(asid, vpn)
-            tensor[index * 4096 : (index + 1) * 4096] = (2 * value + segment) % 256
+            self.launch(tensor[index * FRAME : (index + 1) * FRAME], (2 * value + segment) % 256)
+        self.arena.mark_step()
         self.contents[page] = ((2 * value) % 256, (2 * value + 1) % 256)
+
+    def launch(self, frame: torch.Tensor, value: int) -> None:
+        """A kernel fills a frame: on the device some time, on the processor now."""
+        if self.fake is not None:
+            self.fake.launch_fill(frame.data_ptr(), FRAME, value)
+        else:
+            frame.fill_(value)
+
+    @rule()
+    def catch_up(self) -> None:
+        """The device has done all that was launched."""
+        if isinstance(self.arena, CudaArena):
+            self.arena._frames.device.synchronize()
 
     @precondition(lambda self: self.tables and len(self.free_frames()) > 1)
     @rule(data=st.data())
@@ -147,32 +182,35 @@ class ArenaMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_page_shows_its_frames(self) -> None:
+        is_behind = getattr(self, "fake", None) is not None and self.fake.count().waiting > 0
         for asid, table in getattr(self, "tables", {}).items():
             mapped = table.keys() | self.ahead[asid].keys()
             num_mapped = next(vpn for vpn in range(NUM_PAGES + 1) if vpn not in mapped)
             assert self.arena.num_mapped_pages(asid) == num_mapped
-            for vpn, page in table.items():
+            for vpn, page in () if is_behind else table.items():
                 index = self.arena.page_index(asid, vpn)
                 for tensor, value in zip(self.arena.segments, self.contents[page], strict=True):
-                    frame = tensor[index * 4096 : (index + 1) * 4096]
+                    frame = tensor[index * FRAME : (index + 1) * FRAME]
                     assert bool((frame == value).all())
 
     def teardown(self) -> None:
         if hasattr(self, "arena"):
-            self.arena.close()
+            self.catch_up()
+            self.every_page_shows_its_frames()
+            close(self.arena)
 
 
 ArenaMachine.TestCase.settings = settings(deadline=None, max_examples=40, stateful_step_count=25)
 TestArenas = ArenaMachine.TestCase
 
 
-@pytest.fixture(params=["virtual", "table"])
+@pytest.fixture(params=["host", "cuda"])
 def arena(request: pytest.FixtureRequest) -> Iterator[Arena]:
     """Each kind of arena, with space 0 open."""
     arena = open_arena(request.param)
     arena.reserve(0)
     yield arena
-    arena.close()
+    close(arena)
 
 
 def test_bad_edits_are_named(arena: Arena) -> None:
@@ -196,9 +234,8 @@ def test_bad_edits_are_named(arena: Arena) -> None:
         arena.copy_page(CopyPage((0, 1), (1, 2)))
 
 
-def test_a_space_is_contiguous_for_kernels() -> None:
-    """In the virtual arena a space's pages lie side by side whatever frames they are in, K and V alike."""
-    arena = open_arena("virtual")
+def test_a_space_is_contiguous_for_kernels(arena: Arena) -> None:
+    """A space's pages lie side by side whatever frames they are in, K and V alike."""
     arena.reserve(1)
     for vpn, pfns in enumerate(((7, 2), (0, 5), (3, 1))):
         arena.map(Map(1, vpn, pfns))
@@ -211,8 +248,7 @@ def test_a_space_is_contiguous_for_kernels() -> None:
     arena.map(Map(2, 0, (0, 5)))
     shared = arena.page_index(2, 0) * KV.frame_bytes
     for tensor in (keys, values):
-        assert torch.equal(tensor[shared : shared + 4096], run[4096:8192].to(torch.uint8))
-    arena.close()
+        assert torch.equal(tensor[shared : shared + FRAME], run[FRAME : 2 * FRAME].to(torch.uint8))
 
 
 def test_nothing_is_left_open() -> None:
@@ -220,7 +256,7 @@ def test_nothing_is_left_open() -> None:
 
     def use() -> None:
         for debug in (False, True):
-            arena = open_arena("virtual", debug=debug)
+            arena = open_arena("host", debug=debug)
             arena.reserve(0)
             arena.map(Map(0, 0, (0, 1)))
             arena.release(0)
@@ -238,7 +274,7 @@ def test_nothing_is_left_open() -> None:
 def test_debug_mode_unmaps_at_once() -> None:
     """A released space keeps its mappings, and in debug mode it does not."""
     for debug, num_left in ((False, 4), (True, 0)):
-        arena = VirtualArena(KV, NUM_FRAMES, NUM_SPACES, NUM_PAGES, debug=debug)
+        arena = HostArena(KV, NUM_FRAMES, NUM_SPACES, NUM_PAGES, debug=debug)
         arena.reserve(0)
         arena.map(Map(0, 0, (0, 2)))
         arena.map(Map(0, 1, (4, 6)))
@@ -253,8 +289,8 @@ def test_mappings_made_since_frames_were_counted_do_not_count(monkeypatch: pytes
     limit = count_mappings() + 40 + 2 * NUM_SPACES + 6
     monkeypatch.setattr(arena_module, "mapping_limit", lambda: limit)
     num_frames = max_virtual_frames(NUM_SPACES, 2)
-    others = [VirtualArena(KV, 2, 1, 1) for _ in range(2)]
-    VirtualArena(KV, num_frames, NUM_SPACES, NUM_PAGES).close()
+    others = [HostArena(KV, 2, 1, 1) for _ in range(2)]
+    HostArena(KV, num_frames, NUM_SPACES, NUM_PAGES).close()
     for other in others:
         other.close()
 
@@ -265,8 +301,8 @@ def test_the_limit_on_mappings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arena_module, "mapping_limit", lambda: count_mappings() + 2 * NUM_SPACES + 7)
     assert max_virtual_frames(NUM_SPACES, 2) == 7
     with pytest.raises(ArenaError, match=r"vm\.max_map_count .*larger frames"):
-        VirtualArena(KV, NUM_FRAMES, NUM_SPACES, NUM_PAGES)
-    arena = VirtualArena(KV, 6, NUM_SPACES, NUM_PAGES)
+        HostArena(KV, NUM_FRAMES, NUM_SPACES, NUM_PAGES)
+    arena = HostArena(KV, 6, NUM_SPACES, NUM_PAGES)
     for asid in (0, 1):
         arena.reserve(asid)
         arena.map(Map(asid, 0, (0, 2)))
@@ -287,7 +323,7 @@ def test_without_room_for_a_mapping_ahead_the_row_that_needs_it_is_told(
     """And each one after it; when there is room again, the page is mapped then."""
     monkeypatch.setattr(arena_module, "SPARE_MAPPINGS", 0)
     monkeypatch.setattr(arena_module, "mapping_limit", lambda: count_mappings() + 2 * NUM_SPACES + 4)
-    arena = VirtualArena(KV, 4, NUM_SPACES, NUM_PAGES)
+    arena = HostArena(KV, 4, NUM_SPACES, NUM_PAGES)
     arena.reserve(0)
     arena.reserve(1)
     arena.map(Map(0, 0, (0, 1)))
@@ -305,7 +341,7 @@ def test_without_room_for_a_mapping_ahead_the_row_that_needs_it_is_told(
 
 def test_what_is_mapped_already_is_not_mapped_again() -> None:
     """A space that gets back what its asid had needs no system call, ahead or not."""
-    arena = VirtualArena(KV, NUM_FRAMES, NUM_SPACES, NUM_PAGES)
+    arena = HostArena(KV, NUM_FRAMES, NUM_SPACES, NUM_PAGES)
     for _ in range(2):
         arena.reserve(1)
         arena.map(Map(1, 0, (0, 2)))
@@ -322,7 +358,7 @@ def test_what_is_mapped_already_is_not_mapped_again() -> None:
 
 def test_what_the_mapper_could_not_map_is_mapped_when_a_row_needs_it() -> None:
     """A refusal in the background is not the end of it."""
-    arena = VirtualArena(KV, NUM_FRAMES, NUM_SPACES, NUM_PAGES)
+    arena = HostArena(KV, NUM_FRAMES, NUM_SPACES, NUM_PAGES)
     arena._mapper.close()
     pool = SimpleNamespace(frame_bytes=KV.frame_bytes, fd=-1)
     place = SimpleNamespace(base=arena._range.base, pool=pool, check_pairs=arena._range.check_pairs)
@@ -336,3 +372,67 @@ def test_what_the_mapper_could_not_map_is_mapped_when_a_row_needs_it() -> None:
     arena.segments[1][arena.page_index(0, 1) * KV.frame_bytes] = 8
     assert arena.counts().num_sync == 2
     arena.close()
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeCuda]:
+    """The stand-in, lazy."""
+    fake = load_fake()
+    yield fake
+    fake.reset()
+
+
+def test_the_first_page_of_a_segment_always_has_memory(fake: FakeCuda) -> None:
+    """What a launcher asks the driver of a tensor's address is answered, whatever spaces come and go."""
+    arena = open_arena("cuda", debug=True)
+
+    def look() -> None:
+        load_fake().open().synchronize()
+        for segment in arena.segments:
+            segment[0] = 1  # a page without memory would end the process
+
+    look()
+    arena.reserve(0)
+    for vpn in range(2):
+        arena.map(Map(0, vpn, (5 + 2 * vpn, 6 + 2 * vpn)))
+    look()
+    arena.release(0)
+    look()
+    arena.close()
+
+
+def test_a_refusal_is_of_one_edit_and_a_fault_of_the_device(fake: FakeCuda) -> None:
+    """A map that the driver refuses is named and can be made again; after a fault nothing can."""
+    arena = open_arena("cuda")
+    arena.reserve(0)
+    fake.fail("cuMemMap", OUT_OF_MEMORY)
+    with pytest.raises(CudaRefused, match="cuMemMap: CUDA_ERROR_OUT_OF_MEMORY"):
+        arena.map(Map(0, 1, (2, 3)))
+    assert arena.num_mapped_pages(0) == 0
+    for vpn in range(2):
+        arena.map(Map(0, vpn, (2 + 2 * vpn, 3 + 2 * vpn)))
+    fake.fail("cuMemSetAccess", OUT_OF_MEMORY)
+    arena.map(Map(0, 2, (6, 7), is_ahead=True))
+    arena.finish_maps(0, 3)  # what the mapper could not do is done now
+    assert arena.num_mapped_pages(0) == 3
+    fake.fail("cuMemMap", ILLEGAL_ADDRESS)
+    arena.map(Map(0, 3, (0, 1), is_ahead=True))
+    with pytest.raises(CudaFault, match="cuMemMap: CUDA_ERROR_ILLEGAL_ADDRESS"):
+        arena.finish_maps(0, 4)
+    with pytest.raises(CudaFault, match="cuEventRecord"):
+        arena.mark_step()
+
+
+def test_an_arena_that_does_not_fit_keeps_nothing(fake: FakeCuda) -> None:
+    """Whichever call is refused on the way, frames, addresses and events go back."""
+    fake.reset()
+    device = fake.open()
+    for call in ("cuMemCreate", "cuMemAddressReserve", "cuMemMap", "cuEventCreate", "cuMemSetAccess"):
+        for after in (0, 1):
+            fake.fail(call, OUT_OF_MEMORY, after)
+            with pytest.raises(CudaRefused, match=f"{call}: CUDA_ERROR_OUT_OF_MEMORY"):
+                CudaArena(KV, 9, 3, 4, device=device, torch_device=CPU)
+            assert fake.count_live() == (0, 0, 0, 0, 1, 0, 0)
+            if call == "cuEventCreate":
+                break  # there is one
+    device.close()

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drivers.arena import VirtualArena
 from drivers.copy_cost import fit_copy_cost, measure_copy_cost
+from drivers.host_arena import HostArena
 from drivers.tiers import Tiers
 from llmos.cost import CopyCost
 from llmos.device import Copy, CopyDone, CopyFault, KVFormat, Map, Segment
@@ -39,7 +39,7 @@ def test_nonsense_gives_a_cost_that_grows(small: float, large: float, is_one_slo
 @pytest.mark.parametrize("num_slots", [1, 3, 40])
 def test_measuring_leaves_the_frames_as_they_were(num_slots: int, tmp_path: Path) -> None:
     """Pages hold afterwards what they held, and both tiers have a cost; one that is not there has none."""
-    arena = VirtualArena(KV, 16, 2, 8)
+    arena = HostArena(KV, 16, 2, 8)
     tiers = Tiers(arena, num_slots * 4096, num_slots * 4096, str(tmp_path))
     arena.reserve(0)
     for vpn in range(8):
@@ -61,7 +61,7 @@ def test_measuring_leaves_the_frames_as_they_were(num_slots: int, tmp_path: Path
 
 def test_a_tier_that_takes_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that is full when the driver starts is an error with the slot and the reason."""
-    arena = VirtualArena(KV, 4, 2, 2)
+    arena = HostArena(KV, 4, 2, 2)
     tiers = Tiers(arena, 4096)
 
     def begin(copy: Copy) -> CopyDone:

@@ -1,7 +1,12 @@
-"""The engine on both arenas: any arrangement of pages gives the model's own tokens; failures stay small."""
+"""The engine on both arenas: any arrangement of pages gives the model's own tokens; failures stay small.
+
+The CUDA driver runs on a stand-in for its library: frames are main memory, and torch is on the processor.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -9,7 +14,7 @@ import pytest
 import torch
 from model_zoo import Memory, load_model, save_checkpoint
 
-from drivers.arena import Arena, TableArena
+from drivers.backend import Backend
 from drivers.cpu import CpuDriver
 from drivers.cuda import CudaDriver
 from drivers.engine import Engine
@@ -22,7 +27,6 @@ from llmos.device import (
     CopyPage,
     Edit,
     Failed,
-    KVFormat,
     Load,
     Loaded,
     Map,
@@ -34,16 +38,12 @@ from llmos.device import (
     Step,
     StepDone,
 )  # fmt: skip
+from native.cuda.device import CudaFault
+from tests.fake_cuda import ILLEGAL_ADDRESS, OUT_OF_MEMORY, FakeCuda, load_fake
 
 PROMPT = tuple((7 * i + 3) % 131 for i in range(45))
 GREEDY = Sampling()
-
-
-class TableCpuDriver(CpuDriver):
-    """The processor, with the arena that a GPU uses."""
-
-    def open_arena(self, kv: KVFormat, num_frames: int, max_spaces: int, pages_per_space: int) -> Arena:
-        return TableArena(kv, num_frames, max_spaces, pages_per_space, "cpu")
+FRAME_BYTES = 1 << 13
 
 
 class FailingOps(ReferenceOps):
@@ -53,6 +53,31 @@ class FailingOps(ReferenceOps):
         if bool((token_ids == 13).any()):
             raise MemoryError("token 13 is too heavy")
         return super().embedding(token_ids, table)
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
+    """The library that a CUDA driver opens; nothing of it is left in the end."""
+    fake = load_fake()
+    fake.reset()
+    fake.set_granule(FRAME_BYTES)
+    monkeypatch.setenv("LLMOS_LIBCUDA", fake.library)
+    yield fake
+    fake.reset()
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """Each kind of driver."""
+    if request.param == "cpu":
+        yield CpuDriver(1)
+        return
+    fake: FakeCuda = request.getfixturevalue("stand_in")
+    backend = CudaDriver()
+    yield backend
+    backend.close()
+    assert not any(fake.count_live())
+    assert fake.count().unpinned == 0
 
 
 class FailingCpuDriver(CpuDriver):
@@ -75,11 +100,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def load_engine(backend: CpuDriver, checkpoint: Path) -> tuple[Engine, Loaded]:
+def load_engine(backend: Backend, checkpoint: Path) -> tuple[Engine, Loaded]:
     """An engine in debug mode with the checkpoint loaded."""
     engine = Engine(backend, debug=True)
     loaded = engine.load(
-        Load(str(checkpoint), "tiny", "fp32", "auto", 1 << 19, 1 << 13, 4, 128, 64), lambda *progress: None
+        Load(str(checkpoint), "tiny", "fp32", "auto", 1 << 19, FRAME_BYTES, 4, 128, 64),
+        lambda *progress: None,
     )
     assert isinstance(loaded, Loaded)
     return engine, loaded
@@ -90,10 +116,9 @@ def step(engine: Engine, edits: tuple[Edit, ...], *rows: Row) -> StepDone:
     return engine.run_step(Step(1, edits, rows))
 
 
-@pytest.mark.parametrize("backend", [CpuDriver, TableCpuDriver])
-def test_pages_may_be_shared_copied_and_scattered(backend: type[CpuDriver], checkpoint: Path) -> None:
+def test_pages_may_be_shared_copied_and_scattered(backend: Backend, checkpoint: Path) -> None:
     """Prefix sharing, fork with copy-on-write and reuse of frames: every process emits the model's tokens."""
-    engine, loaded = load_engine(backend(1), checkpoint)
+    engine, loaded = load_engine(backend, checkpoint)
     size = loaded.kv.tokens_per_page
     assert len(PROMPT) // size == 2
     assert len(PROMPT) % size  # two full pages and a part
@@ -166,16 +191,74 @@ def test_an_exception_in_a_step_faults_its_rows_and_the_driver_goes_on(checkpoin
         step(engine, ())
 
 
-def test_a_missing_gpu_is_refused_by_name(checkpoint: Path) -> None:
+def test_a_missing_gpu_is_refused_by_name(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU that is not there can be described, and says at the load why it cannot serve."""
+    monkeypatch.setenv("LLMOS_LIBCUDA", "libnothing.so.1")
     backend = CudaDriver(97)
     assert backend.memory_bytes == 0
-    assert "cuda:97 is not there" in backend.describe()
+    assert re.match(r"cuda:97 is not there: there is no CUDA driver: .*libnothing\.so\.1", backend.describe())
     answer = Engine(backend).load(
         Load(str(checkpoint), "tiny", "auto", "auto", None, None, 4, 128, 64), lambda *progress: None
     )
     assert isinstance(answer, Failed)
     assert answer.message == backend.describe()
+    backend.close()
+
+
+def test_a_stand_in_says_what_it_is(stand_in: FakeCuda) -> None:
+    """Nobody takes it for a GPU; one more device than there are is not there."""
+    backend = CudaDriver()
+    assert backend.describe() == "stand-in for a CUDA driver, without a GPU: torch computes on the processor"
+    assert backend.torch_device == torch.device("cpu")
+    assert CudaDriver(1).describe() == "cuda:1 is not there: cuDeviceGet: CUDA_ERROR_INVALID_DEVICE"
+    backend.close()
+
+
+def test_frames_are_what_the_device_maps(stand_in: FakeCuda, checkpoint: Path) -> None:
+    """Rounded up where the size is free; a size that was asked for is refused with both numbers."""
+    stand_in.set_granule(1 << 17)
+    backend = CudaDriver()
+    load = Load(str(checkpoint), "tiny", "fp32", "auto", None, None, 4, 128, 64)
+    loaded = Engine(backend).load(load, lambda *progress: None)
+    assert isinstance(loaded, Loaded)
+    assert (loaded.kv.frame_bytes, loaded.kv.tokens_per_page) == (1 << 17, 336)
+    refused = Engine(backend).load(msgspec.structs.replace(load, frame_bytes=1 << 16), print)
+    assert isinstance(refused, Failed)
+    assert "frame of 65536 bytes is not a multiple of the 131072 bytes" in refused.message
+    stand_in.set_memory(1 << 20)
+    refused = Engine(backend).load(msgspec.structs.replace(load, pool_bytes=1 << 24), print)
+    assert isinstance(refused, Failed)
+    assert "cuMemCreate: CUDA_ERROR_OUT_OF_MEMORY" in refused.message
+
+
+def test_a_map_that_the_driver_refuses_fails_one_process(stand_in: FakeCuda, checkpoint: Path) -> None:
+    """Its row is at fault by the call's name until its space is gone; the others go on."""
+    engine, _ = load_engine(CudaDriver(), checkpoint)
+    expected = Memory(load_model(checkpoint, max_model_len=128)).generate(PROMPT, 2)[0]
+
+    def begin(asid: int) -> tuple[Edit, ...]:
+        maps = tuple(Map(asid, vpn, (10 * asid + 2 * vpn, 10 * asid + 2 * vpn + 1)) for vpn in range(3))
+        return (Reserve(asid), *maps, Bind(asid, GREEDY, PROMPT, len(PROMPT)))
+
+    stand_in.fail("cuMemMap", OUT_OF_MEMORY, after=2)
+    rows = [Row(asid, 0, PROMPT, True) for asid in range(2)]
+    done = step(engine, begin(0) + begin(1), *rows)
+    assert done.tokens == (None, expected[0])
+    assert [fault.message for fault in done.faults] == ["Map: cuMemMap: CUDA_ERROR_OUT_OF_MEMORY"]
+    done = step(engine, (Release(0), *begin(0)), rows[0], Row(1, 45, (), True))
+    assert done.tokens == (expected[0], expected[1])
+    engine.close()
+
+
+@pytest.mark.parametrize("call", ["cuMemMap", "cuEventSynchronize", "cuMemcpyDtoDAsync_v2", "cuEventRecord"])
+def test_a_device_that_is_beyond_use_ends_the_driver(stand_in: FakeCuda, checkpoint: Path, call: str) -> None:
+    """Whichever call says so, in an edit or behind a step: no answer is sent, the process has to end."""
+    engine, _ = load_engine(CudaDriver(), checkpoint)
+    edits = (Reserve(0), Map(0, 0, (0, 1)), Bind(0, GREEDY, (5,), 1))
+    assert step(engine, edits, Row(0, 0, (5,), True)).faults == ()
+    stand_in.fail(call, ILLEGAL_ADDRESS)
+    with pytest.raises(CudaFault, match="CUDA_ERROR_ILLEGAL_ADDRESS"):
+        step(engine, (CopyPage((0, 1), (2, 3)), Map(0, 0, (2, 3))), Row(0, 1, (), True))
 
 
 @pytest.mark.gpu
@@ -203,12 +286,11 @@ def test_a_gpu_serves(checkpoint: Path) -> None:
     engine.close()
 
 
-@pytest.mark.parametrize("backend", [CpuDriver, TableCpuDriver])
-def test_a_process_that_was_swapped_out_and_in_goes_on(backend: type[CpuDriver], checkpoint: Path) -> None:
+def test_a_process_that_was_swapped_out_and_in_goes_on(backend: Backend, checkpoint: Path) -> None:
     """Its pages leave while others run, come back to other frames, and its tokens are the model's."""
-    engine = Engine(backend(1), debug=True)
+    engine = Engine(backend, debug=True)
     load = Load(
-        str(checkpoint), "tiny", "fp32", "auto", 1 << 19, 1 << 13, 4, 128, 64, host_bytes=1 << 17,
+        str(checkpoint), "tiny", "fp32", "auto", 1 << 19, FRAME_BYTES, 4, 128, 64, host_bytes=1 << 17,
         disk_bytes=1 << 16,
     )  # fmt: skip
     loaded = engine.load(load, lambda *progress: None)
@@ -255,7 +337,7 @@ def test_copies_without_a_model_and_across_loads(checkpoint: Path) -> None:
         (0, "there is no model, and so no memory"), (1, "there is no model, and so no memory")
     ]  # fmt: skip
     assert engine.collect_copies() == engine.collect_copies(wait=True) == []
-    load = Load(str(checkpoint), "tiny", "fp32", "auto", 1 << 19, 1 << 13, 4, 128, 64, host_bytes=1 << 14)
+    load = Load(str(checkpoint), "tiny", "fp32", "auto", 1 << 19, FRAME_BYTES, 4, 128, 64, host_bytes=1 << 14)
     assert isinstance(engine.load(load, lambda *progress: None), Loaded)
     assert engine.begin_copy(copy) is None
     loaded = engine.load(msgspec.structs.replace(load, host_bytes=0), lambda *progress: None)

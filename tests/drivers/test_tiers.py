@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,30 +13,49 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drivers import tiers as tiers_module
-from drivers.arena import Arena, TableArena, VirtualArena
-from drivers.tiers import Tiers, open_swap_file
+from drivers import areas as areas_module
+from drivers import device_copies
+from drivers.areas import open_swap_file
+from drivers.arena import Arena
+from drivers.cuda_arena import CudaArena
+from drivers.host_arena import HostArena
+from drivers.tiers import Tiers
 from llmos.device import Copy, CopyDone, CopyFault, CopyPage, KVFormat, Map, Place, Segment
 from native.checksum import crc32c
+from native.cuda.device import CudaFault
+from tests.fake_cuda import GRANULE, ILLEGAL_ADDRESS, OUT_OF_MEMORY, load_fake
 
-FRAME = 4096
-KV = KVFormat("fp32", (Segment("K", 256), Segment("V", 256)), FRAME, 16)
+FRAME = GRANULE
+KV = KVFormat("fp32", (Segment("K", 256), Segment("V", 256)), FRAME, 256)
 NUM_FRAMES, NUM_SPACES, NUM_PAGES = 16, 4, 4
 
 
 def open_arena(kind: str) -> Arena:
-    """An arena of NUM_FRAMES frames."""
-    if kind == "virtual":
-        return VirtualArena(KV, NUM_FRAMES, NUM_SPACES, NUM_PAGES)
-    return TableArena(KV, NUM_FRAMES, NUM_SPACES, NUM_PAGES, "cpu")
+    """An arena of NUM_FRAMES frames; that of CUDA on a stand-in, as if the process were new."""
+    if kind == "host":
+        return HostArena(KV, NUM_FRAMES, NUM_SPACES, NUM_PAGES)
+    fake = load_fake()
+    fake.reset()
+    device, torch_device = fake.open(), torch.device("cpu")
+    return CudaArena(KV, NUM_FRAMES, NUM_SPACES, NUM_PAGES, device=device, torch_device=torch_device)
 
 
-@pytest.fixture(params=["virtual", "table"])
-def arena(request: pytest.FixtureRequest) -> Iterator[Arena]:
-    """Each kind of arena."""
+def close(arena: Arena) -> None:
+    """Close it; on the stand-in nothing is left, and no copy went through memory that was not pinned."""
+    arena.close()
+    if isinstance(arena, CudaArena):
+        arena._frames.device.close()
+        assert not any(load_fake().count_live())
+        assert load_fake().count().unpinned == 0
+
+
+@pytest.fixture(params=["host", "cuda"])
+def arena(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Arena]:
+    """Each kind of arena; buffers for copies hold two frames."""
+    monkeypatch.setattr(device_copies, "BUFFER_BYTES", 2 * FRAME)
     arena = open_arena(request.param)
     yield arena
-    arena.close()
+    close(arena)
 
 
 @pytest.fixture
@@ -119,13 +139,13 @@ def test_a_page_goes_out_and_comes_back_elsewhere(arena: Arena, tiers: Tiers, tm
 
 @settings(deadline=None, max_examples=30)
 @given(
-    kind=st.sampled_from(["virtual", "table"]),
+    kind=st.sampled_from(["host", "cuda"]),
     moves=st.lists(
         st.tuples(st.sampled_from(["host", "disk"]), st.permutations(range(NUM_FRAMES)), st.booleans()),
         min_size=1,
         max_size=4,
     ),
-    piece_bytes=st.sampled_from([0, 1000]),
+    piece_bytes=st.sampled_from([0, 16000]),
 )
 def test_frames_keep_their_bits_however_they_travel(
     kind: str, moves: list[tuple[str, list[int], bool]], piece_bytes: int
@@ -153,7 +173,7 @@ def test_frames_keep_their_bits_however_they_travel(
         arena.map(Map(0, vpn, frames))
     assert [read(arena, 0, vpn) for vpn in range(NUM_PAGES)] == pages
     tiers.close()
-    arena.close()
+    close(arena)
 
 
 def test_a_page_that_arrived_is_shared_and_copied_like_others(arena: Arena, tiers: Tiers) -> None:
@@ -206,6 +226,7 @@ def test_faults_name_the_tier_the_slot_and_the_limit(arena: Arena, tiers: Tiers,
             assert faults[fault.index] in fault.message
     assert not Path(path).exists()
     assert carry_out(tiers, host(), device()) == CopyDone(7, 0.0)
+    assert carry_out(tiers, device(0, 1), device(2, 3)).faults == ()
 
 
 def test_a_pipe_does_not_hold_the_driver_up(tiers: Tiers, tmp_path: Path) -> None:
@@ -240,7 +261,7 @@ def test_a_swap_file_has_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     for is_refused in (False, True):
         if is_refused:
-            monkeypatch.setattr(tiers_module.os, "open", open_without_tmpfile)
+            monkeypatch.setattr(areas_module.os, "open", open_without_tmpfile)
         fd = open_swap_file(str(tmp_path))
         assert os.fstat(fd).st_mode & 0o777 == 0o600
         assert os.fstat(fd).st_nlink == 0
@@ -255,8 +276,8 @@ def test_the_swap_file_grows_as_it_is_written(arena: Arena, tmp_path: Path) -> N
     """A limit that no disk holds costs nothing, and a slot far out leaves a hole before it."""
     tiers = Tiers(arena, 0, 1 << 50, str(tmp_path))
     assert tiers.num_disk_slots == (1 << 50) // FRAME
-    assert not carry_out(tiers, device(0), disk(1 << 24)).faults
-    assert not carry_out(tiers, disk(1 << 24), device(1), (crc32c(bytes(FRAME)),)).faults
+    assert not carry_out(tiers, device(0), disk(1 << 20)).faults
+    assert not carry_out(tiers, disk(1 << 20), device(1), (crc32c(bytes(FRAME)),)).faults
     tiers.close()
 
 
@@ -277,4 +298,77 @@ def test_nothing_is_left_open(arena: Arena, tmp_path: Path) -> None:
     for _ in range(5):
         use()
     assert set(os.listdir("/proc/self/fd")) == before[0]
-    assert set(os.listdir("/proc/self/task")) <= before[1]
+    deadline = time.monotonic() + 60
+    while not set(os.listdir("/proc/self/task")) <= before[1]:  # a thread that was joined goes a moment later
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_checks_are_made_whatever_way_a_copy_takes(arena: Arena, tiers: Tiers) -> None:
+    """Out of the device and in to it, straight or not: a slot whose checksum differs is at fault alone."""
+    arena.reserve(0)
+    arena.map(Map(0, 0, (0, 1)))
+    data = write(arena, 0, 0, 3)
+    good = [crc32c(data[:FRAME]), crc32c(data[FRAME:])]
+    for source, target in (
+        (device(0, 1), host(0, 1)), (device(0, 1), disk(0, 1)), (host(0, 1), device(4, 5)),
+        (disk(0, 1), device(6, 7)),
+    ):  # fmt: skip
+        done = carry_out(tiers, source, target, (good[0], good[1] ^ 1))
+        assert [fault.index for fault in done.faults] == [1], (source, target)
+        assert "checksum" in done.faults[0].message
+        assert not carry_out(tiers, source, target, tuple(good)).faults
+
+
+@pytest.fixture
+def on_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tiers]:
+    """Tiers of the stand-in alone."""
+    monkeypatch.setattr(device_copies, "BUFFER_BYTES", 2 * FRAME)
+    arena = open_arena("cuda")
+    yield Tiers(arena, 8 * FRAME, 8 * FRAME, str(tmp_path))
+    load_fake().reset()
+
+
+def test_a_copy_that_the_driver_refuses_is_at_fault_alone(on_stand_in: Tiers) -> None:
+    """Its slots name the call; copies beside it, and later ones, are good."""
+    fake, tiers = load_fake(), on_stand_in
+    fake.fail("cuMemcpyDtoHAsync_v2", OUT_OF_MEMORY, after=1)  # of three pieces the second one
+    done = carry_out(tiers, device(0, 1, 2, 3, 4), disk(0, 1, 2, 3, 4))
+    assert [fault.index for fault in done.faults] == [2, 3]
+    assert done.faults[0].message == (
+        "device slot 2 to disk slot 2: cuMemcpyDtoHAsync_v2: CUDA_ERROR_OUT_OF_MEMORY"
+    )
+    assert not carry_out(tiers, device(0, 1, 2, 3, 4), disk(0, 1, 2, 3, 4)).faults
+
+
+def test_a_device_that_is_beyond_use_is_no_fault_of_a_slot(on_stand_in: Tiers) -> None:
+    """The driver has to end: neither is it told to go on, nor are slots blamed."""
+    load_fake().fail("cuMemcpyDtoHAsync_v2", ILLEGAL_ADDRESS)
+    with pytest.raises(CudaFault, match="ILLEGAL_ADDRESS"):
+        carry_out(on_stand_in, device(0), host(0))
+    with pytest.raises(CudaFault, match="ILLEGAL_ADDRESS"):
+        on_stand_in.begin(Copy(8, device(1), host(1)))
+
+
+def test_many_copies_share_a_few_buffers(on_stand_in: Tiers) -> None:
+    """More pieces than there are buffers, both ways at once: each copy ends once, with its own bits."""
+    tiers, arena = on_stand_in, on_stand_in.arena
+    arena.reserve(0)
+    pages = []
+    for vpn in range(NUM_PAGES):
+        arena.map(Map(0, vpn, (2 * vpn, 2 * vpn + 1)))
+        pages.append(write(arena, 0, vpn, vpn + 1))
+    for frame in range(8):
+        assert tiers.begin(Copy(frame, device(frame), disk(frame))) is None
+    assert tiers.begin(Copy(8, device(*range(8)), host(*range(8)))) is None
+    assert tiers.num_running == 9
+    tiers.wait()
+    assert sorted(done.id for done in tiers.collect()) == list(range(9))
+    tiers.begin(Copy(9, disk(*range(8)), device(*range(8, 16))))
+    tiers.wait()
+    assert [done.faults for done in tiers.collect()] == [()]
+    for vpn in range(NUM_PAGES):
+        arena.map(Map(0, vpn, (8 + 2 * vpn, 9 + 2 * vpn)))
+        assert read(arena, 0, vpn) == pages[vpn]
+    tiers.close()
+    close(arena)
