@@ -8,7 +8,9 @@ tokenizer and a chat template to match.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+import math
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import assert_never
@@ -18,6 +20,7 @@ import trio
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from syscalls.codec import Answer, Request
+from syscalls.embedding import Embed, EmbeddingInfo
 from syscalls.errno import Errno, SyscallError
 from syscalls.image import (
     Checkpoint,
@@ -106,6 +109,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 CONTEXT = 4096
+VECTOR_SIZE = 16
 STOPPED_BY_MODEL = ExitStatus("stop", stop_token=END)
 
 
@@ -146,6 +150,15 @@ def read_tokens(tokens: tuple[int, ...] | list[int]) -> str:
     ).decode()
 
 
+def count_tokens(tokens: Sequence[int], *, normalise: bool) -> bytes:
+    """The vector of an input: how often it has tokens of each of VECTOR_SIZE kinds."""
+    counts = [0.0] * VECTOR_SIZE
+    for token in tokens:
+        counts[token % VECTOR_SIZE] += 1.0
+    length = math.sqrt(sum(count * count for count in counts)) if normalise else 1.0
+    return struct.pack(f"<{VECTOR_SIZE}f", *(count / length for count in counts))
+
+
 @attrs.define(eq=False)
 class ScriptedProcess:
     """One process. Programs use `say`, `emit` and the fields; the kernel does the rest."""
@@ -161,6 +174,7 @@ class ScriptedProcess:
     output: list[int] = attrs.field(factory=list)
     logprobs: list[TokenLogprobs] = attrs.field(factory=list)
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    vector: bytes = b""
     end: ExitStatus | None = None  # of the process, or of the turn that is over
     is_zombie: bool = False
     is_stopped: bool = False
@@ -228,6 +242,11 @@ async def say_hello(process: ScriptedProcess) -> ExitStatus:
     return STOPPED_BY_MODEL
 
 
+async def take_a_moment(process: ScriptedProcess) -> None:
+    """What an embedding takes, unless a test says otherwise."""
+    await trio.lowlevel.checkpoint()
+
+
 @attrs.define(eq=False)
 class ScriptedKernel:
     """What the sessions share. Tests read and change its fields."""
@@ -244,6 +263,7 @@ class ScriptedKernel:
     events: list[Event] = attrs.field(factory=list)
     calls: list[Request] = attrs.field(factory=list)
     refusals: dict[type[Request], SyscallError] = attrs.field(factory=dict)  # calls that fail, and how
+    embedding: Callable[[ScriptedProcess], Awaitable[None]] = take_a_moment  # before a vector is there
     unanswered: set[type[Request]] = attrs.field(factory=set)  # calls that are done, and never answered
     rates: Rates | None = None  # that spawns tell
     shutdown_grace: float | None = None  # once it was asked for
@@ -273,6 +293,8 @@ class ScriptedKernel:
         match body:
             case Spawn():
                 return self._spawn(session, body)
+            case Embed():
+                return self._embed(session, body)
             case Fork(pid, count, seeds, label=label):
                 parent = self._find(pid)
                 if parent.is_zombie:
@@ -435,6 +457,23 @@ class ScriptedKernel:
         pids, seeds = tuple(process.pid for process in made), tuple(process.seed for process in made)
         return Spawned(pids, seeds, self.rates)
 
+    def _embed(self, session: FakeSession, body: Embed) -> Spawned:
+        made = []
+        for tokens in body.inputs:
+            given = Spawn(tokens, label=body.label, auto_reap=body.auto_reap, model=body.model)
+            process = self._add(session, given, 0, 0)
+            process.tokens, process.num_prompt_tokens = list(tokens), len(tokens)
+            self.nursery.start_soon(self._make_vector, process, body.normalise)
+            made.append(process)
+        return Spawned(tuple(process.pid for process in made), (0,) * len(made), self.rates)
+
+    async def _make_vector(self, process: ScriptedProcess, normalise: bool) -> None:
+        with process.scope:
+            await self.embedding(process)
+            process.vector = count_tokens(process.tokens, normalise=normalise)
+            process.end, process.is_zombie = ExitStatus("stop"), True
+            process.change()
+
     def _fork(
         self, parent: ScriptedProcess, session: FakeSession, seed: int | None, *, is_over: bool = False
     ) -> ScriptedProcess:
@@ -497,6 +536,7 @@ class ScriptedKernel:
             self._usage(process) if process.end is not None else Usage(),
             process.prompt_logprobs if offset == 0 else (),
             tuple(map(float, range(offset, len(process.output)))) if process.spawn.token_times else (),
+            process.vector,
         )
 
     def _write(self, process: ScriptedProcess, tokens: tuple[int, ...], max_tokens: int | None) -> None:
@@ -630,6 +670,7 @@ def make_model(path: Path, name: str = "scripted") -> Model:
         num_parameters=1_200_000,
         created=1_700_000_000,
         fingerprint="fp-scripted",
+        embedding=EmbeddingInfo(VECTOR_SIZE, ("last", "mean"), (8,)),
     )
 
 

@@ -8,6 +8,7 @@ from shell.gateway.admin import REASONS, Drain, IsSleeping, Unsupported
 from shell.gateway.chat import ChatCompletions
 from shell.gateway.completions import Completions
 from shell.gateway.cors import Cors
+from shell.gateway.embeddings import Embeddings
 from shell.gateway.front import Front
 from shell.gateway.health import Health, MetricsPage, Readiness, Version
 from shell.gateway.load import Load, Props
@@ -32,6 +33,7 @@ def make_app(service: Service) -> Front | Cors:
     routes: list[BaseRoute] = [
         Route("/v1/chat/completions", ChatCompletions(service), methods=["POST"]),
         Route("/v1/completions", Completions(service), methods=["POST"]),
+        Route("/v1/embeddings", Embeddings(service), methods=["POST"]),
         Route("/v1/models", ModelListing(service), methods=["GET"]),
         Route("/v1/models/{model:path}", ModelDescription(service), methods=["GET"]),
         Route("/health", Health(service), methods=["GET"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import msgspec
 import structlog
 import trio
 
-from shell.gateway.errors import ApiError, invalid, model_not_found, unavailable
+from shell.gateway.errors import ApiError, invalid, model_not_found, unavailable, unsupported
 from shell.gateway.kernel_link import KernelLink
 from syscalls.system import Model
 from syscalls.text.tokenizer import TextModel
@@ -51,6 +52,13 @@ def read_sampling_defaults(folder: Path) -> dict[str, float]:
     }
 
 
+def _is_default_for(model: Model, models: Sequence[Model], *, embeds: bool) -> bool:
+    """Would a request without a name mean this model? For vectors the encoder, where there is one."""
+    if not embeds:
+        return model.generates
+    return not model.generates or all(other.generates for other in models)
+
+
 @attrs.define(eq=False)
 class Catalog:
     """Finds models by name and opens each one's tokenizer once, in a thread."""
@@ -59,33 +67,45 @@ class Catalog:
     _opened: dict[tuple[str, str], tuple[TextModel, dict[str, float]]] = attrs.field(factory=dict)
     _lock: trio.Lock = attrs.field(factory=trio.Lock)
 
-    def _find(self, name: str | None) -> Model | None:
+    def _find(self, name: str | None, embeds: bool | None = None) -> Model | None:
         models = self.link.models
+        if name is None and embeds is not None:
+            models = tuple(model for model in models if _is_default_for(model, models, embeds=embeds))
         if name is None and len(models) > 1:
             raise invalid("missing_required_parameter", "Missing required parameter: 'model'.", "model")
         return next((model for model in models if name is None or model.name == name), None)
 
-    async def find_info(self, name: str | None) -> Model:
+    async def find_info(self, name: str | None, embeds: bool | None = None) -> Model:
         """Return the kernel's description of a model.
+
+        Without a name, it is the one for vectors if `embeds`, for text if not, for anything if that is None.
 
         Raises:
             ApiError: 404 `model_not_found`; 400 when no name was given and there are several models;
                 503 without a kernel.
         """
         _ = self.link.client  # no kernel is another answer than no model
-        model = self._find(name)
+        model = self._find(name, embeds)
         if model is None or not model.ready:  # it may have changed since the kernel last told
             await self.link.refresh()
-            model = self._find(name)
+            model = self._find(name, embeds)
         if model is None and name is None:
             raise unavailable("model_loading", "No model is loaded yet.")
         if model is None:
             raise model_not_found(name or "")
         return model
 
-    async def resolve(self, name: str | None) -> ServedModel:
-        """Return a model that is ready to serve. Raises ApiError as `find_info`, and 503 `model_loading`."""
-        info = await self.find_info(name)
+    async def resolve(self, name: str | None, *, embeds: bool = False) -> ServedModel:
+        """Return a model that is ready to make text, or vectors.
+
+        Raises:
+            ApiError: as `find_info`; 400 `unsupported_parameter` when it cannot do that; 503 `model_loading`.
+        """
+        info = await self.find_info(name, embeds)
+        if embeds and info.embedding is None:
+            raise unsupported("model", f" here: `{info.name}` is not an embedding model")
+        if not embeds and not info.generates:
+            raise unsupported("model", f" here: `{info.name}` only makes embeddings")
         if not info.ready:
             raise unavailable("model_loading", f"The model `{info.name}` is still loading.")
         text, defaults = await self._open(info)

@@ -191,8 +191,8 @@ def read_completion_fields(body: Json, ignored: list[str]) -> CompletionFields:
     return fields
 
 
-def split_prompts(given: str | list[Any]) -> list[str | list[int]]:
-    """Return the prompts of a `prompt` field: a string, strings, token ids, or lists of token ids.
+def split_prompts(given: str | list[Any], param: str = "prompt") -> list[str | list[int]]:
+    """Return the prompts of a field: a string, strings, token ids, or lists of token ids.
 
     Raises:
         ApiError: 400 when it is empty or mixes kinds.
@@ -200,10 +200,10 @@ def split_prompts(given: str | list[Any]) -> list[str | list[int]]:
     if isinstance(given, str):
         return [given]
     if not given:
-        raise invalid_value("prompt", "'prompt' is empty.")
+        raise invalid_value(param, f"'{param}' is empty.")
     kinds = {type(item) for item in given}
     if len(kinds) > 1:
-        raise invalid("invalid_type", "'prompt' mixes strings, token ids and lists of token ids.", "prompt")
+        raise invalid("invalid_type", f"'{param}' mixes strings, token ids and lists of token ids.", param)
     return [given] if kinds == {int} else given
 
 

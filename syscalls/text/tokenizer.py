@@ -108,6 +108,23 @@ class TextModel:
         (encoding,) = self.tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return list(encoding.ids)
 
+    def encode_up_to(self, text: str, limit: int | None, add_special_tokens: bool = True) -> list[int]:
+        """`encode`, with the text cut at its end so that there are at most `limit` tokens; None: whole.
+
+        Special tokens stay where the tokenizer puts them, while there is room for one more.
+        """
+        tokens = self.encode(text, add_special_tokens)
+        if limit is None or len(tokens) <= limit:
+            return tokens
+        num_special = self.tokenizer.num_special_tokens_to_add(False) if add_special_tokens else 0
+        if limit <= num_special:
+            return tokens[:limit]
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        encoding.truncate(limit - num_special)
+        if not add_special_tokens:
+            return list(encoding.ids)
+        return list(self.tokenizer.post_process(encoding).ids)
+
     def decode(
         self, token_ids: Iterable[int], skip_special_tokens: bool = True, continues: bool = False
     ) -> str:

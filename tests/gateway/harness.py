@@ -29,6 +29,7 @@ from tests.scripted_kernel import (
     ScriptedProcess,
     open_scripted_kernel,
     say_hello,
+    take_a_moment,
 )
 
 PATIENCE_SECONDS = 20.0  # for what must happen at once, on a busy machine
@@ -92,6 +93,7 @@ class KernelThread:
         kernel = self.kernel
         self.call(lambda: [part.clear() for part in (kernel.refusals, kernel.spawned, kernel.calls)])
         kernel.rates = None
+        kernel.embedding = take_a_moment
 
 
 def says(*parts: str | bytes | int, end: ExitStatus = STOPPED_BY_MODEL) -> Program:

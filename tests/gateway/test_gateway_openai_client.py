@@ -136,3 +136,18 @@ def test_async_client(base_url: str) -> None:
             assert set(texts) == {whole.choices[0].message.content}
 
     asyncio.run(main())
+
+
+def test_embeddings(client: OpenAI, model: str) -> None:
+    """Numbers as base64 (the client's default) and as floats, one for each text, at length 1."""
+    texts = ["a short text", "another one", "a short text"]
+    packed = client.embeddings.create(model=model, input=texts)
+    plain = client.embeddings.create(model=model, input=texts, encoding_format="float")
+    assert [row.index for row in packed.data] == [0, 1, 2]
+    for one, other in zip(packed.data, plain.data, strict=True):
+        assert one.embedding == pytest.approx(other.embedding, abs=1e-7)
+        assert sum(number * number for number in one.embedding) == pytest.approx(1, abs=1e-5)
+    assert packed.data[0].embedding == packed.data[2].embedding != packed.data[1].embedding
+    assert packed.usage.total_tokens == packed.usage.prompt_tokens > 0
+    with pytest.raises(openai.BadRequestError):
+        client.embeddings.create(model=model, input="")

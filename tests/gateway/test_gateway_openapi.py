@@ -17,6 +17,7 @@ from shell.gateway.app import make_app
 from shell.gateway.chat import CHAT_FIELDS
 from shell.gateway.completions import COMPLETION_FIELDS
 from shell.gateway.config import GatewayConfig
+from shell.gateway.embeddings import EMBEDDING_FIELDS
 from shell.gateway.exchange import Exchange
 from shell.gateway.fields import FieldStatus, FieldTable
 from shell.gateway.front import Front
@@ -160,6 +161,7 @@ def test_the_served_document_holds_together(gateway: Gateway) -> None:
     [
         ("/v1/chat/completions", CHAT_FIELDS),
         ("/v1/completions", COMPLETION_FIELDS),
+        ("/v1/embeddings", EMBEDDING_FIELDS),
         ("/detokenize", DETOKENIZE_FIELDS),
         ("/drain", DRAIN_FIELDS),
         ("/abort_request", ABORT_FIELDS),

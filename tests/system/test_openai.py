@@ -140,3 +140,21 @@ def test_echoed_scores_are_those_of_generation(client: OpenAI, model: str) -> No
             assert values[len(prompt) : end] == choice.logprobs.token_logprobs
             assert scored.logprobs.top_logprobs[len(prompt) : end] == choice.logprobs.top_logprobs
     assert echoed.usage.prompt_tokens == sum(map(len, texts))
+
+
+def test_vectors_keep_their_bits_in_company(client: OpenAI, model: str, server: Server) -> None:
+    """Alone through the socket, and in a crowd beside chats through HTTP: the same vectors."""
+    inputs = [[300 + (7 * i + j) % 200 for j in range(10 + 37 * i)] for i in range(12)]
+    fields = {"model": model, "input": inputs}
+    for pooling in ("last", "mean"):
+        with SyncClient(server.socket_path) as direct:
+            alone = [direct.embed([tokens], pooling=pooling).vectors[0] for tokens in inputs]
+            chats = [
+                direct.spawn([5, 310 + i], max_tokens=60, ignore_eos=True, auto_reap=True).pids[0]
+                for i in range(4)
+            ]
+            together = client.embeddings.create(**fields, **extra(pooling=pooling))
+            for pid in chats:
+                assert sum(len(output.tokens) for output in direct.stream(pid)) == 60
+        assert [tuple(row.embedding) for row in together.data] == alone
+    assert together.usage.prompt_tokens == sum(map(len, inputs))
