@@ -248,6 +248,8 @@ def add_bench(commands: Any) -> None:
         metavar="LIST",
         help="of the simulated device, like overload,arena (default: all)",
     )
+    page = names.add_parser("page", help="the live page with a thousand processes: bytes, processor, browser")
+    page.add_argument("--quick", action="store_true", help="a few processes, to see that it works")
     switch = names.add_parser("switch", help="ways to take a process's memory and to give it back")
     switch.add_argument(
         "--device", choices=["cpu", "cuda", "sim"], default="cpu", help="default: %(default)s"
@@ -265,7 +267,7 @@ def add_bench(commands: Any) -> None:
     switch.add_argument("--conversations", type=int, default=300, help="on sim (default: %(default)s)")
     switch.add_argument("--shape", default=None, help="random weights of this shape, like 160m, for a model")
     switch.add_argument("model", nargs="?", default=None, help="model folder (default: the built-in)")
-    for parser in (kernel, workload, cpu, transfer, mapping, fair, switch):
+    for parser in (kernel, workload, cpu, transfer, mapping, fair, page, switch):
         parser.add_argument("--json", metavar="FILE", default=None, help="also write one JSON object per row")
         parser.add_argument("--runs", type=int, default=7, help="repetitions; the median is reported")
     serve.add_argument("--json", metavar="FILE", default=None, help="also write one JSON object per row")
@@ -276,6 +278,7 @@ def add_bench(commands: Any) -> None:
     transfer.set_defaults(run=run_transfer_bench)
     mapping.set_defaults(run=run_map_bench)
     fair.set_defaults(run=run_fair_bench)
+    page.set_defaults(run=run_page_bench, runs=3)
     switch.set_defaults(run=run_switch_bench, runs=3)
 
 
@@ -378,6 +381,14 @@ def run_switch_bench(options: argparse.Namespace) -> int:
         loads=options.loads, num_conversations=options.conversations, seconds=options.seconds,
         num_runs=options.runs, json_path=options.json,
     )  # fmt: skip
+
+
+def run_page_bench(options: argparse.Namespace) -> int:
+    """Measure the live page."""
+    from llmos.bench import page
+
+    check_runs(options)
+    return page.main(json_path=options.json, num_runs=options.runs, is_quick=options.quick)
 
 
 def run_transfer_bench(options: argparse.Namespace) -> int:

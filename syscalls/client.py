@@ -328,9 +328,9 @@ class Client:
 
     # --- tenants -------------------------------------------------------------------------------------------
 
-    async def shares(self) -> tuple[TenantShare, ...]:
+    async def shares(self, *, memory: bool = True) -> tuple[TenantShare, ...]:
         """Read what tenants were served and have now. See `Shares`."""
-        return (await self._ask(Shares(), ShareList)).shares
+        return (await self._ask(Shares(memory), ShareList)).shares
 
     # --- devices and the system ----------------------------------------------------------------------------
 

@@ -300,9 +300,9 @@ class SyncClient:
 
     # --- tenants -------------------------------------------------------------------------------------------
 
-    def shares(self) -> tuple[TenantShare, ...]:
+    def shares(self, *, memory: bool = True) -> tuple[TenantShare, ...]:
         """Read what tenants were served and have now. See `Shares`."""
-        return self._ask(Shares(), ShareList).shares
+        return self._ask(Shares(memory), ShareList).shares
 
     # --- devices and the system ----------------------------------------------------------------------------
 

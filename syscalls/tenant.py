@@ -82,6 +82,8 @@ class Shares(msgspec.Struct, frozen=True, tag="shares"):
     No errors.
     """
 
+    memory: bool = True  # False: num_resident_bytes is 0, and no page is walked to count it
+
 
 class TenantShare(msgspec.Struct, frozen=True):
     """One tenant on all devices. Counters count from boot; each token counts once."""

@@ -33,6 +33,8 @@ from syscalls.image import (
 )
 from syscalls.memory import (
     DeviceMemory,
+    FrameMapList,
+    Frames,
     MapList,
     MapRange,
     Maps,
@@ -377,6 +379,8 @@ class ScriptedKernel:
             case RemoveImage(name):
                 self._find_image(name)
                 del self.images[name]
+            case Frames():
+                return FrameMapList(())  # as of devices that have not loaded a model
             case Shares():
                 return ShareList(self._list_shares())
             case Devices():

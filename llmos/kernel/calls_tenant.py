@@ -43,10 +43,10 @@ def tenants(system: System, session: Session, call_id: int, body: Tenants) -> An
 
 def shares(system: System, session: Session, call_id: int, body: Shares) -> Answer:
     """See syscalls.tenant.Shares."""
-    return ShareList(visible_shares(system, session))
+    return ShareList(visible_shares(system, session, body.memory))
 
 
-def visible_shares(system: System, session: Session) -> tuple[TenantShare, ...]:
+def visible_shares(system: System, session: Session, memory: bool = True) -> tuple[TenantShare, ...]:
     """The shares that a client may see: its own, and an administrator everybody's."""
-    found = tenant_shares(system)
+    found = tenant_shares(system, memory)
     return tuple(share for share in found if session.is_admin or share.tenant == session.tenant)

@@ -43,10 +43,10 @@ def ledger_of(core: Core) -> Ledger | None:
     return take_ledger(residents.switch.vmm, map(holder_of, residents.queue.members.values()))
 
 
-def tenant_shares(system: System) -> list[TenantShare]:
-    """What every tenant was served and has, by name."""
+def tenant_shares(system: System, memory: bool = True) -> list[TenantShare]:
+    """What every tenant was served and has, by name; its memory only where asked for."""
     resident: Counter[str] = Counter()
-    for core in system.cores.values():
+    for core in system.cores.values() if memory else ():
         if (ledger := ledger_of(core)) is not None:
             for tenant, usage in ledger.tenants.items():
                 resident[tenant] += usage.resident_bytes

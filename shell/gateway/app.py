@@ -14,7 +14,7 @@ from shell.gateway.health import Health, MetricsPage, Readiness, Version
 from shell.gateway.load import Load, Props
 from shell.gateway.models import ModelDescription, ModelListing
 from shell.gateway.openapi import OpenApi
-from shell.gateway.page import PageFile, PageStream, ProcessAction
+from shell.gateway.page import PageFile, PageStream, ProcessAction, ProcessLife
 from shell.gateway.requests import AbortRequest, RequestCancel, RequestDescription, RequestListing
 from shell.gateway.responses import (
     ResponseCancel,
@@ -61,6 +61,7 @@ def make_app(service: Service) -> Front | Cors:
         Route("/abort_request", AbortRequest(service), methods=["POST"]),
         Route("/ui", PageFile(service), methods=["GET"]),
         Route("/ui/stream", PageStream(service), methods=["GET"]),
+        Route("/ui/process/{pid}", ProcessLife(service), methods=["GET"]),
         Route("/ui/process/{pid}/{action}", ProcessAction(service), methods=["POST"]),
         Route("/ui/{file}", PageFile(service), methods=["GET"]),
         Route("/drain", Drain(service), methods=["POST"]),

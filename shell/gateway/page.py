@@ -20,7 +20,7 @@ from shell.gateway.exchange import Exchange, Receive, Scope, Send
 from shell.gateway.fields import FieldTable, convert, implemented, take_fields
 from shell.gateway.page_sampler import Sampler
 from shell.gateway.process_errors import explaining_processes, not_found, read_pid
-from shell.gateway.replies.processes import DoneAction
+from shell.gateway.replies.processes import DoneAction, Life, Moment
 from shell.gateway.service import Endpoint
 from shell.gateway.sse import EventWriter
 from syscalls.client import Client
@@ -42,6 +42,7 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
 }
+NUM_ENTRIES = 12  # of a process's timeline: the last ones
 ACTIONS = ("kill", "stop", "cont", "nice")
 # A page of another site cannot send this header without asking first, and is never answered when it asks.
 GUARD = b"x-llmos-page"
@@ -102,6 +103,22 @@ class PageStream(Endpoint):
             sampler.num_viewers -= 1
             if not sampler.num_viewers:
                 self._samplers.pop(client, None)
+
+
+class ProcessLife(Endpoint):
+    """`GET /ui/process/{pid}`: where its time went, and what the kernel says about it."""
+
+    name = "ui.life"
+    answer_type = Life
+
+    async def answer(self, exchange: Exchange) -> None:
+        """Ask as the caller."""
+        with explaining_processes():
+            found = await self.client_of(exchange).why(read_pid(exchange.path_params["pid"], "pid"))
+        seconds = {name: value for name, value in found.seconds.items() if value}
+        last = found.entries[-NUM_ENTRIES:]
+        moments = [Moment(each.kind, each.at, each.seconds, each.count, each.text) for each in last]
+        await exchange.respond_json(200, Life(found.pid, found.state, found.verdict, seconds, moments))
 
 
 class ProcessAction(Endpoint):

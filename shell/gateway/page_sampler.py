@@ -1,4 +1,4 @@
-"""What the live page shows: one look at the kernel, and how it differs from the one before.
+"""The looks of the live page at the kernel: taken for all viewers of a session, and sent as what changed.
 
 Nobody samples while nobody watches: there is no task, the first viewer that wants news takes the next look,
 and the others wait for it and are sent the same bytes.
@@ -12,50 +12,23 @@ from typing import Any
 import attrs
 import trio
 
+from shell.gateway.page_rows import Json, Row, describe_device, describe_row, difference, percentiles
 from shell.gateway.sse import encode_event
 from syscalls.client import Client
 from syscalls.process import ProcessInfo
 
 PERIOD_SECONDS = 0.5
-MEMORY_EVERY = 2  # looks: the frame map costs the kernel a walk over all pages
+REST = 20  # after a look at least so many times as long as it took: at most 5 % of the time goes to it
+LONGEST_SECONDS = 5.0  # of rest
+SLOW_EVERY = 2  # looks: the frame map costs the kernel a walk over all pages
 MAX_ROWS = 2000
-MAX_EVENTS = 200
+MAX_EVENTS = 200  # of a look, and kept for the next viewer
 NUM_LATENCIES = 512  # the last processes seen, for percentiles
-PERCENTILES = (50, 95, 99)
-
-Json = dict[str, Any]
-Row = tuple[Any, ...]
 
 
-def percentiles(values: list[float]) -> list[float]:
-    """Return the PERCENTILES by nearest rank, in the unit of the values; [] of nothing."""
-    ordered = sorted(values)
-    return [ordered[-(-len(ordered) * each // 100) - 1] for each in PERCENTILES] if ordered else []
-
-
-def describe_row(process: ProcessInfo) -> Row:
-    """Return what the table shows of a process. It differs only when something happened to the process."""
-    usage = process.usage
-    return (
-        process.pid,
-        process.tenant,
-        process.activity,
-        process.label,
-        process.model,
-        process.nice,
-        process.num_tokens,
-        usage.num_prompt_tokens,
-        usage.num_output_tokens,
-        process.num_resident_bytes,
-        usage.num_preemptions,
-    )
-
-
-def difference(before: dict[int, Row], now: dict[int, Row]) -> tuple[list[Row], list[int]]:
-    """Return the rows that are new or changed, and the pids that are gone."""
-    return [row for pid, row in now.items() if before.get(pid) != row], [
-        pid for pid in before if pid not in now
-    ]
+def next_look(began: float, ended: float) -> float:
+    """Return when to look again after a look that lasted so long: a busy kernel is asked less often."""
+    return max(began + PERIOD_SECONDS, ended + min(REST * (ended - began), LONGEST_SECONDS))
 
 
 @attrs.define(eq=False)
@@ -66,12 +39,14 @@ class Sampler:
     num_viewers: int = 0  # written by the stream's endpoint
     version: int = 0  # of the last look; 0: none yet
     _rows: dict[int, Row] = attrs.field(factory=dict)
+    _shares: dict[str, tuple[str, int, int]] = attrs.field(factory=dict)
     _rest: Json = attrs.field(factory=dict)
     _delta: bytes = b""
     _events: deque[Row] = attrs.field(factory=lambda: deque(maxlen=MAX_EVENTS))
     _next_event: int = 0
-    _latencies: dict[int, tuple[float, float]] = attrs.field(factory=dict)  # by pid: queued, first token
-    _last_look: float = float("-inf")
+    _latencies: deque[tuple[float, float]] = attrs.field(factory=lambda: deque(maxlen=NUM_LATENCIES))
+    _noted: set[int] = attrs.field(factory=set)  # pids alive whose latencies are among them
+    _next_look: float = float("-inf")
     _lock: trio.Lock = attrs.field(factory=trio.Lock)
 
     async def next(self, version: int) -> tuple[int, bytes]:
@@ -81,36 +56,43 @@ class Sampler:
         """
         async with self._lock:
             if version == self.version:
-                await trio.sleep_until(self._last_look + PERIOD_SECONDS)
+                await trio.sleep_until(self._next_look)
+                began = trio.current_time()
                 await self._look()
+                ended = trio.current_time()
+                self._next_look = next_look(began, ended)
             if version and version == self.version - 1:
                 return self.version, self._delta
-            whole = {"whole": True, "rows": list(self._rows.values()), "gone": [], **self._rest}
-            return self.version, encode_event({**whole, "events": list(self._events)})
+            whole: Json = {"whole": True, "new": list(self._rows.values()), "changed": {}, "gone": []}
+            whole |= {"shares": list(self._shares.values()), "events": list(self._events)}
+            return self.version, encode_event(whole | self._rest)
 
     async def _look(self) -> None:
         client = self.client
         is_admin = client.welcome.admin
         found = [each for each in await client.ps(everyone=is_admin) if each.state != "ZOMBIE"]
         statistics = await client.statistics()
-        shares = await client.shares()
         events = await client.events(self._next_event, MAX_EVENTS)
         rest: Json = {
             "tenant": client.welcome.tenant,
             "admin": is_admin,
             "num_rows": len(found),
-            "shares": [(each.tenant, each.num_prompt_tokens, each.num_output_tokens) for each in shares],
             "uptime": round(statistics.uptime_seconds, 3),
             "running": statistics.num_running,
             "waiting": statistics.num_waiting,
             "preemptions": statistics.num_preemptions,
             "latency": self._note_latencies(found),
         }
-        if self.version % MEMORY_EVERY == 0:
-            rest["memory"] = await client.frames()
+        shares = self._shares
+        if self.version % SLOW_EVERY == 0:
+            rest["devices"] = await self._look_at_devices()
+            shares = {
+                each.tenant: (each.tenant, each.num_prompt_tokens, each.num_output_tokens)
+                for each in await client.shares(memory=False)
+            }
         rows = {each.pid: describe_row(each) for each in found[-MAX_ROWS:]}
-        changed, gone = difference(self._rows, rows)
-        seen = {*rows, *self._rows}
+        new, changed, gone = difference(self._rows, rows)
+        seen = rows.keys() | self._rows.keys()
         news = [
             (each.sequence, each.time, each.level, each.subsystem, each.text, each.pid)
             for each in events
@@ -120,18 +102,24 @@ class Sampler:
         if events:
             self._next_event = events[-1].sequence + 1
         self._events.extend(news)
-        fresh = {key: value for key, value in rest.items() if self._rest.get(key) != value}
-        self._delta = encode_event({"rows": changed, "gone": gone, "events": news, **fresh})
-        self._rows, self._rest = rows, {**self._rest, **rest}
+        delta: Json = {"new": new, "changed": changed, "gone": gone, "events": news}
+        delta |= {key: value for key, value in rest.items() if self._rest.get(key) != value}
+        if self.version % SLOW_EVERY == 0:
+            delta["shares"] = [each for each in shares.values() if self._shares.get(each[0]) != each]
+        self._delta = encode_event(delta)
+        self._rows, self._shares, self._rest = rows, shares, self._rest | rest
         self.version += 1
-        self._last_look = trio.current_time()
+
+    async def _look_at_devices(self) -> list[Any]:
+        frame_maps = {each.device: each for each in await self.client.frames()}
+        return [describe_device(each, frame_maps.get(each.name)) for each in await self.client.devices()]
 
     def _note_latencies(self, found: list[ProcessInfo]) -> Json:
-        """Remember how long the processes seen have waited; seconds."""
-        for each in found:
-            if each.usage.first_token_seconds is not None and each.pid not in self._latencies:
-                self._latencies[each.pid] = (each.usage.queued_seconds, each.usage.first_token_seconds)
-        for pid in list(self._latencies)[:-NUM_LATENCIES]:
-            del self._latencies[pid]
-        queued, first = zip(*self._latencies.values(), strict=True) if self._latencies else ((), ())
+        """Remember how long processes waited for their first step and for their first token; seconds."""
+        started = {each.pid: each.usage for each in found if each.usage.first_token_seconds is not None}
+        for pid in started.keys() - self._noted:
+            usage = started[pid]
+            self._latencies.append((usage.queued_seconds, usage.first_token_seconds or 0.0))
+        self._noted = set(started)
+        queued, first = zip(*self._latencies, strict=True) if self._latencies else ((), ())
         return {"queued": percentiles(list(queued)), "first": percentiles(list(first))}

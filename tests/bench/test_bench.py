@@ -113,3 +113,13 @@ def test_bench_refuses_nonsense() -> None:
     assert result.returncode == 1
     assert "127.0.0.1" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_bench_page(tmp_path: Path) -> None:
+    """A few processes: what is sent is less than the whole state each time; the rows have their shape."""
+    path = tmp_path / "page.jsonl"
+    result = bench("page", "--quick", "--runs", "1", "--json", str(path))
+    assert result.returncode == 0, result.stderr
+    rows = {row.metric: row for row in read_rows([path])}
+    assert rows["sent"].ratio > 1
+    assert {"kernel, for each look", "gateway, for each look"} <= rows.keys()

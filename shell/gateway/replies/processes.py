@@ -107,3 +107,23 @@ class DoneAction(msgspec.Struct, forbid_unknown_fields=True):
 
     pid: int
     action: Literal["kill", "stop", "cont", "nice"]
+
+
+class Moment(msgspec.Struct, frozen=True, array_like=True):
+    """One thing that happened to a process, or several of a kind in a row. Seconds since spawn."""
+
+    kind: str
+    at: float
+    seconds: float
+    count: int
+    text: str
+
+
+class Life(msgspec.Struct, frozen=True):
+    """Where a process's time went, and what the kernel says about it in one line."""
+
+    pid: int
+    state: str
+    verdict: str
+    seconds: dict[str, float]
+    entries: list[Moment]

@@ -1,73 +1,85 @@
 // Reads the stream and draws what changed, once a frame at most, and nothing while the page is hidden.
 import { state, apply } from "./state.js";
-import { ask, eventsOf, keepKey, forgetKey, whyNot } from "./server.js";
-import { drawTable } from "./table.js";
-import { drawMemory, drawShares } from "./draw.js";
-import { drawLives } from "./chat.js";
+import { ask, eventsOf, hasKey, keepKey, forgetKey, whyNot } from "./server.js";
+import { drawLine, forgetColors, number, put, secondsOfAll } from "./draw.js";
+import { drawTable, whenMoved } from "./table.js";
+import { drawProcess } from "./process.js";
+import { drawMemory } from "./memory.js";
+import { drawShares } from "./shares.js";
+import { drawLog, clearLog } from "./log.js";
+import { drawLives, listModels } from "./chat.js";
 
+const FIRST_PAUSE = 500, LONGEST_PAUSE = 8000; // milliseconds between tries
+const RATE = { width: 110, height: 26, seconds: 120 };
 const element = (id) => document.getElementById(id), status = element("status"), keyForm = element("key-form");
-const put = (id, text) => { if (element(id).textContent !== text) element(id).textContent = text; };
-const seconds = (value) => value < 0.9995 ? `${Math.round(value * 1000)} ms` : `${value.toFixed(1)} s`;
-let newest = 0, isDue = false;
+let isDue = false, isAnew = false;
 
-function drawLog() {
-  const news = state.events.filter(([sequence]) => sequence > newest);
-  if (!news.length) return;
-  newest = news.at(-1)[0];
-  const log = element("log");
-  for (const [, at, level, subsystem, text, pid] of news) {
-    const line = document.createElement("li"), time = document.createElement("time");
-    time.textContent = new Date(at * 1000).toTimeString().slice(0, 8);
-    line.className = level;
-    line.append(time, `${level === "info" ? "" : `${level}: `}${subsystem}: ${text}${pid ? ` (pid ${pid})` : ""}`);
-    log.prepend(line);
-  }
-  while (log.children.length > 200) log.lastChild.remove();
+function drawNumbers() {
+  put(element("who"), `${state.tenant}${state.admin ? ", sees everybody" : ""}`);
+  put(element("n-rate"), number(state.rate)); put(element("n-running"), number(state.running)); put(element("n-waiting"), number(state.waiting));
+  put(element("n-preemptions"), number(state.preemptions));
+  put(element("n-queued"), state.latency.queued?.length ? secondsOfAll(state.latency.queued) : "–");
+  put(element("n-first"), state.latency.first?.length ? secondsOfAll(state.latency.first) : "–");
+  drawLine(element("rate-spark"), RATE.width, RATE.height, state.rates.map(({ at }) => at), state.rates.map(({ value }) => value), RATE.seconds);
 }
 
 function draw() {
   isDue = false;
   performance.mark("draw");
-  put("who", `${state.tenant}${state.admin ? ", sees everybody" : ""}`);
-  put("n-rate", state.rate.toFixed(0)); put("n-running", String(state.running)); put("n-waiting", String(state.waiting));
-  put("n-preemptions", String(state.preemptions));
-  put("n-queued", state.latency.queued?.map(seconds).join(" / ") || "–");
-  put("n-first", state.latency.first?.map(seconds).join(" / ") || "–");
-  drawTable(); drawMemory(); drawShares(); drawLog();
+  drawTable();
+  if (state.uptime !== null) { drawNumbers(); drawProcess(); drawMemory(isAnew); drawShares(isAnew); drawLog(); }
+  isAnew = false;
   performance.measure("page-draw", "draw");
-  performance.clearMarks();
+  performance.clearMarks(); performance.clearMeasures(); // observers have it; a page that stays open for days must not grow
 }
 
 function drawSoon() { if (!isDue) { isDue = true; requestAnimationFrame(draw); } }
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawSoon);
-addEventListener("resize", drawSoon);
+function drawAllSoon() { isAnew = true; drawSoon(); }
+whenMoved(drawSoon);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { forgetColors(); drawAllSoon(); });
+addEventListener("resize", drawAllSoon);
 
-function tell(text, isLost) { status.classList.toggle("lost", isLost); if (status.textContent !== text) status.textContent = text; }
+function tell(text, isLost) {
+  status.classList.toggle("lost", isLost); document.body.classList.toggle("stale", isLost);
+  put(status, text);
+}
+
+// True when the server wants a key, or another one.
+async function isKeyWanted(response) {
+  if (response.status !== 401) return false;
+  put(element("key-error"), hasKey() ? await whyNot(response) : "");
+  forgetKey();
+  keyForm.hidden = false; document.body.classList.add("locked"); element("lock").hidden = true;
+  tell("Locked", false);
+  element("key").focus();
+  return true;
+}
 
 async function watch() {
-  for (let pause = 500; ; pause = Math.min(2 * pause, 8000)) {
+  for (let pause = FIRST_PAUSE; ; pause = Math.min(2 * pause, LONGEST_PAUSE)) {
     try {
       const response = await ask("/ui/stream");
-      if (response.status === 401) {
-        forgetKey(); keyForm.hidden = false; tell(await whyNot(response), false);
-        element("key").focus();
-        return;
-      }
+      if (await isKeyWanted(response)) return;
       if (!response.ok) throw new Error(await whyNot(response));
+      keyForm.hidden = true; document.body.classList.remove("locked"); element("lock").hidden = !hasKey();
+      listModels().catch(() => {}); // without them the server's default is asked
       for await (const message of eventsOf(response)) {
         if (message.error) throw new Error(message.error.message);
-        if (message.whole) newest = 0, element("log").replaceChildren();
+        if (message.whole) clearLog();
         apply(message); drawLives(); drawSoon(); tell("Live", false);
-        pause = 500;
+        pause = FIRST_PAUSE;
       }
-      tell("The stream ended; trying again", true);
-    } catch (error) { tell(`${error.message} Trying again`, true); }
+      tell("The stream ended. Trying again …", true);
+    } catch (error) { tell(`${error instanceof TypeError ? "The server does not answer." : error.message} Trying again …`, true); }
     await new Promise((resolve) => setTimeout(resolve, pause));
   }
 }
+
 keyForm.addEventListener("submit", (event) => {
   event.preventDefault();
-  keepKey(element("key").value); element("key").value = ""; keyForm.hidden = true;
+  keepKey(element("key").value); element("key").value = "";
   watch();
 });
+element("lock").addEventListener("click", () => { forgetKey(); location.reload(); });
+drawSoon();
 watch();

@@ -2,6 +2,7 @@
 const KEY = "llmos-key";
 export const forgetKey = () => sessionStorage.removeItem(KEY);
 export const keepKey = (key) => sessionStorage.setItem(KEY, key);
+export const hasKey = () => sessionStorage.getItem(KEY) !== null;
 
 export function ask(path, { method = "GET", body, headers = {}, signal } = {}) {
   const key = sessionStorage.getItem(KEY);

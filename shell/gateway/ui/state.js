@@ -1,46 +1,77 @@
-// What the server told, as it is now. Rows are keyed by pid; rates and sparklines are made here.
-const FIELDS = ["pid", "tenant", "activity", "label", "model", "nice", "tokens", "prompt", "output", "bytes", "preemptions"];
-const NUM_POINTS = 120; // looks of half a second: a minute of sparkline, with `shares` two
+// What the server told, as it is now: rows by pid, and what is made of differences, rates and histories.
+const COLUMNS = ["pid", "tenant", "activity", "label", "model", "nice", "given", "output", "bytes", "preemptions"];
+const SPARK_SECONDS = 60, SHARE_SECONDS = 120, NUM_EVENTS = 200;
+const PLAIN = ["tenant", "admin", "num_rows", "running", "waiting", "preemptions", "latency", "devices"];
 
-export const state = { rows: new Map(), shares: [], events: [], latency: {}, memory: [], rate: 0 };
-let lastUptime = null;
-let lastOutput = new Map(); // by tenant: tokens served
+export const state = {
+  rows: new Map(), times: [], // uptimes of the looks that rows have points of
+  events: [], devices: [], latency: {}, uptime: null,
+  served: new Map(), shares: [], rate: 0, rates: [], sharesAt: null,
+};
 
 // What the kernel says that a process does with its time, in a reader's words.
 const WORDS = { memory: "waits for memory", swapped: "swapped out", device: "waits for device", sibling: "shares a prefill", input: "waits for input" };
 export const phaseOf = (row) => WORDS[row.activity] ?? row.activity;
 
-export function apply(message) {
-  if (message.whole) { state.rows.clear(); state.events = []; lastUptime = null; lastOutput = new Map(); }
-  for (const key of ["tenant", "admin", "num_rows", "running", "waiting", "preemptions", "latency", "memory"])
-    if (key in message) state[key] = message[key];
-  const seconds = lastUptime === null ? 0 : message.uptime - lastUptime;
-  lastUptime = message.uptime;
+function makeRow(values, old) {
+  const row = { points: [], rate: 0 };
+  COLUMNS.forEach((name, index) => { row[name] = values[index]; });
+  row.words = `${row.pid} ${row.tenant} ${row.label} ${row.model}`.toLowerCase(); // what a filter looks at
+  row.last = row.output; // at the look before: nobody knows how fast a new one came here
+  if (old) { row.points = old.points; row.last = old.output; }
+  return row;
+}
+
+function applyRows(message, seconds, isSequel) {
+  const old = state.rows;
+  if (message.whole) { state.rows = new Map(); if (!isSequel) state.times = []; }
   for (const pid of message.gone) state.rows.delete(pid);
-  const grown = new Map();
-  for (const values of message.rows) {
-    const row = Object.fromEntries(FIELDS.map((field, index) => [field, values[index]]));
-    const before = state.rows.get(row.pid);
-    grown.set(row.pid, before ? row.output - before.output : 0);
-    row.points = before ? before.points : [];
-    state.rows.set(row.pid, row);
-  }
-  state.rate = 0;
+  for (const values of message.new) state.rows.set(values[0], makeRow(values, isSequel ? old.get(values[0]) : null));
+  for (const [name, pairs] of Object.entries(message.changed))
+    for (let index = 0; index < pairs.length; index += 2) {
+      const row = state.rows.get(pairs[index]);
+      if (row) row[name] = pairs[index + 1];
+    }
+  state.times.push(state.uptime);
+  const num = state.times.findIndex((time) => time >= state.uptime - SPARK_SECONDS);
+  if (num > 0) state.times.splice(0, num);
   for (const row of state.rows.values()) {
-    row.rate = seconds > 0 ? (grown.get(row.pid) ?? 0) / seconds : 0;
+    row.rate = seconds > 0 ? Math.max(0, row.output - row.last) / seconds : 0;
+    row.last = row.output;
     row.points.push(row.rate);
-    if (row.points.length > NUM_POINTS) row.points.shift();
+    if (row.points.length > state.times.length) row.points.splice(0, row.points.length - state.times.length);
   }
-  if (message.shares) state.served = message.shares;
-  const served = new Map();
-  for (const [tenant, prompt, output] of state.served ?? []) {
-    const now = prompt + 2 * output; // an output token counts as two of a prompt
-    served.set(tenant, { part: now - (lastOutput.get(tenant)?.now ?? now), now, output, made: output - (lastOutput.get(tenant)?.output ?? output) });
+}
+
+// Shares come with every other look, and only those that changed. An output token counts as two of a prompt.
+function applyShares(changed, isSequel) {
+  const seconds = isSequel && state.sharesAt !== null ? state.uptime - state.sharesAt : 0;
+  const parts = new Map();
+  let made = 0;
+  for (const [tenant, prompt, output] of changed) {
+    const old = state.served.get(tenant) ?? (isSequel ? { prompt: 0, output: 0 } : { prompt, output });
+    parts.set(tenant, prompt - old.prompt + 2 * (output - old.output));
+    made += output - old.output;
+    state.served.set(tenant, { prompt, output });
   }
-  if (seconds > 0) for (const { made } of served.values()) state.rate += made / seconds;
-  state.shares.push([...served].map(([tenant, { part }]) => [tenant, part]));
-  if (state.shares.length > 2 * NUM_POINTS) state.shares.shift();
-  lastOutput = served;
+  state.sharesAt = state.uptime;
+  if (!(seconds > 0)) return;
+  state.rate = made / seconds;
+  state.rates.push({ at: state.uptime, value: state.rate });
+  state.shares.push({ at: state.uptime, seconds, parts });
+  const isOld = ({ at }) => at < state.uptime - SHARE_SECONDS;
+  while (state.rates.length && isOld(state.rates[0])) state.rates.shift();
+  while (state.shares.length && isOld(state.shares[0])) state.shares.shift();
+}
+
+export function apply(message) {
+  const before = state.uptime, isSequel = before !== null && message.uptime >= before; // not a kernel that was started anew
+  state.uptime = message.uptime;
+  if (!isSequel) { state.served.clear(); state.shares = []; state.rates = []; state.sharesAt = null; }
+  for (const key of PLAIN) if (key in message) state[key] = message[key];
+  applyRows(message, isSequel ? message.uptime - before : 0, isSequel);
+  if (message.shares) applyShares(message.shares, isSequel);
+  if (message.whole) state.events = [];
   state.events.push(...message.events);
-  state.events.splice(0, state.events.length - 200);
+  state.events.splice(0, state.events.length - NUM_EVENTS);
 }

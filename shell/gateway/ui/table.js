@@ -1,72 +1,145 @@
-// The table of processes: one <tr> a pid, kept and changed in place; no more rows than a person reads.
+// The grid of processes. The grid itself has the focus and says which row is active: rows come and go, it stays.
+// Only the rows in sight exist, and the line at a place is written over when another process comes to stand there.
 import { state, phaseOf } from "./state.js";
-import { ask, whyNot } from "./server.js";
-import { spark, bytes } from "./draw.js";
+import { bytes, drawLine, number, put } from "./draw.js";
+import { askFirst, openProcess } from "./process.js";
 
-const STEP = 50;
-let limit = STEP;
-const lines = new Map();
-const rows = document.getElementById("rows"), more = document.getElementById("more"), said = document.getElementById("said");
-const ACTIVE = { decode: 0, prefill: 1, swapped: 2, memory: 2, queued: 3, stopped: 4 };
+const HOLD_MILLISECONDS = 4000; // after a hand moved in the grid nothing moves under it
+const SPARE = 3; // lines above and below what is in sight
+const SPARK = { width: 96, height: 20, seconds: 60 };
+const RANK = { decode: 0, prefill: 1, swapped: 2, memory: 2, queued: 3, stopped: 4 };
+const CELLS = ["pid", "phase", "tenant", "label", "tokens", "speed", "spark", "size", "nice", "acts"];
+const KEYS = { k: "kill", s: "stop", n: "nice" };
 
-function button(action, text, name) {
-  const made = document.createElement("button");
-  made.type = "button"; made.dataset.do = action; made.textContent = text; made.setAttribute("aria-label", name);
-  return made;
+const element = (id) => document.getElementById(id);
+const grid = element("grid"), rows = element("rows"), filter = element("filter"), head = grid.querySelector(".head");
+const lines = [];
+let order = []; // rows as they stand, ended ones among them while the grid is held
+let heldUntil = 0, active = null, height = 0, redraw = () => {};
+
+export const whenMoved = (draw) => { redraw = draw; };
+
+function makeLine() {
+  const line = document.createElement("div");
+  line.className = "row"; line.setAttribute("role", "row");
+  const cells = Object.fromEntries(CELLS.map((name) => {
+    const cell = document.createElement("span");
+    cell.className = name; cell.setAttribute("role", "gridcell");
+    line.append(cell);
+    return [name, cell];
+  }));
+  const canvas = document.createElement("canvas");
+  canvas.setAttribute("aria-hidden", "true");
+  cells.spark.append(canvas);
+  const buttons = ["stop", "nice", "kill"].map((action) => {
+    const made = document.createElement("button");
+    made.type = "button"; made.tabIndex = -1; made.dataset.do = action; // by keyboard: K, S, N, or Enter
+    return made;
+  });
+  cells.acts.append(...buttons);
+  rows.append(line);
+  return { line, cells, canvas, buttons, pid: null, action: "", at: null };
 }
 
-function makeLine(pid) {
-  const line = document.createElement("tr");
-  line.dataset.pid = pid;
-  const cells = Array.from({ length: 9 }, () => line.insertCell());
-  for (const index of [3, 4, 6, 7]) cells[index].className = "r";
-  cells[0].textContent = pid;
-  cells[5].className = "spark"; cells[6].classList.add("memory-cell");
-  cells[5].append(document.createElement("canvas"));
-  cells[5].firstChild.setAttribute("aria-hidden", "true");
-  cells[8].append(button("stop", "Stop", `Stop process ${pid}`), " ", button("nicer", "Nice +", `Raise the nice level of process ${pid}`), " ", button("meaner", "−", `Lower the nice level of process ${pid}`), " ", button("kill", "Kill", `Kill process ${pid}`));
-  return { line, cells };
+function writeButtons(made, row) {
+  const isStopped = row.activity === "stopped", key = `${row.pid} ${row.activity === "ended" ? "ended" : isStopped}`;
+  if (made.action === key) return;
+  made.action = key;
+  const [stop, nice, kill] = made.buttons;
+  put(stop, isStopped ? "Go on" : "Stop"); put(nice, "Nice"); put(kill, "Kill");
+  stop.setAttribute("aria-label", isStopped ? `Let process ${row.pid} go on` : `Stop process ${row.pid}`);
+  nice.setAttribute("aria-label", `Set the nice level of process ${row.pid}`);
+  kill.setAttribute("aria-label", `Kill process ${row.pid}`);
+  for (const button of made.buttons) button.hidden = row.activity === "ended";
 }
 
-const put = (cell, text) => { if (cell.textContent !== text) cell.textContent = text; };
+function write(made, row, index) {
+  const { line, cells } = made;
+  if (made.pid !== row.pid) { made.pid = row.pid; line.id = `row-${row.pid}`; made.at = null; }
+  if (made.index !== index) { made.index = index; line.setAttribute("aria-rowindex", index + 2); line.style.transform = `translateY(${index * height}px)`; }
+  const isActive = String(row.pid === active);
+  if (line.getAttribute("aria-selected") !== isActive) line.setAttribute("aria-selected", isActive);
+  if (made.activity !== row.activity) { made.activity = row.activity; cells.phase.className = `phase ${row.activity}`; }
+  put(cells.pid, String(row.pid)); put(cells.phase, phaseOf(row)); put(cells.tenant, row.tenant); put(cells.label, row.label);
+  put(cells.tokens, number(row.given + row.output)); put(cells.speed, row.rate ? number(row.rate) : "–");
+  put(cells.size, bytes(row.bytes)); put(cells.nice, String(row.nice).replace("-", "−"));
+  writeButtons(made, row);
+  if (made.at !== state.uptime && cells.spark.offsetParent) {
+    made.at = state.uptime;
+    drawLine(made.canvas, SPARK.width, SPARK.height, state.times, row.points, SPARK.seconds);
+  }
+}
+
+function arrange() {
+  const words = filter.value.trim().toLowerCase();
+  const isWanted = (row) => !words || row.words.includes(words) || phaseOf(row).includes(words);
+  if (performance.now() > heldUntil) {
+    order = [...state.rows.values()].filter(isWanted);
+    order.sort((a, b) => (RANK[a.activity] ?? 5) - (RANK[b.activity] ?? 5) || a.pid - b.pid);
+    return;
+  }
+  const known = new Set(order.map((row) => row.pid));
+  order = order.map((row) => state.rows.get(row.pid) ?? (row.activity === "ended" ? row : { ...row, activity: "ended", rate: 0, bytes: 0 }));
+  for (const row of state.rows.values()) if (!known.has(row.pid) && isWanted(row)) order.push(row);
+}
+
+const sayNone = () => state.uptime === null ? "Waiting for the kernel …" : state.rows.size ? "No process is like that." : "Nothing runs. Say something in the chat.";
 
 export function drawTable() {
-  const all = [...state.rows.values()].sort((a, b) => (ACTIVE[a.activity] ?? 5) - (ACTIVE[b.activity] ?? 5) || a.pid - b.pid);
-  // Lines keep their place while someone has the focus or the pointer in them: no button moves under a finger.
-  const isHeld = rows.matches(":hover") || rows.contains(document.activeElement);
-  const shown = isHeld ? [...lines.keys()].map((pid) => state.rows.get(pid)).filter(Boolean) : all.slice(0, limit);
-  for (const row of all) if (shown.length < limit && isHeld && !lines.has(row.pid)) shown.push(row);
-  const pids = new Set(shown.map((row) => row.pid));
-  for (const [pid, made] of lines) if (!pids.has(pid)) { made.line.remove(); lines.delete(pid); }
-  shown.forEach((row, index) => {
-    let made = lines.get(row.pid);
-    if (!made) lines.set(row.pid, (made = makeLine(row.pid)));
-    if (rows.children[index] !== made.line) rows.insertBefore(made.line, rows.children[index] ?? null);
-    const phase = phaseOf(row), [, status, tenant, tokens, rate, canvas, memory, nice, actions] = made.cells;
-    if (made.phase !== phase) { made.phase = phase; status.className = `state ${row.activity}`; }
-    put(status, phase); put(tenant, row.tenant); put(tokens, String(row.tokens)); put(rate, row.rate ? row.rate.toFixed(0) : "–");
-    put(memory, bytes(row.bytes)); put(nice, String(row.nice));
-    const toggle = actions.firstChild, action = row.activity === "stopped" ? "cont" : "stop";
-    if (toggle.dataset.do !== action) {
-      toggle.dataset.do = action; toggle.textContent = action === "stop" ? "Stop" : "Go on";
-      toggle.setAttribute("aria-label", `${toggle.textContent} process ${row.pid}`);
-    }
-    spark(canvas.firstChild, row.points);
-  });
-  const hidden = all.length - shown.length;
-  more.hidden = hidden <= 0;
-  put(more, `Show ${Math.min(hidden, STEP)} of ${hidden} more`);
-  document.getElementById("none").hidden = all.length > 0;
-  put(document.getElementById("count"), state.num_rows > all.length ? `${all.length} newest of ${state.num_rows}` : String(all.length));
+  const place = order.findIndex((row) => row.pid === active);
+  arrange();
+  if (active !== null && !order.some((row) => row.pid === active)) active = order[Math.min(place, order.length - 1)]?.pid ?? null;
+  height = parseFloat(getComputedStyle(grid).getPropertyValue("--row"));
+  const tall = `${order.length * height}px`;
+  if (rows.style.height !== tall) rows.style.height = tall;
+  const room = grid.clientHeight - head.offsetHeight, first = Math.max(0, Math.floor(grid.scrollTop / height) - SPARE);
+  const shown = order.slice(first, first + Math.ceil(room / height) + 2 * SPARE);
+  while (lines.length < shown.length) lines.push(makeLine());
+  for (const made of lines.splice(shown.length)) made.line.remove();
+  shown.forEach((row, index) => write(lines[index], row, first + index));
+  grid.setAttribute("aria-rowcount", order.length + 1);
+  const isShown = shown.some((row) => row.pid === active);
+  if (isShown) grid.setAttribute("aria-activedescendant", `row-${active}`); else grid.removeAttribute("aria-activedescendant");
+  put(element("none"), order.length ? "" : sayNone());
+  const all = state.rows.size, listed = order.length === all || !filter.value ? number(all) : `${number(order.length)} of ${number(all)}`;
+  put(element("count"), state.uptime === null ? "" : state.num_rows > all ? `${listed}, the newest of ${number(state.num_rows)}` : listed);
 }
 
-more.addEventListener("click", () => { limit += STEP; drawTable(); });
-rows.addEventListener("click", async (event) => {
+function choose(place) {
+  const row = order[Math.max(0, Math.min(place, order.length - 1))];
+  if (!row) return;
+  active = row.pid;
+  const top = order.indexOf(row) * height, room = grid.clientHeight - head.offsetHeight;
+  if (top < grid.scrollTop) grid.scrollTop = top;
+  else if (top + height > grid.scrollTop + room) grid.scrollTop = top + height - room;
+  redraw();
+}
+
+const hold = () => { heldUntil = performance.now() + HOLD_MILLISECONDS; };
+for (const kind of ["pointermove", "pointerdown", "wheel", "keydown"]) grid.addEventListener(kind, hold, { passive: true });
+grid.addEventListener("pointerleave", () => { heldUntil = 0; });
+grid.addEventListener("scroll", () => redraw(), { passive: true });
+grid.addEventListener("focus", () => { if (active === null) choose(0); });
+filter.addEventListener("input", () => { heldUntil = 0; grid.scrollTop = 0; redraw(); });
+filter.addEventListener("keydown", (event) => { if (event.key === "ArrowDown" || event.key === "Enter") { event.preventDefault(); grid.focus(); } });
+
+grid.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const place = order.findIndex((row) => row.pid === active), page = Math.max(1, Math.floor((grid.clientHeight - head.offsetHeight) / height) - 1);
+  const goal = { ArrowDown: place + 1, ArrowUp: place - 1, PageDown: place + page, PageUp: place - page, Home: 0, End: order.length - 1 }[event.key];
+  const key = event.key.toLowerCase();
+  if (goal !== undefined) choose(goal);
+  else if (key === "/") { filter.focus(); filter.select(); }
+  else if (place >= 0 && (key === "enter" || key === " ")) openProcess(active);
+  else if (place >= 0 && KEYS[key]) askFirst(KEYS[key], active);
+  else return;
+  event.preventDefault();
+});
+rows.addEventListener("click", (event) => {
+  const line = event.target.closest(".row"), made = lines.find((each) => each.line === line);
+  if (!made) return;
+  active = made.pid;
   const pressed = event.target.closest("button");
-  if (!pressed) return;
-  const pid = Number(pressed.closest("tr").dataset.pid), now = state.rows.get(pid)?.nice ?? 0;
-  const wanted = pressed.dataset.do;
-  const nice = { nicer: now + 1, meaner: now - 1 }[wanted];
-  const response = await ask(`/ui/process/${pid}/${nice === undefined ? wanted : "nice"}`, { method: "POST", body: nice === undefined ? undefined : { nice } });
-  said.textContent = response.ok ? `Process ${pid}: ${nice === undefined ? { kill: "killed", stop: "stopped", cont: "goes on" }[wanted] : `nice ${nice}`}.` : await whyNot(response);
+  if (pressed) askFirst(pressed.dataset.do, made.pid); else openProcess(made.pid);
+  redraw();
 });
