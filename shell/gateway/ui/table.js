@@ -112,7 +112,7 @@ function choose(place) {
   const top = order.indexOf(row) * height, room = grid.clientHeight - head.offsetHeight;
   if (top < grid.scrollTop) grid.scrollTop = top;
   else if (top + height > grid.scrollTop + room) grid.scrollTop = top + height - room;
-  redraw();
+  drawTable(); // at once: the next key, or whoever reads aloud, is to find it done
 }
 
 const hold = () => { heldUntil = performance.now() + HOLD_MILLISECONDS; };
@@ -140,6 +140,6 @@ rows.addEventListener("click", (event) => {
   if (!made) return;
   active = made.pid;
   const pressed = event.target.closest("button");
+  drawTable();
   if (pressed) askFirst(pressed.dataset.do, made.pid); else openProcess(made.pid);
-  redraw();
 });
