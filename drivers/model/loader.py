@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 
 from drivers.model.checkpoint import TensorEntry
 from drivers.model.config import ModelConfig
@@ -125,8 +125,9 @@ def load_reference(
     if load.kv not in ("auto", dtype):
         raise ModelError(f"kv {load.kv!r} is not supported here beside {dtype} weights; supported: {dtype}")
     weights = opened.reader(dtype, device, progress).read()
-    info = opened.describe(dtype, dtype)
-    return Transformer(config, weights, ops or ReferenceOps(), info, kv_segments(config, dtype))
+    ops = ops or ReferenceOps()
+    info = evolve(opened.describe(dtype, dtype), kernels=ops.kernels)
+    return Transformer(config, weights, ops, info, kv_segments(config, dtype))
 
 
 def _wanted(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -33,18 +33,19 @@ def choose_tokens(logits: torch.Tensor, draws: Sequence[Draw | None], ops: Ops) 
     Args:
         logits: [num_rows, vocab_size], fp32, raw from the model.
         draws: for each row; None: the lowest id of a largest logit.
-        ops: what the logits were made with.
+        ops: what the logits were made with. What it cannot draw is decided here, by a copy of the row.
     """
     if not len(logits):
         return []
-    best, finite = ops.argmax(logits)
+    ids, num_bad = ops.draw_tokens(logits, [draw if ops.can_draw(draw) else None for draw in draws])
     choices = []
-    for row, draw, token, is_finite in zip(logits, draws, best, finite, strict=True):
-        if not is_finite:
-            choices.append(Choice(-1, int((~torch.isfinite(row)).sum())))
-        elif draw is None:
+    for row, draw, token, bad in zip(logits, draws, ids.tolist(), num_bad.tolist(), strict=True):
+        if bad:
+            choices.append(Choice(-1, bad))
+        elif ops.can_draw(draw):
             choices.append(Choice(token))
         else:
+            assert draw is not None
             choices.append(choose_token(row.detach().cpu().numpy(), draw))
     return choices
 

@@ -7,12 +7,14 @@ share the call, on where in the batch it lies, nor on where its prompt was cut i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from attrs import frozen
 
 from drivers.ops.batch import Batch
+from native.sampling import Draw
 
 __all__ = ["AttentionPlan", "AttentionShape", "HeadNorms", "Ops"]
 
@@ -46,7 +48,13 @@ class AttentionPlan(Protocol):
 
 
 class Ops(Protocol):
-    """One implementation of the operations, for one kind of device."""
+    """One implementation of the operations, for one kind of device.
+
+    Attributes:
+        kernels: its name: results are bit-identical only between equal ones.
+    """
+
+    kernels: str
 
     def prepare_linear(self, weight: torch.Tensor) -> None:
         """Choose, and where needed verify, how this weight is multiplied. Called once for each at load."""
@@ -116,5 +124,15 @@ class Ops(Protocol):
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """silu(gate) * up: [num_tokens, 2 * size], gate first -> [num_tokens, size]."""
 
-    def argmax(self, logits: torch.Tensor) -> tuple[list[int], list[bool]]:
-        """Per row of [num_rows, vocab_size]: the lowest id of a largest logit, and whether all are finite."""
+    def can_draw(self, draw: Draw | None) -> bool:
+        """Whether `draw_tokens` can carry a draw out; None, the lowest id of a largest logit, always."""
+
+    def draw_tokens(
+        self, logits: torch.Tensor, draws: Sequence[Draw | None]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw a token of each row of logits [num_rows, vocab_size], fp32, by draws that can be drawn.
+
+        Returns:
+            Token ids, and how many logits are not finite, on the logits' device: [num_rows] each, int64.
+            Where some are not, the id means nothing, but is one of the vocabulary.
+        """

@@ -8,12 +8,15 @@ of a vectorised loop takes another path).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from drivers.ops.attention import ReferencePlan, paged_attention, plan_attention
 from drivers.ops.batch import Batch
 from drivers.ops.interface import AttentionPlan, AttentionShape, HeadNorms
 from drivers.ops.tiling import TiledLinear, fold_sum
+from native.sampling import Draw
 
 __all__ = ["ReferenceOps", "rotate_halves"]
 
@@ -30,6 +33,8 @@ def rotate_halves(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torc
 
 class ReferenceOps:
     """`Ops` in plain torch."""
+
+    kernels = "torch"
 
     def __init__(self) -> None:
         self._linear = TiledLinear()
@@ -95,10 +100,16 @@ class ReferenceOps:
         gate, up = gate_up.float().chunk(2, dim=-1)
         return (gate / (1.0 + torch.exp(-gate)) * up).to(gate_up.dtype)
 
-    def argmax(self, logits: torch.Tensor) -> tuple[list[int], list[bool]]:
-        """See `Ops.argmax`; `torch.argmax` does not say which of equal logits it returns."""
+    def can_draw(self, draw: Draw | None) -> bool:
+        """See `Ops.can_draw`."""
+        return draw is None
+
+    def draw_tokens(
+        self, logits: torch.Tensor, draws: Sequence[Draw | None]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Ops.draw_tokens`; `torch.argmax` does not say which of equal logits it returns."""
         ids = torch.arange(logits.shape[1], device=logits.device)
         best = logits.amax(dim=1, keepdim=True)
         lowest = torch.where(logits == best, ids, logits.shape[1]).amin(dim=1)
-        finite = torch.isfinite(logits).all(dim=1)
-        return lowest.tolist(), finite.tolist()
+        # NaN equals nothing
+        return lowest.clamp(max=logits.shape[1] - 1), (~torch.isfinite(logits)).sum(dim=1)

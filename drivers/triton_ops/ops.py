@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from drivers.ops.batch import Batch
 from drivers.ops.interface import AttentionPlan, AttentionShape, HeadNorms
 from drivers.ops.tiling import BASE_TILE, TiledLinear
-from drivers.triton_ops.argmax import argmax
 from drivers.triton_ops.attention import attention
 from drivers.triton_ops.linear import TritonLinear
 from drivers.triton_ops.plan import TritonPlan, plan_attention
 from drivers.triton_ops.rms_norm import add_rms_norm, rms_norm
 from drivers.triton_ops.rope_kv import rope_write_kv
+from drivers.triton_ops.sample import can_draw, draw_numbers, sample
 from drivers.triton_ops.silu_mul import silu_mul
+from native.sampling import Draw
 
 __all__ = ["TritonOps"]
 
@@ -28,6 +31,8 @@ class TritonOps:
         use_library: multiply by the vendor's library where its tiles were verified, large ones too; else, and
             where they were not, in triton.
     """
+
+    kernels = "triton"
 
     def __init__(self, *, use_library: bool = True) -> None:
         self._use_library = use_library
@@ -92,7 +97,12 @@ class TritonOps:
         """See `Ops.silu_mul`."""
         return silu_mul(gate_up)
 
-    def argmax(self, logits: torch.Tensor) -> tuple[list[int], list[bool]]:
-        """See `Ops.argmax`."""
-        ids, finite = argmax(logits)
-        return ids.tolist(), finite.tolist()
+    def can_draw(self, draw: Draw | None) -> bool:
+        """See `Ops.can_draw`: temperature, top-k, top-p and min-p; not what looks back, bans or tells."""
+        return can_draw(draw)
+
+    def draw_tokens(
+        self, logits: torch.Tensor, draws: Sequence[Draw | None]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Ops.draw_tokens`."""
+        return sample(logits, torch.from_numpy(draw_numbers(draws)).to(logits.device))

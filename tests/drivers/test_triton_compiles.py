@@ -24,6 +24,7 @@ KERNELS = {
     "_attend_single",
     "_join_single",
     "_rope_write_kv",
+    "_sample",
 }
 
 

@@ -83,6 +83,7 @@ def call_everything(dtype: torch.dtype, shape: AttentionShape) -> None:
     qkv = torch.zeros(tokens, heads + 2 * shape.num_kv_heads, dim, dtype=dtype)
     angles, at = torch.zeros(tokens, dim // 2), torch.zeros(tokens, dtype=torch.int64)
     head_norm = torch.zeros(dim, dtype=dtype)
+    ops.draw_tokens(torch.zeros(3, 1000), [None] * 3)
     for norms in (None, HeadNorms(head_norm, head_norm, 1e-5)):
         rope_write_kv(qkv, norms, angles, angles, pages, pages, at, at)
 

@@ -1,0 +1,188 @@
+"""From logits to tokens on the device: one program a row, in the cuts and arithmetic of the host's sampler.
+
+The tokens that top-k and top-p keep are the first few by score, largest first, the lowest id first among
+equals. So a cut is a score, and how many of those that equal it are kept. Scores are searched for digit by
+digit, 4 bits at a time: a pass over the row counts, or weighs, what lies at or above each of 16 candidates.
+Nothing is sorted. Weights are fp64, as on the host, and a token is drawn by the row's own random number.
+
+Sources of the cuts: see drivers/model/reference_sampler.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import triton
+import triton.language as tl
+
+from native.sampling import Draw
+
+__all__ = ["NUM_NUMBERS", "can_draw", "draw_numbers", "sample"]
+
+BLOCK = 1024  # logits at once
+NUM_NUMBERS = 5  # for each row: temperature, random number, top-k, top-p, min-p
+
+
+@triton.jit
+def _keys(values):
+    """Integers, 0 to 2^32 - 1, in the order of fp32 values."""
+    bits = (values + 0.0).to(tl.int32, bitcast=True).to(tl.int64)  # -0 becomes 0: they are equal
+    return tl.where(bits >= 0, bits + 2147483648, 2147483647 - (bits & 2147483647))
+
+
+@triton.jit
+def _load(logits, row, begin, vocab_size, largest, temperature, BLOCK: tl.constexpr):
+    """Ids, keys and weights of a block; past the end the key is -1."""
+    at = begin + tl.arange(0, BLOCK)
+    inside = at < vocab_size
+    values = tl.load(logits + row * vocab_size + at, mask=inside, other=0.0)
+    weights = tl.exp((values.to(tl.float64) - largest) / temperature)
+    return at, tl.where(inside, _keys(values), -1), tl.where(inside, weights, 0.0)
+
+
+@triton.jit
+def _measure(logits, row, cut, vocab_size, largest, temperature, BLOCK: tl.constexpr):
+    """How many keys lie above a cut, their weight, how many equal it, and the weight of one of those."""
+    num_above = tl.zeros((), tl.int64)
+    above = tl.zeros((), tl.float64)
+    num_equal = tl.zeros((), tl.int64)
+    equal = tl.zeros((), tl.float64)
+    for begin in range(0, vocab_size, BLOCK):
+        _, keys, weights = _load(logits, row, begin, vocab_size, largest, temperature, BLOCK)
+        num_above += tl.sum((keys > cut).to(tl.int64), axis=0)
+        above += tl.sum(tl.where(keys > cut, weights, 0.0), axis=0)
+        num_equal += tl.sum((keys == cut).to(tl.int64), axis=0)
+        equal = tl.maximum(equal, tl.max(tl.where(keys == cut, weights, 0.0), axis=0))
+    return num_above, above, num_equal, equal
+
+
+# the compiler must not make other code for another number of rows
+@triton.jit(do_not_specialize=["num_rows"])
+def _sample(logits, numbers, ids, num_bad, num_rows, vocab_size, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    temperature = tl.load(numbers + row)
+    largest = tl.full((), -float("inf"), tl.float32)
+    token = tl.zeros((), tl.int64)
+    bad = tl.zeros((), tl.int64)
+    for begin in range(0, vocab_size, BLOCK):
+        at = (begin + tl.arange(0, BLOCK)).to(tl.int64)
+        values = tl.load(logits + row * vocab_size + at, mask=at < vocab_size, other=-float("inf"))
+        good = tl.abs(values) < float("inf")  # false for NaN, too
+        bad += tl.sum(((at < vocab_size) & (good == 0)).to(tl.int64), axis=0)
+        values = tl.where(good, values, -float("inf"))
+        best = tl.max(values, axis=0)
+        lowest = tl.min(tl.where(good & (values == best), at, vocab_size), axis=0)
+        token = tl.where(best > largest, lowest, token)
+        largest = tl.maximum(largest, best)
+    if (temperature > 0.0) & (bad == 0):
+        top = largest.to(tl.float64)
+        digits = tl.arange(0, 16).to(tl.int64)
+        cut = tl.zeros((), tl.int64)  # no key is below 1
+        quota = tl.zeros((), tl.int64)  # of those that equal the cut
+        top_k = tl.load(numbers + 2 * num_rows + row).to(tl.int64)
+        if (top_k > 0) & (top_k < vocab_size):
+            for digit in range(8):
+                candidates = cut + (digits << (28 - 4 * digit))
+                counts = tl.zeros((16,), tl.int64)
+                for begin in range(0, vocab_size, BLOCK):
+                    _, keys, _ = _load(logits, row, begin, vocab_size, top, temperature, BLOCK)
+                    counts += tl.sum((keys[None, :] >= candidates[:, None]).to(tl.int64), axis=1)
+                cut += tl.max(tl.where(counts >= top_k, digits, 0), axis=0) << (28 - 4 * digit)
+            num_above, _, _, _ = _measure(logits, row, cut, vocab_size, top, temperature, BLOCK)
+            quota = top_k - num_above
+        top_p = tl.load(numbers + 3 * num_rows + row)
+        if top_p < 1.0:
+            _, above, _, equal = _measure(logits, row, cut, vocab_size, top, temperature, BLOCK)
+            kept = quota.to(tl.float64) * equal  # at the cut of top-k, all together
+            target = top_p * (above + kept)
+            nucleus = tl.zeros((), tl.int64)
+            for digit in range(8):
+                candidates = nucleus + (digits << (28 - 4 * digit))
+                sums = tl.zeros((16,), tl.float64)
+                for begin in range(0, vocab_size, BLOCK):
+                    _, keys, weights = _load(logits, row, begin, vocab_size, top, temperature, BLOCK)
+                    is_in = (keys > cut)[None, :] & (keys[None, :] >= candidates[:, None])
+                    sums += tl.sum(tl.where(is_in, weights[None, :], 0.0), axis=1)
+                sums += tl.where(candidates <= cut, kept, 0.0)
+                nucleus += tl.max(tl.where((sums >= target) & (sums > 0.0), digits, 0), axis=0) << (
+                    28 - 4 * digit
+                )
+            _, above, num_equal, equal = _measure(logits, row, nucleus, vocab_size, top, temperature, BLOCK)
+            # the least number of equals that reaches the target, and one in any case
+            wanted = tl.ceil((target - above) / tl.where(equal > 0.0, equal, 1.0))
+            most = tl.where(nucleus == cut, quota, num_equal)
+            quota = tl.minimum(tl.maximum(wanted, 1.0).to(tl.int64), most)
+            cut = nucleus
+        min_p = tl.load(numbers + 4 * num_rows + row)
+        drawn = tl.zeros((), tl.float64)  # first the total weight, then where in it the token lies
+        passed = tl.zeros((), tl.float64)
+        token = tl.full((), vocab_size, tl.int64)
+        last = tl.zeros((), tl.int64)
+        for turn in range(2):
+            if turn == 1:
+                drawn = passed * tl.load(numbers + num_rows + row)
+            passed = tl.zeros((), tl.float64)
+            num_seen = tl.zeros((), tl.int64)
+            for begin in range(0, vocab_size, BLOCK):
+                at, keys, weights = _load(logits, row, begin, vocab_size, top, temperature, BLOCK)
+                equals = (keys == cut).to(tl.int64)
+                is_kept = (keys > cut) | ((keys == cut) & (num_seen + tl.cumsum(equals, axis=0) <= quota))
+                weights = tl.where(is_kept & (weights >= min_p), weights, 0.0)
+                reached = passed + tl.cumsum(weights, axis=0)
+                if turn == 1:
+                    token = tl.minimum(token, tl.min(tl.where(reached > drawn, at, vocab_size), axis=0))
+                    last = tl.maximum(last, tl.max(tl.where(weights > 0.0, at, 0), axis=0))
+                passed += tl.sum(weights, axis=0)
+                num_seen += tl.sum(equals, axis=0)
+        # the last bits of two sums may differ
+        token = tl.where(token < vocab_size, token, last)
+    tl.store(ids + row, token)
+    tl.store(num_bad + row, bad)
+
+
+def can_draw(draw: Draw | None) -> bool:
+    """Whether a draw takes nothing but logits and the numbers of a row; None is plain greedy, and does."""
+    return draw is None or not (
+        draw.is_adjusted
+        or draw.num_top is not None
+        or draw.given is not None
+        or draw.cuts is not None
+        or draw.mirostat is not None
+    )
+
+
+def draw_numbers(draws: Sequence[Draw | None]) -> npt.NDArray[np.float64]:
+    """The numbers of each row, [NUM_NUMBERS, num_rows]: zeros, which is greedy, for what cannot be drawn."""
+    numbers = np.zeros((NUM_NUMBERS, len(draws)))
+    for row, draw in enumerate(draws):
+        if draw is not None and can_draw(draw):
+            numbers[:, row] = (draw.temperature, draw.uniform, draw.top_k, draw.top_p, draw.min_p)
+    return numbers
+
+
+def sample(logits: torch.Tensor, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw a token of each row.
+
+    Args:
+        logits: [num_rows, vocab_size], fp32, contiguous, at least one column.
+        numbers: [NUM_NUMBERS, num_rows], fp64, contiguous: see `draw_numbers`.
+
+    Returns:
+        Token ids, and how many logits are not finite: where there are any, the id means nothing, but is one
+        of the vocabulary. [num_rows] each, int64.
+
+    Raises:
+        ValueError: a shape does not fit, or a tensor is not contiguous.
+    """
+    num_rows, vocab_size = logits.shape
+    if logits.dtype != torch.float32 or not logits.is_contiguous() or not vocab_size:
+        raise ValueError(f"logits {list(logits.shape)} must be contiguous fp32, with at least one column")
+    if numbers.shape != (NUM_NUMBERS, num_rows) or not numbers.is_contiguous():
+        raise ValueError(f"logits {list(logits.shape)}, but numbers {list(numbers.shape)}")
+    ids, num_bad = torch.empty(2, num_rows, dtype=torch.int64, device=logits.device)
+    if num_rows:
+        _sample[(num_rows,)](logits, numbers, ids, num_bad, num_rows, vocab_size, BLOCK=BLOCK)
+    return ids, num_bad
