@@ -1,0 +1,176 @@
+"""Two steps in flight on triton's operations: the same tokens as one step after the other, to the bit."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from model_zoo import Memory, random_model
+from triton_device import DEVICE, IS_INTERPRETED
+
+from drivers.model.launch import DirectLauncher, GraphLauncher
+from drivers.model.randomness import uniform
+from drivers.model.transformer import Transformer
+from drivers.ops.batch import ContiguousPages
+from llmos.device import Row
+from native.sampling import Choice, Draw
+
+pytest.importorskip("triton", reason="triton is not installed (extra: cuda)")
+
+from drivers.model.step_queue import MAX_IN_FLIGHT, StepQueue, bucket_size
+from drivers.triton_ops.ops import TritonOps
+
+NUM_SPACES = 4
+SIZES = {"hidden_size": 24, "intermediate_size": 40, "num_heads": 2, "num_kv_heads": 1, "head_dim": 8}
+PROMPT = (5, 17, 3)
+
+
+@functools.cache
+def model() -> Transformer:
+    """One layer is enough: what is tested is around it."""
+    made = random_model(
+        "fp32", num_layers=1, vocab_size=41, ops=TritonOps(use_library=False), device=DEVICE, **SIZES
+    )
+    assert isinstance(made, Transformer)
+    return made
+
+
+class RecordingLauncher(DirectLauncher):
+    """Notes keys, and refuses a fence out of order."""
+
+    def __init__(self) -> None:
+        super().__init__(DEVICE)
+        self.keys: list[Hashable] = []
+
+    def run(self, key: Hashable, work: Callable[[], None]) -> None:
+        """See Launcher."""
+        self.keys.append(key)
+        super().run(key, work)
+
+
+def open_queue(launcher: DirectLauncher | None = None) -> tuple[StepQueue, Memory]:
+    """A queue on pages of its own."""
+    memory = Memory(model(), NUM_SPACES, seed=None)
+    pages = ContiguousPages(memory.pages_per_space)
+    made = launcher or (DirectLauncher(DEVICE) if IS_INTERPRETED else GraphLauncher(DEVICE))
+    return StepQueue(model(), memory.k_pages, memory.v_pages, pages, NUM_SPACES, made), memory
+
+
+def draw_at(space: int, position: int, by_host: bool) -> Draw | None:
+    """Greedy for the first space, random for others; a space may have a token that it must not draw."""
+    if space == 0 and not by_host:
+        return None
+    banned = np.array([7], dtype=np.int64) if by_host else np.empty(0, dtype=np.int64)
+    return Draw(0.8, uniform(space, position), top_k=20, banned_ids=banned)
+
+
+@functools.cache
+def quiet_run(space: int, by_host: bool, num_tokens: int) -> list[int]:
+    """Tokens of a space that runs alone, each step waited for."""
+    memory = Memory(model(), NUM_SPACES, seed=None)
+    tokens = list(PROMPT[space % 2 :])
+    start = 0
+    while len(tokens) < len(PROMPT[space % 2 :]) + num_tokens:
+        row = Row(space, start, tuple(tokens[start:]), True)
+        draws = [draw_at(space, len(tokens), by_host)]
+        (choice,) = model().choose([row], memory.page_index, memory.k_pages, memory.v_pages, draws)
+        start = len(tokens)
+        tokens.append(choice.token)
+    return tokens[-num_tokens:]
+
+
+@settings(max_examples=2, deadline=None)
+@given(
+    hosts=st.sets(st.integers(0, NUM_SPACES - 1), max_size=2),
+    begins=st.lists(st.integers(0, 2), min_size=NUM_SPACES, max_size=NUM_SPACES),
+    depth=st.integers(1, MAX_IN_FLIGHT),
+)
+@example(hosts=set(), begins=[0, 0, 0, 0], depth=2)
+@example(hosts={1}, begins=[0, 0, 1, 2], depth=2)
+def test_tokens_are_those_of_quiet_runs(hosts: set[int], begins: list[int], depth: int) -> None:
+    """Spaces join a batch at any step, some sample by the host: each gets the tokens that it gets alone."""
+    queue, _ = open_queue()
+    lengths: dict[int, int] = {}  # positions launched
+    tokens: dict[int, list[int]] = {space: [] for space in range(NUM_SPACES)}
+    launched: list[list[int]] = []
+
+    def collect() -> None:
+        for space, choice in zip(launched.pop(0), queue.collect(), strict=True):
+            assert choice.num_bad == 0
+            tokens[space].append(choice.token)
+
+    for step in range(3):
+        rows, draws = [], []
+        for space in range(NUM_SPACES):
+            if step < begins[space]:
+                continue
+            prompt = PROMPT[space % 2 :] if step == begins[space] else ()
+            start = lengths.get(space, 0)
+            rows.append(Row(space, start, prompt, True))
+            lengths[space] = start + max(1, len(prompt))
+            draws.append(draw_at(space, lengths[space], space in hosts))
+        if not rows:
+            continue
+        while launched and (len(launched) >= depth or queue.must_collect(rows)):
+            collect()
+        queue.launch(rows, draws)
+        launched.append([row.asid for row in rows])
+        assert queue.num_in_flight == len(launched)
+    while launched:
+        collect()
+    for space, found in tokens.items():
+        assert found == quiet_run(space, space in hosts, 3)[: len(found)]
+
+
+def test_sizes_and_order() -> None:
+    """Batches are padded to buckets and contexts to powers of two of splits; one key for each pair."""
+    assert [bucket_size(n) for n in (1, 2, 3, 5, 16, 17, 33, 250)] == [1, 2, 4, 8, 16, 32, 48, 256]
+    launcher = RecordingLauncher()
+    queue, _ = open_queue(launcher)
+    for count in (1, 3, 2):
+        queue.launch([Row(space, 0, (1,), True) for space in range(count)], [None] * count)
+        assert len(queue.collect()) == count
+    assert launcher.keys == [(1, 1), (4, 1), (2, 1)]
+    queue.launch([Row(0, 1, (2, 3), True)], [None])  # a chunk is launched as it is
+    queue.collect()
+    assert len(launcher.keys) == 3
+
+
+def test_a_space_whose_token_the_host_decides_waits() -> None:
+    """Its next step is refused until the token is there; other spaces go on."""
+    queue, _ = open_queue()
+    queue.launch([Row(0, 0, (1,), True)], [draw_at(0, 1, True)])
+    mine, other = Row(0, 1, (), True), Row(1, 0, (1,), True)
+    assert queue.must_collect([mine])
+    assert not queue.must_collect([other])
+    with pytest.raises(RuntimeError, match="1 steps are in flight"):
+        queue.launch([mine], [None])
+    queue.launch([other], [None])
+    assert queue.must_collect([other])  # two are in flight
+    queue.collect()
+    assert not queue.must_collect([mine])
+    queue.collect()
+    with pytest.raises(RuntimeError, match="no step is in flight"):
+        queue.collect()
+
+
+def test_broken_rows_are_told_and_targets_are_scored() -> None:
+    """NaN in one space's keys is that row's fault alone; targets give likelihoods in the order of rows."""
+    queue, memory = open_queue()
+    queue.launch([Row(0, 0, (1, 2), True), Row(1, 0, (1, 2), True)], [None, None])
+    queue.collect()
+    memory.v_pages[0][memory.page_index(1, 0), 0] = torch.nan
+    queue.launch([Row(0, 2, (), True), Row(1, 2, (), True)], [None, None])
+    good, bad = queue.collect()
+    assert good.num_bad == 0
+    assert bad == Choice(-1, 41)
+    row = Row(2, 0, (1, 2, 3), True, targets=(2, 3))
+    queue.launch([row], [Draw(given=2), Draw(given=3), None])
+    scored = queue.collect()
+    assert [choice.token for choice in scored[:2]] == [2, 3]
+    assert all(choice.logprob < 0 and choice.rank >= 1 for choice in scored[:2])
