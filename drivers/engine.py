@@ -12,7 +12,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import attrs
 import msgspec
@@ -23,6 +23,7 @@ import torch
 from drivers.arena import Arena
 from drivers.backend import Backend, DeviceUnavailable
 from drivers.copy_cost import measure_copy_cost
+from drivers.grammars import Grammars
 from drivers.model.errors import ModelError
 from drivers.model.grammar import GrammarTokens
 from drivers.model.kv_layout import poison_tail
@@ -35,6 +36,8 @@ from drivers.step_results import StepResults
 from drivers.tiers import Tiers
 from llmos.device import (
     Bind,
+    Compile,
+    Compiled,
     Copy,
     CopyDone,
     CopyFault,
@@ -70,6 +73,7 @@ class _Session:
     pooler: Pooler
     arena: Arena
     tiers: Tiers
+    grammars: Grammars
     k_pages: list[torch.Tensor]
     v_pages: list[torch.Tensor]
 
@@ -125,8 +129,9 @@ class Engine:
             undo.pop_all()
         info = model.info.model_info(load.name, load.path)
         grammar_tokens = GrammarTokens.open(info.path, info.vocab_size, info.eos_token_ids)
-        sampler = Sampler(info.vocab_size, grammar_tokens=grammar_tokens)
-        session = _Session(model, sampler, Pooler(), arena, tiers, k_pages, v_pages)
+        grammars = Grammars(grammar_tokens)
+        sampler = Sampler(info.vocab_size)
+        session = _Session(model, sampler, Pooler(), arena, tiers, grammars, k_pages, v_pages)
         loaded = Loaded(
             model=msgspec.structs.replace(info, weight_bytes=model.weight_bytes),
             kv=kv,
@@ -224,7 +229,8 @@ class Engine:
                     case Bind():
                         session.pooler.bind(edit)
                         if edit.pooling is None:
-                            session.sampler.bind(edit)
+                            id = edit.grammar
+                            session.sampler.bind(edit, None if id is None else session.grammars.get(id))
                     case Reserve(asid):
                         session.arena.reserve(asid)
                     case Release(asid):
@@ -326,15 +332,38 @@ class Engine:
                 if sampled.mu is not None:
                     results.mus[index] = sampled.mu
 
-    @property
-    def num_copies(self) -> int:
-        """Copies that were begun and not collected."""
-        return self._session.tiers.num_running if self._session else 0
+    # --- what goes on beside the steps -------------------------------------------------------------------
 
-    def copies_fileno(self) -> int:
-        """A descriptor that polls as readable when a copy has ended; there are copies."""
+    @property
+    def is_busy(self) -> bool:
+        """True while a copy runs, or a grammar is being compiled: there will be something to collect."""
+        session = self._session
+        return session is not None and bool(session.tiers.num_running or session.grammars.num_compiling)
+
+    def wait_for(self) -> tuple[tuple[int, ...], float | None]:
+        """Descriptors, one of which is readable when there is something to collect; and seconds to wait."""
         assert self._session is not None
-        return self._session.tiers.fileno()
+        tiers, grammars = self._session.tiers, self._session.grammars
+        return (tiers.fileno(), grammars.fileno()), grammars.seconds_left()
+
+    def collect(self) -> list[CopyDone | Compiled]:
+        """Copies that have ended and grammars that are ready, or never will be, since the last call."""
+        if not self.is_busy or self._session is None:
+            return []
+        return [*self._session.tiers.collect(), *self._session.grammars.collect()]
+
+    def begin_grammars(self, orders: Sequence[Compile]) -> None:
+        """Begin to compile grammars. Raises RuntimeError: no model is loaded."""
+        if orders and self._session is None:
+            raise RuntimeError(f"grammar {orders[0].id} came before a model was loaded")
+        for order in orders:
+            assert self._session is not None
+            self._session.grammars.begin(order)
+
+    def forget_grammar(self, id: int) -> None:
+        """Drop a compiled grammar; spaces that follow it go on."""
+        if self._session is not None:
+            self._session.grammars.forget(id)
 
     def begin_copy(self, copy: Copy) -> CopyDone | None:
         """Begin a copy; None: it is under way. It finds what steps before it wrote: they have ended."""
@@ -345,18 +374,18 @@ class Engine:
             )
         return self._session.tiers.begin(copy)
 
-    def collect_copies(self, *, wait: bool = False) -> list[CopyDone]:
-        """The copies that have ended since the last call; with `wait`, all that were begun."""
-        if not self.num_copies or self._session is None:
+    def finish_copies(self) -> list[CopyDone]:
+        """Wait for the copies that were begun; those that were not collected yet."""
+        if self._session is None:
             return []
-        if wait:
-            self._session.tiers.wait()
+        self._session.tiers.wait()
         return self._session.tiers.collect()
 
     def close(self) -> None:
         """Unload the model, drop what the tiers hold, and give all memory back. Idempotent."""
         if self._session is not None:
             session, self._session = self._session, None
+            session.grammars.close()
             session.tiers.close()
             session.arena.close()
             gc.unfreeze()

@@ -1,8 +1,8 @@
 """A driver's process: `python -m drivers.host --fd N --kind cpu --name cpu:0 --threads 1`.
 
 Reads messages from an inherited socket and answers them, one after the other, until it is told to stop or
-the kernel is gone. Copies run beside that, and are answered when they have ended. Exit codes: 0 stopped or
-kernel gone, 2 the kernel sent garbage; anything else is a crash.
+the kernel is gone. Copies run and grammars are compiled beside that, and are answered when they have ended.
+Exit codes: 0 stopped or kernel gone, 2 the kernel sent garbage; anything else is a crash.
 """
 
 from __future__ import annotations
@@ -13,10 +13,23 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from drivers.link import KernelLink, LinkError
-from llmos.device import DRIVER_ABI, Copy, CopyDone, Hello, Load, Progress, Step, StopDriver
+from llmos.device import (
+    DRIVER_ABI,
+    Compile,
+    Compiled,
+    Copy,
+    CopyDone,
+    Forget,
+    Hello,
+    Load,
+    Progress,
+    Step,
+    StopDriver,
+)
 
 if TYPE_CHECKING:
     from drivers.backend import Backend
@@ -60,20 +73,26 @@ def serve(link: KernelLink, backend: Backend, name: str) -> None:
             os.getpid(),
         )
     )
-    while _send_all(link, engine.collect_copies()):
-        if engine.num_copies and not link.wait_message(engine.copies_fileno()):
+    while _send_all(link, engine.collect()):
+        if engine.is_busy and not link.wait_message(*engine.wait_for()):
             continue
+        is_read = True
         match link.receive():
             case Step() as step:
+                engine.begin_grammars(link.take_compiles())  # beside this very step
                 is_read = link.send(engine.run_step(step))
+            case Compile() as order:
+                engine.begin_grammars([order])
+            case Forget(id):
+                engine.forget_grammar(id)
             case Copy() as copy:
                 done = engine.begin_copy(copy)
                 is_read = done is None or link.send(done)
             case Load() as load:  # what it takes the memory of must have ended
-                is_read = _send_all(link, engine.collect_copies(wait=True))
+                is_read = _send_all(link, engine.finish_copies())
                 is_read = is_read and link.send(engine.load(load, ProgressReporter(link)))
             case StopDriver():
-                _send_all(link, engine.collect_copies(wait=True))
+                _send_all(link, engine.finish_copies())
                 break
             case None:
                 break
@@ -83,7 +102,7 @@ def serve(link: KernelLink, backend: Backend, name: str) -> None:
     backend.close()
 
 
-def _send_all(link: KernelLink, answers: list[CopyDone]) -> bool:
+def _send_all(link: KernelLink, answers: Sequence[CopyDone | Compiled]) -> bool:
     """Send some messages. False when the kernel is gone."""
     return all(link.send(answer) for answer in answers)
 

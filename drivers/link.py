@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import select
 import socket
+from collections import deque
+from collections.abc import Sequence
 
 import msgspec
 
-from llmos.device import LENGTH, MAX_MESSAGE_BYTES, FromDriver, ToDriver, encode_message, to_driver_decoder
+from llmos.device import (
+    LENGTH,
+    MAX_MESSAGE_BYTES,
+    Compile,
+    FromDriver,
+    ToDriver,
+    encode_message,
+    to_driver_decoder,
+)  # fmt: skip
 
 __all__ = ["KernelLink", "LinkError"]
 
@@ -24,6 +34,7 @@ class KernelLink:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._buffer = bytearray()
+        self._messages: deque[ToDriver] = deque()  # that are whole
 
     def receive(self) -> ToDriver | None:
         """Wait for the next message. None when the kernel has closed its end, or died in mid-message.
@@ -32,32 +43,38 @@ class KernelLink:
             LinkError: a length over MAX_MESSAGE_BYTES, found before anything is allocated, or a payload that
                 is no message.
         """
-        if not self._fill(LENGTH.size):
-            return None
-        (size,) = LENGTH.unpack_from(self._buffer)
-        if size > MAX_MESSAGE_BYTES:
-            raise LinkError(f"message of {size} bytes; the limit is {MAX_MESSAGE_BYTES}")
-        end = LENGTH.size + size
-        if not self._fill(end):
-            return None
-        try:
-            message = to_driver_decoder.decode(memoryview(self._buffer)[LENGTH.size : end])
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise LinkError(f"undecodable message of {size} bytes: {error}") from None
-        del self._buffer[:end]
-        return message
+        while not self._messages and not self._decode():
+            if not self._read(0):
+                return None
+        return self._messages.popleft()
 
-    def wait_message(self, fd: int) -> bool:
-        """Wait until a message or its beginning is here, or until `fd` is readable. True for the message.
+    def take_compiles(self) -> list[Compile]:
+        """The grammars among what has arrived: they need not wait until the messages before them are done.
 
-        The end of the stream counts as a message, as it does for `receive`.
+        Does not wait. Raises LinkError, as `receive` does.
         """
-        if len(self._buffer) >= LENGTH.size:
+        while self._read(socket.MSG_DONTWAIT):
+            pass
+        while self._decode():
+            pass
+        found = [message for message in self._messages if isinstance(message, Compile)]
+        for message in found:
+            self._messages.remove(message)
+        return found
+
+    def wait_message(self, fds: Sequence[int], seconds: float | None = None) -> bool:
+        """Wait until a message or its beginning is here, one of `fds` is readable, or time is over.
+
+        Returns:
+            True for the message. The end of the stream counts as one, as it does for `receive`.
+        """
+        if self._messages or len(self._buffer) >= LENGTH.size:
             return True
         poll = select.poll()
-        poll.register(self._sock, select.POLLIN)
-        poll.register(fd, select.POLLIN)
-        return any(ready == self._sock.fileno() for ready, _ in poll.poll())
+        for fd in (self._sock.fileno(), *fds):
+            poll.register(fd, select.POLLIN)
+        ready = poll.poll(None if seconds is None else 1e3 * seconds)
+        return any(fd == self._sock.fileno() for fd, _ in ready)
 
     def send(self, message: FromDriver) -> bool:
         """Send a message. False when the kernel is gone."""
@@ -71,13 +88,28 @@ class KernelLink:
         """Close the socket."""
         self._sock.close()
 
-    def _fill(self, size: int) -> bool:
-        while len(self._buffer) < size:
-            try:
-                data = self._sock.recv(READ_BYTES)
-            except ConnectionResetError:
-                return False
-            if not data:
-                return False
-            self._buffer += data
+    def _read(self, flags: int) -> bool:
+        """Take what has arrived into the buffer. False: nothing has, or nothing more will."""
+        try:
+            data = self._sock.recv(READ_BYTES, flags)
+        except (BlockingIOError, ConnectionResetError):
+            return False
+        self._buffer += data
+        return bool(data)
+
+    def _decode(self) -> bool:
+        """Take a message out of the buffer. False: there is no whole one. Raises LinkError."""
+        if len(self._buffer) < LENGTH.size:
+            return False
+        (size,) = LENGTH.unpack_from(self._buffer)
+        if size > MAX_MESSAGE_BYTES:
+            raise LinkError(f"message of {size} bytes; the limit is {MAX_MESSAGE_BYTES}")
+        end = LENGTH.size + size
+        if len(self._buffer) < end:
+            return False
+        try:
+            self._messages.append(to_driver_decoder.decode(memoryview(self._buffer)[LENGTH.size : end]))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise LinkError(f"undecodable message of {size} bytes: {error}") from None
+        del self._buffer[:end]
         return True

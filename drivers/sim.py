@@ -22,6 +22,8 @@ from llmos.cost import CopyCost, CostModel, Profile, StepWork
 from llmos.device import (
     DRIVER_ABI,
     Bind,
+    Compile,
+    Compiled,
     Copy,
     CopyDone,
     CopyFault,
@@ -30,6 +32,7 @@ from llmos.device import (
     Edit,
     EmbeddingInfo,
     Failed,
+    Forget,
     FromDriver,
     Hello,
     KVFormat,
@@ -123,6 +126,8 @@ class SimDriver:
         max_model_len: longest context in tokens.
         faults: what goes wrong.
         load_seconds: time that a load takes.
+        compile_seconds: time that a grammar takes, beside steps and other grammars; None: it follows none.
+            Any text is one that does not begin with "bad"; another text gives other tokens.
         record: keep every step in `steps`, for tests that look at batches.
     """
 
@@ -138,12 +143,15 @@ class SimDriver:
     max_model_len: int = 4096
     faults: SimFaults = attrs.field(factory=SimFaults)
     load_seconds: float = 0.0
+    compile_seconds: float | None = None
     record: bool = False
 
     steps: list[Step] = attrs.field(factory=list, init=False)
     violations: list[str] = attrs.field(factory=list, init=False)  # also raised, one by one
     memory: SimMemory = attrs.field(init=False)
     tiers: SimTiers = attrs.field(init=False)
+    _grammars: dict[int, str] = attrs.field(factory=dict, init=False)  # that were taken, and not forgotten
+    _compiled: set[int] = attrs.field(factory=set, init=False)  # the kernel has heard of them
     _samplers: dict[int, _Sampler] = attrs.field(factory=dict, init=False)
     _load: Load | None = attrs.field(default=None, init=False)
     _outbox: list[tuple[float, int, FromDriver]] = attrs.field(factory=list, init=False)  # a heap, by time
@@ -183,6 +191,13 @@ class SimDriver:
                     self._take_step(message)
                 case Copy():
                     self._take_copy(message)
+                case Compile():
+                    self._take_grammar(message)
+                case Forget(id):
+                    if id not in self._compiled:
+                        raise ProtocolViolation(f"grammar {id} is dropped; it was not compiled")
+                    self._compiled.remove(id)
+                    del self._grammars[id]
                 case StopDriver():
                     self._die(max(trio.current_time(), self._busy_until), "stopped")
         except ProtocolViolation as violation:
@@ -196,6 +211,8 @@ class SimDriver:
             due = self._outbox[0][0] if self._outbox else math.inf
             if due <= trio.current_time() and due <= self._dead_at:
                 answer = heapq.heappop(self._outbox)[-1]
+                if isinstance(answer, Compiled) and answer.problem is None:
+                    self._compiled.add(answer.id)
                 return self.tiers.end(answer) if isinstance(answer, CopyDone) else answer
             if trio.current_time() >= self._dead_at:
                 raise DriverLost(f"{self.name}: {self._why_dead}")
@@ -284,7 +301,16 @@ class SimDriver:
             profile=profile,
             num_host_slots=num_slots["host"],
             num_disk_slots=num_slots["disk"],
+            takes_grammars=self.compile_seconds is not None,
         )
+
+    def _take_grammar(self, order: Compile) -> None:
+        if self.compile_seconds is None or order.id in self._grammars:
+            raise ProtocolViolation(f"grammar {order.id} is to be compiled; none is followed, or twice")
+        self._grammars[order.id] = order.source
+        problem = "grammar cannot be followed: it is bad" if order.source.startswith("bad") else None
+        done = Compiled(order.id, self.compile_seconds, problem)
+        self._post(trio.current_time() + self.compile_seconds, done)
 
     def _take_copy(self, copy: Copy) -> None:
         """Start a copy beside the steps; each tier copies one after the other, in each direction."""
@@ -382,9 +408,16 @@ class SimDriver:
             raise ProtocolViolation(
                 f"space {bind.asid} bound with {bind.num_prompt_tokens} prompt tokens of {len(bind.tokens)}"
             )
+        if bind.sampling.grammar is not None:
+            raise ProtocolViolation(f"space {bind.asid} bound with the text of a grammar")
+        if bind.grammar is not None and bind.grammar not in self._compiled:
+            raise ProtocolViolation(f"space {bind.asid} bound with grammar {bind.grammar}, not compiled")
         if bind.sampling.temperature > 0 and bind.sampling.seed is None:
             raise ProtocolViolation(f"space {bind.asid} samples at a temperature, and its seed is not set")
         previous = self._samplers.get(bind.asid)
+        if bind.grammar is not None:  # the model goes by the text
+            sampling = msgspec.structs.replace(bind.sampling, grammar=self._grammars[bind.grammar])
+            bind = msgspec.structs.replace(bind, sampling=sampling)
         sampler = _Sampler(bind, 0, 0, previous.sampled if previous else None, bind.mu)
         if bind.sampling.has_penalties:
             for position, token in enumerate(bind.tokens):

@@ -20,7 +20,7 @@ ROOT_STATE = 0x243F6A8885A308D3  # the state before position 0
 _MASK = (1 << 64) - 1
 OTHERS = (
     "typical_p", "top_n_sigma", "repeat_last_n", "dry", "xtc", "dynatemp", "mirostat", "cuts", "bad_words",
-    "allowed_token_ids",
+    "allowed_token_ids", "grammar",
 )  # fmt: skip
 DEFAULTS = [getattr(Sampling(), name) for name in OTHERS]
 

@@ -30,6 +30,8 @@ __all__ = [
     "MAX_MESSAGE_BYTES",
     "Asid",
     "Bind",
+    "Compile",
+    "Compiled",
     "Copy",
     "CopyDone",
     "CopyFault",
@@ -40,6 +42,7 @@ __all__ = [
     "Edit",
     "EmbeddingInfo",
     "Failed",
+    "Forget",
     "FromDriver",
     "Hello",
     "KVFormat",
@@ -71,7 +74,7 @@ __all__ = [
     "to_driver_decoder",
 ]
 
-DRIVER_ABI = 4
+DRIVER_ABI = 5
 MAX_MESSAGE_BYTES = 64 << 20
 LENGTH = struct.Struct("<I")
 
@@ -194,6 +197,9 @@ class Bind(msgspec.Struct, frozen=True, tag="bind", array_like=True):
     With `pooling` the space samples nothing, and no history is told: its row with `pool` yields a vector. A
     mean goes on from `total`, the sum over the first `num_summed` positions as a `StepDone` told it: rows may
     compute those again, and then follow each other.
+
+    The output follows `grammar`, the id of one that the device has compiled, and is where `tokens` behind the
+    prompt have brought it; `sampling.grammar`, its text, is None here.
     """
 
     asid: int
@@ -206,6 +212,7 @@ class Bind(msgspec.Struct, frozen=True, tag="bind", array_like=True):
     pooling: Pooling | None = None
     num_summed: int = 0
     total: bytes = b""
+    grammar: int | None = None
 
 
 Edit = Reserve | Release | Map | CopyPage | Bind
@@ -415,12 +422,40 @@ class CopyDone(msgspec.Struct, frozen=True, tag="copy_done"):
     faults: tuple[CopyFault, ...] = ()
 
 
+# --- grammars ----------------------------------------------------------------------------------------------
+
+
+class Compile(msgspec.Struct, frozen=True, tag="compile"):
+    """Make a grammar ready for spaces to be bound with.
+
+    It is done beside the steps that follow, and perhaps begun before steps that were sent earlier. The driver
+    answers `Compiled`, in whatever order. The grammar stays until `Forget`, or the next `Load`.
+    """
+
+    id: int  # never used before on this line
+    source: str  # Lark as llguidance reads it
+
+
+class Compiled(msgspec.Struct, frozen=True, tag="compiled"):
+    """A grammar is ready, or `problem` says why it never will be: then there is nothing to forget."""
+
+    id: int
+    seconds: float  # since the driver took it
+    problem: str | None = None
+
+
+class Forget(msgspec.Struct, frozen=True, tag="forget"):
+    """Drop a compiled grammar. Spaces that are bound with it go on; no more will be."""
+
+    id: int
+
+
 class StopDriver(msgspec.Struct, frozen=True, tag="stop"):
     """Finish what was sent before, then exit."""
 
 
-ToDriver = Load | Step | Copy | StopDriver
-FromDriver = Hello | Progress | Loaded | Failed | StepDone | CopyDone
+ToDriver = Load | Step | Copy | Compile | Forget | StopDriver
+FromDriver = Hello | Progress | Loaded | Failed | StepDone | CopyDone | Compiled
 
 to_driver_decoder = msgspec.msgpack.Decoder(ToDriver)
 from_driver_decoder = msgspec.msgpack.Decoder(FromDriver)

@@ -18,6 +18,9 @@ MAX_STRETCH: Final = 2.0  # of a step by prompts, if its decodes take more than 
 COURTEOUS_SECONDS: Final = 0.01  # added to a step by a tenant over its share: nobody sees it
 MIN_PROMPT_TOKENS: Final = 16  # that a step carries if prompts wait, however long its decodes take
 MAX_SCORED_TOKENS: Final = 64  # of prompts in a step: each takes a row of logits over the whole vocabulary
+MAX_GRAMMAR_CHARACTERS_IN_USE: Final = 64 << 20  # of different grammars on a device; spawn refuses more
+MAX_GRAMMARS_KEPT: Final = 64  # on a device, compiled and followed by nobody, for whoever comes next
+MAX_GRAMMAR_CHARACTERS_KEPT: Final = 4 << 20  # of those, together
 EVENT_RING_SIZE: Final = 8_192  # lines of dmesg kept
 
 MAX_SAVES_AT_ONCE: Final = 4  # checkpoints under way, each of which pins the pages that it writes; more wait

@@ -9,33 +9,42 @@ masks from a trie of the vocabulary).
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Sequence
-from functools import lru_cache, partial
 from pathlib import Path
 
+import attrs
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 
-__all__ = ["Grammar", "GrammarError", "GrammarTokens"]
+__all__ = ["CompiledGrammar", "Grammar", "GrammarError", "GrammarTokens"]
+
+# Else the library traces its stack once more for each rule that an error passes: seconds for a small grammar.
+os.environ.setdefault("RUST_LIB_BACKTRACE", "0")
 
 NO_IDS = np.empty(0, dtype=np.int64)
-MAX_COMPILED = 64  # grammars that are kept
+MAX_MASK_SECONDS = 0.05  # of processor time, for one like that of the grammar's beginning
 
 
 class GrammarError(ValueError):
     """The grammar cannot be followed; says why."""
 
 
+@attrs.frozen(eq=False)
+class CompiledGrammar:
+    """A grammar that is ready to be followed, from its beginning, by any number of spaces."""
+
+    matcher: LLMatcher  # at the beginning; never moved
+    vocab_size: int
+    eos_ids: np.ndarray  # what ends an output for which nothing else is said to. [num_eos_tokens], int64
+
+
+@attrs.frozen(eq=False)
 class GrammarTokens:
-    """What grammars need to know of a model's tokens, and the grammars that were compiled last."""
+    """What grammars need to know of a model's tokens."""
 
-    def __init__(self, tokenizer: LLTokenizer) -> None:
-        self.tokenizer = tokenizer
-        self._compile = lru_cache(MAX_COMPILED)(partial(LLMatcher, tokenizer))
-
-    def matcher(self, source: str) -> LLMatcher:
-        """A matcher at the grammar's beginning. A grammar that was bound lately is not compiled again."""
-        return self._compile(source).deep_copy()
+    tokenizer: LLTokenizer
 
     @classmethod
     def open(cls, folder: str, vocab_size: int, eos_token_ids: Sequence[int]) -> GrammarTokens | None:
@@ -47,27 +56,46 @@ class GrammarTokens:
         except (OSError, ValueError):
             return None
 
+    def compile(self, source: str) -> CompiledGrammar:
+        """Compile a grammar, and make its first mask, which is the dearest. Takes a millisecond, or seconds.
+
+        The library lets go of Python's lock meanwhile.
+
+        Args:
+            source: in Lark as llguidance reads it.
+
+        Raises:
+            GrammarError: the source is no grammar, or its masks take too long.
+        """
+        matcher = LLMatcher(self.tokenizer, source)
+        first = matcher.deep_copy()
+        if not _problem_of(first):
+            first.compute_bitmask()
+        if problem := _problem_of(first):
+            raise GrammarError(f"grammar cannot be followed: {problem}")
+        matcher = first.deep_copy()  # has the states of the lexer that the mask took
+        began = time.thread_time()
+        matcher.deep_copy().compute_bitmask()
+        if (spent := time.thread_time() - began) > MAX_MASK_SECONDS:
+            raise GrammarError(
+                f"grammar takes {spent:.2f} s for each token; the limit is {MAX_MASK_SECONDS:g} s"
+            )
+        eos_ids = np.array(self.tokenizer.eos_tokens, dtype=np.int64)
+        return CompiledGrammar(matcher, self.tokenizer.vocab_size, eos_ids)
+
 
 class Grammar:
     """One space's grammar and where its output has come to.
 
     Args:
-        tokens: the model's.
-        source: the grammar, in Lark as llguidance reads it.
+        compiled: at its beginning; others may follow it, too.
         stop_ids: tokens that end the output: allowed where the grammar is complete. [num_stop_tokens], int64
-
-    Raises:
-        GrammarError: the source is no grammar.
     """
 
-    def __init__(self, tokens: GrammarTokens | None, source: str, stop_ids: np.ndarray) -> None:
-        if tokens is None:
-            raise GrammarError("this model has no tokenizer.json that grammars can be followed with")
-        self._matcher = tokens.matcher(source)
-        self._vocab_size = tokens.tokenizer.vocab_size
-        self._stop_ids = stop_ids if len(stop_ids) else np.array(tokens.tokenizer.eos_tokens, dtype=np.int64)
-        if problem := self._matcher.get_error():
-            raise GrammarError(problem.strip())
+    def __init__(self, compiled: CompiledGrammar, stop_ids: np.ndarray) -> None:
+        self._matcher = compiled.matcher.deep_copy()
+        self._vocab_size = compiled.vocab_size
+        self._stop_ids = stop_ids if len(stop_ids) else compiled.eos_ids
 
     @property
     def is_over(self) -> bool:
@@ -112,3 +140,8 @@ class Grammar:
         if not mask.any() or (may_stop and self._matcher.is_accepting()):
             mask[self._stop_ids] = True
         return mask
+
+
+def _problem_of(matcher: LLMatcher) -> str:
+    """Why a matcher cannot go on, on one line; empty: it can."""
+    return " ".join((matcher.get_error() or "").split())

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from drivers.model.grammar import GrammarTokens
+from drivers.model.grammar import CompiledGrammar
 from drivers.model.reference_sampler import choose_tokens
 from drivers.model.sampling_state import SamplingState
 from drivers.ops.interface import Ops
@@ -38,11 +38,8 @@ class Sampler:
     tokens of its own, `draws` once for the sampling rows, and `record` with what the model chose.
     """
 
-    def __init__(
-        self, vocab_size: int, ops: Ops | None = None, grammar_tokens: GrammarTokens | None = None
-    ) -> None:
+    def __init__(self, vocab_size: int, ops: Ops | None = None) -> None:
         self._vocab_size = vocab_size
-        self._grammar_tokens = grammar_tokens
         self._ops = ops or ReferenceOps()
         self._states: dict[int, SamplingState] = {}
 
@@ -51,13 +48,14 @@ class Sampler:
         """Spaces bound and not released."""
         return len(self._states)
 
-    def bind(self, bind: Bind) -> None:
+    def bind(self, bind: Bind, grammar: CompiledGrammar | None = None) -> None:
         """Set, or set again, how a space samples; its counts start anew from `bind.tokens`.
 
-        Raises:
-            GrammarError: its grammar cannot be followed.
+        Args:
+            bind: says how.
+            grammar: the one that `bind.grammar` names, if it does.
         """
-        self._states[bind.asid] = SamplingState(bind, self._vocab_size, self._grammar_tokens)
+        self._states[bind.asid] = SamplingState(bind, self._vocab_size, grammar)
 
     def release(self, asid: int) -> None:
         """Forget a space; one that was never bound is fine."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from attrs import evolve
 
-from drivers.model.grammar import Grammar, GrammarTokens
+from drivers.model.grammar import CompiledGrammar, Grammar
 from drivers.model.randomness import XTC, uniform
 from drivers.model.token_history import BadWords, DryPenalty, TokenHistory
 from llmos.device import CUTS, Bind, Sampling
@@ -53,7 +53,7 @@ class SamplingState:
     once, whether it came with the `Bind`, was sampled here, or was an input of a later row.
     """
 
-    def __init__(self, bind: Bind, vocab_size: int, grammar_tokens: GrammarTokens | None = None) -> None:
+    def __init__(self, bind: Bind, vocab_size: int, grammar: CompiledGrammar | None = None) -> None:
         self.sampling = sampling = bind.sampling
         self.num_prompt_tokens = bind.num_prompt_tokens
         self.min_tokens = bind.min_tokens
@@ -63,9 +63,7 @@ class SamplingState:
         self.bias_ids = np.fromiter(bias.keys(), dtype=np.int64, count=len(bias))
         self.bias_values = np.fromiter(bias.values(), dtype=np.float64, count=len(bias))
         self.allowed_ids = _ids(sampling.allowed_token_ids, vocab_size)
-        self.grammar = None
-        if sampling.grammar is not None:
-            self.grammar = Grammar(grammar_tokens, sampling.grammar, self.stop_ids)
+        self.grammar = Grammar(grammar, self.stop_ids) if grammar is not None else None
         self.mu = bind.mu
         if self.mu is None and sampling.mirostat is not None:
             self.mu = sampling.mirostat.first_mu

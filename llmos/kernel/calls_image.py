@@ -13,7 +13,7 @@ from llmos.ipc.mailbox import MailboxClosed
 from llmos.kernel.calls_process import spawned
 from llmos.kernel.image_store import Entry, check_name
 from llmos.kernel.session import Session
-from llmos.kernel.spawning import check_allowance
+from llmos.kernel.spawning import check_allowance, check_grammar_room
 from llmos.kernel.system import System
 from llmos.kernel.tenants import Tenant
 from llmos.mm.page_copy import CopyState, PageCopy
@@ -126,6 +126,7 @@ def _check_fit(core: Core, tenant: Tenant, image: Image, name: str) -> None:
     kv, process = loaded.kv, image.process
     if process.sampling.grammar is not None and not loaded.takes_grammars:
         raise SyscallError(Errno.ENOEXEC, f"image {name} follows a grammar; {core.name} cannot")
+    check_grammar_room(core, process.sampling.grammar)
     if process.status is not None:
         return  # the next write says how much more there will be
     num_tokens = process.turn_start + process.max_tokens

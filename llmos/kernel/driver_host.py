@@ -12,6 +12,7 @@ import trio
 from llmos.cost import Profile, StepWork
 from llmos.device import (
     DRIVER_ABI,
+    Compiled,
     CopyDone,
     DriverLink,
     DriverLost,
@@ -28,7 +29,14 @@ from llmos.ipc.mailbox import MailboxClosed
 from llmos.kernel.events import EventLog
 from llmos.params import DRIVER_RESTART_WINDOW_SECONDS, DRIVER_START_SECONDS, MAX_DRIVER_RESTARTS
 from llmos.sched.core import Core
-from llmos.sched.messages import CopyFinished, DriverDown, DriverUp, StepFinished
+from llmos.sched.messages import (
+    CopyFinished,
+    DriverDown,
+    DriverUp,
+    FromDevice,
+    GrammarFinished,
+    StepFinished,
+)
 
 OpenLink = Callable[[], Awaitable[DriverLink]]
 
@@ -187,6 +195,8 @@ class DriverHost:
                         self._tell(StepFinished(message))
                     case CopyDone():
                         self._tell(CopyFinished(message))
+                    case Compiled():
+                        self._tell(GrammarFinished(message))
                     case _:
                         nursery.cancel_scope.cancel()
                         lost = DriverLost(f"driver {self.name} sent {type(message).__name__} out of turn")
@@ -217,7 +227,7 @@ class DriverHost:
         self._events.record("driver", f"{self.name}: {message}", level="error")
         self._tell(DriverDown(message, is_final=True))
 
-    def _tell(self, message: DriverUp | DriverDown | StepFinished | CopyFinished) -> None:
+    def _tell(self, message: FromDevice) -> None:
         with contextlib.suppress(MailboxClosed):  # the kernel is stopping
             self.core.mailbox.send_nowait(message)
 

@@ -11,6 +11,7 @@ import trio
 from llmos.kernel.session import Session
 from llmos.kernel.system import System
 from llmos.kernel.tenants import Tenant
+from llmos.params import MAX_GRAMMAR_CHARACTERS_IN_USE
 from llmos.proc.pcb import Process
 from llmos.sched.core import Core
 from syscalls.errno import Errno, SyscallError
@@ -49,11 +50,22 @@ def check_allowance(core: Core, tenant: Tenant, num_tokens: int) -> None:
         )
 
 
+def check_grammar_room(core: Core, grammar: str | None) -> None:
+    """Raise SyscallError EAGAIN when a device has as many grammars in use as it may."""
+    grammars = core.residents.grammars
+    if grammar is not None and not grammars.has_room(grammar):
+        raise SyscallError(
+            Errno.EAGAIN,
+            f"grammar has {len(grammar)} characters; those in use on {core.name} have "
+            f"{grammars.statistics().num_characters}, and the limit is {MAX_GRAMMAR_CHARACTERS_IN_USE}",
+        )
+
+
 def check_spawn(core: Core, tenant: Tenant, body: Spawn) -> int:
     """Check every argument of a spawn against the model and the device; return the output limit.
 
     Raises:
-        SyscallError: EINVAL, E2BIG, ENOMEM, ENOENT.
+        SyscallError: EINVAL, E2BIG, ENOMEM, ENOENT, EAGAIN.
     """
     assert core.loaded is not None
     model, kv = core.loaded.model, core.loaded.kv
@@ -100,6 +112,7 @@ def check_spawn(core: Core, tenant: Tenant, body: Spawn) -> int:
         raise _invalid(f"prompt_logprobs of this prompt are {num_scores} numbers; the limit is {MAX_SCORES}")
     if body.sampling.grammar is not None and not core.loaded.takes_grammars:
         raise _invalid(f"grammar is given; {core.name} cannot follow one with this model")
+    check_grammar_room(core, body.sampling.grammar)
     frames = kv.num_pages(length + wanted) * kv.frames_per_page
     if frames > core.loaded.num_frames:
         raise SyscallError(

@@ -12,7 +12,7 @@ import trio
 
 from llmos.kernel.bucket import Bucket
 from llmos.kernel.recent import LastMinute
-from llmos.proc.lifecycle import WAITING, Prefill, ProcState
+from llmos.proc.lifecycle import WAITING, Grammar, Prefill, ProcState
 from llmos.proc.pcb import Process
 from llmos.sched.accounts import Account, Accounts
 from syscalls.errno import Errno, SyscallError
@@ -107,7 +107,7 @@ class Tenant:
         return sum(
             process.state in WAITING
             or process.state is ProcState.EMBRYO
-            or isinstance(process.blocked_on, Prefill)
+            or isinstance(process.blocked_on, Prefill | Grammar)
             for process in self.processes
         )
 

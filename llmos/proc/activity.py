@@ -13,6 +13,7 @@ class Activity(enum.StrEnum):
     SWAPPED = "swapped"  # its memory is on a lower tier, or on its way back
     DEVICE = "device"  # waits for the device to come back
     SIBLING = "sibling"  # waits for a prefill whose pages it will share
+    GRAMMAR = "grammar"  # waits for the device to compile its grammar
     PREFILL = "prefill"
     DECODE = "decode"
     INPUT = "input"  # waits for its next turn
@@ -21,8 +22,15 @@ class Activity(enum.StrEnum):
     ENDED = "ended"
 
 
-OF_REASON = {"Input": Activity.INPUT, "Prefill": Activity.SIBLING, "Swap": Activity.SWAPPED}
+OF_REASON = {
+    "Input": Activity.INPUT,
+    "Prefill": Activity.SIBLING,
+    "Swap": Activity.SWAPPED,
+    "Grammar": Activity.GRAMMAR,
+}
 """By the name of the reason that ps prints."""
 
-WAITS = (Activity.QUEUED, Activity.MEMORY, Activity.SWAPPED, Activity.DEVICE, Activity.SIBLING)
+WAITS = (
+    Activity.QUEUED, Activity.MEMORY, Activity.SWAPPED, Activity.DEVICE, Activity.SIBLING, Activity.GRAMMAR,
+)  # fmt: skip
 """Time that is lost to others: neither the device works on the process, nor does its client keep it."""

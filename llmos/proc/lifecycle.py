@@ -58,7 +58,15 @@ class Swap:
         return "Swap"
 
 
-BlockReason = Input | Prefill | Swap
+@attrs.frozen
+class Grammar:
+    """Its grammar, which the device is compiling."""
+
+    def __str__(self) -> str:
+        return "Grammar"
+
+
+BlockReason = Input | Prefill | Swap | Grammar
 
 WAITING = frozenset({ProcState.READY, ProcState.SWAPPED})  # in the run queue
 
@@ -73,8 +81,15 @@ TRANSITIONS: dict[ProcState, frozenset[ProcState]] = {
     ProcState.RUNNING: frozenset(
         {ProcState.READY, ProcState.SWAPPED, ProcState.BLOCKED, ProcState.STOPPED, ProcState.ZOMBIE}
     ),
-    ProcState.BLOCKED: frozenset(
-        {ProcState.READY, ProcState.SWAPPED, ProcState.RUNNING, ProcState.STOPPED, ProcState.ZOMBIE}
+    ProcState.BLOCKED: frozenset(  # the move to itself is to another reason
+        {
+            ProcState.READY,
+            ProcState.SWAPPED,
+            ProcState.RUNNING,
+            ProcState.BLOCKED,
+            ProcState.STOPPED,
+            ProcState.ZOMBIE,
+        }
     ),
     ProcState.STOPPED: frozenset({ProcState.READY, ProcState.SWAPPED, ProcState.BLOCKED, ProcState.ZOMBIE}),
     ProcState.ZOMBIE: frozenset(),

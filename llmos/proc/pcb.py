@@ -21,6 +21,7 @@ import attrs
 from llmos.mm.address_space import AddressSpace
 from llmos.mm.page_copy import Backing
 from llmos.proc.activity import Activity
+from llmos.proc.grammar import Grammar
 from llmos.proc.lifecycle import BlockReason, ProcState
 from llmos.proc.timeline import Timeline
 from llmos.proc.trace import Trace
@@ -77,6 +78,7 @@ class Process:
     num_pending: int = 0  # samples in flight
     epoch: int = 0  # results of steps issued in an older epoch are not for this life of the process
     bound: bool = False  # the device knows how this turn samples
+    grammar: Grammar | None = None  # that its output follows, on this device
     space: AddressSpace | None = None
     backing: Backing = attrs.field(factory=Backing)  # what it has on lower tiers
     num_arriving: int = 0  # copies that bring its memory back
@@ -168,8 +170,18 @@ class Process:
         return self.status is not None
 
     @property
+    def waits_for_grammar(self) -> bool:
+        """True while it could not run, since the device has not compiled its grammar."""
+        return self.grammar is not None and not self.grammar.is_ready
+
+    @property
     def ready_state(self) -> ProcState:
-        """What it is when it wants to run: READY, or SWAPPED when its memory is on a lower tier."""
+        """What it is when it wants to run: READY, or SWAPPED when its memory is on a lower tier.
+
+        BLOCKED, on the grammar, as long as the device has not compiled that.
+        """
+        if self.waits_for_grammar:
+            return ProcState.BLOCKED
         is_swapped = self.space is None and any(True for _ in self.backing)
         return ProcState.SWAPPED if is_swapped else ProcState.READY
 

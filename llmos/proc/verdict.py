@@ -16,6 +16,7 @@ WAITS_FOR = {
     Activity.SWAPPED: "swapped out for want of memory",
     Activity.DEVICE: "for the device to come back",
     Activity.SIBLING: "for the prefill of the process that it shares a prompt with",
+    Activity.GRAMMAR: "for the device to compile its grammar",
 }
 
 

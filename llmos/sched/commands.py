@@ -11,7 +11,7 @@ from typing import assert_never
 import trio
 
 from llmos.mm.page_copy import PageCopy
-from llmos.proc.lifecycle import Input, Prefill, ProcState, move
+from llmos.proc.lifecycle import Prefill, ProcState, move
 from llmos.proc.pcb import Process
 from llmos.sched.messages import Command, Cont, Fork, Kill, Renice, Stop, WriteInput
 from llmos.sched.residents import Residents
@@ -49,11 +49,11 @@ def carry_out(residents: Residents, command: Command, context: int) -> None:
 
 def enqueue(residents: Residents, processes: Sequence[Process]) -> None:
     """Take new processes in: the elder is ready, its heirs wait for its prefill."""
+    for process in processes:
+        residents.grammars.join(process)
     elder, *heirs = processes
-    move(elder, ProcState.READY)
+    residents.begin(elder)
     elder.heirs = heirs
-    residents.queue.add(elder)
-    residents.recorder.note_state(elder, len(residents.queue.waiting))
     for heir in heirs:
         move(heir, ProcState.BLOCKED, Prefill(elder.pid))
         residents.queue.add(heir)
@@ -65,13 +65,10 @@ def restore(residents: Residents, process: Process, pages: Sequence[PageCopy]) -
     """Take in a process from an image: it goes on, or waits for input, with its memory in a file."""
     assert residents.switch is not None
     residents.switch.swap.copies.adopt(process.backing, pages)
+    residents.grammars.join(process)
     if process.turn_is_over:
         process.idle_since = trio.current_time()
-        move(process, ProcState.BLOCKED, Input())
-    else:
-        move(process, process.ready_state)
-    residents.queue.add(process)
-    residents.recorder.note_state(process, len(residents.queue.waiting))
+    residents.begin(process)
     residents.admission_is_due = True
 
 
@@ -159,10 +156,6 @@ def fork(residents: Residents, parent: Process, children: Sequence[Process]) -> 
             residents.share_if_room(parent, child, shared)
         elif residents.switch is not None:
             residents.switch.inherit(parent, child)
-        if child.turn_is_over:
-            move(child, ProcState.BLOCKED, Input())
-        else:
-            move(child, child.ready_state)
-        residents.queue.add(child)
-        residents.recorder.note_state(child, len(residents.queue.waiting))
+        residents.grammars.join(child)
+        residents.begin(child)
     residents.admission_is_due = True

@@ -27,6 +27,7 @@ from llmos.device import (
     Step,
     StepDone,
     Tier,
+    ToDriver,
 )  # fmt: skip
 from llmos.errors import OutOfFrames
 from llmos.ipc.actor import Actor, ActorStatistics
@@ -43,11 +44,13 @@ from llmos.sched import commands
 from llmos.sched.accounts import Accounts
 from llmos.sched.batch import BatchLimits, compose
 from llmos.sched.forecast import Forecast
+from llmos.sched.grammars import GrammarStatistics
 from llmos.sched.messages import (
     CopyFinished,
     DriverDown,
     DriverUp,
     Enqueue,
+    GrammarFinished,
     Message,
     Restore,
     Save,
@@ -81,6 +84,7 @@ class CoreStatistics(ActorStatistics):
     device_seconds: float
     memory: VmmStatistics | None
     swap: SwapStatistics | None
+    grammars: GrammarStatistics
 
 
 @attrs.frozen
@@ -162,7 +166,11 @@ class Core(Actor[Message]):
         while True:
             for message in self.mailbox.drain_nowait():
                 self._handle(message)
-            orders = self._plan() if self._link and len(self._in_flight) < STEPS_IN_FLIGHT else []
+            orders: list[ToDriver] = []
+            if self._link is not None:
+                orders += self.residents.grammars.take_orders()
+                if len(self._in_flight) < STEPS_IN_FLIGHT:
+                    orders += self._plan()
             if not orders:
                 try:
                     self._handle(await self.mailbox.receive())
@@ -181,6 +189,9 @@ class Core(Actor[Message]):
                 self._apply(result)
             case CopyFinished(result):
                 self._finish_copy(result)
+            case GrammarFinished(result):
+                if not self.residents.finish_grammar(result):
+                    self._distrust(grammar=result.id)
             case Sweep(idle_seconds):
                 if self._link is not None:
                     self.residents.sweep(idle_seconds)
@@ -293,9 +304,7 @@ class Core(Actor[Message]):
     def _apply(self, result: StepDone) -> None:
         """Account for a finished step and hand its tokens out."""
         if not self._is_answer(result):
-            log.error("driver_out_of_step", device=self.name, step=result.id)
-            if self._link is not None:
-                self._link.kill()  # it is not to be trusted; DriverDown follows
+            self._distrust(step=result.id)
             return
         step = self._in_flight.popleft()
         self.num_steps += 1
@@ -377,9 +386,13 @@ class Core(Actor[Message]):
         """Take the end of a copy between tiers in."""
         assert self.residents.switch is not None
         if self.residents.switch.swap.finish(result) is None:
-            log.error("driver_out_of_step", device=self.name, copy=result.id)
-            if self._link is not None:
-                self._link.kill()
+            self._distrust(copy=result.id)
+
+    def _distrust(self, **what: int) -> None:
+        """The driver answered what it was not asked: end it. DriverDown follows."""
+        log.error("driver_out_of_step", device=self.name, **what)
+        if self._link is not None:
+            self._link.kill()
 
     def _is_answer(self, result: StepDone) -> bool:
         """Does a result answer the oldest step in flight, row by row?"""
@@ -453,6 +466,7 @@ class Core(Actor[Message]):
             device_seconds=self.device_seconds,
             memory=residents.switch.vmm.statistics() if residents.switch else None,
             swap=residents.switch.swap.statistics() if residents.switch else None,
+            grammars=residents.grammars.statistics(),
         )
 
     def _context_limit(self) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import attrs
 
-from llmos.device import CopyDone, DriverLink, Loaded, StepDone
+from llmos.device import Compiled, CopyDone, DriverLink, Loaded, StepDone
 from llmos.mm.page_copy import PageCopy
 from llmos.proc.image import Image
 from llmos.proc.pcb import Process
@@ -117,6 +117,13 @@ class CopyFinished:
 
 
 @attrs.frozen
+class GrammarFinished:
+    """The device has compiled a grammar, or cannot."""
+
+    result: Compiled
+
+
+@attrs.frozen
 class Sweep:
     """Time has passed: swap out who has been idle for so long."""
 
@@ -140,4 +147,5 @@ class DriverDown:
 
 
 Command = Kill | Stop | Cont | Renice | WriteInput | Fork
-Message = Enqueue | Command | Save | Restore | StepFinished | CopyFinished | Sweep | DriverUp | DriverDown
+FromDevice = StepFinished | CopyFinished | GrammarFinished | DriverUp | DriverDown
+Message = Enqueue | Command | Save | Restore | Sweep | FromDevice

@@ -12,14 +12,15 @@ import attrs
 import structlog
 import trio
 
-from llmos.device import KVFormat
+from llmos.device import Compiled, KVFormat
 from llmos.errors import OutOfFrames, OutOfSpaces
 from llmos.mm.transfer import Transfer
-from llmos.proc.lifecycle import WAITING, BlockReason, Input, Prefill, ProcState, Swap, move
+from llmos.proc.lifecycle import WAITING, BlockReason, Grammar, Input, Prefill, ProcState, Swap, move
 from llmos.proc.pcb import Pid, Process
 from llmos.sched.accounts import Accounts
 from llmos.sched.caps import Caps
 from llmos.sched.fair import TokenFair
+from llmos.sched.grammars import Grammars
 from llmos.sched.policy import ResidencyPolicy
 from llmos.sched.recorder import Recorder
 from llmos.sched.runqueue import RunQueue, service_of
@@ -53,6 +54,7 @@ class Residents:
     on_exit: Callable[[Process], None]
     on_event: Callable[[str, str], None] = lambda subsystem, text: None
     switch: ContextSwitch | None = None  # None until a driver has loaded a model
+    grammars: Grammars = attrs.field(init=False, factory=Grammars)
     caps: Caps = attrs.field(init=False)
     queue: RunQueue = attrs.field(init=False)
     recorder: Recorder = attrs.field(init=False)
@@ -321,7 +323,7 @@ class Residents:
             if heir.space is None and elder.space is not None:
                 self.share_if_room(elder, heir, min(elder.num_scheduled, len(heir.tokens) - 1))
             if heir.state is ProcState.BLOCKED:
-                self.set_state(heir, ProcState.READY)
+                self.set_state(heir, heir.ready_state)
         elder.heirs = []
         self.admission_is_due = True
 
@@ -362,6 +364,7 @@ class Residents:
             self.switch.switch_out(process, is_clean=is_clean)
             self.charge_residency(process, trio.current_time())
         self.queue.forget(process)
+        self.grammars.leave(process)
         move(process, ProcState.ZOMBIE)
         process.status = status
         process.ended_at = trio.current_time()
@@ -377,12 +380,13 @@ class Residents:
         """The device's memory is gone, no process is: they recompute when a driver is back."""
         if self.switch is not None:
             self.switch.reset()
+        self.grammars.reset()
         for process in list(self.queue.members.values()):
             if process.space is not None:
                 process.timeline.device_lost(trio.current_time(), process.num_computed)
             if self.switch is not None:
                 self.switch.swap.copies.forget(process.backing)
-            wants_to_run = process.state in (ProcState.RUNNING, ProcState.SWAPPED)
+            wants_to_run = process.state in (ProcState.RUNNING, *WAITING)
             wants_to_run = wants_to_run or process.pid in self.queue.arriving
             process.num_arriving = process.num_bytes_cleaned = 0
             process.space = None
@@ -391,10 +395,32 @@ class Residents:
             process.num_pending = process.num_scheduled = process.num_computed = 0
             process.bound = False
             process.backing.set_needed(True)
-            if wants_to_run and process.state is not process.ready_state:
+            state = process.ready_state
+            if wants_to_run and (process.state is not state or state is ProcState.BLOCKED):
+                self.set_state(process, state)
+
+    def finish_grammar(self, result: Compiled) -> bool:
+        """Let those go on that waited for a grammar, or end all that follow one that cannot be followed.
+
+        Returns:
+            False: the device was not asked for it.
+        """
+        grammar = self.grammars.finish(result)
+        if grammar is None:
+            return False
+        for process in [each for each in self.queue.members.values() if each.grammar is grammar]:
+            if result.problem is not None:
+                self.terminate(process, ExitStatus("error", message=result.problem))
+            elif isinstance(process.blocked_on, Grammar):
                 self.set_state(process, process.ready_state)
+        self.admission_is_due = True
+        return True
 
     # --- small things -------------------------------------------------------------------------------------
+
+    def begin(self, process: Process) -> None:
+        """Let a process that has just come run, or wait for what it must. Mutates both."""
+        self.set_state(process, ProcState.BLOCKED if process.turn_is_over else process.ready_state)
 
     def set_state(self, process: Process, state: ProcState) -> None:
         """Move a process and keep the queue in step."""
@@ -419,6 +445,9 @@ class Residents:
         """Raise AssertionError where queue, processes and memory contradict each other."""
         for process in self.queue.members.values():
             process.check_integrity()
+            assert not (process.waits_for_grammar and process.state in (ProcState.RUNNING, *WAITING)), process
+            assert not isinstance(process.blocked_on, Grammar) or process.waits_for_grammar, process
+        self.grammars.check_integrity(list(self.queue.members.values()))
         assert all(p.state in WAITING for p in self.queue.waiting)
         assert all(p.num_arriving and p.space for p in self.queue.arriving.values())
         assert all(p.state is ProcState.RUNNING and p.space for p in self.queue.running)
@@ -433,5 +462,7 @@ def block_reason(process: Process) -> BlockReason:
         return Swap()
     if process.turn_is_over:
         return Input()
+    if process.waits_for_grammar:
+        return Grammar()
     assert process.parent is not None
     return Prefill(process.parent)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import attrs
+import msgspec
 
 from llmos.cost import StepWork
 from llmos.device import Bind, Copy, Edit, Tier
@@ -117,7 +118,7 @@ class ContextSwitch:
             samples = process.pooling is None
             self._binds[process.space.asid] = Bind(
                 asid=process.space.asid,
-                sampling=process.sampling,
+                sampling=msgspec.structs.replace(process.sampling, grammar=None),
                 tokens=tuple(process.tokens) if samples else (),
                 num_prompt_tokens=process.turn_start if samples else 0,
                 stop_token_ids=tuple(sorted(process.stop_tokens)),
@@ -126,6 +127,7 @@ class ContextSwitch:
                 pooling=process.pooling,
                 num_summed=process.num_summed,
                 total=process.total,
+                grammar=None if process.grammar is None else process.grammar.id,
             )
             process.bound = True
 

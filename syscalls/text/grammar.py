@@ -18,6 +18,8 @@ from typing import Any
 from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
+from syscalls.text.grammar_process import validate_apart
+
 __all__ = [
     "ANY_OBJECT", "BadGrammar", "choice_grammar", "explain_bad_grammar", "explain_bad_schema",
     "join_grammars", "json_grammar", "read_grammar", "regex_grammar", "write_schema",
@@ -27,6 +29,9 @@ ANY_OBJECT: dict[str, Any] = {"type": "object"}
 
 # How models write JSON, so that they are not led where they have never been; and blanks could go on for ever.
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+SAFE_CHARACTERS = (
+    4096  # even as one chain of rules, six characters each, it takes no more than 3 MiB of stack
+)
 _PLACE = "at 1(8): failed to compile JSON schema: "  # in the grammar around it, not in the schema
 _GBNF_ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))", re.DOTALL)
 _GBNF_MARKS = frozenset('"\\[]^-')  # have a meaning in a text or a class
@@ -89,20 +94,31 @@ def join_grammars(outer: str, **inner: str) -> str:
 
 
 def explain_bad_grammar(source: str) -> str | None:
-    """Say why a grammar cannot be followed, naming the place; None: it can be."""
-    problem: str = LLMatcher.validate_grammar(source)
+    """Say why a grammar cannot be followed, naming the place; None: it can be.
+
+    Blocks: for a long one a process is started, and ended when it takes too much.
+    """
+    problem = _validate(source)
     return " ".join(problem.split()) if problem else None
 
 
 def explain_bad_schema(schema: Mapping[str, Any] | bool) -> str | None:
-    """Say why a schema cannot be enforced, naming the part at fault; None: it can be."""
+    """Say why a schema cannot be enforced, naming the part at fault; None: it can be. Blocks, as above."""
     given = schema if isinstance(schema, bool) else dict(schema)
-    problem: str = LLMatcher.validate_grammar(json_grammar(given))
+    problem = _validate(json_grammar(given))
     if not problem:
         return None
     # What follows the first line shows the grammar around the schema.
     lines = problem.strip().removeprefix(_PLACE).split("\n   1 | ")
     return " ".join(lines[0].split())
+
+
+def _validate(source: str) -> str:
+    """The library's complaint about a grammar, or an empty text."""
+    if len(source) > SAFE_CHARACTERS:
+        return validate_apart(source)
+    problem: str = LLMatcher.validate_grammar(source)
+    return problem
 
 
 def _respell(found: re.Match[str]) -> str:

@@ -14,9 +14,9 @@ def test_vocabulary_is_whole_and_the_same() -> None:
     """Bytes, an end, and words; what is measured is about as many tokens as it says."""
     tokens = grammar.make_tokens(600)
     assert tokens.tokenizer.vocab_size == 600
-    allowed = Grammar(tokens, "start: /[a-z ]+/", np.array([grammar.END])).allowed_ids()
+    allowed = Grammar(tokens.compile("start: /[a-z ]+/"), np.array([grammar.END])).allowed_ids()
     assert len(allowed) == 27 + 600 - 257
-    assert list(Grammar(tokens, 'start: "" | "b"', np.array([grammar.END])).allowed_ids()) == [
+    assert list(Grammar(tokens.compile('start: "" | "b"'), np.array([grammar.END])).allowed_ids()) == [
         98,
         grammar.END,
     ]

@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher
 
 from drivers.builtin import base_path
 from drivers.model import grammar as grammar_module
-from drivers.model.grammar import Grammar, GrammarError, GrammarTokens
+from drivers.model.grammar import CompiledGrammar, Grammar, GrammarError, GrammarTokens
 from drivers.model.randomness import uniform
 from drivers.model.reference_sampler import choose_token
 from drivers.model.sampler import Sampler
@@ -43,9 +43,15 @@ def logits_of(seed: int, position: int) -> torch.Tensor:
     return torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(seed * 1000 + position))
 
 
-def bind_of(source: str, tokens: list[int], num_prompt: int, *, temperature: float, min_tokens: int) -> Bind:
+@cache
+def compiled(source: str) -> CompiledGrammar:
+    """A grammar, compiled for them."""
+    return open_tokens().compile(source)
+
+
+def bind_of(tokens: list[int], num_prompt: int, *, temperature: float, min_tokens: int) -> Bind:
     """A space that follows a grammar."""
-    sampling = Sampling(temperature=temperature, seed=5, grammar=source)
+    sampling = Sampling(temperature=temperature, seed=5)
     return Bind(0, sampling, tuple(tokens), num_prompt, stop_token_ids=STOPS, min_tokens=min_tokens)
 
 
@@ -60,15 +66,15 @@ def test_output_follows_the_grammar(
 ) -> None:
     """A space bound anew in the middle samples the same; an end comes only where the grammar may end."""
     source = GRAMMARS[name]
-    quiet, moved = (Sampler(VOCAB, grammar_tokens=open_tokens()) for _ in range(2))
+    quiet, moved = (Sampler(VOCAB) for _ in range(2))
     tokens = list(prompt)
     options = {"temperature": temperature, "min_tokens": min_tokens}
     for sampler in (quiet, moved):
-        sampler.bind(bind_of(source, tokens, len(prompt), **options))
+        sampler.bind(bind_of(tokens, len(prompt), **options), compiled(source))
     matcher = LLMatcher(open_tokens().tokenizer, source)
     for step in range(30):
         if step in rebinds:
-            moved.bind(bind_of(source, tokens, len(prompt), **options))
+            moved.bind(bind_of(tokens, len(prompt), **options), compiled(source))
         rows = [(0, len(tokens))]
         [outcome] = quiet.sample(logits_of(seed, step), rows)
         assert moved.sample(logits_of(seed, step), rows) == [outcome]
@@ -88,7 +94,7 @@ def test_output_follows_the_grammar(
 def test_limits_are_the_mask(name: str, seed: int, may_stop: bool, temperature: float) -> None:
     """Allowed or banned, whichever are fewer: the same tokens; both samplers keep to them and agree."""
     source = GRAMMARS.get(name, "start: /(?s:.{0,9})/")
-    grammar = Grammar(open_tokens(), source, np.array(STOPS))
+    grammar = Grammar(compiled(source), np.array(STOPS))
     for step in range(12):
         right = grammar.allowed_ids(may_stop=may_stop)
         allowed, banned = grammar.limits(may_stop=may_stop)
@@ -107,7 +113,7 @@ def test_limits_are_the_mask(name: str, seed: int, may_stop: bool, temperature: 
 
 def test_after_the_end_only_ends_follow() -> None:
     """A device may be a step ahead of the kernel: what is sampled past the end is an end, and no fault."""
-    grammar = Grammar(open_tokens(), GRAMMARS["one"], np.array(STOPS))
+    grammar = Grammar(compiled(GRAMMARS["one"]), np.array(STOPS))
     assert not grammar.is_over
     grammar.advance([2])  # not allowed here
     assert list(grammar.allowed_ids()) == list(STOPS)
@@ -115,38 +121,31 @@ def test_after_the_end_only_ends_follow() -> None:
     assert list(grammar.allowed_ids(may_stop=False)) == list(STOPS)
 
 
-def test_spaces_with_one_grammar_are_where_they_are_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is compiled once; one that goes on, or breaks, does not move the other."""
-    compiled: list[str] = []
-
-    def compile_grammar(tokenizer: LLTokenizer, source: str) -> LLMatcher:
-        compiled.append(source)
-        return LLMatcher(tokenizer, source)
-
-    monkeypatch.setattr(grammar_module, "LLMatcher", compile_grammar)
-    tokens, source, stops = GrammarTokens(open_tokens().tokenizer), 'start: "a" "b" "c"', np.array(STOPS)
-    first = Grammar(tokens, source, stops)
+def test_spaces_with_one_grammar_are_where_they_are_themselves() -> None:
+    """One that goes on, or breaks, does not move the other, nor the grammar itself."""
+    grammar, stops = compiled('start: "a" "b" "c"'), np.array(STOPS)
+    first = Grammar(grammar, stops)
     begin = first.allowed_ids().tolist()
     first.advance(begin[:1])
-    second = Grammar(tokens, source, stops)
-    assert compiled == [source]
+    second = Grammar(grammar, stops)
     assert second.allowed_ids().tolist() == begin != first.allowed_ids().tolist()
     second.advance([2])  # not allowed here
     assert second.is_over
     assert not first.is_over
-    assert Grammar(tokens, source, stops).allowed_ids().tolist() == begin
+    assert Grammar(grammar, stops).allowed_ids().tolist() == begin
 
 
 def test_without_stop_tokens_the_models_own_end_it() -> None:
     """With ignore_eos no token stops the process, and the grammar still has an end to sample."""
-    grammar = Grammar(open_tokens(), 'start: ""', np.array([], dtype=np.int64))
+    grammar = Grammar(compiled('start: ""'), np.array([], dtype=np.int64))
     assert set(grammar.allowed_ids()) == set(STOPS)
 
 
-def test_what_cannot_be_followed_is_named(tmp_path: Path) -> None:
-    """A broken grammar, and a model without a tokenizer, break the space alone, by name."""
+def test_what_cannot_be_followed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A grammar that is broken, or holds every step up, and a folder without a tokenizer."""
     with pytest.raises(GrammarError, match="nonsense"):
-        Grammar(open_tokens(), "start: nonsense", np.array(STOPS))
+        open_tokens().compile("start: nonsense")
+    monkeypatch.setattr(grammar_module, "MAX_MASK_SECONDS", 0.0)
+    with pytest.raises(GrammarError, match="s for each token; the limit is 0 s"):
+        open_tokens().compile(GRAMMARS["one"])
     assert GrammarTokens.open(str(tmp_path), VOCAB, STOPS) is None
-    with pytest.raises(GrammarError, match=r"tokenizer\.json"):
-        Grammar(None, GRAMMARS["one"], np.array(STOPS))

@@ -77,7 +77,7 @@ def name(group: dict[str, Any]) -> str:
 def walk(schema: Any, seed: int) -> str | None:
     """Take random allowed tokens to an end; None: none was reached. An end that is allowed is likely."""
     rng = np.random.default_rng(seed)
-    grammar = Grammar(tokens(), json_grammar(schema), STOPS)
+    grammar = Grammar(tokens().compile(json_grammar(schema)), STOPS)
     output: list[int] = []
     while len(output) < MAX_TOKENS:
         allowed = grammar.allowed_ids()

@@ -17,6 +17,7 @@ from llmos.boot import Ready, boot
 from llmos.config import Config
 from llmos.device import DriverLink
 from llmos.kernel.driver_host import OpenLink
+from llmos.kernel.grammar_check import GrammarCheck
 from llmos.kernel.system import System
 from llmos.proc.lifecycle import ProcState
 from llmos.sched.core import Core
@@ -92,6 +93,7 @@ async def running_kernel(
         started: tuple[System, Ready] = await nursery.start(partial(boot, config, "sim", open_link=open_link))
         system, ready = started
         system.errands.run_blocking = run_in_place
+        system.grammars = GrammarCheck(lambda source: None)  # tests/kernel/test_grammar_check.py
         async with open_client(ready.socket_path, name="test") as client:
             kernel = RunningKernel(system, ready.socket_path, client, sims)
             yield kernel
@@ -110,8 +112,11 @@ def num_copies_under_way(core: Core) -> int:
     return statistics.num_in_flight if statistics else 0
 
 
-async def run_in_place(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Run a function that blocks for a moment: a virtual clock does not wait for threads."""
+async def run_in_place(function: Callable[..., Any], *arguments: Any, **how: Any) -> Any:
+    """Run a function that blocks for a moment: a virtual clock does not wait for threads.
+
+    `how` a thread would do it does not matter.
+    """
     await trio.lowlevel.checkpoint()
     return function(*arguments)
 

@@ -33,12 +33,14 @@ class Life:
     was_copied: bool = False  # by a fork or from an image: its timeline lacks what came before
 
 
+GRAMMARS = ('start: "a"', 'start: "b"')
 SPAWN = st.tuples(
     st.just("spawn"),
     st.integers(1, 40),  # prompt tokens; few distinct prompts, so that prefixes are shared
     st.integers(1, 80),  # output tokens
     st.sampled_from([None, 1, 2]),  # seed; None: greedy
     st.sampled_from([1, 1, 3]),  # samples of one prefill
+    st.sampled_from([None, None, *GRAMMARS]),
 )
 TOUCH = st.tuples(
     st.sampled_from(["kill", "stop", "cont", "fork", "nice"]), st.integers(0, 30), st.integers(-20, 19)
@@ -110,9 +112,9 @@ async def carry_out(kernel: RunningKernel, operations: list[tuple], nursery: tri
                 num_crashes += 1
                 kernel.sim.kill()
         elif name == "spawn":
-            length, max_tokens, seed, num_samples = arguments
+            length, max_tokens, seed, num_samples, grammar = arguments
             prompt = tuple((length // 20 + i) % 500 for i in range(length))
-            sampling = Sampling() if seed is None else Sampling(temperature=1.0, seed=seed)
+            sampling = Sampling(temperature=0.0 if seed is None else 1.0, seed=seed, grammar=grammar)
             spawned = await client.spawn(
                 prompt, max_tokens=max_tokens, sampling=sampling, num_samples=num_samples
             )
@@ -171,6 +173,7 @@ async def live(operations: list[tuple], options: dict) -> None:
             num_frames=options.pop("num_frames"),
             max_slots=options.pop("max_slots"),
             host_cost=CopyCost(1e-5, options.pop("copy_rate")),
+            compile_seconds=options.pop("compile_seconds"),
             faults=SimFaults(faulty_copies=options.pop("faulty_copies")),
         )
         async with running_kernel(Path(folder), make, **options) as kernel:
@@ -209,6 +212,7 @@ OPTIONS = st.fixed_dictionaries(
         "copy_rate": st.sampled_from([1e4, 1e6]),  # bytes a second; a page is 512 bytes, a step 10 ms
         "faulty_copies": st.sampled_from([frozenset(), frozenset({1, 3, 6})]),
         "preempt": st.sampled_from(["auto", "swap", "recompute"]),
+        "compile_seconds": st.sampled_from([0.001, 0.1]),  # of a grammar
         "switching": st.sampled_from(["auto", "async", "sync"]),
         "swap_reuse": st.booleans(),
     }

@@ -10,7 +10,7 @@ export const state = {
 };
 
 // What the kernel says that a process does with its time, in a reader's words.
-const WORDS = { memory: "waits for memory", swapped: "swapped out", device: "waits for device", sibling: "shares a prefill", input: "waits for input" };
+const WORDS = { memory: "waits for memory", swapped: "swapped out", device: "waits for device", sibling: "shares a prefill", grammar: "compiles its grammar", input: "waits for input" };
 export const phaseOf = (row) => WORDS[row.activity] ?? row.activity;
 
 function makeRow(values, old) {
