@@ -54,11 +54,13 @@ INLINE void attend(const llmos_kv *kv, attention_item item, attention_item next,
             int32_t from = sees_from > 0 ? sees_from : 0, to = sees_to < last ? sees_to : last;
             if (from >= to)
                 continue;
+            float scales[CHUNK_KEYS] __attribute__((aligned(64)));
+            float largest = is_int8 ? gather_scales(&tiles, scales, from, to, width) : 0.0f;
             for (int32_t row = token * group; row < (token + 1) * group; row++)
                 if (is_int8)
-                    weigh_row_int8(s, &tiles, row, from, to, width, weigh_lines, last);
+                    weigh_row_int8(s, &tiles, scales, largest, row, from, to, weigh_lines, last);
                 else
-                    weigh_row(s, &tiles, row, from, to, width, 0, 0);
+                    weigh_row(s, row, from, to);
         }
 
         /* Keys that all rows of a register tile see are summed together, the rest row by row around them. int8 rows

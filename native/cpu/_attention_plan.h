@@ -10,7 +10,7 @@ enum {
     QUERY_STRIDE = 256 + 16,
     TILE_ROWS = 64, /* rows (token, head of the group) of an item, where the group is not larger */
     SHARED_ROWS = 24, /* rows that add the keys that all of them see together */
-    TILES_AHEAD = 12, /* places between the tile in use and the one that is fetched */
+    TILES_AHEAD = 32, /* places between the tile in use and the one that is fetched */
     INT8_WEIGH_ROWS = 4 /* rows from which on int8 spends enough time on weights to fetch meanwhile */
 };
 

@@ -2,7 +2,7 @@
 
 /* Sixteen sums of products of four bytes: unsigned ones in `u`, signed ones in `s`. Those of keys (vi_dot_key:
  * unsigned, four dimensions of sixteen keys) or values (signed, four tokens in sixteen dimensions) fill a register, the four
- * of a query or of weights are the same for all sixteen. vi_join: 2^shift high + low - offset.
+ * of a query or of weights are the same for all sixteen. vi_float: x - offset. vi_join: 256 high + low.
  * store_parts: of whole numbers below 2^16 the high bytes of four, their low bytes, and so on.
  */
 #if defined(SIMD_AVX512)
@@ -17,11 +17,8 @@ INLINE vi vi_dot(vi sum, vi u, vi s) /* gcc 12 copies and spills the sums around
 }
 INLINE vi vi_dot_key(vi sum, vi key, int32_t q) { return vi_dot(sum, key, _mm512_set1_epi32(q)); }
 INLINE vi vi_dot_value(vi sum, vi value, int32_t w) { return vi_dot(sum, _mm512_set1_epi32(w), value); }
-INLINE vf vi_join(vi high, vi low, const int shift, int32_t offset)
-{
-    vi x = _mm512_add_epi32(_mm512_slli_epi32(high, shift), low);
-    return _mm512_cvtepi32_ps(_mm512_sub_epi32(x, _mm512_set1_epi32(offset)));
-}
+INLINE vf vi_float(vi x, int32_t offset) { return _mm512_cvtepi32_ps(_mm512_sub_epi32(x, _mm512_set1_epi32(offset))); }
+INLINE vf vi_join(vi high, vi low) { return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high, 8), low)); }
 INLINE void store_parts(uint8_t *to, vf x)
 {
     __m256i order = _mm256_broadcastsi128_si256(_mm_setr_epi8(1, 3, 5, 7, 0, 2, 4, 6, 9, 11, 13, 15, 8, 10, 12, 14));
@@ -54,15 +51,16 @@ INLINE vi vi_dot_value(vi sum, vi value, int32_t w)
     __m256i x = _mm256_set1_epi32(w);
     return (vi){dot_half(sum.l, x, value.l), dot_half(sum.h, x, value.h)};
 }
-INLINE __m256 join_half(__m256i high, __m256i low, const int shift, int32_t offset)
+INLINE vf vi_float(vi x, int32_t offset)
 {
-    __m256i x = _mm256_add_epi32(_mm256_slli_epi32(high, shift), low);
-    return _mm256_cvtepi32_ps(_mm256_sub_epi32(x, _mm256_set1_epi32(offset)));
+    __m256i o = _mm256_set1_epi32(offset);
+    return (vf){_mm256_cvtepi32_ps(_mm256_sub_epi32(x.l, o)), _mm256_cvtepi32_ps(_mm256_sub_epi32(x.h, o))};
 }
-INLINE vf vi_join(vi high, vi low, const int shift, int32_t offset)
+INLINE __m256 join_half(__m256i high, __m256i low)
 {
-    return (vf){join_half(high.l, low.l, shift, offset), join_half(high.h, low.h, shift, offset)};
+    return _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_slli_epi32(high, 8), low));
 }
+INLINE vf vi_join(vi high, vi low) { return (vf){join_half(high.l, low.l), join_half(high.h, low.h)}; }
 INLINE void store_parts(uint8_t *to, vf x)
 {
     __m256i order = _mm256_broadcastsi128_si256(_mm_setr_epi8(1, 3, 5, 7, 0, 2, 4, 6, 9, 11, 13, 15, 8, 10, 12, 14));
@@ -106,11 +104,18 @@ INLINE vi vi_dot_value(vi sum, vi value, int32_t w)
         sum.x[i] += v[4 * i] * x[0] + v[4 * i + 1] * x[1] + v[4 * i + 2] * x[2] + v[4 * i + 3] * x[3];
     return sum;
 }
-INLINE vf vi_join(vi high, vi low, const int shift, int32_t offset)
+INLINE vf vi_float(vi x, int32_t offset)
 {
     vf r;
     for (int i = 0; i < 16; i++)
-        r.x[i] = (float)(high.x[i] * (1 << shift) + low.x[i] - offset);
+        r.x[i] = (float)(x.x[i] - offset);
+    return r;
+}
+INLINE vf vi_join(vi high, vi low)
+{
+    vf r;
+    for (int i = 0; i < 16; i++)
+        r.x[i] = (float)(high.x[i] * 256 + low.x[i]);
     return r;
 }
 INLINE void store_parts(uint8_t *to, vf x)

@@ -77,9 +77,9 @@ int32_t llmos_attention_items(const llmos_kv *kv, const llmos_span *spans, int32
 int64_t llmos_attention_scratch_bytes(const llmos_kv *kv);
 
 /* Causal attention for items [i0, i1): softmax(q k / sqrt(head_dim)) v, in fp32. int8: exact integer products of
- * queries of 15 bits, one scale for each query and head, and of weights times their values' scales of 16 bits, one
- * scale for each query, head and chunk: such a weight is off by 2^-17 of the chunk's largest at most. The step's own
- * keys are already written.
+ * queries of 8 bits, one scale for each query and head, and of weights times their values' scales of 16 bits, one
+ * scale for each query, head and chunk: such a product is off by 2^-17 of the chunk's largest weight times its largest
+ * scale at most. The step's own keys are already written.
  * q: the flat tokens' rotated queries, [tokens][ldq] (the rows of qkv will do); out: [tokens][ldo], query heads
  * in order. scratch is 64-byte aligned.
  *

@@ -87,7 +87,7 @@ def reference(layout: KVLayout, space: Space) -> np.ndarray:
     positions = np.arange(tokens)
     q, k = rotate(x[:, :heads], positions, dim), rotate(x[:, heads : heads + kv_heads], positions, dim)
     k, v = as_stored(k, layout.format), as_stored(x[:, heads + kv_heads :], layout.format)
-    q = q.astype(np.float64)
+    q = as_stored(q, "int8") if layout.format == "int8" else q.astype(np.float64)
     k, v = np.repeat(k, heads // kv_heads, axis=1), np.repeat(v, heads // kv_heads, axis=1)
     scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(dim)
     hidden = positions[None, :] > positions[:, None]
