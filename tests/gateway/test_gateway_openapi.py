@@ -178,32 +178,14 @@ async def test_bodies_have_every_field_that_is_read(path: str, table: FieldTable
     assert schema["properties"].keys() == implemented
 
 
+TOKENS = {"return_token_ids": True, "return_token_times": True}
 RICH_BODIES = [
-    (
-        CHAT,
-        hello(
-            logprobs=True,
-            top_logprobs=2,
-            n=2,
-            return_token_ids=True,
-            return_token_times=True,
-            timings_per_token=True,
-        ),
-    ),
+    (CHAT, hello(logprobs=True, top_logprobs=2, n=2, timings_per_token=True, **TOKENS)),
     (CHAT, hello(prompt_logprobs=1, stop="l", include_reasoning=False)),
     (CHAT, hello(tools=[TOOL], tool_choice="required")),
     (CHAT, hello(tools=[TOOL])),
     ("/v1/completions", {"prompt": ["a", "b"], "n": 2, "logprobs": 2, "echo": True, "stop_token_ids": [108]}),
-    (
-        "/v1/completions",
-        {
-            "prompt": [1, 2],
-            "return_token_ids": True,
-            "return_token_times": True,
-            "prompt_logprobs": 0,
-            "ignore_eos": True,
-        },
-    ),
+    ("/v1/completions", {"prompt": [1, 2], "prompt_logprobs": 0, "ignore_eos": True, **TOKENS}),
     ("/v1/responses", {"input": "hi", "instructions": "Be short.", "metadata": {"a": "b"}}),
     ("/v1/responses", {"input": "hi", "tools": [{"type": "function", **TOOL["function"]}], "store": False}),
     ("/v1/responses", {"input": "hi", "max_output_tokens": 2, "text": {"format": {"type": "json_object"}}}),
