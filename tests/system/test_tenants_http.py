@@ -1,0 +1,127 @@
+"""Tenants on a real server over HTTP: a flood beside a light one, memory that is capped, and closed doors."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from llmos.bench.server import Server, running_server
+from syscalls.sync import SyncClient
+from tests.system.leaks import assert_no_leak, count
+
+LIMITS = {"flood": "", "light": "", "small": "max_resident_mib = 1"}
+KEYS = {name: f"sk-llmos-{name}-{'y' * 30}" for name in LIMITS}
+NUM_FLOOD = 16
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Places for four processes; small frames, so that a MiB is worth counting."""
+    tables = [
+        f'[tenant.{name}]\nkeys_sha256 = ["{hashlib.sha256(KEYS[name].encode()).hexdigest()}"]\n{lines}\n'
+        for name, lines in LIMITS.items()
+    ]
+    path = tmp_path_factory.mktemp("tenants") / "tenants.toml"
+    path.write_text("".join(tables))
+    options = ("--device", "cpu", "--threads", "1", "--weights", "bf16", "--kv", "bf16", "--frame-kib", "16")
+    with running_server(
+        *options, "--pool-mib", "64", "--max-running", "4", "--tenants", str(path)
+    ) as running:
+        for name in KEYS:  # the gateway keeps a session for each key that it has seen
+            assert get(running, name, "/v1/models").status_code == 200
+        before = count(running)
+        yield running
+        assert_no_leak(running, before)
+
+
+def get(server: Server, name: str, path: str) -> httpx.Response:
+    """Fetch a page with a tenant's key."""
+    return httpx.get(f"{server.url}{path}", headers={"x-api-key": KEYS[name]}, timeout=60)
+
+
+def complete(
+    server: Server, name: str, number: int = 0, num_prompt: int = 60, **fields: object
+) -> httpx.Response:
+    """Complete a prompt of a tenant's own, greedily and to its limit."""
+    prompt = [300 + (number * 31 + i) % 200 for i in range(num_prompt)]
+    body = {"prompt": prompt, "temperature": 0, "ignore_eos": True, "max_tokens": 100, **fields}
+    headers = {"x-api-key": KEYS[name]}
+    return httpx.post(f"{server.url}/v1/completions", json=body, headers=headers, timeout=120)
+
+
+def test_a_flood_does_not_keep_the_light_one_waiting(server: Server) -> None:
+    """One tenant sends sixteen long requests at once; another's short ones are done before half of them."""
+    num_done = 0
+    lock = threading.Lock()
+
+    def one(number: int) -> int:
+        nonlocal num_done
+        status = complete(server, "flood", number, max_tokens=300).status_code
+        with lock:
+            num_done += 1
+        return status
+
+    with ThreadPoolExecutor(NUM_FLOOD) as pool:
+        answers = [pool.submit(one, number) for number in range(NUM_FLOOD)]
+        with SyncClient(server.socket_path) as client:
+            while client.statistics().num_waiting < NUM_FLOOD - 8:
+                assert num_done == 0
+        for number in range(4):
+            assert complete(server, "light", number, max_tokens=20).status_code == 200
+        assert num_done < NUM_FLOOD // 2
+        assert {answer.result() for answer in answers} == {200}
+
+
+def test_memory_is_capped_for_one_and_not_for_others(server: Server) -> None:
+    """Six requests of half a MiB under a cap of one: never more is held, all are answered as for others."""
+    texts = {n: complete(server, "light", n, num_prompt=300).json()["choices"][0]["text"] for n in range(6)}
+    peak = 0
+    with ThreadPoolExecutor(6) as pool:
+        answers = [pool.submit(complete, server, "small", n, num_prompt=300) for n in range(6)]
+        while not all(answer.done() for answer in answers):
+            rows = get(server, "small", "/v1/requests").json()["data"]
+            assert {row["tenant"] for row in rows} <= {"small"}
+            peak = max(peak, sum(row["kv_bytes"] for row in rows))
+        assert MIB // 4 < peak <= MIB
+        for number, answer in enumerate(answers):
+            assert answer.result().json()["choices"][0]["text"] == texts[number]
+    refused = complete(server, "small", max_tokens=1900)
+    assert refused.status_code == 400
+    error = refused.json()["error"]
+    assert (error["code"], error["type"]) == ("insufficient_memory", "invalid_request_error")
+    assert "tenant small may have memory" in error["message"]
+    assert complete(server, "light", max_tokens=1900).status_code == 200
+
+
+def test_doors_that_a_tenants_key_does_not_open(server: Server) -> None:
+    """Administrators' routes are 403; another tenant's request is one that does not exist."""
+    headers = {"x-api-key": KEYS["light"]}
+    with httpx.Client(base_url=server.url, headers=headers, timeout=60) as light:
+        for method, path in (("POST", "/drain"), ("GET", "/is_sleeping"), ("POST", "/reset_prefix_cache")):
+            refused = light.request(method, path)
+            assert (refused.status_code, refused.json()["error"]["type"]) == (403, "permission_error")
+        with httpx.stream(
+            "POST", f"{server.url}/v1/completions",
+            json={"prompt": "x", "max_tokens": 500, "ignore_eos": True, "stream": True, "n": 8},
+            headers={"x-api-key": KEYS["flood"], "x-request-id": "not-yours"}, timeout=60,
+        ) as stream:  # fmt: skip
+            lines = stream.iter_lines()
+            next(lines)
+            assert {row["id"] for row in get(server, "flood", "/v1/requests").json()["data"]} == {"not-yours"}
+            pid = stream.headers["x-llmos-pid"].partition(",")[0]
+            for wanted in ("not-yours", pid):
+                for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/cancel")):
+                    refused = light.request(method, f"/v1/requests/{wanted}{path}")
+                    assert refused.status_code == 404
+                    assert refused.json()["error"]["code"] == "request_not_found"
+            assert light.post(f"/slots/{pid}?action=erase").status_code == 404
+            assert light.get("/v1/requests").json()["data"] == []
+            rest = "".join(lines)
+            assert rest.count('"finish_reason":"length"') == 8
+            assert '"error"' not in rest
