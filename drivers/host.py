@@ -33,6 +33,7 @@ from llmos.device import (
 
 if TYPE_CHECKING:
     from drivers.backend import Backend
+    from drivers.encoder.engine import EncoderEngine
 
 PROGRESS_SECONDS = 0.1  # at most one Progress in so long, and the last one
 
@@ -51,8 +52,14 @@ class ProgressReporter:
             self._link.send(Progress(done_bytes, total_bytes, what))
 
 
-def serve(link: KernelLink, backend: Backend, name: str) -> None:
+def serve(link: KernelLink, backend: Backend, name: str, encoder: EncoderEngine | None = None) -> None:
     """Say Hello, then carry out messages in order until StopDriver or the end of the stream.
+
+    Args:
+        link: to the kernel.
+        backend: the device.
+        name: of the device.
+        encoder: what runs steps, of a device that only makes vectors; None: an `Engine` on the backend.
 
     Raises:
         LinkError: the kernel sent garbage.
@@ -60,7 +67,7 @@ def serve(link: KernelLink, backend: Backend, name: str) -> None:
     """
     from drivers.engine import Engine
 
-    engine = Engine(backend)
+    engine = encoder or Engine(backend)
     description = backend.describe()
     link.send(
         Hello(
@@ -120,13 +127,20 @@ def open_backend(kind: str, name: str, num_threads: int, cpus: tuple[int, ...]) 
     return CpuDriver(num_threads, cpus)
 
 
+def open_encoder() -> EncoderEngine:
+    """Make the engine of a device that only makes vectors; it runs on the processor."""
+    from drivers.encoder.engine import EncoderEngine
+
+    return EncoderEngine()
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a driver; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="drivers.host", description=__doc__.splitlines()[0] if __doc__ else ""
     )
     parser.add_argument("--fd", type=int, required=True, help="inherited socket to the kernel")
-    parser.add_argument("--kind", choices=("cpu", "cuda"), required=True)
+    parser.add_argument("--kind", choices=("cpu", "cuda", "encoder"), required=True)
     parser.add_argument("--name", required=True, help="device name, cpu:0")
     parser.add_argument("--threads", type=int, default=1, help="threads for torch; 0: one for each processor")
     parser.add_argument("--cpus", default="", help="processors to run on, 0,1")
@@ -135,7 +149,8 @@ def main(arguments: list[str] | None = None) -> int:
     cpus = tuple(int(cpu) for cpu in options.cpus.split(",") if cpu)
     link = KernelLink(socket.socket(fileno=options.fd))
     try:
-        serve(link, open_backend(options.kind, options.name, options.threads, cpus), options.name)
+        backend = open_backend(options.kind, options.name, options.threads, cpus)
+        serve(link, backend, options.name, open_encoder() if options.kind == "encoder" else None)
     except LinkError as error:
         print(f"driver {options.name}: {error}", file=sys.stderr)
         return 2

@@ -128,6 +128,7 @@ class SimDriver:
         load_seconds: time that a load takes.
         compile_seconds: time that a grammar takes, beside steps and other grammars; None: it follows none.
             Any text is one that does not begin with "bad"; another text gives other tokens.
+        encodes: it is an encoder, which only makes vectors, of texts that come whole.
         record: keep every step in `steps`, for tests that look at batches.
     """
 
@@ -144,6 +145,7 @@ class SimDriver:
     faults: SimFaults = attrs.field(factory=SimFaults)
     load_seconds: float = 0.0
     compile_seconds: float | None = None
+    encodes: bool = False
     record: bool = False
 
     steps: list[Step] = attrs.field(factory=list, init=False)
@@ -278,7 +280,8 @@ class SimDriver:
             dtype="sim",
             num_parameters=0,
             kernels="sim",
-            embedding=EmbeddingInfo(VECTOR_SIZE, ("last", "mean")),
+            generates=not self.encodes,
+            embedding=EmbeddingInfo(VECTOR_SIZE, ("mean", "cls") if self.encodes else ("last", "mean")),
         )
         num_slots: dict[Tier, int] = {
             "host": min(self.max_slots, load.host_bytes // self.kv.frame_bytes),
@@ -348,7 +351,7 @@ class SimDriver:
         if len(set(asids)) < len(asids):
             raise ProtocolViolation(f"step {step.id} has two rows of one space: {sorted(asids)}")
         num_tokens = sum(row.num_tokens for row in step.rows)
-        if num_tokens > self._load.max_step_tokens:
+        if num_tokens > self._load.max_step_tokens and not (self.encodes and len(step.rows) == 1):
             raise ProtocolViolation(
                 f"step {step.id} has {num_tokens} tokens; the limit is {self._load.max_step_tokens}"
             )
@@ -469,6 +472,10 @@ class SimDriver:
             if row.pool:
                 raise ProtocolViolation(f"space {row.asid} makes no vector")
             return None
+        if self.encodes and (row.start or not row.pool):
+            raise ProtocolViolation(
+                f"space {row.asid} of an encoder has a text from {row.start} that is not whole"
+            )
         if row.sample or row.targets:
             raise ProtocolViolation(f"space {row.asid} makes a vector, and is to sample or score")
         if pooling.kind != "mean":

@@ -50,6 +50,7 @@ from syscalls.collector import settle_collector
 from syscalls.paths import default_socket_path, prepare_socket_directory
 
 SWAP_SHARE = 8  # all devices' host areas take this part of what is available, as they are written
+ENCODER = "encoder:0"  # the device that only makes vectors
 MAX_DEFAULT_SWAP_BYTES = 4 << 30  # of a device
 
 
@@ -85,6 +86,9 @@ async def boot(
     began = trio.current_time()
     socket_path = config.socket or str(default_socket_path())
     model_path = await trio.to_thread.run_sync(resolve_model, config.model, str(base_path()))
+    encoder_path = None
+    if config.embedding_model is not None:
+        encoder_path = await trio.to_thread.run_sync(resolve_model, config.embedding_model, str(base_path()))
     tenants, images = make_tenants(config), make_image_store(config)
     system = System(accounts=tenants.accounts, tenants=tenants, images=images, max_waiting=config.max_waiting)
     shutdown = ShutdownRequest()
@@ -97,10 +101,13 @@ async def boot(
     listener = listen_unix(socket_path, 0o666 if tenants.names_users else 0o600)
     try:
         async with open_supervisor() as init:
-            for name in device_names(config, device_kind):
-                opener = open_link(name) if open_link else link_opener(config, device_kind, name, model_path)
+            load = load_message(config, model_path)
+            loads = dict.fromkeys(device_names(config, device_kind), load)
+            if encoder_path is not None:  # last: the first model is the default
+                loads[ENCODER] = encoder_load_message(config, load, encoder_path)
+            for name, load in loads.items():
+                opener = open_link(name) if open_link else link_opener(config, device_kind, name, load.path)
                 core = system.cores[name] = make_core(config, name, system)
-                load = load_message(config, model_path)
                 system.hosts[name] = DriverHost(
                     core, opener, load, config.step_timeout_seconds, system.events, on_progress
                 )
@@ -296,7 +303,7 @@ def make_core(config: Config, name: str, system: System) -> Core:
         config.max_running,
         num_spaces(config),
         system.on_exit,
-        config.prefix_cache,
+        config.prefix_cache and name != ENCODER,  # it keeps nothing of a text
         config.cache_policy,
         PreemptionCosts(config.preempt, config.switching, config.max_step_tokens),
         config.swap_reuse,
@@ -323,6 +330,19 @@ def load_message(config: Config, model_path: str) -> Load:
         disk_bytes=config.swap_file_mib << 20,
         disk_folder=config.swap_folder,
         copy_piece_bytes=config.swap_piece_kib << 10 if config.swap_piece_kib else None,
+    )
+
+
+def encoder_load_message(config: Config, load: Load, encoder_path: str) -> Load:
+    """What the encoder's driver is told to load, beside the model.
+
+    Raises ConfigError: both models have one name.
+    """
+    name = config.embedding_name or served_name(encoder_path)
+    if name == load.name:
+        raise ConfigError(f"the model and the encoder are both called {name!r}: set embedding_name")
+    return msgspec.structs.replace(
+        load, path=encoder_path, name=name, host_bytes=0, disk_bytes=0, max_model_len=None
     )
 
 
@@ -363,6 +383,7 @@ def simulated_opener(config: Config, name: str, model_path: str) -> OpenLink:
             max_model_len=shape["max_position_embeddings"],
             cost=CostModel(base=config.sim_step_ms / 1e3),
             num_frames=32_768,
+            encodes=name == ENCODER,
         )
 
     return open_link
@@ -372,11 +393,22 @@ def link_opener(config: Config, kind: str, name: str, model_path: str) -> OpenLi
     """How a device's driver is started."""
     if kind == "sim":
         return simulated_opener(config, name, model_path)
+    if name == ENCODER:
+        return encoder_opener(config)
     threads = threads_per_device(config)
     processors = processors_of(config, int(name.rpartition(":")[2]))
 
     async def open_link() -> DriverLink:
         return await open_driver(kind, name, threads, processors)
+
+    return open_link
+
+
+def encoder_opener(config: Config) -> OpenLink:
+    """How the encoder's driver is started: on the processor, wherever the model runs."""
+
+    async def open_link() -> DriverLink:
+        return await open_driver("encoder", ENCODER, threads_per_device(config))
 
     return open_link
 

@@ -50,6 +50,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         Positive | None, Meta(description="threads of one device; default: cores divided by devices")
     ] = None
     pin: Annotated[bool, Meta(description="keep each device's threads on processors of its own")] = False
+    embedding_model: Annotated[
+        str | None, Meta(description="BERT-like encoder for embeddings, a folder or hub id, beside the model")
+    ] = None
+    embedding_name: Annotated[
+        str | None, Meta(description="name clients use for the encoder; default: the folder's")
+    ] = None
     listen: Annotated[str, Meta(description="HOST:PORT of the gateway; empty: none")] = "127.0.0.1:8000"
     socket: Annotated[str | None, Meta(description="path of the syscall socket")] = None
     pool_mib: Annotated[

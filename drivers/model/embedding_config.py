@@ -12,6 +12,7 @@ from llmos.device import EmbeddingInfo
 
 __all__ = ["describe_embedding", "read_json"]
 
+MODULES = ("Transformer", "Pooling", "Normalize")  # of sentence-transformers
 MODES = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_mean_tokens": "mean",
@@ -48,15 +49,17 @@ def describe_embedding(folder: Path, size: int, poolings: tuple[str, ...]) -> Em
 
 def _read_pooling(folder: Path) -> str | None:
     """The pooling that sentence-transformers would use; None: the folder does not say."""
-    modules = read_json(folder / "modules.json", kind=list)
-    paths = [
-        str(module.get("path", ""))
-        for module in modules
-        if isinstance(module, dict) and str(module.get("type", "")).endswith(".Pooling")
-    ]
-    if not paths:
+    path: Path | None = None
+    for module in read_json(folder / "modules.json", kind=list):
+        kind = str(module.get("type", "")).rpartition(".")[2] if isinstance(module, dict) else "none"
+        if kind not in MODULES:
+            raise ModelError(
+                f"{folder / 'modules.json'}: {kind} is not supported; supported: {', '.join(MODULES)}"
+            )
+        if kind == "Pooling":
+            path = folder / str(module.get("path", "")) / "config.json"
+    if path is None:
         return None
-    path = folder / paths[0] / "config.json"
     found = [
         name for name, value in read_json(path).items() if name.startswith("pooling_mode_") and value is True
     ]

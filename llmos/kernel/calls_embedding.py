@@ -104,6 +104,7 @@ def _make_processes(
             sampling=Sampling(seed=0),
             stop_tokens=frozenset(),
             pooling=pooling,
+            is_whole=not core.loaded.model.generates,
             auto_reap=body.auto_reap,
             deadline_seconds=body.deadline_seconds,
             cache_salt=body.cache_salt,

@@ -171,6 +171,7 @@ def _make_process(
         num_to_score=saved.num_to_score,
         prompt_logprobs=list(saved.prompt_logprobs),
         pooling=saved.pooling,
+        is_whole=not core.loaded.model.generates,
         num_summed=saved.num_summed,
         total=saved.total,
         turn_start=saved.turn_start,

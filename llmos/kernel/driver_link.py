@@ -100,7 +100,7 @@ async def open_driver(kind: str, name: str, num_threads: int, cpus: tuple[int, .
     """Start a driver process. It says Hello when it is up. A checkpoint.
 
     Args:
-        kind: "cpu" or "cuda".
+        kind: "cpu", "cuda", or "encoder": a processor that only makes vectors.
         name: of the device.
         num_threads: for its operations.
         cpus: processors to pin it to; empty: none.

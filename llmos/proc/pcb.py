@@ -55,6 +55,7 @@ class Process:
     sampling: Sampling  # with a seed, always
     stop_tokens: frozenset[int]  # ids that end a turn
     min_tokens: int = 0
+    is_whole: bool = False  # all of its input is computed in one row
     pooling: Pooling | None = None  # it ends with a vector, and samples nothing
     num_to_score: int = 0  # positions of the prompt at which the likelihood of the next token is wanted
     interactive: bool = False
@@ -143,6 +144,8 @@ class Process:
 
         The last one yields the next token, and those to be scored or summed yield more than keys and values.
         """
+        if self.is_whole:
+            return 0
         num_scored = len(self.prompt_logprobs)
         most = len(self.tokens) - 1
         if self.pooling is not None and self.pooling.kind == "mean":

@@ -64,6 +64,8 @@ def compose(
     not, stretch the step by a quarter or COURTEOUS_SECONDS only: a flood does not make others' tokens come
     slowly.
 
+    An input that is taken whole (an encoder's) is not cut: it waits until it fits, or has a step of its own.
+
     Prompts whose tokens are to be scored get MAX_SCORED_TOKENS together.
 
     Neither mutates nor looks at memory: whether the shares can be mapped is the caller's business.
@@ -112,7 +114,9 @@ def _add_prompts(shares: list[Share], prompts: list[Process], budget: int, limit
     for process, wanted in _list_chunks(prompts, limits):
         if budget <= 0 or len(shares) >= limits.max_rows:
             break
-        count = min(wanted, budget)
+        if process.is_whole and wanted > budget and shares:
+            break  # one that is longer than a step has a step of its own
+        count = wanted if process.is_whole else min(wanted, budget)
         shares.append((process, count))
         budget -= count
 
@@ -121,7 +125,9 @@ def _list_chunks(prompts: list[Process], limits: BatchLimits) -> Iterator[Share]
     """Each prompt and the most of its tokens that a step takes, whatever else it holds; at least one."""
     scorable = MAX_SCORED_TOKENS
     for process in prompts:
-        wanted = min(process.num_uncomputed, limits.max_chunk_tokens)
+        wanted = process.num_uncomputed
+        if not process.is_whole:
+            wanted = min(wanted, limits.max_chunk_tokens)
         if process.num_scheduled < process.num_to_score:
             wanted = min(wanted, scorable)
             scorable -= wanted
@@ -151,6 +157,8 @@ def _add_prompts_in_time(
             most_seconds = min(most_seconds, decode_seconds + max(decode_seconds / 4, COURTEOUS_SECONDS))
         count = _fit(work, start, wanted, predict, most_seconds)
         count = min(wanted, max(count, guaranteed))
+        if process.is_whole and count < process.num_uncomputed:
+            break
         if count:
             shares.append((process, count))
         if count < wanted:

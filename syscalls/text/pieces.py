@@ -3,7 +3,8 @@
 A tokenizer file describes its decoder as a chain of steps over the list of tokens. The chains that language
 models use work token by token, and may strip spaces from the start of the whole; so each token has fixed
 bytes, and text is the concatenation of those bytes decoded as UTF-8. That makes decoding incremental and
-exact: the tokenizers library's own `decode` of a list gives the same text whenever the bytes are valid UTF-8.
+exact: the tokenizers library's own `decode` of a list gives the same text whenever the bytes are valid UTF-8,
+but for WordPiece's clean-up of spaces before punctuation, which is left out.
 Where they are not, it writes one U+FFFD for each byte of the run (byte fallback), even for bytes that began a
 whole character; here it is one for each maximal broken part, as the Unicode standard recommends.
 """
@@ -87,6 +88,9 @@ class PieceTable:
                 if step.get("prepend_scheme", "always") != "never":
                     self._dropped_at_start = mark
                 self._steps.append(_replacing(mark, " "))
+            case {"type": "WordPiece", "prefix": mark} if not is_fused:  # its clean-up looks at neighbours
+                self.num_leading_spaces += 1
+                self._steps.append(_joining_words(mark))
             case {"type": "Join"} if not is_fused:
                 self.num_leading_spaces += 1
                 self._steps.append(_prepend_space)
@@ -110,6 +114,14 @@ def _replacing(old: str, new: str) -> Step:
 
 def _prepend_space(piece: str | bytes) -> str | bytes:
     return f" {piece}" if isinstance(piece, str) else b" " + piece
+
+
+def _joining_words(mark: str) -> Step:
+    def join(piece: str | bytes) -> str | bytes:
+        text = piece if isinstance(piece, str) else piece.decode(errors="replace")
+        return text.removeprefix(mark) if text.startswith(mark) else f" {text}"
+
+    return join
 
 
 def _spell_byte_token(piece: str | bytes) -> str | bytes:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders
+from tokenizers import Tokenizer, decoders, models
 
 from syscalls.text.pieces import PieceTable, UnsupportedDecoder
 from syscalls.text.tokenizer import TextModel
@@ -100,11 +100,23 @@ def test_id_without_a_token_is_empty() -> None:
 
 def test_unknown_decoder_is_refused_by_name() -> None:
     """A decoder that needs its neighbours is refused when the model is opened."""
-    with pytest.raises(UnsupportedDecoder, match="WordPiece"):
-        PieceTable(make_words(), {"type": "WordPiece", "prefix": "##", "cleanup": True})
+    with pytest.raises(UnsupportedDecoder, match="CTC"):
+        PieceTable(make_words(), {"type": "CTC", "pad_token": "<pad>"})
     chain = {"type": "Sequence", "decoders": [{"type": "Fuse"}, {"type": "ByteFallback"}]}
     with pytest.raises(UnsupportedDecoder, match="ByteFallback after Fuse"):
         PieceTable(make_byte_fallback(), chain)
+
+
+def test_an_encoder_s_words_are_joined() -> None:
+    """WordPiece: as the library does it without its clean-up."""
+    tokenizer = Tokenizer(
+        models.WordPiece({"un": 0, "##believ": 1, "##able": 2, "!": 3, "[X]": 4}, unk_token="[X]")
+    )
+    tokenizer.decoder = decoders.WordPiece(cleanup=False)
+    pieces = PieceTable(tokenizer, {"type": "WordPiece", "prefix": "##", "cleanup": True})
+    ids = [0, 1, 2, 3, 0, 2, 1]
+    text = b"".join(pieces[token] for token in ids).decode()
+    assert text[pieces.num_leading_spaces :] == tokenizer.decode(ids) == "unbelievable ! unablebeliev"
 
 
 def test_decoders_of_the_library_spell_their_names_as_we_do() -> None:

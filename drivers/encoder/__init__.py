@@ -1,0 +1,1 @@
+"""Encoders: models that read a text whole, in both directions, and only make vectors of it."""
