@@ -257,7 +257,7 @@ async def _run_stages(shell: Shell, job: PipeJob, stages: Sequence[Stage]) -> No
         job.output.end()
         job.status = join_codes(codes)
         job.done.set()
-    if job.number:
+    if job.number and not job.is_foreground:
         shell.foreground.notify(f"[{job.number}] {job.outcome}  {job.command}")
 
 

@@ -86,6 +86,7 @@ class PipeJob:
         scope: what cancels it.
         status: its exit code, once it is done.
         is_stopped: processes that its commands start now are to wait for `fg` or `bg`.
+        is_foreground: its end is seen there, and need not be told.
     """
 
     command: str
@@ -96,6 +97,7 @@ class PipeJob:
     done: trio.Event = attrs.field(factory=trio.Event)
     status: int | None = None
     is_stopped: bool = False
+    is_foreground: bool = False
 
     @property
     def pids(self) -> tuple[int, ...]:

@@ -30,7 +30,7 @@ async def show_pipe(shell: Shell, job: PipeJob) -> int:
 
     On Ctrl-C it is ended with all its processes; on Ctrl-Z they are stopped, and the job is kept.
     """
-    shell.foreground.has_job = True
+    shell.foreground.has_job = job.is_foreground = True
     try:
         while text := await job.output.receive():
             shell.screen.write(text)
@@ -45,7 +45,7 @@ async def show_pipe(shell: Shell, job: PipeJob) -> int:
                 await end_pipe(shell, job)
         raise
     finally:
-        shell.foreground.has_job = False
+        shell.foreground.has_job = job.is_foreground = False
     shell.jobs.remove(job)
     assert job.status is not None
     return job.status

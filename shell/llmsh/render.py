@@ -4,45 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, TextIO, cast
 
 import attrs
 import msgspec
 from rich.console import Console, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from shell.llmsh.pipe import TextPipe
 from shell.llmsh.text import make_safe
 
+STALE = ("COLUMNS", "LINES")
 PIPE_WIDTH = 4096  # columns for tables in a pipe: nothing is cut there
-STATE_STYLES = {"RUNNING": "green", "STOPPED": "yellow", "ZOMBIE": "dim", "ready": "green", "failed": "red"}
-
-
-@attrs.frozen
-class Column:
-    """One column of a table."""
-
-    title: str
-    is_number: bool = False
-    is_flexible: bool = False  # gives way when the terminal is narrow
-
-
-def make_table(columns: Sequence[Column], rows: Iterable[Sequence[object]]) -> Table:
-    """Lay out rows under a header, without lines."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        table.add_column(
-            column.title,
-            justify="right" if column.is_number else "left",
-            no_wrap=True,
-            overflow="ellipsis",
-            min_width=None if column.is_flexible else len(column.title),
-        )
-    for row in rows:
-        table.add_row(*map(_make_cell, row))
-    return table
 
 
 def format_bytes(size: int) -> str:
@@ -117,7 +90,9 @@ class Screen:
         """Return a console that draws here."""
         out = cast("TextIO", self.out)  # rich wants a file and uses no more of it than `Writable` has
         if self.is_terminal:
-            return Console(file=out, highlight=False)
+            # A size in the environment is that of the terminal as it was when somebody exported it.
+            environment = {name: value for name, value in os.environ.items() if name not in STALE}
+            return Console(file=out, highlight=False, _environ=environment)
         return Console(file=out, width=PIPE_WIDTH, no_color=True, force_terminal=False, highlight=False)
 
     def write(self, text: str) -> None:
@@ -127,6 +102,12 @@ class Screen:
         self.out.write(make_safe(text) if self.is_terminal else text)
         self.out.flush()
         self._line_is_open = not text.endswith("\n")
+
+    def write_raw(self, codes: str) -> None:
+        """Write control codes of our own, which leave the cursor at the start of a line."""
+        self.out.write(codes)
+        self.out.flush()
+        self._line_is_open = False
 
     def end_line(self) -> None:
         """Start a new line unless one has just begun."""
@@ -179,8 +160,3 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [to_plain(item) for item in value]
     return value
-
-
-def _make_cell(value: object) -> Text:
-    text = "-" if value is None or value == "" else make_safe(str(value)).replace("\n", " ")
-    return Text(text, style=STATE_STYLES.get(text.partition("(")[0], ""))

@@ -25,7 +25,7 @@ OPERANDS = {
 ONE_OBJECT_A_LINE = ("strace",)
 ACTS = {  # what they print is text, or nothing
     "chat", "kill", "stop", "cont", "nice", "fork", "cat", "tail", "fg", "bg", "exit", "rm-image", "shutdown",
-    "echo", "tee", "grep", "head", "unset", "time", "watch", "man",
+    "echo", "tee", "grep", "head", "unset", "time", "watch", "man", "clear",
 }  # fmt: skip
 
 

@@ -19,13 +19,16 @@ PROMPT = "llmsh>"
 DELAY_BEFORE_KEYS = 0.05  # prompt_toolkit needs its terminal modes set before keys come
 
 
-def open_terminal(folder: Path, *arguments: str) -> pexpect.spawn[str]:
-    """Start llmsh on a pseudo-terminal."""
+def open_terminal(
+    folder: Path, *arguments: str, size: tuple[int, int] = (24, 100), **environment: str
+) -> pexpect.spawn[str]:
+    """Start llmsh on a pseudo-terminal of so many rows and columns."""
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS", "LINES")},
         "PROMPT_TOOLKIT_NO_CPR": "1",
         "TERM": "xterm",
         "XDG_STATE_HOME": str(folder / "state"),
+        **environment,
     }
     child = pexpect.spawn(
         sys.executable,
@@ -33,7 +36,7 @@ def open_terminal(folder: Path, *arguments: str) -> pexpect.spawn[str]:
         env=environment,  # type: ignore[arg-type]
         encoding="utf-8",
         timeout=20,
-        dimensions=(24, 100),
+        dimensions=size,
         preexec_fn=_heed_hangups,
     )
     child.delaybeforesend = DELAY_BEFORE_KEYS

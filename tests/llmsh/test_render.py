@@ -7,8 +7,10 @@ import io
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
-from shell.llmsh.render import Column, Screen, format_bytes, format_seconds, make_table
+from shell.llmsh.listing import Column, fit, make_table
+from shell.llmsh.render import Screen, format_bytes, format_seconds
 from shell.llmsh.text import make_safe
 
 
@@ -80,3 +82,54 @@ def test_sizes(size: int, text: str) -> None:
 def test_durations(seconds: float | None, text: str) -> None:
     """Durations are written as people read them."""
     assert format_seconds(seconds) == text
+
+
+columns = st.builds(
+    Column,
+    st.text("ABC", min_size=1, max_size=8),
+    st.booleans(),
+    is_flexible=st.booleans(),
+    is_minor=st.booleans(),
+)
+
+
+@settings(deadline=None)
+@given(st.lists(columns, min_size=1, max_size=8), st.data(), st.integers(1, 120))
+def test_what_a_terminal_has_room_for(columns: list[Column], data: st.DataObject, room: int) -> None:
+    """Columns are whole or left out, but for flexible ones; the first stays; nothing is lost without need."""
+    needed = [len(column.title) + data.draw(st.integers(0, 30)) for column in columns]
+    widths = fit(columns, needed, room)
+    shown = [width for width in widths if width is not None]
+    total = sum(shown) + 2 * (len(shown) - 1)
+    assert widths[0] is not None
+    assert total <= room or len(shown) == 1
+    for column, width, need in zip(columns, widths, needed, strict=True):
+        if width is not None:
+            assert len(column.title) <= width <= need
+            assert width == need or column.is_flexible
+    least = [len(c.title) if c.is_flexible else n for c, n in zip(columns, needed, strict=True)]
+    if sum(needed) + 2 * (len(needed) - 1) <= room:
+        assert widths == needed
+    essential = [n for i, n in enumerate(least) if i == 0 or not columns[i].is_minor]
+    if sum(essential) + 2 * (len(essential) - 1) <= room:
+        assert all(w is not None for w, c in zip(widths, columns, strict=True) if not c.is_minor)
+
+
+def test_a_narrow_terminal_shows_a_whole_state() -> None:
+    """The label is cut first, then minor columns go; a wide character counts as two."""
+    out = io.StringIO()
+    table = make_table(
+        (
+            Column("PID", True),
+            Column("STATE"),
+            Column("DEVICE", is_minor=True),
+            Column("LABEL", is_flexible=True),
+        ),
+        [(7, "ZOMBIE (stop)", "cpu:0", "\u72d0" * 20), (12, "RUNNING", "cpu:0", "b")],
+    )
+    Console(file=out, width=30).print(table)
+    assert out.getvalue().splitlines() == [
+        "PID  STATE          LABEL",
+        "  7  ZOMBIE (stop)  \u72d0\u72d0\u72d0\u72d0 \u2026",
+        " 12  RUNNING        b",
+    ]

@@ -6,9 +6,10 @@ from datetime import datetime
 
 from shell.llmsh.errors import EXIT_ERROR
 from shell.llmsh.hints import explain_error
+from shell.llmsh.listing import Column, make_table
 from shell.llmsh.loop import Shell
 from shell.llmsh.options import Arguments, Option
-from shell.llmsh.render import Column, format_bytes, format_seconds, make_table
+from shell.llmsh.render import format_bytes, format_seconds
 from shell.llmsh.table import JSON, Command
 from syscalls.errno import SyscallError
 
@@ -55,9 +56,9 @@ async def list_images(shell: Shell, arguments: Arguments) -> int:
         Column("IMAGE"),
         Column("SIZE", True),
         Column("TOKENS", True),
-        Column("SAVED", True),
-        Column("OUT", True),
-        Column("KIND"),
+        Column("SAVED", True, is_minor=True),
+        Column("OUT", True, is_minor=True),
+        Column("KIND", is_minor=True),
         Column("MADE"),
         Column("MODEL"),
         Column("LABEL", is_flexible=True),

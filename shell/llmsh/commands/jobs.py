@@ -8,10 +8,11 @@ import trio
 
 from shell.llmsh.errors import EXIT_ERROR, CommandError
 from shell.llmsh.jobs import AnyJob, Job, PipeJob, Sample
+from shell.llmsh.listing import Column, make_table
 from shell.llmsh.loop import Shell
 from shell.llmsh.options import Arguments
 from shell.llmsh.pipe_job import GRACE_SECONDS, show_pipe, stop_processes
-from shell.llmsh.render import Column, format_seconds, make_table
+from shell.llmsh.render import format_seconds
 from shell.llmsh.table import JSON, Command
 from syscalls.client import Client, ConnectionLost
 from syscalls.errno import Errno, SyscallError
@@ -176,8 +177,8 @@ async def bring_to_foreground(shell: Shell, arguments: Arguments) -> int:
     """`fg`: show a job's output, from where it was left, to its end."""
     client = await shell.client()
     job = shell.jobs.find(next(iter(arguments.operands), None))
-    shell.screen.note(job.command)
     await _continue(client, job)
+    shell.screen.note(job.command)
     if isinstance(job, PipeJob):
         return await show_pipe(shell, job)
     return report_ends(shell, await show_job(shell, client, job))

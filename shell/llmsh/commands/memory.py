@@ -5,15 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
-from rich.table import Table
 
+from shell.llmsh.listing import Column, Listing, make_table
 from shell.llmsh.loop import Shell
 from shell.llmsh.options import Arguments, Option
-from shell.llmsh.render import Column, format_bytes, make_table
+from shell.llmsh.render import format_bytes
 from shell.llmsh.table import JSON, Command
 from syscalls.memory import DeviceMemory, MapList
 
 USES = ("private", "shared", "ahead", "cached", "moving", "free")  # add up to the pool
+MINOR_USES = ("ahead", "moving")
+COUNTS = (
+    "POLICY",
+    "PAGES",
+    "IDLE",
+    "SIZE",
+    "QUERIES",
+    "HITS",
+    "TOKENS",
+    "FOUND",
+    "RATE",
+    "COPIED",
+    "EVICTED",
+)
+MINOR_COUNTS = ("POLICY", "IDLE", "QUERIES", "HITS", "COPIED", "EVICTED")
 
 
 async def show_memory(shell: Shell, arguments: Arguments) -> int:
@@ -31,12 +46,14 @@ async def show_memory(shell: Shell, arguments: Arguments) -> int:
     return 0
 
 
-def make_memory_table(devices: Sequence[DeviceMemory]) -> Table:
+def make_memory_table(devices: Sequence[DeviceMemory]) -> Listing:
     """Lay out devices by what their memory is used for."""
     tiers = list(dict.fromkeys(tier.tier for device in devices for tier in device.tiers))
     columns = (
         Column("DEVICE"),
-        *(Column(name, True) for name in ("WEIGHTS", "POOL", *(use.upper() for use in USES))),
+        Column("WEIGHTS", True, is_minor=True),
+        Column("POOL", True),
+        *(Column(use.upper(), True, is_minor=use in MINOR_USES) for use in USES),
         *(Column(tier.upper(), True) for tier in tiers),
     )
     rows = []
@@ -56,7 +73,7 @@ def make_memory_table(devices: Sequence[DeviceMemory]) -> Table:
     return make_table(columns, rows)
 
 
-def make_tenant_table(devices: Sequence[DeviceMemory]) -> Table:
+def make_tenant_table(devices: Sequence[DeviceMemory]) -> Listing:
     """Lay out what tenants have on each device."""
     names = ("private", "shared", "ahead", "cached", "host", "disk")
     columns = (Column("DEVICE"), Column("TENANT"), *(Column(name.upper(), True) for name in names))
@@ -68,7 +85,7 @@ def make_tenant_table(devices: Sequence[DeviceMemory]) -> Table:
     return make_table(columns, rows)
 
 
-def make_process_memory_table(devices: Sequence[DeviceMemory]) -> Table:
+def make_process_memory_table(devices: Sequence[DeviceMemory]) -> Listing:
     """Lay out what processes have on each device, those with most first."""
     names = ("private", "shared", "ahead", "host", "disk")
     columns = (
@@ -102,7 +119,7 @@ async def show_maps(shell: Shell, arguments: Arguments) -> int:
     return 0
 
 
-def make_map_table(found: MapList) -> Table:
+def make_map_table(found: MapList) -> Listing:
     """Lay out ranges of positions."""
     columns = (
         Column("POSITIONS", True),
@@ -131,15 +148,7 @@ async def show_cache(shell: Shell, arguments: Arguments) -> int:
     if shell.is_json(arguments):
         shell.screen.json([{"device": name, **msgspec.structs.asdict(cache)} for name, cache in caches])
         return 0
-    columns = (
-        Column("DEVICE"),
-        Column("POLICY"),
-        *(
-            Column(name, True)
-            for name in ("PAGES", "IDLE", "SIZE", "QUERIES", "HITS", "TOKENS", "FOUND", "RATE")
-        ),
-        *(Column(name, True) for name in ("COPIED", "EVICTED")),
-    )
+    columns = (Column("DEVICE"), *(Column(name, True, is_minor=name in MINOR_COUNTS) for name in COUNTS))
     rows = [
         (
             name,

@@ -1,4 +1,4 @@
-"""time and watch: commands that run another one; history: lines typed before."""
+"""time and watch: commands that run another one; history: lines typed before; clear."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def watch(shell: Shell, arguments: Arguments) -> int:
     code = 0
     for number in itertools.count(1):
         if shell.screen.can_redraw:
-            shell.screen.out.write(CLEAR)
+            shell.screen.write_raw(CLEAR)
             shell.screen.note(
                 f"every {format_seconds(seconds)}: {' '.join(arguments.operands)}   (Ctrl-C ends)"
             )
@@ -81,6 +81,13 @@ async def watch(shell: Shell, arguments: Arguments) -> int:
             break
         await trio.sleep(seconds)
     return code
+
+
+async def clear(shell: Shell, arguments: Arguments) -> int:
+    """`clear`: an empty screen."""
+    if shell.screen.can_redraw:
+        shell.screen.write_raw(CLEAR)
+    return 0
 
 
 async def history(shell: Shell, arguments: Arguments) -> int:
@@ -130,6 +137,13 @@ COMMANDS = (
         completes=("command",),
         is_prefix=True,
         examples=(("watch -d 1 ps", "all processes, once a second"),),
+    ),
+    Command(
+        "clear",
+        summary="Empty the screen",
+        details="Ctrl-L does the same at the prompt. Where the cursor cannot be moved, nothing happens.",
+        function=clear,
+        examples=(("clear", "what is on the screen goes"),),
     ),
     Command(
         "history",

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 
-from rich.table import Table
-
 from shell.llmsh.commands.filters import copy_input, show_last_lines
 from shell.llmsh.commands.generation import read_count, read_nice
 from shell.llmsh.commands.run import make_job, start_in_background
 from shell.llmsh.errors import EXIT_ERROR, UsageError
 from shell.llmsh.hints import explain_error
 from shell.llmsh.jobs import PipeJob, Sample
+from shell.llmsh.listing import Column, Listing, make_table
 from shell.llmsh.loop import Shell
 from shell.llmsh.options import Arguments, Option
 from shell.llmsh.pipe_job import end_pipe
-from shell.llmsh.render import Column, format_bytes, format_seconds, make_table
+from shell.llmsh.render import format_bytes, format_seconds
 from shell.llmsh.table import JSON, Command
 from syscalls.client import Client
 from syscalls.errno import SyscallError
@@ -36,19 +35,19 @@ async def list_processes(shell: Shell, arguments: Arguments) -> int:
     return 0
 
 
-def make_process_table(processes: Sequence[ProcessInfo], *, with_tenant: bool) -> Table:
+def make_process_table(processes: Sequence[ProcessInfo], *, with_tenant: bool) -> Listing:
     """Lay out processes, one a row."""
     columns = [
         Column("PID", True),
         *([Column("TENANT")] if with_tenant else []),
         Column("STATE"),
-        Column("NI", True),
+        Column("NI", True, is_minor=True),
         Column("TOKENS", True),
-        Column("OUT", True),
+        Column("OUT", True, is_minor=True),
         Column("MEM", True),
-        Column("SHARED", True),
+        Column("SHARED", True, is_minor=True),
         Column("AGE", True),
-        Column("DEVICE"),
+        Column("DEVICE", is_minor=True),
         Column("LABEL", is_flexible=True),
     ]
     rows = [

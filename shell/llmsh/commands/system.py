@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
-from rich.table import Table
-
 from shell.llmsh.commands.generation import read_count
+from shell.llmsh.listing import Column, Listing, make_table
 from shell.llmsh.loop import Shell
 from shell.llmsh.options import Arguments, Option
-from shell.llmsh.render import Column, make_table
 from shell.llmsh.table import JSON, Command
 from syscalls.system import DeviceInfo, Event
 
@@ -29,19 +27,19 @@ async def list_devices(shell: Shell, arguments: Arguments) -> int:
     return 0
 
 
-def make_device_table(devices: Iterable[DeviceInfo]) -> Table:
+def make_device_table(devices: Iterable[DeviceInfo]) -> Listing:
     """Lay out devices, one a row."""
     columns = (
         Column("DEVICE"),
         Column("STATE"),
         Column("MODEL"),
-        Column("DTYPE"),
-        Column("KV"),
+        Column("DTYPE", is_minor=True),
+        Column("KV", is_minor=True),
         Column("RUN", True),
         Column("WAIT", True),
-        Column("STEPS", True),
-        Column("RESTARTS", True),
-        Column("DRIVER", True),
+        Column("STEPS", True, is_minor=True),
+        Column("RESTARTS", True, is_minor=True),
+        Column("DRIVER", True, is_minor=True),
         Column("DESCRIPTION", is_flexible=True),
     )
     rows = [
@@ -79,9 +77,9 @@ async def list_models(shell: Shell, arguments: Arguments) -> int:
         return 0
     columns = (
         Column("MODEL"),
-        Column("PARAMETERS", True),
+        Column("PARAMETERS", True, is_minor=True),
         Column("CONTEXT", True),
-        Column("VOCABULARY", True),
+        Column("VOCABULARY", True, is_minor=True),
         Column("DTYPE"),
         Column("STATE"),
         Column("PATH", is_flexible=True),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from shell.llmsh.listing import Column, make_table
 from shell.llmsh.loop import Shell
 from shell.llmsh.options import Arguments, Option
-from shell.llmsh.render import Column, format_bytes, make_table
+from shell.llmsh.render import format_bytes
 from shell.llmsh.table import JSON, Command
 from syscalls.tenant import Rate, TenantInfo
 
@@ -30,7 +31,7 @@ async def list_tenants(shell: Shell, arguments: Arguments) -> int:
     columns = (
         Column("TENANT"),
         *(Column(name, True) for name in ("WEIGHT", "SHARE", "RUN", "WAIT", "MEMORY", "TOKENS")),
-        *(Column(name, True) for name in ("REQUESTS/MIN", "TOKENS/MIN", "REFUSED")),
+        *(Column(name, True, is_minor=True) for name in ("REQUESTS/MIN", "TOKENS/MIN", "REFUSED")),
     )
     shell.screen.show(make_table(columns, [_describe(tenant) for tenant in tenants]))
     return 0

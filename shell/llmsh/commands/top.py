@@ -15,7 +15,7 @@ import trio
 from rich.live import Live
 
 from shell.llmsh.commands.generation import read_count
-from shell.llmsh.commands.top_frame import Snapshot, draw, num_fixed_lines, take_snapshot
+from shell.llmsh.commands.top_frame import Snapshot, draw, take_snapshot
 from shell.llmsh.loop import Shell
 from shell.llmsh.options import Arguments, Option
 from shell.llmsh.table import JSON, Command
@@ -41,7 +41,7 @@ async def top(shell: Shell, arguments: Arguments) -> int:
     seconds, num_frames = arguments["delay"] or DEFAULT_SECONDS, arguments["frames"]
     if shell.is_json(arguments):
         shell.screen.json(attrs.asdict(await take_snapshot(client), recurse=False))
-    elif shell.screen.is_terminal:
+    elif shell.screen.can_redraw:
         await _redraw(shell, client, seconds, num_frames)
     else:
         before: Snapshot | None = None
@@ -66,8 +66,7 @@ async def _redraw(shell: Shell, client: Client, seconds: float, num_frames: int 
     ):
         for number in itertools.count(1):
             now = await take_snapshot(client)
-            max_rows = max(1, console.height - num_fixed_lines(now))
-            live.update(draw(now, before, max_rows), refresh=True)
+            live.update(draw(now, before), refresh=True)
             before = now
             if number == num_frames:
                 return
@@ -103,7 +102,8 @@ COMMANDS = (
         summary="Show the devices, tenants and processes, redrawn in place",
         details=(
             "A tenant's share is of the tokens since the frame before, and overall since boot; the fastest "
-            "processes come first. 'q' or Ctrl-C leaves. In a pipe it prints one frame."
+            "processes come first. 'q' or Ctrl-C leaves. In a pipe, and where the cursor cannot be moved, it "
+            "prints one frame."
         ),
         function=top,
         options=(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import attrs
-from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.text import Text
 
-from shell.llmsh.render import Column, format_bytes, format_seconds, make_table
+from shell.llmsh.listing import Column, Listing, make_table
+from shell.llmsh.render import format_bytes, format_seconds
 from shell.llmsh.text import make_safe
 from syscalls.client import Client
 from syscalls.memory import DeviceMemory
@@ -17,7 +17,8 @@ from syscalls.process import ProcessInfo
 from syscalls.system import DeviceInfo, StatisticsInfo
 from syscalls.tenant import TenantShare
 
-BAR_COLUMNS = 40
+MIN_BAR_COLUMNS, MAX_BAR_COLUMNS = 8, 40
+SIZES_COLUMNS = 60  # beside the bar, as a rule
 BAR = (("private", "#", "green"), ("shared", "=", "cyan"), ("ahead", "+", "green"), ("cached", "-", "yellow"))
 STATE_ORDER = ("RUNNING", "READY", "SWAPPED", "BLOCKED", "STOPPED", "EMBRYO", "ZOMBIE")
 
@@ -48,27 +49,41 @@ async def take_snapshot(client: Client) -> Snapshot:
     )
 
 
-def draw(now: Snapshot, before: Snapshot | None, max_rows: int | None = None) -> RenderableType:
-    """Lay out a frame. Rates are over the time since `before`; without it there are none.
+@attrs.frozen
+class Frame:
+    """What `draw` has laid out: as wide as the console, and as high when that has a height.
 
-    Args:
-        max_rows: most processes to list; None: all.
+    Attributes:
+        now: what is shown.
+        rates: since the frame before.
     """
+
+    now: Snapshot
+    rates: Rates
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Draw it for rich."""
+        now, rates = self.now, self.rates
+        bar_columns = max(MIN_BAR_COLUMNS, min(MAX_BAR_COLUMNS, options.max_width - SIZES_COLUMNS))
+        above = Group(
+            _draw_head(now, rates),
+            *(line for device in now.devices for line in _draw_device(device, now, rates, bar_columns)),
+            Text(),
+            _make_tenant_table(now.shares, rates),
+            Text(),
+        )
+        yield above
+        num_rows = None  # all
+        if options.height is not None:
+            num_above = len(console.render_lines(above, options.update(height=None), pad=False))
+            num_rows = max(1, options.height - num_above - 1)  # below their header
+        yield _make_process_table(now, rates, num_rows)
+
+
+def draw(now: Snapshot, before: Snapshot | None) -> Frame:
+    """Lay out a frame. Rates are over the time since `before`; without it there are none."""
     seconds = now.statistics.uptime_seconds - before.statistics.uptime_seconds if before is not None else 0.0
-    rates = Rates(before if seconds > 0 else None, seconds)
-    return Group(
-        _draw_head(now, rates),
-        *(line for device in now.devices for line in _draw_device(device, now, rates)),
-        Text(),
-        _make_tenant_table(now.shares, rates),
-        Text(),
-        _make_process_table(now, rates, max_rows),
-    )
-
-
-def num_fixed_lines(now: Snapshot) -> int:
-    """Lines of a frame that are not processes."""
-    return 3 + 2 * len(now.devices) + 2 + len(now.shares) + 2
+    return Frame(now, Rates(before if seconds > 0 else None, seconds))
 
 
 @attrs.frozen
@@ -119,7 +134,9 @@ def _draw_head(now: Snapshot, rates: Rates) -> Text:
     )
 
 
-def _draw_device(device: DeviceInfo, now: Snapshot, rates: Rates) -> Iterator[RenderableType]:
+def _draw_device(
+    device: DeviceInfo, now: Snapshot, rates: Rates, bar_columns: int
+) -> Iterator[RenderableType]:
     old = None
     if rates.before is not None:
         old = next((each for each in rates.before.devices if each.name == device.name), None)
@@ -131,19 +148,19 @@ def _draw_device(device: DeviceInfo, now: Snapshot, rates: Rates) -> Iterator[Re
         parts.append(f"{steps} steps/s, {tokens} tokens/s")
     yield Text(make_safe("; ".join(part for part in (*parts, device.message) if part)))
     if (memory := now.memory_of(device.name)) is not None:
-        yield _draw_memory(memory)
+        yield _draw_memory(memory, bar_columns)
 
 
-def _draw_memory(memory: DeviceMemory) -> Text:
+def _draw_memory(memory: DeviceMemory, bar_columns: int) -> Text:
     """A bar of the pool by use, and the sizes behind it."""
     bar = Text("  [")
     filled = used = 0
     for use, mark, style in BAR:
         used += getattr(memory, use)
-        end = round(used / memory.pool * BAR_COLUMNS)
+        end = round(used / memory.pool * bar_columns)
         bar.append(mark * (end - filled), style)
         filled = max(filled, end)
-    bar.append(" " * (BAR_COLUMNS - filled) + "] ")
+    bar.append(" " * (bar_columns - filled) + "] ")
     sizes = [
         f"{mark} {format_bytes(getattr(memory, use))} {use}" for use, mark, _ in BAR if getattr(memory, use)
     ]
@@ -152,7 +169,7 @@ def _draw_memory(memory: DeviceMemory) -> Text:
     return bar
 
 
-def _make_tenant_table(shares: Sequence[TenantShare], rates: Rates) -> Table:
+def _make_tenant_table(shares: Sequence[TenantShare], rates: Rates) -> Listing:
     """Tenants with what they were served, those served most in the interval first."""
     columns = (
         Column("TENANT"),
@@ -176,13 +193,16 @@ def _make_tenant_table(shares: Sequence[TenantShare], rates: Rates) -> Table:
     return make_table(columns, rows)
 
 
-def _make_process_table(now: Snapshot, rates: Rates, max_rows: int | None) -> Table:
+def _make_process_table(now: Snapshot, rates: Rates, num_rows: int | None) -> Listing:
     """Processes, the fastest first, then by state."""
     columns = (
         Column("PID", True),
         Column("TENANT"),
         Column("STATE"),
-        *(Column(name, True) for name in ("NI", "TOKENS", "TOK/S", "MEM", "SWAP", "AGE")),
+        Column("NI", True, is_minor=True),
+        *(Column(name, True) for name in ("TOKENS", "TOK/S", "MEM")),
+        Column("SWAP", True, is_minor=True),
+        Column("AGE", True, is_minor=True),
         Column("LABEL", is_flexible=True),
     )
     swapped = {
@@ -196,7 +216,7 @@ def _make_process_table(now: Snapshot, rates: Rates, max_rows: int | None) -> Ta
         return -(speeds[info.pid] or 0.0), rank, info.pid
 
     rows = []
-    for info in sorted(now.processes, key=importance)[:max_rows]:
+    for info in sorted(now.processes, key=importance)[:num_rows]:
         speed = speeds[info.pid]
         rows.append(
             (

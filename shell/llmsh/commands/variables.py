@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from shell.llmsh.listing import Column, make_table
 from shell.llmsh.loop import Shell
 from shell.llmsh.options import Arguments
-from shell.llmsh.render import Column, make_table
 from shell.llmsh.table import JSON, Command
 
 

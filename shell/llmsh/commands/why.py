@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from rich.table import Table
 from rich.text import Text
 
+from shell.llmsh.listing import Column, Listing, make_table
 from shell.llmsh.loop import Shell
 from shell.llmsh.options import Arguments
-from shell.llmsh.render import Column, format_bytes, format_seconds, make_table
+from shell.llmsh.render import format_bytes, format_seconds
 from shell.llmsh.table import JSON, Command
 from shell.llmsh.text import make_safe
 from syscalls.process import TimelineEntry, WhyInfo
@@ -29,7 +29,7 @@ async def explain(shell: Shell, arguments: Arguments) -> int:
     return 0
 
 
-def make_timeline(info: WhyInfo) -> Table:
+def make_timeline(info: WhyInfo) -> Listing:
     """Lay out a timeline, one entry a row."""
     columns = (Column("AT", True), Column("TOOK", True), Column("WHAT"), Column("DETAIL", is_flexible=True))
     rows = [
