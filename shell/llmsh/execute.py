@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TextIO
 
 import attrs
@@ -234,7 +235,9 @@ def _close(stage: Stage) -> None:
     if isinstance(stage.sink, TextPipe):
         stage.sink.end()
     elif stage.sink is not None:
-        stage.sink.close()
+        # What it holds back could not be written, and that was said when it was to be.
+        with suppress(OSError):
+            stage.sink.close()
 
 
 async def _run_stages(shell: Shell, job: PipeJob, stages: Sequence[Stage]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from io import FileIO
+from typing import Literal
 
 from shell.llmsh.commands.generation import read_count
-from shell.llmsh.errors import EXIT_ERROR, UsageError
+from shell.llmsh.errors import EXIT_ERROR, CommandError, UsageError
 from shell.llmsh.loop import Shell
 from shell.llmsh.options import Arguments, Option
 from shell.llmsh.pipe import Input, LineReader
@@ -47,13 +49,22 @@ async def echo(shell: Shell, arguments: Arguments) -> int:
 async def tee(shell: Shell, arguments: Arguments) -> int:
     """`tee`: the input, to a file too."""
     source = need_input(shell)
-    mode = "a" if arguments["append"] else "w"
-    with open(arguments.operands[0], mode, encoding="utf-8") as file:  # noqa: ASYNC230  as for '>'
+    mode: Literal["ab", "wb"] = "ab" if arguments["append"] else "wb"
+    with open(arguments.operands[0], mode, buffering=0) as file:  # noqa: ASYNC230  as for '>'
         while text := await source.receive():
-            file.write(text)
+            _write_all(file, text.encode(errors="replace"))
             shell.screen.write(text)
             await shell.screen.drain()
     return 0
+
+
+def _write_all(file: FileIO, data: bytes) -> None:
+    """Write to a file that holds nothing back. Raises CommandError, which names it."""
+    try:
+        while data:
+            data = data[file.write(data) :]
+    except OSError as error:
+        raise CommandError(f"{file.name}: {error.strerror or error}") from error
 
 
 async def grep(shell: Shell, arguments: Arguments) -> int:
