@@ -16,6 +16,7 @@ from shell.gateway.models import ModelDescription, ModelListing
 from shell.gateway.openapi import OpenApi
 from shell.gateway.page import PageFile, PageStream, ProcessAction, ProcessLife
 from shell.gateway.requests import AbortRequest, RequestCancel, RequestDescription, RequestListing
+from shell.gateway.rerank import Rerank
 from shell.gateway.responses import (
     ResponseCancel,
     ResponseDeletion,
@@ -23,6 +24,7 @@ from shell.gateway.responses import (
     ResponseInputItems,
     Responses,
 )
+from shell.gateway.score import Score
 from shell.gateway.service import Service
 from shell.gateway.slots import SlotAction, Slots
 from shell.gateway.tokenize import ApplyTemplate, Detokenize, Tokenize, TokenizerInfo
@@ -34,6 +36,8 @@ def make_app(service: Service) -> Front | Cors:
         Route("/v1/chat/completions", ChatCompletions(service), methods=["POST"]),
         Route("/v1/completions", Completions(service), methods=["POST"]),
         Route("/v1/embeddings", Embeddings(service), methods=["POST"]),
+        *(Route(path, Rerank(service), methods=["POST"]) for path in ("/v1/rerank", "/v2/rerank", "/rerank")),
+        *(Route(path, Score(service), methods=["POST"]) for path in ("/v1/score", "/score")),
         Route("/v1/models", ModelListing(service), methods=["GET"]),
         Route("/v1/models/{model:path}", ModelDescription(service), methods=["GET"]),
         Route("/health", Health(service), methods=["GET"]),

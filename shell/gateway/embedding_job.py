@@ -81,6 +81,7 @@ async def make_embedding_job(
     names: Sequence[str],
     *,
     normalise: bool = True,
+    limits: Sequence[int | None] | None = None,
 ) -> EmbeddingJob:
     """Encode inputs, and check them against the model.
 
@@ -91,6 +92,7 @@ async def make_embedding_job(
         given: texts or token ids.
         names: of the body field that each came from, for errors.
         normalise: vectors to length 1.
+        limits: of each input in tokens, beside the body's own; longer ones are cut.
 
     Raises:
         ApiError: 400, naming the field; 404; 503.
@@ -110,12 +112,14 @@ async def make_embedding_job(
     limit = model.info.max_model_len if limit == -1 else limit
 
     def encode() -> tuple[tuple[int, ...], ...]:
-        return tuple(
-            tuple(model.text.encode_up_to(each, limit, fields.add_special_tokens))
-            if isinstance(each, str)
-            else tuple(each[:limit])
-            for each in given
-        )
+        encoded: list[tuple[int, ...]] = []
+        for index, each in enumerate(given):
+            most = limit if limits is None else min_limit(limit, limits[index])
+            if isinstance(each, str):
+                encoded.append(tuple(model.text.encode_up_to(each, most, fields.add_special_tokens)))
+            else:
+                encoded.append(tuple(each[:most]))
+        return tuple(encoded)
 
     inputs = await service.do_text_work(sum(map(len, given)), encode)
     for name, original, tokens in zip(names, given, inputs, strict=True):
@@ -139,6 +143,12 @@ async def make_embedding_job(
             cache_salt=fields.cache_salt,
         ),
     )
+
+
+def min_limit(one: int | None, other: int | None) -> int | None:
+    """The smaller of two limits; None is no limit."""
+    given = [limit for limit in (one, other) if limit is not None]
+    return min(given, default=None)
 
 
 async def run_embedding_job(service: Service, exchange: Exchange, job: EmbeddingJob) -> list[bytes]:

@@ -23,7 +23,9 @@ from shell.gateway.fields import FieldStatus, FieldTable
 from shell.gateway.front import Front
 from shell.gateway.openapi import describe_routes
 from shell.gateway.requests import ABORT_FIELDS
+from shell.gateway.rerank import RERANK_FIELDS
 from shell.gateway.response_input import RESPONSE_FIELDS
+from shell.gateway.score import SCORE_FIELDS
 from shell.gateway.service import Endpoint, make_service
 from shell.gateway.slots import IMAGE_FIELDS
 from shell.gateway.tokenize import DETOKENIZE_FIELDS
@@ -162,6 +164,8 @@ def test_the_served_document_holds_together(gateway: Gateway) -> None:
         ("/v1/chat/completions", CHAT_FIELDS),
         ("/v1/completions", COMPLETION_FIELDS),
         ("/v1/embeddings", EMBEDDING_FIELDS),
+        ("/v1/rerank", RERANK_FIELDS),
+        ("/v1/score", SCORE_FIELDS),
         ("/detokenize", DETOKENIZE_FIELDS),
         ("/drain", DRAIN_FIELDS),
         ("/abort_request", ABORT_FIELDS),

@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from openai import BadRequestError, OpenAI
 
@@ -58,6 +59,28 @@ def test_texts_that_mean_the_same_are_near(client: OpenAI) -> None:
     assert cut.usage.prompt_tokens == 256
     with pytest.raises(BadRequestError, match="only makes embeddings"):
         client.completions.create(model="minilm", prompt="x")
+
+
+def test_documents_are_ranked(client: OpenAI, server: Server) -> None:
+    """What answers a question comes before what does not."""
+    fields = {
+        "query": "How many people live in Berlin?",
+        "documents": [
+            "The museum opens at nine.", "Berlin has about 3.7 million inhabitants.", "Berlin is a city."
+        ],
+        "return_documents": True,
+    }  # fmt: skip
+    rows = httpx.post(f"{server.url}/v1/rerank", json=fields, timeout=30).json()["results"]
+    assert [row["index"] for row in rows] == [1, 2, 0]
+    assert rows[0]["document"]["text"].startswith("Berlin has")
+    scores = httpx.post(
+        f"{server.url}/v1/score",
+        json={"text_1": fields["query"], "text_2": fields["documents"]},
+        timeout=30,
+    ).json()["data"]
+    assert [row["score"] for row in scores] == [
+        next(row["relevance_score"] for row in rows if row["index"] == index) for index in range(3)
+    ]
 
 
 def test_beside_a_chat_each_has_its_own_answer(client: OpenAI) -> None:

@@ -1,0 +1,90 @@
+"""`/v1/rerank`, `/rerank`, `/v2/rerank`: documents in the order of what they have to do with a query."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from shell.gateway.body import parse_body
+from shell.gateway.embedding_job import VECTOR_FIELDS, VectorFields
+from shell.gateway.errors import invalid_value
+from shell.gateway.exchange import Exchange
+from shell.gateway.fields import FieldTable, convert, implemented, refused, take_fields
+from shell.gateway.pair_scores import MAX_PAIRS, Pairs, score_pairs
+from shell.gateway.replies.rerank import Ranking
+from shell.gateway.service import Endpoint
+
+Json = dict[str, Any]
+
+RERANK_FIELDS: FieldTable = {
+    **VECTOR_FIELDS,
+    **implemented("query", "documents", "top_n", "return_documents", "max_tokens_per_doc"),
+    **refused(rank_fields=([], ["text"]), max_chunks_per_doc=()),
+}
+
+
+class Document(msgspec.Struct):
+    """A document as an object."""
+
+    text: str
+
+
+class RerankFields(VectorFields, kw_only=True):
+    """A query and documents. `top_n`: so many of the best; all unless given."""
+
+    query: str
+    documents: list[str | Document]
+    top_n: Annotated[int, Meta(ge=1)] | None = None
+    return_documents: bool = False
+    max_tokens_per_doc: Annotated[int, Meta(ge=1)] | None = None  # longer ones are cut
+
+
+class Rerank(Endpoint):
+    """Sorts documents by what they have to do with a query."""
+
+    name = "rerank"
+    body_type = RerankFields
+    answer_type = Ranking
+
+    async def answer(self, exchange: Exchange) -> None:
+        """Score each document, and sort."""
+        self.service.admission.check()
+        body = parse_body(await exchange.read_body(self.service.uploads))
+
+        async def work() -> None:
+            fields = convert(take_fields(body, RERANK_FIELDS, exchange.ignored), RerankFields)
+            texts = [each if isinstance(each, str) else each.text for each in fields.documents]
+            if not texts:
+                raise invalid_value("documents", "'documents' is empty.")
+            if len(texts) > MAX_PAIRS:
+                message = f"'documents' has {len(texts)} entries; the limit is {MAX_PAIRS}."
+                raise invalid_value("documents", message)
+            pairs = Pairs(
+                firsts=(fields.query,),
+                seconds=tuple(texts),
+                first_names=("query",),
+                second_names=tuple(f"documents[{index}]" for index in range(len(texts))),
+                second_limit=fields.max_tokens_per_doc,
+            )
+            scored = await score_pairs(self.service, exchange, fields, pairs)
+            order = sorted(range(len(texts)), key=lambda index: (-scored.scores[index], index))
+            rows: list[Json] = []
+            for index in order[: fields.top_n]:
+                row: Json = {"index": index, "relevance_score": scored.scores[index]}
+                if fields.return_documents:
+                    row["document"] = {"text": texts[index]}
+                rows.append(row)
+            usage = {"prompt_tokens": scored.num_tokens, "total_tokens": scored.num_tokens}
+            response = {
+                "id": f"rerank-{secrets.token_hex(14)}",
+                "model": scored.model,
+                "results": rows,
+                "usage": usage,
+            }
+            await exchange.respond_json(200, response)
+
+        with self.service.admission.admit(exchange):
+            await exchange.guard(work)
