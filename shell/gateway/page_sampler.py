@@ -7,28 +7,26 @@ and the others wait for it and are sent the same bytes.
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
 
 import attrs
 import trio
 
+from shell.gateway.page_look import MAX_EVENTS, take_look
 from shell.gateway.page_rows import Json, Row, describe_device, describe_row, difference, percentiles
 from shell.gateway.sse import encode_event
 from syscalls.client import Client
 from syscalls.process import ProcessInfo
 
 PERIOD_SECONDS = 0.5
-REST = 20  # after a look at least so many times as long as it took: at most 5 % of the time goes to it
-LONGEST_SECONDS = 5.0  # of rest
+MANY = 1000  # processes: with more, looks are rarer in proportion, so that they cost the kernel no more
 SLOW_EVERY = 2  # looks: the frame map costs the kernel a walk over all pages
 MAX_ROWS = 2000
-MAX_EVENTS = 200  # of a look, and kept for the next viewer
 NUM_LATENCIES = 512  # the last processes seen, for percentiles
 
 
-def next_look(began: float, ended: float) -> float:
-    """Return when to look again after a look that lasted so long: a busy kernel is asked less often."""
-    return max(began + PERIOD_SECONDS, ended + min(REST * (ended - began), LONGEST_SECONDS))
+def next_look(began: float, ended: float, num_processes: int) -> float:
+    """Return when to look again: at the period, and after a rest as long as a kernel that is busy took."""
+    return max(began + PERIOD_SECONDS * max(1.0, num_processes / MANY), ended + (ended - began))
 
 
 @attrs.define(eq=False)
@@ -52,7 +50,7 @@ class Sampler:
     async def next(self, version: int) -> tuple[int, bytes]:
         """Return the first look after `version`, as an event: what changed, or all when some were missed.
 
-        Raises: ConnectionLost, SyscallError.
+        Raises, in a group: ConnectionLost, SyscallError.
         """
         async with self._lock:
             if version == self.version:
@@ -60,7 +58,7 @@ class Sampler:
                 began = trio.current_time()
                 await self._look()
                 ended = trio.current_time()
-                self._next_look = next_look(began, ended)
+                self._next_look = next_look(began, ended, self._rest["num_rows"])
             if version and version == self.version - 1:
                 return self.version, self._delta
             whole: Json = {"whole": True, "new": list(self._rows.values()), "changed": {}, "gone": []}
@@ -68,51 +66,45 @@ class Sampler:
             return self.version, encode_event(whole | self._rest)
 
     async def _look(self) -> None:
-        client = self.client
-        is_admin = client.welcome.admin
-        found = [each for each in await client.ps(everyone=is_admin) if each.state != "ZOMBIE"]
-        statistics = await client.statistics()
-        events = await client.events(self._next_event, MAX_EVENTS)
-        rest: Json = {
-            "tenant": client.welcome.tenant,
-            "admin": is_admin,
-            "num_rows": len(found),
-            "uptime": round(statistics.uptime_seconds, 3),
-            "running": statistics.num_running,
-            "waiting": statistics.num_waiting,
-            "preemptions": statistics.num_preemptions,
-            "latency": self._note_latencies(found),
-        }
-        shares = self._shares
-        if self.version % SLOW_EVERY == 0:
-            rest["devices"] = await self._look_at_devices()
-            shares = {
-                each.tenant: (each.tenant, each.num_prompt_tokens, each.num_output_tokens)
-                for each in await client.shares(memory=False)
-            }
-        rows = {each.pid: describe_row(each) for each in found[-MAX_ROWS:]}
+        is_admin = self.client.welcome.admin
+        look = await take_look(self.client, self._next_event, is_quick=self.version % SLOW_EVERY != 0)
+        # From here on nothing waits: a viewer that is cancelled leaves either the old look or the new one.
+        rows = {each.pid: describe_row(each) for each in look.processes[-MAX_ROWS:]}
         new, changed, gone = difference(self._rows, rows)
         seen = rows.keys() | self._rows.keys()
         news = [
             (each.sequence, each.time, each.level, each.subsystem, each.text, each.pid)
-            for each in events
+            for each in look.events
             if is_admin or each.pid in seen  # others' lives are not this viewer's business
         ]
-        # From here on nothing waits: a viewer that is cancelled leaves either the old look or the new one.
-        if events:
-            self._next_event = events[-1].sequence + 1
+        if look.events:
+            self._next_event = look.events[-1].sequence + 1
         self._events.extend(news)
+        rest: Json = {
+            "tenant": self.client.welcome.tenant,
+            "admin": is_admin,
+            "num_rows": len(look.processes),
+            "uptime": round(look.statistics.uptime_seconds, 3),
+            "running": look.statistics.num_running,
+            "waiting": look.statistics.num_waiting,
+            "preemptions": look.statistics.num_preemptions,
+            "latency": self._note_latencies(look.processes),
+        }
+        if look.devices is not None:
+            maps = {each.device: each for each in look.frame_maps or ()}
+            rest["devices"] = [describe_device(each, maps.get(each.name)) for each in look.devices]
         delta: Json = {"new": new, "changed": changed, "gone": gone, "events": news}
         delta |= {key: value for key, value in rest.items() if self._rest.get(key) != value}
-        if self.version % SLOW_EVERY == 0:
-            delta["shares"] = [each for each in shares.values() if self._shares.get(each[0]) != each]
+        if look.shares is not None:
+            shares = {
+                each.tenant: (each.tenant, each.num_prompt_tokens, each.num_output_tokens)
+                for each in look.shares
+            }
+            delta["shares"] = [row for tenant, row in shares.items() if self._shares.get(tenant) != row]
+            self._shares = shares
         self._delta = encode_event(delta)
-        self._rows, self._shares, self._rest = rows, shares, self._rest | rest
+        self._rows, self._rest = rows, self._rest | rest
         self.version += 1
-
-    async def _look_at_devices(self) -> list[Any]:
-        frame_maps = {each.device: each for each in await self.client.frames()}
-        return [describe_device(each, frame_maps.get(each.name)) for each in await self.client.devices()]
 
     def _note_latencies(self, found: list[ProcessInfo]) -> Json:
         """Remember how long processes waited for their first step and for their first token; seconds."""

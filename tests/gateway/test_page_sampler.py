@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shell.gateway.page_rows import COLUMNS, PERCENTILES, difference, percentiles
-from shell.gateway.page_sampler import PERIOD_SECONDS, REST, Sampler, next_look
+from shell.gateway.page_sampler import MANY, PERIOD_SECONDS, Sampler, next_look
 from syscalls.client import open_client
 from syscalls.process import ExitStatus
 from tests.scripted_kernel import STOPPED_BY_MODEL, ScriptedProcess, open_scripted_kernel
@@ -50,12 +50,15 @@ def test_percentiles_are_the_least_values_that_so_many_do_not_exceed(values: lis
     assert percentiles(values) == expected
 
 
-@given(began=st.floats(0, 1e6), seconds=st.floats(0, 0.2))
-def test_looks_take_at_most_their_share_of_the_time(began: float, seconds: float) -> None:
-    """Never oftener than the period, and a slow look is followed by a long rest."""
-    following = next_look(began, began + seconds)
-    assert following >= began + PERIOD_SECONDS
-    assert seconds <= (following - began) / (REST + 1) + 1e-6
+@given(began=st.floats(0, 1e6), seconds=st.floats(0, 10), count=st.integers(0, 5000))
+def test_looks_cost_no_more_with_more_processes_and_never_crowd_a_slow_kernel(
+    began: float, seconds: float, count: int
+) -> None:
+    """Processes looked at in a second, and the share of the time that looking takes, are bounded."""
+    period = next_look(began, began + seconds, count) - began
+    assert period >= PERIOD_SECONDS - 1e-6
+    assert count / period <= MANY / PERIOD_SECONDS + 1
+    assert seconds / period <= 0.5 + 1e-6
 
 
 async def say_five_tokens_a_second(process: ScriptedProcess) -> ExitStatus:
