@@ -250,6 +250,8 @@ def add_bench(commands: Any) -> None:
     )
     page = names.add_parser("page", help="the live page with a thousand processes: bytes, processor, browser")
     page.add_argument("--quick", action="store_true", help="a few processes, to see that it works")
+    grammar = names.add_parser("grammar", help="what a grammar adds to a token, and a long one to others")
+    grammar.add_argument("--quick", action="store_true", help="a few steps, to see that it works")
     switch = names.add_parser("switch", help="ways to take a process's memory and to give it back")
     switch.add_argument(
         "--device", choices=["cpu", "cuda", "sim"], default="cpu", help="default: %(default)s"
@@ -267,7 +269,7 @@ def add_bench(commands: Any) -> None:
     switch.add_argument("--conversations", type=int, default=300, help="on sim (default: %(default)s)")
     switch.add_argument("--shape", default=None, help="random weights of this shape, like 160m, for a model")
     switch.add_argument("model", nargs="?", default=None, help="model folder (default: the built-in)")
-    for parser in (kernel, workload, cpu, transfer, mapping, fair, page, switch):
+    for parser in (kernel, workload, cpu, transfer, mapping, fair, page, grammar, switch):
         parser.add_argument("--json", metavar="FILE", default=None, help="also write one JSON object per row")
         parser.add_argument("--runs", type=int, default=7, help="repetitions; the median is reported")
     serve.add_argument("--json", metavar="FILE", default=None, help="also write one JSON object per row")
@@ -279,6 +281,7 @@ def add_bench(commands: Any) -> None:
     mapping.set_defaults(run=run_map_bench)
     fair.set_defaults(run=run_fair_bench)
     page.set_defaults(run=run_page_bench, runs=3)
+    grammar.set_defaults(run=run_grammar_bench, runs=3)
     switch.set_defaults(run=run_switch_bench, runs=3)
 
 
@@ -399,6 +402,14 @@ def run_transfer_bench(options: argparse.Namespace) -> int:
     return transfer.main(
         folder=options.folder, num_runs=options.runs, is_quick=options.quick, json_path=options.json
     )
+
+
+def run_grammar_bench(options: argparse.Namespace) -> int:
+    """Measure what grammars cost."""
+    from llmos.bench import grammar
+
+    check_runs(options)
+    return grammar.main(is_quick=options.quick, num_runs=options.runs, json_path=options.json)
 
 
 def run_map_bench(options: argparse.Namespace) -> int:

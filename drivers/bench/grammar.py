@@ -1,4 +1,4 @@
-"""What a grammar adds to a token: `python -m drivers.bench.grammar`, JSON lines.
+"""What a grammar adds to a token: `python -m drivers.bench.grammar`, JSON lines for `llmos bench grammar`.
 
 What a step does for its sampling rows besides the forward pass: masks, the draw in C, taking the token in.
 One thread, its own processor time. Rows with a grammar and rows without are measured in turn, with the same
@@ -16,8 +16,10 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 import numpy as np
+from attrs import frozen
 from llguidance import LLTokenizer, TokenizerWrapper
 
+from drivers.bench.rows import Measured, Plan, Started
 from drivers.model.grammar import GrammarTokens
 from drivers.model.sampler import Sampler
 from llmos.device import Bind, Sampling
@@ -41,7 +43,8 @@ GRAMMARS = {
 }
 
 
-class GrammarMeasurement(msgspec.Struct, frozen=True):
+@frozen
+class GrammarMeasurement:
     """One grammar at one batch size: medians over steps."""
 
     grammar: str
@@ -52,6 +55,15 @@ class GrammarMeasurement(msgspec.Struct, frozen=True):
     free_microseconds: float  # for a token without a grammar
     overhead_microseconds: float  # of a token: of steps taken in turn
     steps: int
+
+    def rows(self) -> Iterator[Measured]:
+        """As rows of a benchmark."""
+        case = f"vocabulary of {self.vocab_size:,}: {self.grammar}, batch {self.batch}"
+        ratio = self.free_microseconds / self.microseconds
+        against = f"a token without: {self.free_microseconds:.1f} µs"
+        yield Measured(case, "added to a token", self.overhead_microseconds, "µs", against, ratio, self.steps)
+        if self.batch == 1:
+            yield Measured(case, "compiled in", self.compile_microseconds / 1e3, "ms", "", 1.0, 1)
 
 
 class _Vocabulary:
@@ -142,16 +154,25 @@ def measure_all(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print one JSON object a line, as soon as it is measured."""
+    """Print one JSON object a line, as soon as it is measured; see drivers/bench/rows.py."""
     parser = argparse.ArgumentParser(prog="drivers.bench.grammar", description=__doc__.splitlines()[0])
     parser.add_argument("--grammars", nargs="+", choices=tuple(GRAMMARS), default=tuple(GRAMMARS))
     parser.add_argument("--batches", nargs="+", type=int, default=(1, 32))
     parser.add_argument("--vocabularies", nargs="+", type=int, default=(2560, 128_256))
     parser.add_argument("--steps", type=int, default=40)
     options = parser.parse_args(arguments)
-    for row in measure_all(options.grammars, options.batches, options.vocabularies, options.steps):
-        print(msgspec.json.encode(row).decode(), flush=True)
+    num_cases = len(options.vocabularies) * len(options.grammars) * len(options.batches)
+    emit(Plan(num_cases))
+    for found in measure_all(options.grammars, options.batches, options.vocabularies, options.steps):
+        emit(Started(found.grammar))
+        for row in found.rows():
+            emit(row)
     return 0
+
+
+def emit(line: Plan | Started | Measured) -> None:
+    """Write a line."""
+    print(msgspec.json.encode(line).decode(), flush=True)
 
 
 if __name__ == "__main__":

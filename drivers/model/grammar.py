@@ -67,7 +67,7 @@ class GrammarTokens:
         Raises:
             GrammarError: the source is no grammar, or its masks take too long.
         """
-        matcher = LLMatcher(self.tokenizer, source)
+        matcher = LLMatcher(self.tokenizer, source, log_level=0)
         first = matcher.deep_copy()
         if not _problem_of(first):
             first.compute_bitmask()
@@ -96,6 +96,7 @@ class Grammar:
         self._matcher = compiled.matcher.deep_copy()
         self._vocab_size = compiled.vocab_size
         self._stop_ids = stop_ids if len(stop_ids) else compiled.eos_ids
+        self.problem: str | None = None  # why no token was allowed but an end, though more should follow
 
     @property
     def is_over(self) -> bool:
@@ -106,6 +107,8 @@ class Grammar:
         """Take in output tokens. One that does not fit, such as an end token, ends the output."""
         if not self.is_over:
             self._matcher.consume_tokens([int(token) for token in tokens])
+            if self.is_over and not np.isin(tokens, self._stop_ids).any():
+                self._note_problem()
 
     def allowed_ids(self, *, may_stop: bool = True) -> np.ndarray:
         """Tokens that may come next, at least one, sorted. [num_allowed], int64
@@ -128,12 +131,18 @@ class Grammar:
             return np.flatnonzero(mask), NO_IDS
         return NO_IDS, np.flatnonzero(~mask)
 
+    def _note_problem(self) -> None:
+        if problem := self._matcher.get_error():
+            self.problem = f"grammar cannot be followed from here: {problem.splitlines()[0]}"
+
     def _mask(self, *, may_stop: bool) -> np.ndarray:
         """True for each token that may come next. [vocab_size], bool"""
         mask = np.zeros(self._vocab_size, dtype=np.bool_)
         if not self.is_over:
             packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-            if not self.is_over:  # else it was too much for the library's limits
+            if self.is_over:  # it was too much for the library's limits
+                self._note_problem()
+            else:
                 # NumPy finds what is true much faster than what is not 0.
                 mask = np.unpackbits(packed, bitorder="little")[: self._vocab_size].view(np.bool_)
                 mask[self._stop_ids] = False

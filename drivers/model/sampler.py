@@ -113,6 +113,8 @@ class Sampler:
                 results.append(Sampled(None, None, message))
             elif choice.token < 0:
                 results.append(Sampled(None, None, f"no token is allowed at position {position}"))
+            elif state.grammar is not None and state.grammar.problem is not None:
+                results.append(Sampled(None, None, state.grammar.problem))
             else:
                 state.note(position, (choice.token,))
                 state.last_token = choice.token

