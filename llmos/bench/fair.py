@@ -165,6 +165,7 @@ METRICS = (  # field, metric, unit, whether more is better
     ("first_token", "P99 TTFT of light tenants", "s", False),
     ("token_gap", "P99 TBT of light tenants", "s", False),
 )
+LATENCIES = ("first_token", "token_gap")
 
 
 def median_of(runs: Sequence[Numbers]) -> Numbers:
@@ -173,28 +174,40 @@ def median_of(runs: Sequence[Numbers]) -> Numbers:
     return Numbers(*(statistics.median(column) for column in columns))
 
 
+Baselines = dict[str, Numbers]  # by what the fair policy is compared with
+
+
 def measure_case(
     case: Case, measure: Measure, window_seconds: float, num_runs: int
-) -> tuple[Numbers, Numbers, Numbers | None]:
-    """The fair policy, first come first served, and the light tenants each alone, if there are any."""
-    fair, fcfs, alone = [], [], []
+) -> tuple[Numbers, Baselines]:
+    """The fair policy, and what it is compared with.
+
+    That is first come, first served; and for light tenants, if there are any, each of them "alone", and all
+    of them "without others": what is left of the difference to that is the others' doing.
+    """
+    fair: list[Numbers] = []
+    baselines: dict[str, list[Numbers]] = {}
+
+    def note(name: str, *outcomes: Outcome) -> None:
+        baselines.setdefault(name, []).append(Numbers.of(case, outcomes, window_seconds))
+
     for _ in range(num_runs):
         fair.append(Numbers.of(case, [measure("fair", case.traffic)], window_seconds))
-        fcfs.append(Numbers.of(case, [measure("fcfs", case.traffic)], window_seconds))
+        note("fcfs", measure("fcfs", case.traffic))
         if case.light:
-            quiet = [measure("fair", case.traffic.alone(tenant)) for tenant in case.light]
-            alone.append(Numbers.of(case, quiet, window_seconds))
-    return median_of(fair), median_of(fcfs), median_of(alone) if alone else None
+            note("alone", *(measure("fair", case.traffic.alone(tenant)) for tenant in case.light))
+        if len(case.light) > 1:
+            note("without others", measure("fair", case.traffic.alone(*case.light)))
+    return median_of(fair), {name: median_of(runs) for name, runs in baselines.items()}
 
 
-def add_rows(
-    report: Report, case: str, fair: Numbers, fcfs: Numbers, alone: Numbers | None, num_runs: int
-) -> None:
-    """A row for each number that there is, against first come first served; latencies against alone, too."""
+def add_rows(report: Report, case: str, fair: Numbers, baselines: Baselines, num_runs: int) -> None:
+    """A row for each number and baseline that there is; less traffic is a baseline of latencies alone."""
     for field, metric, unit, is_more_better in METRICS:
-        value, other = getattr(fair, field), getattr(fcfs, field)
-        for name, baseline in (("fcfs", other), ("alone", getattr(alone, field) if alone else NONE)):
-            if not (value > 0 and baseline > 0) or (name == "alone" and is_more_better):
+        value = getattr(fair, field)
+        for name, numbers in baselines.items():
+            baseline = getattr(numbers, field)
+            if not (value > 0 and baseline > 0) or (name != "fcfs" and field not in LATENCIES):
                 continue
             ratio = value / baseline if is_more_better else baseline / value
             against = f"{name}: {baseline:,.4g}"
@@ -210,8 +223,8 @@ def main(*, device: str, cases: Sequence[str], json_path: str | None, num_runs: 
     if device in ("cpu", "all"):
         plan += [("cpu", case, serve, REAL_WINDOW_SECONDS, num_runs) for case in real_cases()]
     for where, case, measure, window_seconds, runs in track(plan, "bench fair", transient=True):
-        found = measure_case(case, measure, window_seconds, runs)
-        add_rows(report, f"{where}: {case.name}", *found, runs)
+        fair, baselines = measure_case(case, measure, window_seconds, runs)
+        add_rows(report, f"{where}: {case.name}", fair, baselines, runs)
     report.print_table()
     if json_path:
         report.write_json(json_path)

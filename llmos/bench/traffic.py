@@ -57,10 +57,10 @@ class Traffic:
     floods: tuple[Flood, ...] = ()
     weights: Mapping[str, float] = attrs.field(factory=dict)  # of tenants; others have 1
 
-    def alone(self, tenant: str) -> Traffic:
-        """Only what one tenant sends."""
-        mine = tuple(arrival for arrival in self.arrivals if arrival.tenant == tenant)
-        floods = tuple(flood for flood in self.floods if flood.tenant == tenant)
+    def alone(self, *tenants: str) -> Traffic:
+        """Only what these tenants send."""
+        mine = tuple(arrival for arrival in self.arrivals if arrival.tenant in tenants)
+        floods = tuple(flood for flood in self.floods if flood.tenant in tenants)
         return attrs.evolve(self, arrivals=mine, floods=floods)
 
 

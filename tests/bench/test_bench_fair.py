@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmos.bench.fair import NONE, Numbers, add_rows, simulate, simulated_cases
+from llmos.bench.fair import NONE, Case, Numbers, add_rows, measure_case, simulate, simulated_cases
 from llmos.bench.fairness import contended_windows, jain, largest_gap, service_differences
 from llmos.bench.report import Report
 from llmos.bench.suites import PHASE_SECONDS, merge, on_off, poisson, weighted
@@ -114,13 +114,26 @@ def test_the_virtual_clock_repeats_itself_and_a_flood_does_not_hold_up_others() 
     assert simulate("fair", traffic.alone("light")).requests[0].token_times[0] < times[0][0]
 
 
+def test_baselines_of_light_tenants() -> None:
+    """Several are measured alone, and all of them without the others; one is its own baseline."""
+    arrivals = (Arrival(0.0, "a", 8, 2), Arrival(0.0, "b", 8, 2))
+    traffic = Traffic(arrivals, 1.0, (Flood("flood", 2, 8, 8),))
+    _, baselines = measure_case(Case("two", traffic, ("a", "b")), simulate, 1.0, 1)
+    assert list(baselines) == ["fcfs", "alone", "without others"]
+    assert baselines["alone"].first_token <= baselines["without others"].first_token
+    assert traffic.alone("a", "b").floods == ()
+    assert traffic.alone("flood").arrivals == ()
+    _, baselines = measure_case(Case("one", traffic, ("a",)), simulate, 1.0, 1)
+    assert list(baselines) == ["fcfs", "alone"]
+
+
 def test_rows_say_what_they_are_against() -> None:
     """Better is above one whichever way a metric goes; what was not measured has no row."""
     fair = Numbers(100.0, 0.99, 0.9, 10.0, NONE, NONE, 2.0, 0.1)
     fcfs = Numbers(100.0, 0.66, 0.5, 50.0, NONE, NONE, 8.0, 0.1)
     alone = Numbers(10.0, NONE, NONE, 0.0, NONE, NONE, 1.0, 0.05)
     report = Report("fair")
-    add_rows(report, "case", fair, fcfs, alone, 1)
+    add_rows(report, "case", fair, {"fcfs": fcfs, "alone": alone}, 1)
     ratios = {(row.metric, row.against.split(":")[0]): row.ratio for row in report.rows}
     assert ratios == {
         ("throughput", "fcfs"): 1.0,
