@@ -15,7 +15,7 @@ import msgspec
 import trio
 
 from drivers.sim_memory import ProtocolViolation, SimMemory
-from drivers.sim_model import VECTOR_SIZE, SimModel, mix, next_mu, penalty_term
+from drivers.sim_model import VECTOR_SIZE, SimModel, mix, next_mu, penalty_term, sampling_key
 from drivers.sim_tiers import SimTiers
 from drivers.step_results import StepResults
 from llmos.cost import CopyCost, CostModel, Profile, StepWork
@@ -100,6 +100,9 @@ class _Sampler:
     num_pooled: int = 0  # positions folded into `pooled`, of a space that makes a mean
     pooled: int = 0
     has_failed: bool = False  # its last row was faulty: there is no sample to feed
+    key: int = attrs.field(
+        default=attrs.Factory(lambda self: sampling_key(self.bind.sampling), takes_self=True)
+    )
 
     def count(self, position: int, token: int) -> None:
         """Let a token into the history, once."""
@@ -517,7 +520,7 @@ class SimDriver:
         penalty_state = sampler.penalty_state & ((1 << 64) - 1)
         if sampler.bind.sampling.mirostat is not None:
             sampler.mu = next_mu(sampler.mu, state)
-        token = self.model.next_token(state, position, sampler.bind, penalty_state, sampler.mu)
+        token = self.model.next_token(state, position, sampler.bind, penalty_state, sampler.mu, sampler.key)
         sampler.sampled = (position, token)
         sampler.count(position, token)
         count = sampler.bind.sampling.logprobs

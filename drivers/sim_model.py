@@ -68,14 +68,21 @@ class SimModel:
     eos_every: int = 0
 
     def next_token(
-        self, state: int, position: int, bind: Bind, penalty_state: int, mu: float | None = None
+        self,
+        state: int,
+        position: int,
+        bind: Bind,
+        penalty_state: int,
+        mu: float | None = None,
+        key: int | None = None,
     ) -> int:
         """Sample the token at `position`, given the state at `position - 1`.
 
         `penalty_state` sums `penalty_term` over the history; it counts only under penalties. Stop tokens are
-        passed over while fewer than `bind.min_tokens` tokens were sampled.
+        passed over while fewer than `bind.min_tokens` tokens were sampled. `key` is the `sampling_key`, of
+        who has it already.
         """
-        draw = mix(mix(state, sampling_key(bind.sampling)), position)
+        draw = mix(mix(state, sampling_key(bind.sampling) if key is None else key), position)
         if bind.sampling.has_penalties:
             draw = mix(draw, penalty_state)
         if mu is not None:

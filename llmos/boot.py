@@ -108,6 +108,7 @@ async def boot(
             for name, load in loads.items():
                 opener = open_link(name) if open_link else link_opener(config, device_kind, name, load.path)
                 core = system.cores[name] = make_core(config, name, system)
+                core.after_results = system.flush_replies
                 system.hosts[name] = DriverHost(
                     core, opener, load, config.step_timeout_seconds, system.events, on_progress
                 )

@@ -13,7 +13,7 @@ event or a channel: that halves the price of a call.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import TypeVar, Unpack
 
@@ -92,6 +92,20 @@ MAX_UNSENT_BYTES = 1 << 20  # callers wait while more is queued: a kernel that d
 R = TypeVar("R", bound=Answer)
 
 
+class _Following:
+    """A caller of `follow`, while its next read is not answered."""
+
+    __slots__ = ("call_id", "pid", "take", "task")
+
+    def __init__(
+        self, task: trio.lowlevel.Task, pid: int, take: Callable[[Output], bool], call_id: int
+    ) -> None:
+        self.task = task
+        self.pid = pid
+        self.take = take
+        self.call_id = call_id
+
+
 @asynccontextmanager
 async def open_client(
     socket_path: str | os.PathLike[str] | None = None, name: str = "", key: str = ""
@@ -158,7 +172,7 @@ class Client:
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
         self._session = ClientSession()
-        self._waiting: dict[int, trio.lowlevel.Task] = {}  # callers, by the id of their call
+        self._waiting: dict[int, trio.lowlevel.Task | _Following] = {}  # callers, by the id of their call
         self._orphaned: set[int] = set()  # cancelled calls that create, which are not answered yet
         self._unsent = bytearray()
         self._writer: trio.lowlevel.Task | None = None  # set while the writer is parked: nothing to send
@@ -194,6 +208,42 @@ class Client:
         if isinstance(answer, ErrorReply):
             raise SyscallError(answer.errno, answer.message, answer.exceeded)
         return answer
+
+    async def follow(self, pid: int, offset: int, take: Callable[[Output], bool]) -> Output:
+        """Read a process on and on; return the first output that was not taken, or that ends the turn.
+
+        Each output that does not end the turn is given to `take` as it arrives, which says whether it took
+        it; only then is the next read sent. No task is woken in between, which makes many readers cheap:
+        `take` runs in the task that reads the socket, must not wait, and holds up everybody's answers while
+        it runs. What it raises is raised here. See `Read`.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        following = _Following(trio.lowlevel.current_task(), pid, take, self._post(Read(pid, offset)))
+        self._waiting[following.call_id] = following
+
+        def abandon(_: object) -> trio.lowlevel.Abort:
+            del self._waiting[following.call_id]
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        answer: Answer = await trio.lowlevel.wait_task_rescheduled(abandon)
+        if isinstance(answer, ErrorReply):
+            raise SyscallError(answer.errno, answer.message, answer.exceeded)
+        if not isinstance(answer, Output):
+            raise SyscallError(Errno.EPROTO, explain_wrong_answer(Read(pid, offset), answer))
+        return answer
+
+    def _read_on(self, following: _Following, answer: Answer) -> None:
+        if isinstance(answer, Output) and answer.end is None:
+            try:
+                if following.take(answer):
+                    call_id = self._post(Read(following.pid, answer.offset + len(answer.tokens)))
+                    following.call_id = call_id
+                    self._waiting[call_id] = following
+                    return
+            except Exception as error:
+                trio.lowlevel.reschedule(following.task, outcome.Error(error))
+                return
+        trio.lowlevel.reschedule(following.task, outcome.Value(answer))
 
     async def _ask(self, body: Request, reply_type: type[R]) -> R:
         answer = await self.call(body)
@@ -413,8 +463,11 @@ class Client:
         try:
             while True:
                 for call_id, answer in self._session.receive(await self._stream.receive_some(RECEIVE_BYTES)):
-                    if task := self._waiting.pop(call_id, None):
-                        trio.lowlevel.reschedule(task, outcome.Value(answer))
+                    caller = self._waiting.pop(call_id, None)
+                    if isinstance(caller, _Following):
+                        self._read_on(caller, answer)
+                    elif caller is not None:
+                        trio.lowlevel.reschedule(caller, outcome.Value(answer))
                     elif call_id in self._orphaned:
                         self._orphaned.remove(call_id)
                         self._bury(answer)
@@ -436,7 +489,8 @@ class Client:
             return
         self._lost = reason
         waiting, self._waiting = self._waiting, {}
-        for task in waiting.values():
+        for caller in waiting.values():
+            task = caller.task if isinstance(caller, _Following) else caller
             trio.lowlevel.reschedule(task, outcome.Error(ConnectionLost(reason)))
         self._has_room.unpark_all()
 

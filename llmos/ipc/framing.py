@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import TracebackType
 
 import trio
@@ -73,6 +74,19 @@ class FrameStream:
             self._is_torn = True
             await self.stream.send_all(data)
             self._is_torn = False
+
+    def send_nowait(self, data: bytes) -> int:
+        """Send what the system takes at once of one or more whole frames; return how many bytes that was.
+
+        The rest must come next: whoever calls this sees to it that nobody else sends on this stream. 0 as
+        well when the other side is gone, which `send_all` tells. Not a checkpoint.
+        """
+        if self._is_torn or self._send_lock.locked() or not isinstance(self.stream, trio.SocketStream):
+            return 0
+        try:
+            return os.write(self.stream.socket.fileno(), data)
+        except OSError:  # no room, or nobody there any more
+            return 0
 
     async def aclose(self) -> None:
         """Close the stream. A checkpoint."""

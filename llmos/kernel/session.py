@@ -40,6 +40,8 @@ from syscalls.errno import Errno, SyscallError
 
 log = structlog.get_logger("session")
 
+REPLIES_AT_ONCE = 32  # gathered, at most, before they are on their way: the reader works beside us
+
 Undo = Callable[[], None]
 CarryOut = Callable[["Session", Call, trio.Nursery], None]
 """Answers a call through `Session.reply`, now or later; the nursery is for what needs a task."""
@@ -64,6 +66,7 @@ class Session:
     _listeners: dict[int, Callable[[Answer], None]] = attrs.field(factory=dict)  # of calls, for traces
     _outgoing: list[bytes] = attrs.field(factory=list)
     _num_outgoing_bytes: int = 0
+    _is_writing: bool = False  # what was taken out of `_outgoing` is under way
     _has_outgoing: trio.Event = attrs.field(factory=trio.Event)
     _has_room: trio.Event = attrs.field(factory=trio.Event)
     _is_closed: bool = False
@@ -185,6 +188,21 @@ class Session:
         self._outgoing.append(frame)
         self._num_outgoing_bytes += len(frame)
         self._has_outgoing.set()
+        if len(self._outgoing) >= REPLIES_AT_ONCE:
+            self.flush_nowait()
+        else:
+            self.system.unflushed.add(self.flush_nowait)
+
+    def flush_nowait(self) -> None:
+        """Send of the replies that have gathered what can go at once. The writer's task sends the rest."""
+        self.system.unflushed.discard(self.flush_nowait)
+        if self._is_writing or not self._outgoing:
+            return
+        data = b"".join(self._outgoing)
+        num_sent = self.stream.send_nowait(data)
+        self._outgoing = [data[num_sent:]] if num_sent < len(data) else []
+        self._num_outgoing_bytes -= num_sent
+        self._has_room.set()
 
     async def _write_replies(self) -> None:
         """Send what has gathered, many replies at a time."""
@@ -194,7 +212,9 @@ class Session:
             data = b"".join(self._outgoing)
             self._outgoing.clear()
             if data:
+                self._is_writing = True
                 await self.stream.send_all(data)
+                self._is_writing = False
             self._num_outgoing_bytes -= len(data)
             self._has_room.set()
             if self._is_closed and not self._outgoing:
@@ -216,6 +236,7 @@ class Session:
     def close(self) -> None:
         """Undo parked calls and end the processes that live with the session. Idempotent; synchronous."""
         self._is_closed = True
+        self.system.unflushed.discard(self.flush_nowait)
         for undo in self._parked.values():
             undo()
         self._parked.clear()

@@ -72,7 +72,13 @@ class System:
     request_shutdown: Callable[[float], None] = lambda grace: None
     num_spawned: int = 0
     traces: Traces = attrs.field(factory=Traces)
+    unflushed: set[Callable[[], None]] = attrs.field(factory=set)  # sessions with replies that wait
     num_live: Counter[str] = attrs.field(factory=Counter)  # processes that have not exited, by device
+
+    def flush_replies(self) -> None:
+        """Send the replies that wait, as far as that can be done at once."""
+        for flush in list(self.unflushed):
+            flush()
 
     # --- devices -----------------------------------------------------------------------------------------
 

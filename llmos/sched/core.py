@@ -157,6 +157,8 @@ class Core(Actor[Message]):
         self._step_id = self._next_review = 0
         self.num_steps = self.num_prompt_tokens = self.num_output_tokens = 0
         self.device_seconds = 0.0
+        # Called when the readers of a step have their answers: those need not wait for the next step.
+        self.after_results: Callable[[], None] = lambda: None
 
     # --- the loop ----------------------------------------------------------------------------------------
 
@@ -370,6 +372,7 @@ class Core(Actor[Message]):
             self.residents.charge_all_residency()
         for process in woken:
             process.wake_readers()
+        self.after_results()
 
     def _take_vector(self, process: Process, end: int, vector: bytes | None) -> None:
         """Take what a process with `pooling` has come to at `end`: its vector ends it."""

@@ -134,13 +134,25 @@ def _note(exchange: Exchange, generation: Generation) -> None:
         exchange.noted["first_token_seconds"] = round(generation.first_token, 6)
 
 
+@attrs.define(eq=False)
+class Collector:
+    """Keeps whole choices, by index."""
+
+    collected: dict[int, Collected]
+
+    def put(self, choice: Choice, delta: Delta) -> bool:
+        """See Sink: there is always room."""
+        self.collected[choice.index].add(delta)
+        return True
+
+    async def drain(self) -> None:
+        """See Sink: nothing waits."""
+        await trio.lowlevel.checkpoint()
+
+
 async def _collect(service: Service, exchange: Exchange, generation: Generation, shape: Shape) -> None:
     collected = {choice.index: Collected(choice) for choice in generation.choices}
-
-    async def keep(choice: Choice, delta: Delta) -> None:
-        collected[choice.index].add(delta)
-
-    await generation.run(keep)
+    await generation.run(Collector(collected))
     response = shape.complete(choose_best([collected[index] for index in sorted(collected)], generation.job))
     response["usage"] = make_usage(generation)
     if generation.job.has_timings or service.config.timings:
@@ -148,25 +160,39 @@ async def _collect(service: Service, exchange: Exchange, generation: Generation,
     await exchange.respond_json(200, response)
 
 
-async def _stream(service: Service, exchange: Exchange, generation: Generation, shape: Shape) -> None:
-    job = generation.job
-    writer = EventWriter(exchange, service.config.ping_interval_or_none, service.config.send_timeout)
+@attrs.define(eq=False)
+class Streamer:
+    """Writes deltas as the events of a stream."""
 
-    async def write(choice: Choice, delta: Delta) -> None:
-        chunks = shape.chunks(choice, delta)
+    generation: Generation
+    shape: Shape
+    writer: EventWriter
+
+    def put(self, choice: Choice, delta: Delta) -> bool:
+        """See Sink."""
+        job = self.generation.job
+        chunks = self.shape.chunks(choice, delta)
         if job.continuous_usage:
-            usage = make_usage(generation)
+            usage = make_usage(self.generation)
             for chunk in chunks:
                 chunk["usage"] = usage
         elif job.include_usage:
             for chunk in chunks:
                 chunk["usage"] = None
         if job.has_timings:
-            timings = make_timings(generation)["timings"]
+            timings = make_timings(self.generation)["timings"]
             for chunk in chunks:
                 chunk["timings"] = timings
-        if chunks:
-            await writer.send(chunks)
+        return not chunks or self.writer.put(b"".join(map(encode_event, chunks)))
+
+    async def drain(self) -> None:
+        """See Sink."""
+        await self.writer.flush()
+
+
+async def _stream(service: Service, exchange: Exchange, generation: Generation, shape: Shape) -> None:
+    job = generation.job
+    writer = EventWriter(exchange, service.config.ping_interval_or_none, service.config.send_timeout)
 
     async def give_up() -> None:
         exchange.abort(SendStalled())
@@ -175,7 +201,7 @@ async def _stream(service: Service, exchange: Exchange, generation: Generation, 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(writer.watch, give_up)
         await writer.begin()
-        await generation.run(write)
+        await generation.run(Streamer(generation, shape, writer))
         last = b""
         if job.include_usage:
             extras = make_timings(generation) if job.has_timings or service.config.timings else {}

@@ -55,23 +55,30 @@ class ChatShape:
     id: str = attrs.field(factory=lambda: f"chatcmpl-{secrets.token_hex(14)}")
     created: int = attrs.field(factory=lambda: int(time.time()))
     _told: defaultdict[int, _Told] = attrs.field(factory=lambda: defaultdict(_Told))
+    _has_begun: bool = False  # a chunk was written
+    _head: Json = attrs.field(init=False)
 
-    def _envelope(self, kind: str, choices: list[Json]) -> Json:
-        envelope = {
+    @_head.default
+    def _make_head(self) -> Json:
+        return {
             "id": self.id,
-            "object": kind,
+            "object": "chat.completion.chunk",
             "created": self.created,
             "model": self.job.model.name,
             "system_fingerprint": self.job.model.fingerprint,
-            "choices": choices,
         }
-        if self.job.return_token_ids and not any(told.has_role for told in self._told.values()):
+
+    def _envelope(self, choices: list[Json]) -> Json:
+        envelope = {**self._head, "choices": choices}
+        if self.job.return_token_ids and not self._has_begun:
             envelope["prompt_token_ids"] = list(self.job.prompts[0])
         return envelope
 
     def _chunk(self, choice: Choice, delta: Json, **more: Any) -> Json:
         row = {"index": choice.index, "delta": delta, "logprobs": None, "finish_reason": None, **more}
-        return self._envelope("chat.completion.chunk", [row])
+        envelope = self._envelope([row])
+        self._has_begun = True
+        return envelope
 
     def chunks(self, choice: Choice, delta: Delta) -> list[Json]:
         """Role with the first token, then the parts, then the finish."""
@@ -131,7 +138,7 @@ class ChatShape:
 
     def usage_chunk(self) -> Json:
         """A chunk without choices."""
-        return self._envelope("chat.completion.chunk", [])
+        return self._envelope([])
 
     def complete(self, collected: list[Collected]) -> Json:
         """The whole response."""
@@ -156,7 +163,7 @@ class ChatShape:
             if self.job.return_token_times:
                 row["token_times"] = each.times
             choices.append(row)
-        response = self._envelope("chat.completion", choices)
+        response = {**self._envelope(choices), "object": "chat.completion"}
         job = self.job
         if job.num_prompt_logprobs is not None:
             response["prompt_logprobs"] = prompt_logprobs(

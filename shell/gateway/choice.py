@@ -11,6 +11,7 @@ import math
 from collections import deque
 
 import attrs
+import msgspec
 
 from shell.gateway.parsers.events import Content, Event, join_events
 from shell.gateway.reader import MessageReader
@@ -19,8 +20,7 @@ from syscalls.sampling import TokenLogprobs
 from syscalls.text.detokenizer import IncrementalDecoder
 
 
-@attrs.frozen
-class TokenEntry:
+class TokenEntry(msgspec.Struct, frozen=True):
     """A token of the decoded text with its log-probabilities; `start` counts characters of that text."""
 
     token: int
@@ -28,12 +28,13 @@ class TokenEntry:
     logprobs: TokenLogprobs | None
 
 
-@attrs.frozen(kw_only=True)
-class Delta:
+class Delta(msgspec.Struct, frozen=True, kw_only=True):
     """What one read added to a choice."""
 
     parts: tuple[Event, ...]
-    entries: tuple[TokenEntry, ...]  # of tokens whose text no stop string can swallow any more
+    entries: tuple[
+        TokenEntry, ...
+    ]  # where log-probabilities were asked for: of tokens whose text no stop string can swallow any more
     tokens: tuple[int, ...]  # everything sampled since the last delta, an end token included
     finish_reason: str | None = None
     stop_reason: str | int | None = None
@@ -106,9 +107,10 @@ class Choice:
             self._untold.append(token)
             if token in self.end_tokens and not (self.include_stop and token in self.extra_end_tokens):
                 continue  # an end token is not text; the exit that it causes may come with a later read
-            self._pending.append(TokenEntry(token, self.num_decoded, logprobs))
+            if logprobs is not None:
+                self._pending.append(TokenEntry(token, self.num_decoded, logprobs))
             self.num_thinking += self.reader.is_thinking
-            (piece,) = self.decoder.push_each((token,))
+            piece = self.decoder.push_one(token)
             self.num_decoded += len(piece)
             if piece:
                 self.has_newline = self.has_newline or "\n" in piece
@@ -157,7 +159,9 @@ class Choice:
             entries += self._pending
             self._pending.clear()
         tokens, self._untold = tuple(self._untold), []
-        times, self._untold_times = tuple(self._untold_times[: len(tokens)]), []
+        times: tuple[float, ...] = ()
+        if self._untold_times:
+            times, self._untold_times = tuple(self._untold_times[: len(tokens)]), []
         return Delta(
             parts=tuple(join_events(parts)),
             entries=tuple(entries),

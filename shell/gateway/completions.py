@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import attrs
+import msgspec
 from msgspec import Meta
 
 from shell.gateway.answer import Collected, Json, Shape, answer
@@ -150,7 +151,9 @@ class CompletionShape:
         if has_prompt:
             prompt = job.prompts[choice.prompt_index]
             entries = prompt_entries(job.model.text, prompt, choice.prompt_logprobs, job.skip_special_tokens)
-        return entries + [attrs.evolve(entry, start=entry.start + num_echoed) for entry in generated]
+        return entries + [
+            msgspec.structs.replace(entry, start=entry.start + num_echoed) for entry in generated
+        ]
 
     def _logprobs(self, entries: Sequence[TokenEntry]) -> Json | None:
         if self.job.num_top_logprobs is None:

@@ -12,6 +12,7 @@ import msgspec
 import trio
 
 from shell.gateway.errors import ApiError, ClientDisconnected
+from shell.gateway.http1 import Outlet
 from shell.gateway.uploads import Uploads
 from syscalls.client import Client
 
@@ -71,6 +72,7 @@ class Exchange:
     path_params: dict[str, Any] = attrs.field(factory=dict)
     query: dict[str, str] = attrs.field(factory=dict)  # the last value of each name
     started: float = attrs.field(factory=trio.current_time)
+    outlet: Outlet | None = None  # a short way for the body of a stream; None: the server has none
     _receive: Receive
     _send: Send
 
@@ -236,8 +238,13 @@ class Exchange:
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
     async def send_events(self, data: bytes) -> None:
-        """Send whole events, in one write."""
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        """Send whole events, in one write; none: wait until those that were put into the outlet are gone."""
+        if self.outlet is not None:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            if not data or not self.outlet.write_nowait(data):
+                await self.outlet.drain()
+        elif data:
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end_events(self) -> None:
         """End the event stream."""

@@ -15,6 +15,7 @@ from starlette.routing import Router
 
 from shell.gateway.errors import ClientDisconnected, as_api_error, root_cause
 from shell.gateway.exchange import Exchange, Receive, Scope, Send, choose_request_id, find_content_length
+from shell.gateway.http1 import OUTLET
 from shell.gateway.service import Service
 from shell.gateway.sse import DONE, SendStalled, encode_event
 
@@ -59,6 +60,7 @@ class Front:
             path=path,
             request_id=choose_request_id(scope["headers"]),
             content_length=find_content_length(scope["headers"]),
+            outlet=scope.get("extensions", {}).get(OUTLET),
             receive=receive,
             send=send,
         )

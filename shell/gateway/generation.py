@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import attrs
@@ -11,6 +11,7 @@ import structlog
 import trio
 
 from shell.gateway.choice import Choice, Delta
+from shell.gateway.choice_reading import ChoiceReading, Sink
 from shell.gateway.errors import ApiError, process_killed, unavailable
 from shell.gateway.metrics import Metrics
 from shell.gateway.parameters import Job
@@ -21,8 +22,6 @@ from syscalls.process import ExitStatus
 from syscalls.tenant import Rates
 
 KILL_GRACE_SECONDS = 10.0
-
-Deliver = Callable[[Choice, Delta], Awaitable[None]]
 
 log = structlog.get_logger("gateway.generation")
 
@@ -118,60 +117,60 @@ class Generation:
             usage = choice.usage if choice.usage.num_prompt_tokens else None
             account.end(trio.current_time(), reason, usage)
 
-    async def run(self, deliver: Deliver) -> None:
-        """Read all choices to their end; each is read on only when its last delta was delivered.
+    async def run(self, sink: Sink) -> None:
+        """Read all choices to their end; each is read on only when the sink has room for more.
 
         Raises:
             ApiError: a process was killed or failed; the others are not read on.
             SyscallError, ConnectionLost: the kernel's failure.
         """
         if len(self.choices) == 1:
-            await self._read(self.choices[0], deliver)
+            await self._read(self.choices[0], sink)
             return
         async with trio.open_nursery() as nursery:
             for choice in self.choices:
-                nursery.start_soon(self._read, choice, deliver)
+                nursery.start_soon(self._read, choice, sink)
 
-    async def _read(self, choice: Choice, deliver: Deliver) -> None:
+    async def _read(self, choice: Choice, sink: Sink) -> None:
         if choice.is_finished:
             await self._share_scores(choice)
-            await deliver(choice, Delta(parts=(), entries=(), tokens=(), finish_reason=choice.finish_reason))
-        offset = 0
-        last_read: float | None = None
-        first_at: float | None = None  # when its first token was read
+            await deliver(
+                sink, choice, Delta(parts=(), entries=(), tokens=(), finish_reason=choice.finish_reason)
+            )
+        reading = ChoiceReading(
+            choice=choice,
+            sink=sink,
+            on_first_token=self._note_first_token,
+            on_tokens=self.metrics.observe_tokens,
+            account=self._accounts.get(choice.pid),
+            max_predict_seconds=self.job.max_predict_seconds,
+            is_scored=self.job.spawn["sampling"].prompt_logprobs is not None,
+        )
         while not choice.is_finished:
-            output = await self.client.read(choice.pid, offset)
-            offset = output.offset + len(output.tokens)
-            delta = choice.feed(output)
-            if output.tokens:
-                now = trio.current_time()
-                if self.first_token is None:
-                    self.first_token = now - self.started
-                    self.metrics.first_token.observe(self.first_token)
-                if last_read is not None:
-                    self.metrics.observe_tokens(now - last_read, len(output.tokens))
-                last_read = now
-                if choice.pid in self._accounts:
-                    self._accounts[choice.pid].feed(now, len(output.tokens))
+            output = await self.client.follow(choice.pid, reading.offset, reading.take)
+            delta, reading.left = reading.left, None
+            if output.end is not None:
+                delta = reading.feed(output)
             if choice.failure is not None:
                 raise explain_exit(choice.failure)
+            if delta is None:  # it was put
+                await sink.drain()
+                continue
             await self._share_scores(choice)
-            if first_at is None and output.tokens:
-                first_at = last_read
-            if not choice.is_finished and choice.has_newline and self._is_overdue(first_at):
-                await deliver(choice, delta)
+            if not choice.is_finished and reading.is_overdue:
+                await deliver(sink, choice, delta)
                 delta = choice.cut_short()
             if choice.is_finished and not choice.has_exited:  # a stop string: it must not go on
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._kill, choice)
-                    await deliver(choice, delta)
+                    await deliver(sink, choice, delta)
             else:
-                await deliver(choice, delta)
+                await deliver(sink, choice, delta)
 
-    def _is_overdue(self, first_at: float | None) -> bool:
-        """Has a choice been output for longer than it may?"""
-        limit = self.job.max_predict_seconds
-        return limit is not None and first_at is not None and trio.current_time() - first_at > limit
+    def _note_first_token(self, now: float) -> None:
+        if self.first_token is None:
+            self.first_token = now - self.started
+            self.metrics.first_token.observe(self.first_token)
 
     async def _share_scores(self, choice: Choice) -> None:
         """Take the scores of the prompt from its first choice, when they are wanted and it has them."""
@@ -202,6 +201,12 @@ class Generation:
                     nursery.start_soon(self._kill, choice)
         if grace.cancelled_caught:
             log.error("kill_unanswered", pids=[choice.pid for choice in living if not choice.has_exited])
+
+
+async def deliver(sink: Sink, choice: Choice, delta: Delta) -> None:
+    """Put a delta, and wait until there is room for more."""
+    if not sink.put(choice, delta):
+        await sink.drain()
 
 
 def explain_exit(status: ExitStatus) -> ApiError:

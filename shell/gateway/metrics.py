@@ -3,14 +3,40 @@
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left
+from collections.abc import Iterator
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from shell.gateway.vllm_metrics import VllmMetrics
 from syscalls.system import DeviceInfo
 
 SECONDS_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+
+
+class TokenGaps(Collector):
+    """A histogram of what comes with every token: to count into it takes a tenth of a Histogram's time."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(TOKEN_BUCKETS) + 1)
+        self._sum = 0.0
+
+    def observe(self, seconds: float, count: int) -> None:
+        """Count gaps of one length."""
+        self._counts[bisect_left(TOKEN_BUCKETS, seconds)] += count
+        self._sum += seconds * count
+
+    def collect(self) -> Iterator[Metric]:
+        """What Prometheus is told."""
+        bounds = [*map(floatToGoString, TOKEN_BUCKETS), "+Inf"]
+        buckets = list(zip(bounds, accumulate(self._counts), strict=True))
+        text = "Between tokens of one choice; tokens that arrive together share the time since the last"
+        yield HistogramMetricFamily("llmos_gateway_inter_token_seconds", text, buckets, self._sum)
 
 
 class Metrics:
@@ -38,12 +64,8 @@ class Metrics:
             buckets=SECONDS_BUCKETS,
             registry=self.registry,
         )
-        self._inter_token = Histogram(
-            "llmos_gateway_inter_token_seconds",
-            "Between tokens of one choice; tokens that arrive together share the time since the last",
-            buckets=TOKEN_BUCKETS,
-            registry=self.registry,
-        )
+        self._inter_token = TokenGaps()
+        self.registry.register(self._inter_token)
         self.prompt_tokens = Counter("llmos_gateway_prompt_tokens", "Prompt tokens", registry=self.registry)
         self.completion_tokens = Counter(
             "llmos_gateway_completion_tokens", "Sampled tokens", registry=self.registry
@@ -64,8 +86,7 @@ class Metrics:
 
     def observe_tokens(self, seconds: float, num_tokens: int) -> None:
         """Record the gaps before tokens that were read together."""
-        for _ in range(num_tokens):
-            self._inter_token.observe(seconds / num_tokens)
+        self._inter_token.observe(seconds / num_tokens, num_tokens)
 
     def render(self, devices: tuple[DeviceInfo, ...] = ()) -> bytes:
         """Return the exposition text. Blocks for a millisecond or so: call it in a thread."""

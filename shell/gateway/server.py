@@ -12,7 +12,7 @@ import signal
 import socket
 import ssl
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 import trio
@@ -21,6 +21,7 @@ from hypercorn.trio import serve
 
 from shell.gateway.app import make_app
 from shell.gateway.config import GatewayConfig
+from shell.gateway.http1 import App, Connection
 from shell.gateway.response_prepare import prepare_again
 from shell.gateway.service import Service, make_service
 from syscalls.collector import settle_collector
@@ -74,8 +75,38 @@ def check_certificate(config: GatewayConfig) -> None:
         raise OSError(f"--tls-cert {config.tls_cert}, --tls-key {config.tls_key}: {error}") from error
 
 
+async def serve_plain(
+    app: App,
+    listener: socket.socket,
+    stop: trio.Event,
+    keep_alive_timeout: float,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve HTTP/1.1 until `stop`; then idle connections are closed, and the others soon."""
+    connections: set[Connection] = set()
+
+    async def handle(stream: trio.SocketStream) -> None:
+        connection = Connection(stream, app, keep_alive_timeout)
+        connections.add(connection)
+        try:
+            await connection.run()
+        finally:
+            connections.discard(connection)
+
+    async with trio.open_nursery() as handling:
+        async with trio.open_nursery() as accepting:
+            listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]
+            await accepting.start(partial(trio.serve_listeners, handle, listeners, handler_nursery=handling))
+            task_status.started()
+            await stop.wait()
+            accepting.cancel_scope.cancel()
+        handling.cancel_scope.deadline = trio.current_time() + CLOSE_SECONDS
+        for connection in connections:
+            connection.stop()
+
+
 def configure_server(listener: socket.socket, gateway: GatewayConfig) -> Config:
-    """Return Hypercorn's settings; it takes the socket's descriptor over."""
+    """Return the settings of Hypercorn, which serves TLS; it takes the socket's descriptor over."""
     config = Config()
     config.bind = [f"fd://{listener.detach()}"]
     config.certfile, config.keyfile = gateway.tls_cert, gateway.tls_key
@@ -142,10 +173,16 @@ async def run_gateway(config: GatewayConfig) -> None:
         if config.life_fd is not None:
             nursery.start_soon(_watch_life_line, service, stop, config.life_fd)
 
-        async def serve_http(task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED) -> None:
-            app = cast("Framework", make_app(service))  # Hypercorn's own types say more than ASGI's
-            server = configure_server(listener, config)
-            await serve(app, server, shutdown_trigger=stop.wait, task_status=task_status, mode="asgi")
+        async def serve_http(task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED) -> None:
+            app = make_app(service)
+            if config.tls_cert is None:
+                await serve_plain(app, listener, stop, config.keep_alive_timeout, task_status)
+            else:
+                framework = cast("Framework", app)  # Hypercorn's own types say more than ASGI's
+                server = configure_server(listener, config)
+                await serve(
+                    framework, server, shutdown_trigger=stop.wait, task_status=task_status, mode="asgi"
+                )
             nursery.cancel_scope.cancel()
 
         await nursery.start(serve_http)

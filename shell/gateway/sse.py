@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import attrs
@@ -52,24 +52,32 @@ class EventWriter:
                 await self.exchange.begin_events()
                 self._last_write = trio.current_time()
 
-    async def send(self, values: Iterable[Any]) -> None:
-        """Send one event for each value."""
-        await self.send_raw(b"".join([encode_event(value) for value in values]))
+    def put(self, data: bytes) -> bool:
+        """Take framed events, and write them at once where the server can; False: `flush` before more."""
+        outlet = self.exchange.outlet
+        if outlet is None or self._pending or self._lock.locked():
+            self._pending.append(data)
+            return False
+        self.num_writes += 1
+        self._last_write = trio.current_time()
+        return outlet.write_nowait(data)
 
-    async def send_raw(self, data: bytes) -> None:
-        """Send framed events."""
-        self._pending.append(data)
+    async def flush(self) -> None:
+        """Wait until what was put has been taken by the server."""
         async with self._lock:  # whoever holds it writes for all who wait; they find nothing left to do
-            if not self._pending:
-                return
             gathered, self._pending = b"".join(self._pending), []
             self._write_began = trio.current_time()
             try:
                 await self.exchange.send_events(gathered)
             finally:
                 self._write_began = None
-            self.num_writes += 1
+            self.num_writes += bool(gathered)
             self._last_write = trio.current_time()
+
+    async def send_raw(self, data: bytes) -> None:
+        """Send framed events."""
+        if not self.put(data):
+            await self.flush()
 
     async def watch(self, on_stall: Callable[[], Awaitable[None]]) -> None:
         """Send keep-alives when nothing else was sent, and call `on_stall` once when a write hangs; for ever.

@@ -42,19 +42,21 @@ class IncrementalDecoder:
 
     def push_each(self, token_ids: Iterable[int]) -> list[str]:
         """Decode the next tokens. Returns, for each, the text that it completed: "" inside a character."""
-        return [self._push_one(token_id) for token_id in token_ids]
+        return [self.push_one(token_id) for token_id in token_ids]
 
     def flush(self) -> str:
         """End the text. Returns U+FFFD when it ends inside a character, else ""."""
         return self._strip(self._utf8.decode(b"", final=True))
 
-    def _push_one(self, token_id: int) -> str:
+    def push_one(self, token_id: int) -> str:
+        """Decode the next token. Returns the text that it completed: "" inside a character."""
         is_special = self._skip_special_tokens and self._pieces.is_special(token_id)
         if is_special and token_id not in self._shown_tokens:
             return ""
         piece = self._pieces.first(token_id) if self._is_start else self._pieces[token_id]
         self._is_start = False
-        return self._strip(self._utf8.decode(piece))
+        text = self._utf8.decode(piece)
+        return self._strip(text) if self._num_leading_spaces else text
 
     def _strip(self, text: str) -> str:
         while self._num_leading_spaces and text:

@@ -33,6 +33,8 @@ class StopMatcher:
 
         After a match everything is withheld.
         """
+        if not self._automata:
+            return text, None
         if self.matched is not None:
             return "", self.matched
         end = len(text)

@@ -1,0 +1,184 @@
+"""The plain port's HTTP/1.1: heads, bodies and ends of connections, byte by byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import time
+from pathlib import Path
+from typing import Any
+
+import h11
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shell.gateway.http1 import OUTLET, Connection
+from tests.gateway.harness import (
+    PATIENCE_SECONDS,
+    Gateway,
+    KernelThread,
+    hello,
+    http_request,
+    read_until,
+    running_gateway,
+    say_forever,
+)
+
+CHAT = "/v1/chat/completions"
+RESET = struct.pack("ii", 1, 0)
+
+
+def open_files(gateway: Gateway) -> int:
+    """How many descriptors the gateway's process has."""
+    return len(os.listdir(f"/proc/{gateway.process.pid}/fd"))
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+@pytest.mark.parametrize("said", [b"", http_request("/version", b"", "GET")])
+def test_a_descriptor_goes_with_its_client(
+    own_kernel: KernelThread, tmp_path: Path, how: str, said: bytes
+) -> None:
+    """A client that leaves an idle connection leaves nothing, long before the keep-alive timeout."""
+    with running_gateway(own_kernel, tmp_path / "g", "--keep-alive-timeout", "3600") as gateway:
+        gateway.get("/version")
+        before = open_files(gateway)
+        raws = [gateway.connect() for _ in range(20)]
+        for raw in raws:
+            raw.sendall(said)
+            if said:
+                read_until(raw, b"}")
+        own_kernel.wait_until(lambda: open_files(gateway) >= before + 19)  # the first may go only now
+        for raw in raws:
+            if how == "reset":
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            raw.close()
+        own_kernel.wait_until(lambda: open_files(gateway) <= before)
+
+
+def test_a_head_that_does_not_come_in_time(own_kernel: KernelThread, tmp_path: Path) -> None:
+    """Silence, and a head that trickles, end with the keep-alive timeout; others are served meanwhile."""
+    with running_gateway(own_kernel, tmp_path / "g", "--keep-alive-timeout", "0.5") as gateway:
+        with gateway.connect() as silent, gateway.connect() as slow:
+            slow.settimeout(0.05)
+            began = time.monotonic()
+            for byte in b"GET /version HTTP/1.1\r\nx-long: " + b"y" * 10_000:
+                assert time.monotonic() < began + PATIENCE_SECONDS
+                try:
+                    slow.sendall(bytes([byte]))
+                    if slow.recv(1) == b"":
+                        break
+                except TimeoutError:
+                    pass
+                except ConnectionError:
+                    break
+                assert gateway.get("/version").status_code == 200
+            assert silent.recv(1) == b""
+
+
+def test_an_old_client(gateway: Gateway, kernel: KernelThread) -> None:
+    """HTTP/1.0 gets whole and streamed answers that end with the connection, without chunks."""
+    for stream in (False, True):
+        with gateway.connect() as raw:
+            raw.sendall(http_request(CHAT, hello(stream=stream)).replace(b"HTTP/1.1", b"HTTP/1.0"))
+            head, _, body = read_until(raw, b"never").partition(b"\r\n\r\n")
+        assert b"chunked" not in head
+        assert body.endswith(b"data: [DONE]\n\n") if stream else json.loads(body)
+
+
+def test_a_body_that_waits_to_be_asked(gateway: Gateway) -> None:
+    """Expect: 100-continue is answered before the body comes."""
+    request = http_request(CHAT, hello(), headers="Expect: 100-continue\r\n")
+    head, _, body = request.partition(b"\r\n\r\n")
+    with gateway.connect() as raw:
+        raw.sendall(head + b"\r\n\r\n")
+        assert read_until(raw, b"\r\n\r\n").startswith(b"HTTP/1.1 100 ")
+        raw.sendall(body)
+        assert read_until(raw, b"\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize(
+    ("junk", "status"),
+    [
+        (b"nonsense\r\n\r\n", 400),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nx: " + b"y" * 100_000, 431),
+        (b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+    ],
+)
+def test_what_is_no_http_is_told(gateway: Gateway, junk: bytes, status: int) -> None:
+    """In the shape of every error, and the connection ends."""
+    with gateway.connect() as raw:
+        raw.sendall(junk)
+        answer = read_until(raw, b"never")
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert json.loads(body)["error"]["code"] == "bad_request"
+
+
+def test_a_stalled_client_is_cut_at_once(own_kernel: KernelThread, tmp_path: Path) -> None:
+    """A client that takes nothing for the send timeout loses its process and its connection."""
+    own_kernel.program = say_forever
+    with running_gateway(own_kernel, tmp_path / "g", "--send-timeout", "0.5") as gateway:
+        before = open_files(gateway)
+        with gateway.connect(receive_buffer_bytes=4096) as raw:
+            own_kernel.program = flood
+            raw.sendall(http_request(CHAT, hello(stream=True, logprobs=True, top_logprobs=20)))
+            own_kernel.wait_until(lambda: own_kernel.kernel.spawned and not own_kernel.kernel.processes)
+            own_kernel.wait_until(lambda: open_files(gateway) <= before)
+
+
+async def flood(process: Any) -> Any:
+    """A program that outputs more than any buffer between us and a client holds."""
+    from syscalls.sampling import TokenLogprobs
+
+    top = TokenLogprobs(-0.5, tuple(range(20)), (-3.0,) * 20)
+    while True:
+        await process.emit(*b"x" * 1000, logprobs=(top,) * 1000)
+
+
+# --- one connection, in this process -----------------------------------------------------------------------
+
+
+@given(
+    parts=st.lists(st.tuples(st.binary(min_size=1, max_size=300_000), st.booleans()), max_size=6),
+    takes=st.lists(st.integers(1, 200_000), max_size=8),
+)
+def test_bytes_arrive_as_they_were_written(parts: list[tuple[bytes, bool]], takes: list[int]) -> None:
+    """However parts are written and taken: whole, and in order."""
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        outlet = scope["extensions"][OUTLET]
+        for data, is_direct in parts:
+            if not is_direct:
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+            elif not outlet.write_nowait(data):
+                await outlet.drain()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def main() -> bytes:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        port = listeners[0].socket.getsockname()[1]
+        client = h11.Connection(h11.CLIENT)
+        content = b""
+        async with trio.open_nursery() as nursery:
+            raw = await trio.open_tcp_stream("127.0.0.1", port)
+            connection = Connection(await listeners[0].accept(), app, 10.0)
+            nursery.start_soon(connection.run)
+            request = h11.Request(method="GET", target="/", headers=[("Host", "a"), ("Connection", "close")])
+            await raw.send_all((client.send(request) or b"") + (client.send(h11.EndOfMessage()) or b""))
+            sizes = iter(takes)
+            while not isinstance(event := client.next_event(), h11.EndOfMessage):
+                if event is h11.NEED_DATA:
+                    client.receive_data(await raw.receive_some(next(sizes, 1 << 16)))
+                elif isinstance(event, h11.Data):
+                    content += event.data
+            await raw.aclose()
+        await listeners[0].aclose()
+        return content
+
+    assert trio.run(main) == b"".join(data for data, _ in parts)
