@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import attrs
 import trio
-from prompt_toolkit.completion import CompleteEvent, Completer, Completion
-from prompt_toolkit.document import Document
 
 from shell.llmsh.errors import CommandError, UsageError
 from shell.llmsh.loop import Shell
 from shell.llmsh.options import OPTION_LIKE, Option
-from shell.llmsh.parser import parse_partial, quote
+from shell.llmsh.parser import parse_partial
 from shell.llmsh.table import Command, CommandTable
 from syscalls.client import ConnectionLost
 from syscalls.errno import SyscallError
@@ -153,20 +151,3 @@ def list_files(begun: str) -> list[Candidate]:
     except OSError:
         return []
     return [Candidate(path) for path in sorted(found)[:MAX_FILES]]
-
-
-class ShellCompleter(Completer):
-    """Completion for the prompt. Runs in a thread of prompt_toolkit, and asks the shell in its own."""
-
-    def __init__(self, table: CommandTable[Any], look_up: Lookup) -> None:
-        self._table = table
-        self._look_up = look_up
-
-    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
-        """See Completer."""
-        text = document.text_before_cursor
-        start, found = complete(text, self._table, self._look_up)
-        for candidate in found:
-            yield Completion(
-                quote(candidate.text), start_position=start - len(text), display_meta=candidate.meaning
-            )

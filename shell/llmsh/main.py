@@ -18,13 +18,13 @@ import outcome
 import trio
 
 from shell.llmsh.commands import TABLE
-from shell.llmsh.completion import Candidate, ShellCompleter, look_up_names
+from shell.llmsh.completion import Candidate, look_up_names
 from shell.llmsh.connection import Connection
 from shell.llmsh.errors import EXIT_BROKEN_PIPE, EXIT_USAGE
 from shell.llmsh.execute import run_pipeline
 from shell.llmsh.loop import Shell
 from shell.llmsh.render import Screen
-from shell.llmsh.terminal import PipeTerminal, PromptTerminal, Terminal, repair
+from shell.llmsh.terminal import PipeTerminal, Terminal, repair
 from syscalls.paths import default_socket_path
 
 
@@ -108,6 +108,8 @@ async def _run_in_pipe(settings: Settings) -> int:
 
 def _run_at_prompt(settings: Settings) -> int:
     """Keep the main thread for the prompt and its signals, and run the shell in a second one."""
+    from shell.llmsh.prompt import PromptTerminal, ShellCompleter  # here: scripts start without it
+
     started: queue.SimpleQueue[PromptTerminal | None] = queue.SimpleQueue()
     results: list[outcome.Outcome[int]] = []
     on_interrupt = _Relay()

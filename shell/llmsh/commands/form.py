@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import trio
 
 from shell.llmsh.errors import CommandError, UsageError
 from shell.llmsh.options import Arguments, Option
-from syscalls.text.grammar import (
-    BadGrammar,
-    choice_grammar,
-    explain_bad_grammar,
-    explain_bad_schema,
-    json_grammar,
-    read_grammar,
-    regex_grammar,
-)
 
 FORM_OPTIONS = (
     Option(("--schema",), "output is JSON that obeys the JSON schema in a file", "FILE", completes="file"),
@@ -42,11 +31,8 @@ async def read_form(arguments: Arguments) -> str | None:
     value = arguments[given[0].name]
     if flag in ("--schema", "--grammar"):
         value = await _read_file(value)
-    try:
-        # Long ones take a while, and the screen goes on meanwhile.
-        return await trio.to_thread.run_sync(_compile, flag, value)
-    except BadGrammar as error:
-        raise UsageError(f"{flag}: {error}") from None
+    # Long ones take a while, and the screen goes on meanwhile.
+    return await trio.to_thread.run_sync(_compile, flag, value)
 
 
 async def _read_file(name: str) -> str:
@@ -59,27 +45,12 @@ async def _read_file(name: str) -> str:
 
 
 def _compile(flag: str, value: str | tuple[str, ...]) -> str:
-    """Make a grammar of an option's value. Raises BadGrammar."""
-    if flag == "--schema":
-        return _compile_schema(str(value))
-    if flag == "--choice":
-        grammar = choice_grammar(value)
-    elif flag == "--regex":
-        grammar = regex_grammar(str(value))
-    else:
-        grammar = read_grammar(str(value))
-    if (problem := explain_bad_grammar(grammar)) is not None:
-        raise BadGrammar(problem)
-    return grammar
+    """Make a grammar of an option's value. Raises UsageError."""
+    # Here, for its library takes long to import, and few commands ask for a form.
+    from shell.llmsh.commands.form_grammar import compile_form
+    from syscalls.text.grammar import BadGrammar
 
-
-def _compile_schema(text: str) -> str:
     try:
-        schema = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadGrammar(f"the file is not JSON: {error}") from None
-    if not isinstance(schema, dict | bool):
-        raise BadGrammar("a schema is an object")
-    if (problem := explain_bad_schema(schema)) is not None:
-        raise BadGrammar(problem)
-    return json_grammar(schema)
+        return compile_form(flag, value)
+    except BadGrammar as error:
+        raise UsageError(f"{flag}: {error}") from None
