@@ -10,6 +10,8 @@ from drivers.backend import DeviceUnavailable
 from drivers.cuda_arena import CudaArena
 from drivers.model.loader import ProgressCallback, load_reference, open_model
 from drivers.model.transformer import Model
+from drivers.ops.interface import Ops
+from drivers.ops.reference import ReferenceOps
 from llmos.device import KVFormat, Load, Quality
 from native.cuda.device import CudaDevice, CudaRefused
 
@@ -50,7 +52,12 @@ class CudaDriver:
     @property
     def torch_device(self) -> torch.device:
         """Where torch computes. Raises DeviceUnavailable."""
-        return torch.device("cuda", self.index) if self._device.num_multiprocessors else torch.device("cpu")
+        return torch.device("cuda", self.index) if self.is_gpu else torch.device("cpu")
+
+    @property
+    def is_gpu(self) -> bool:
+        """False of a stand-in. Raises DeviceUnavailable."""
+        return self._device.num_multiprocessors > 0
 
     @property
     def granularity_bytes(self) -> int:
@@ -63,12 +70,12 @@ class CudaDriver:
 
     def load_model(self, load: Load, report: ProgressCallback) -> tuple[Model, Quality | None]:
         """See Backend."""
-        device = self.torch_device
-        return load_reference(open_model(load.path, load.max_model_len), load, device, report), None
+        device, opened = self.torch_device, open_model(load.path, load.max_model_len)
+        return load_reference(opened, load, device, report, self._choose_ops()), None
 
     def choose_pool_bytes(self) -> int:
         """See Backend."""
-        if self.torch_device.type == "cuda":
+        if self.is_gpu:
             torch.cuda.empty_cache()
         return int(self._device.free_bytes * POOL_SHARE)
 
@@ -91,7 +98,7 @@ class CudaDriver:
     def check_health(self) -> None:
         """See Backend. After an illegal access every later call fails, and only a new process helps."""
         self._device.synchronize()
-        if self.torch_device.type == "cuda":
+        if self.is_gpu:
             torch.cuda.synchronize(self.torch_device)
             torch.cuda.empty_cache()
 
@@ -99,6 +106,16 @@ class CudaDriver:
         """See Backend."""
         if self._opened is not None:
             self._opened.close()
+
+    def _choose_ops(self) -> Ops:
+        """Triton's on a GPU, and on a stand-in where its interpreter is on; else torch's."""
+        if not self.is_gpu and os.environ.get("TRITON_INTERPRET") != "1":
+            return ReferenceOps()
+        try:
+            from drivers.triton_ops.ops import TritonOps
+        except ImportError as error:
+            raise DeviceUnavailable(f"cuda:{self.index} needs the extra cuda: {error}") from None
+        return TritonOps()
 
     @property
     def _device(self) -> CudaDevice:

@@ -47,14 +47,16 @@ def _ask_torch(code: str) -> tuple[bool, str]:
 
 
 def check_cuda() -> Finding:
-    """Is there a CUDA device that torch can use?"""
-    if not any(Path("/dev").glob("nvidia[0-9]*")) and not Path("/dev/dxg").exists():
+    """Is there a CUDA device that torch can use? A stand-in for the driver library can serve, and is none."""
+    is_there = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
+    if not is_there and not os.environ.get("LLMOS_LIBCUDA"):
         return Finding("device cuda", False, "no NVIDIA device node in /dev")
     ok, detail = _ask_torch(
         "import torch\n"
-        "assert torch.backends.cuda.is_built(), f'torch {torch.__version__} is built without CUDA'\n"
-        "assert torch.cuda.is_available(), 'torch finds no CUDA device'\n"
-        "print(', '.join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())))"
+        "from drivers.cuda import CudaDriver\n"
+        "found = [CudaDriver(i) for i in range(max(1, torch.cuda.device_count()))]\n"
+        "assert all(each.memory_bytes and each.is_gpu for each in found), found[0].describe()\n"
+        "print(', '.join(each.describe() for each in found))"
     )
     return Finding("device cuda", ok, detail.removeprefix("AssertionError: "))
 

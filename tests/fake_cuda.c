@@ -1,4 +1,4 @@
-/* A stand-in for the CUDA driver, without a device: frames are memory files, address ranges are reserved by mmap,
+/* A stand-in for the CUDA driver, without a device: frames lie in a memory file, address ranges are reserved by mmap,
  * and what was launched on a stream runs as late as it may: when somebody waits for it. Every rule of the virtual
  * memory calls is enforced; a page without access is PROT_NONE, so that touching it ends the process.
  *
@@ -9,6 +9,7 @@
  * removed as it is read: so a test reaches a driver in another process.
  */
 #define _GNU_SOURCE
+#include <fcntl.h>
 #include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -27,7 +28,7 @@ enum { FILL, WITHIN, OUT, IN, WAIT }; /* what a launch does */
 
 typedef struct { CUdeviceptr at; size_t size; CUmemGenericAllocationHandle handle; int has_access; } mapping;
 typedef struct { CUdeviceptr at; size_t size; } extent;
-typedef struct { int fd; size_t size; int is_released, num_mapped; } frame; /* fd 0: none */
+typedef struct { size_t size; int is_released, num_mapped; } frame; /* size 0: none */
 typedef struct { int kind; CUdeviceptr to, from; size_t size; uint64_t value; CUstream other; } launch;
 struct CUstream_st { int is_used; uint64_t num_launched, num_run; launch launches[MANY]; };
 struct CUevent_st { int is_used; CUstream stream; uint64_t launched; };
@@ -35,7 +36,9 @@ struct CUevent_st { int is_used; CUstream stream; uint64_t launched; };
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static mapping mappings[MANY];
 static extent reservations[MANY], registered[MANY];
-static frame frames[MANY];
+static frame frames[MANY]; /* each at an offset of its own in a file with holes: a file for each would be too many */
+static int memory_file = -1;
+static const size_t MAX_FRAME = (size_t)1 << 28;
 static struct CUstream_st streams[FEW]; /* the first one is the default stream */
 static struct CUevent_st events[MANY];
 static int is_initialised, num_contexts, broken, is_lazy;
@@ -148,8 +151,11 @@ static void free_if_unused(frame *f)
 {
     if (!f->is_released || f->num_mapped) return;
     used_bytes -= f->size;
-    close(f->fd);
+    fallocate(memory_file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (f - frames) * MAX_FRAME, f->size);
     memset(f, 0, sizeof *f);
+    if (used_bytes) return;
+    close(memory_file);
+    memory_file = -1;
 }
 
 CUresult cuInit(unsigned int flags) { ENTER(0); is_initialised = 1; return leave(flags ? INVALID_VALUE : OK); }
@@ -192,13 +198,15 @@ CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, const CU
                      unsigned long long flags)
 {
     ENTER(1);
-    REFUSE_IF(!size || size % granule || is_bad_prop(prop) || flags, INVALID_VALUE);
+    REFUSE_IF(!size || size % granule || size > MAX_FRAME || is_bad_prop(prop) || flags, INVALID_VALUE);
     REFUSE_IF(used_bytes + size > memory_bytes, NO_MEMORY);
+    if (memory_file < 0) {
+        memory_file = memfd_create("fake-cuda", MFD_CLOEXEC);
+        REFUSE_IF(memory_file < 0 || ftruncate(memory_file, MANY * MAX_FRAME), NO_MEMORY);
+    }
     for (int i = 1; i < MANY; i++) {
-        if (frames[i].fd) continue;
-        int fd = memfd_create("fake-cuda", MFD_CLOEXEC);
-        REFUSE_IF(fd < 0 || ftruncate(fd, size), NO_MEMORY);
-        frames[i] = (frame){fd, size, 0, 0};
+        if (frames[i].size) continue;
+        frames[i] = (frame){size, 0, 0};
         used_bytes += size;
         *handle = i;
         return leave(OK);
@@ -209,7 +217,7 @@ CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, const CU
 CUresult cuMemRelease(CUmemGenericAllocationHandle handle)
 {
     ENTER(1);
-    REFUSE_IF(handle >= MANY || !frames[handle].fd || frames[handle].is_released, BAD_HANDLE);
+    REFUSE_IF(handle >= MANY || !frames[handle].size || frames[handle].is_released, BAD_HANDLE);
     frames[handle].is_released = 1;
     free_if_unused(&frames[handle]);
     return leave(OK);
@@ -249,7 +257,7 @@ CUresult cuMemMap(CUdeviceptr at, size_t size, size_t offset, CUmemGenericAlloca
                   unsigned long long flags)
 {
     ENTER(1);
-    REFUSE_IF(handle >= MANY || !frames[handle].fd || frames[handle].is_released, BAD_HANDLE);
+    REFUSE_IF(handle >= MANY || !frames[handle].size || frames[handle].is_released, BAD_HANDLE);
     REFUSE_IF(!size || size % granule || offset || flags || size > frames[handle].size, INVALID_VALUE);
     int is_reserved = 0, free_slot = -1;
     for (int i = 0; i < MANY; i++) {
@@ -260,7 +268,7 @@ CUresult cuMemMap(CUdeviceptr at, size_t size, size_t offset, CUmemGenericAlloca
     }
     REFUSE_IF(!is_reserved, INVALID_VALUE);
     REFUSE_IF(free_slot < 0, NO_MEMORY);
-    if (mmap((void *)at, size, PROT_NONE, MAP_SHARED | MAP_FIXED, frames[handle].fd, 0) == MAP_FAILED)
+    if (mmap((void *)at, size, PROT_NONE, MAP_SHARED | MAP_FIXED, memory_file, handle * MAX_FRAME) == MAP_FAILED)
         return leave(NO_MEMORY);
     mappings[free_slot] = (mapping){at, size, handle, 0};
     frames[handle].num_mapped++;
@@ -420,7 +428,7 @@ void fake_count(int64_t *out)
     pthread_mutex_lock(&lock);
     memset(out, 0, 10 * sizeof *out);
     for (int i = 0; i < MANY; i++) {
-        out[0] += frames[i].fd != 0;
+        out[0] += frames[i].size != 0;
         out[1] += mappings[i].size != 0;
         out[2] += reservations[i].size != 0;
         out[3] += events[i].is_used;
@@ -439,10 +447,10 @@ void fake_count(int64_t *out)
 /* A new machine: give back what a broken one held. */
 void fake_reset(void)
 {
-    for (int i = 0; i < MANY; i++) {
+    for (int i = 0; i < MANY; i++)
         if (reservations[i].size) munmap((void *)reservations[i].at, reservations[i].size);
-        if (frames[i].fd) close(frames[i].fd);
-    }
+    if (memory_file >= 0) close(memory_file);
+    memory_file = -1;
     memset(mappings, 0, sizeof mappings);
     memset(reservations, 0, sizeof reservations);
     memset(registered, 0, sizeof registered);

@@ -46,10 +46,13 @@ class CudaDevice:
 
     def __init__(self, index: int = 0, library: str | None = None) -> None:
         self.index = index
+        path = library or library_path()
         try:
-            self._lib: Any = ffi.dlopen(library or library_path())
-        except OSError as error:
-            raise CudaRefused(f"there is no CUDA driver: {error}") from None
+            self._lib: Any = ffi.dlopen(path)
+        except OSError as error:  # cffi tells twice which library, and then where else it has looked
+            reason = str(error).removeprefix(f"cannot load library '{path}': ")
+            reason = reason.partition(".  Additionally")[0]
+            raise CudaRefused(f"there is no CUDA driver: {reason}") from None
         self.call("cuInit", 0)
         device = ffi.new("CUdevice *")
         self.call("cuDeviceGet", device, index)

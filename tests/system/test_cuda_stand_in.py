@@ -1,0 +1,243 @@
+"""What if memory is a GPU's? The same bits however a process is disturbed, and faults stay where they are.
+
+There is no GPU: the driver library is the stand-in of tests/fake_cuda.c, and torch is on the processor.
+Everything else (paging, copies, fences, faults, restarts) is the driver's own code.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import pytest
+import trio
+
+from llmos.bench.server import Server, running_server
+from syscalls.client import Client, open_client
+from syscalls.process import ExitStatus
+from tests.fake_cuda import ILLEGAL_ADDRESS, OUT_OF_MEMORY, load_fake
+from tests.system.leaks import assert_no_leak, count
+from tests.system.test_transparency import requests, run_one, run_together
+
+OPTIONS = ("--device", "cuda", "--threads", "1", "--frame-kib", "64")  # the least that the stand-in maps
+
+
+@attrs.frozen
+class StandIn:
+    """What the drivers of this module open, and the file by which a test gives it orders."""
+
+    orders: Path
+
+    def fail(self, call: str, code: int, after: int = 0) -> None:
+        """Let a call fail once, in the driver that makes it next."""
+        draft = self.orders.with_suffix(".draft")
+        draft.write_text(f"{call} {after} {code}\n")
+        draft.rename(self.orders)
+
+
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
+    """In the environment of every server here."""
+    stand_in = StandIn(tmp_path_factory.mktemp("stand-in") / "orders")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLMOS_LIBCUDA", load_fake().library)
+        patch.setenv("FAKE_CUDA_CONTROL", str(stand_in.orders))
+        patch.delenv("TRITON_INTERPRET", raising=False)  # tests of kernels want it
+        yield stand_in
+
+
+@pytest.fixture(scope="module")
+def server(stand_in: StandIn) -> Iterator[Server]:
+    """A server that shares nothing between processes; no page is mapped ahead. Ends with the leak count."""
+    with running_server(
+        *OPTIONS, "--pool-mib", "64", "--no-prefix-cache", "--mapping", "sync", gateway=False
+    ) as running:
+        before = count(running)
+        yield running
+        assert_no_leak(running, before)
+
+
+@pytest.fixture(scope="module")
+def quiet(server: Server) -> list[tuple[int, ...]]:
+    """Each request alone: the truth."""
+
+    async def one_after_the_other() -> list[tuple[int, ...]]:
+        async with open_client(server.socket_path) as client:
+            return [await run_one(client, request) for request in requests()]
+
+    return trio.run(one_after_the_other)
+
+
+async def test_together(server: Server, quiet: list[tuple[int, ...]]) -> None:
+    """Thirty-two at once; nobody takes the device for a GPU."""
+    assert await run_together(server) == quiet
+    async with open_client(server.socket_path) as client:
+        (device,) = await client.devices()
+    assert (device.name, device.kind) == ("cuda:0", "cuda")
+    assert device.description == "stand-in for a CUDA driver, without a GPU: torch computes on the processor"
+
+
+async def test_forked(server: Server, quiet: list[tuple[int, ...]]) -> None:
+    """Children share frames with their parent, write to copies, and emit what it does."""
+    chosen = [i for i, request in enumerate(requests()) if request.max_tokens == 40][:6]
+    async with open_client(server.socket_path) as client:
+        for i in chosen:
+            request = requests()[i]
+            (parent,) = (
+                await client.spawn(request.prompt, max_tokens=40, sampling=request.sampling, ignore_eos=True)
+            ).pids
+            await client.read(parent)
+            for pid in (parent, *(await client.fork(parent, 2)).pids):
+                assert (await read_to_end(client, pid))[0] == quiet[i]
+                await client.wait(pid)
+
+
+async def test_swapped_shared_and_cut(
+    stand_in: StandIn, quiet: list[tuple[int, ...]], tmp_path: Path
+) -> None:
+    """Little memory, changing priorities, chunks, a prefix cache; pages go to each tier and back; a fault."""
+    options = ("--pool-mib", "4", "--max-chunk-tokens", "48", "--preempt", "swap", "--policy", "rerank")
+    options += ("--rerank-steps", "7", "--swap-mib", "1", "--swap-file-mib", "64")
+    with running_server(*OPTIONS, *options, "--image-folder", str(tmp_path), gateway=False) as swapping:
+        before = count(swapping)
+        assert await run_together(swapping) == quiet
+        async with open_client(swapping.socket_path) as client:
+            await save_and_go_on(client, quiet)
+            (device,) = await client.devices()
+        assert await run_together_sabotaged(swapping, stand_in, "cuMemcpyDtoHAsync_v2") == quiet
+        assert_no_leak(swapping, before)
+    assert device.num_preemptions > 0
+    assert device.swap is not None
+    assert device.swap.num_faulty_pages == 0
+    for tier in device.swap.tiers:
+        assert min(tier.num_bytes_out, tier.num_bytes_in) >= 2 * device.frame_bytes
+        assert tier.num_free_bytes == tier.num_bytes
+
+
+async def save_and_go_on(client: Client, quiet: list[tuple[int, ...]]) -> None:
+    """A process that is saved in the middle, in a file, and restored: both go on with the same bits."""
+    i = next(i for i, each in enumerate(requests()) if each.max_tokens == 40 and len(each.prompt) > 100)
+    request = requests()[i]
+    (pid,) = (
+        await client.spawn(
+            request.prompt, max_tokens=request.max_tokens, sampling=request.sampling, ignore_eos=True
+        )
+    ).pids
+    await client.read(pid)
+    saved = await client.checkpoint(pid, "middle")
+    assert saved.num_saved_tokens > 100
+    for each in (pid, *(await client.restore("middle")).pids):
+        assert (await read_to_end(client, each))[0] == quiet[i]
+        await client.wait(each)
+    await client.remove_image("middle")
+
+
+async def read_to_end(client: Client, pid: int) -> tuple[tuple[int, ...], ExitStatus]:
+    """All tokens of a process, and how it ended."""
+    tokens: list[int] = []
+    end = None
+    async for output in client.stream(pid):
+        tokens += output.tokens
+        end = output.end
+    assert end is not None
+    return tuple(tokens), end
+
+
+async def test_out_of_memory_is_of_one_process(
+    server: Server, stand_in: StandIn, quiet: list[tuple[int, ...]]
+) -> None:
+    """The device refuses one mapping: its process ends and says which call; the others are as ever."""
+    chosen = [i for i, request in enumerate(requests()) if len(request.prompt) > 60][:8]
+    ends: dict[int, tuple[tuple[int, ...], ExitStatus]] = {}
+    async with open_client(server.socket_path) as client, trio.open_nursery() as nursery:
+        stand_in.fail("cuMemMap", OUT_OF_MEMORY, after=3)
+
+        async def one(i: int) -> None:
+            request = requests()[i]
+            spawned = await client.spawn(
+                request.prompt, max_tokens=request.max_tokens, sampling=request.sampling, ignore_eos=True
+            )
+            ends[i] = await read_to_end(client, spawned.pids[0])
+            await client.wait(spawned.pids[0])
+
+        for i in chosen:
+            nursery.start_soon(one, i)
+    failed = [end.message for _, end in ends.values() if end.reason == "error"]
+    assert failed == ["Map: cuMemMap: CUDA_ERROR_OUT_OF_MEMORY"]
+    assert sorted(tokens for tokens, end in ends.values() if end.reason == "length") == sorted(
+        quiet[i] for i in chosen if ends[i][1].reason == "length"
+    )
+    async with open_client(server.socket_path) as client:
+        (device,) = await client.devices()
+    assert (device.state, device.num_restarts) == ("ready", 0)
+
+
+async def test_a_device_beyond_use_is_restarted(
+    server: Server, stand_in: StandIn, quiet: list[tuple[int, ...]]
+) -> None:
+    """An illegal access ends the driver behind some step; another one goes on with all processes."""
+    assert await run_together_sabotaged(server, stand_in, "cuEventRecord") == quiet
+
+
+async def run_together_sabotaged(server: Server, stand_in: StandIn, call: str) -> list[tuple[int, ...]]:
+    """All requests at once; in the middle a call says that the device is beyond use."""
+    async with open_client(server.socket_path) as client:
+        before = (await client.devices())[0]
+        async with trio.open_nursery() as nursery:
+
+            async def saboteur() -> None:
+                begun = (await client.statistics()).num_output_tokens
+                while (await client.statistics()).num_output_tokens < begun + 60:  # noqa: ASYNC110
+                    await trio.sleep(0.005)
+                stand_in.fail(call, ILLEGAL_ADDRESS)
+
+            nursery.start_soon(saboteur)
+            outputs = await run_together(server)
+        after = (await client.devices())[0]
+    assert after.num_restarts == before.num_restarts + 1
+    assert after.driver_pid != before.driver_pid
+    return outputs
+
+
+def test_without_a_library_it_is_refused_in_a_line(tmp_path: Path) -> None:
+    """`llmos up --device cuda` names what is missing."""
+    command = [sys.executable, "-m", "llmos.cli", "up", "--device", "cuda", "--listen", ""]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLMOS_LIBCUDA", "libnothing.so.1")
+        done = subprocess.run(
+            [*command, "--socket", str(tmp_path / "socket")], capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "llmos: device cuda:0: cuda:0 is not there: there is no CUDA driver: libnothing.so.1: "
+        "cannot open shared object file: No such file or directory"
+    )
+
+
+def test_the_doctor_takes_no_stand_in_for_a_gpu(stand_in: StandIn) -> None:
+    """It can serve when it is asked for by name; `--device auto` passes it over."""
+    done = subprocess.run(
+        [sys.executable, "-m", "llmos.cli", "doctor"], capture_output=True, text=True, check=False
+    )
+    (line,) = [line for line in done.stdout.splitlines() if "device cuda" in line]
+    assert line.split() == [
+        "no",
+        "device",
+        "cuda",
+        "stand-in",
+        "for",
+        "a",
+        "CUDA",
+        "driver,",
+        "without",
+        "a",
+        "GPU:",
+        "torch",
+        "computes",
+        "on",
+        "the",
+        "processor",
+    ]
