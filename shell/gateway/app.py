@@ -11,6 +11,7 @@ from shell.gateway.cors import Cors
 from shell.gateway.embeddings import Embeddings
 from shell.gateway.front import Front
 from shell.gateway.health import Health, MetricsPage, Readiness, Version
+from shell.gateway.infill import Infill
 from shell.gateway.load import Load, Props
 from shell.gateway.models import ModelDescription, ModelListing
 from shell.gateway.openapi import OpenApi
@@ -38,6 +39,7 @@ def make_app(service: Service) -> Front | Cors:
         Route("/v1/embeddings", Embeddings(service), methods=["POST"]),
         *(Route(path, Rerank(service), methods=["POST"]) for path in ("/v1/rerank", "/v2/rerank", "/rerank")),
         *(Route(path, Score(service), methods=["POST"]) for path in ("/v1/score", "/score")),
+        Route("/infill", Infill(service), methods=["POST"]),
         Route("/v1/models", ModelListing(service), methods=["GET"]),
         Route("/v1/models/{model:path}", ModelDescription(service), methods=["GET"]),
         Route("/health", Health(service), methods=["GET"]),

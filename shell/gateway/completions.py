@@ -16,9 +16,10 @@ from shell.gateway.answer import Collected, Json, Shape, answer
 from shell.gateway.body import parse_body
 from shell.gateway.choice import Choice, Delta, TokenEntry
 from shell.gateway.constraints import compile_constraint, read_constraint
-from shell.gateway.errors import invalid, invalid_value
+from shell.gateway.errors import invalid, invalid_value, unsupported
 from shell.gateway.exchange import Exchange
 from shell.gateway.fields import FieldTable, convert, implemented, refused, take_fields
+from shell.gateway.infill import require_fill_in
 from shell.gateway.logprobs import completion_logprobs, prompt_entries, prompt_logprobs
 from shell.gateway.parameters import (
     SHARED_FIELDS,
@@ -38,8 +39,8 @@ from syscalls.sampling import MAX_LOGPROBS
 
 COMPLETION_FIELDS: FieldTable = {
     **SHARED_FIELDS,
-    **implemented("prompt", "echo", "best_of"),
-    **refused(suffix=("",), tools=([],), chat_template_kwargs=({},)),
+    **implemented("prompt", "suffix", "echo", "best_of"),
+    **refused(tools=([],), chat_template_kwargs=({},)),
 }
 DEFAULT_MAX_TOKENS = 16
 
@@ -48,6 +49,7 @@ class CompletionFields(SharedFields, kw_only=True):
     """The body of a text completion."""
 
     prompt: str | list[str | TokenId | list[TokenId]]
+    suffix: str = ""  # what follows: the text is filled in between
     max_tokens: Annotated[int, Meta(ge=0)] = DEFAULT_MAX_TOKENS
     logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: bool = False
@@ -187,6 +189,10 @@ def read_completion_fields(body: Json, ignored: list[str]) -> CompletionFields:
     read_stream_options(fields.stream_options, fields.stream)
     if fields.max_tokens == 0 and not fields.echo:
         raise invalid_value("max_tokens", "'max_tokens' may be 0 only together with 'echo'.")
+    if fields.suffix and fields.echo:
+        raise unsupported("suffix", " together with 'echo'")
+    if fields.suffix and fields.truncate_prompt_tokens is not None:
+        raise unsupported("suffix", " together with 'truncate_prompt_tokens'")
     if fields.best_of is not None and fields.best_of < fields.n:
         raise invalid_value("best_of", f"'best_of' is {fields.best_of}, below 'n', which is {fields.n}.")
     if fields.best_of is not None and fields.best_of > fields.n and fields.stream:
@@ -224,12 +230,19 @@ async def prepare_completion(service: Service, exchange: Exchange, body: Json) -
     constraint = read_constraint(fields, exchange.ignored)
     model = await service.catalog.resolve(fields.model)
     add_special_tokens = fields.add_special_tokens is not False
+    fill_in = require_fill_in(model, "suffix") if fields.suffix else None
+    if fill_in is not None:
+        fields.stop_token_ids = list(dict.fromkeys([*fields.stop_token_ids, *fill_in.ends]))
 
     def encode() -> tuple[tuple[int, ...], ...]:
-        return tuple(
-            tuple(model.text.encode(prompt, add_special_tokens) if isinstance(prompt, str) else prompt)
-            for prompt in prompts
-        )
+        has_start = add_special_tokens and fill_in is None
+        pieces = [
+            model.text.encode(prompt, has_start) if isinstance(prompt, str) else prompt for prompt in prompts
+        ]
+        if fill_in is not None:
+            suffix = model.text.encode(fields.suffix, add_special_tokens=False)
+            pieces = [fill_in.join(piece, suffix) for piece in pieces]
+        return tuple(map(tuple, pieces))
 
     def spell() -> tuple[str, ...]:
         return tuple(
@@ -239,7 +252,7 @@ async def prepare_completion(service: Service, exchange: Exchange, body: Json) -
             for prompt, whole, tokens in zip(prompts, encoded, job.prompts, strict=True)
         )
 
-    size = sum(map(len, prompts))
+    size = sum(map(len, prompts)) + len(fields.suffix)
     encoded = await service.do_text_work(size, encode)
     if fields.dry_multiplier:  # its breakers are looked for in every token
         await service.do_text_work(model.info.vocab_size, lambda: model.text.piece_search)

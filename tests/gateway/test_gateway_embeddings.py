@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from shell.gateway.embedding_job import EmbeddingJob, cosine, cut_vector
+from shell.gateway.replies.embeddings import EmbeddingList
 from syscalls.embedding import MAX_INPUTS, Embed
 from syscalls.errno import Errno, SyscallError
 from syscalls.process import Spawn
@@ -37,6 +38,7 @@ def test_each_form_of_input(gateway: Gateway, given: Any) -> None:
     response = gateway.post(PATH, {"input": given})
     assert response.status_code == 200, response.text
     body = response.json()
+    msgspec.convert(body, EmbeddingList)
     assert (body["object"], body["model"]) == ("list", "scripted")
     assert [row["index"] for row in body["data"]] == list(range(len(expected)))
     assert {row["object"] for row in body["data"]} == {"embedding"}

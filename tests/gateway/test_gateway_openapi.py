@@ -21,6 +21,7 @@ from shell.gateway.embeddings import EMBEDDING_FIELDS
 from shell.gateway.exchange import Exchange
 from shell.gateway.fields import FieldStatus, FieldTable
 from shell.gateway.front import Front
+from shell.gateway.infill import INFILL_FIELDS
 from shell.gateway.openapi import describe_routes
 from shell.gateway.requests import ABORT_FIELDS
 from shell.gateway.rerank import RERANK_FIELDS
@@ -166,6 +167,7 @@ def test_the_served_document_holds_together(gateway: Gateway) -> None:
         ("/v1/embeddings", EMBEDDING_FIELDS),
         ("/v1/rerank", RERANK_FIELDS),
         ("/v1/score", SCORE_FIELDS),
+        ("/infill", INFILL_FIELDS),
         ("/detokenize", DETOKENIZE_FIELDS),
         ("/drain", DRAIN_FIELDS),
         ("/abort_request", ABORT_FIELDS),

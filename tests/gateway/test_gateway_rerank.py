@@ -5,9 +5,11 @@ from __future__ import annotations
 import struct
 from typing import Any
 
+import msgspec
 import pytest
 
 from shell.gateway.embedding_job import cosine
+from shell.gateway.replies.rerank import Ranking, Scores
 from syscalls.embedding import Embed
 from tests.gateway.harness import Gateway, KernelThread
 from tests.scripted_kernel import CONTEXT, VECTOR_SIZE, count_tokens
@@ -37,6 +39,7 @@ def test_documents_come_sorted(gateway: Gateway, path: str) -> None:
         assert row["relevance_score"] == pytest.approx(nearness(QUERY, DOCUMENTS[row["index"]]))
     assert body["usage"]["prompt_tokens"] == len(QUERY) + sum(map(len, DOCUMENTS))
     assert (body["model"], body["id"][:7]) == ("scripted", "rerank-")
+    msgspec.convert(body, Ranking)
     objects = [{"text": text, "title": "x"} for text in DOCUMENTS]
     fields = {"query": QUERY, "documents": objects, "top_n": 3, "return_documents": True}
     rows = gateway.post(path, fields).json()["results"]
@@ -55,6 +58,7 @@ def test_pairs_are_scored_in_order(gateway: Gateway, path: str) -> None:
         (["cat", "boats"], ["cats", "boat"], [("cat", "cats"), ("boats", "boat")]),
     ):
         body = gateway.post(path, {"text_1": first, "text_2": second}).json()
+        msgspec.convert(body, Scores)
         assert [row["index"] for row in body["data"]] == list(range(len(pairs)))
         for row, pair in zip(body["data"], pairs, strict=True):
             assert (row["object"], row["score"]) == ("score", pytest.approx(nearness(*pair)))
