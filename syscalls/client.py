@@ -298,9 +298,9 @@ class Client:
         """Set a process's nice level. See `Nice`."""
         await self._ask(Nice(pid, nice), Done)
 
-    async def ps(self, *, everyone: bool = False) -> tuple[ProcessInfo, ...]:
+    async def ps(self, *, everyone: bool = False, shared: bool = True) -> tuple[ProcessInfo, ...]:
         """List processes, ordered by pid. See `Ps`."""
-        return (await self._ask(Ps(everyone), ProcessList)).processes
+        return (await self._ask(Ps(everyone, shared), ProcessList)).processes
 
     async def stat(self, pid: int) -> ProcessInfo:
         """Describe one process. See `Stat`."""

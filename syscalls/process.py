@@ -178,6 +178,7 @@ class Ps(msgspec.Struct, frozen=True, tag="ps"):
     """List the caller's processes; `everyone` lists all (administrators). Errors: EPERM."""
 
     everyone: bool = False
+    shared: bool = True  # False: num_shared_bytes is 0, and no page is walked to count it
 
 
 class Stat(msgspec.Struct, frozen=True, tag="stat"):

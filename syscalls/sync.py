@@ -238,9 +238,9 @@ class SyncClient:
         """Set a process's nice level. See `Nice`."""
         self._ask(Nice(pid, nice), Done)
 
-    def ps(self, *, everyone: bool = False) -> tuple[ProcessInfo, ...]:
+    def ps(self, *, everyone: bool = False, shared: bool = True) -> tuple[ProcessInfo, ...]:
         """List processes, ordered by pid. See `Ps`."""
-        return self._ask(Ps(everyone), ProcessList).processes
+        return self._ask(Ps(everyone, shared), ProcessList).processes
 
     def stat(self, pid: int) -> ProcessInfo:
         """Describe one process. See `Stat`."""

@@ -223,7 +223,8 @@ def ps(system: System, session: Session, call_id: int, body: p.Ps) -> Answer:
     if body.everyone and not session.is_admin:
         raise SyscallError(Errno.EPERM, "listing everyone's processes is for administrators")
     processes = [q for q in system.table if body.everyone or q.tenant == session.tenant]
-    return p.ProcessList(tuple(system.process_info(q) for q in sorted(processes, key=lambda q: q.pid)))
+    processes.sort(key=lambda q: q.pid)
+    return p.ProcessList(tuple(system.process_info(q, shared=body.shared) for q in processes))
 
 
 def stat(system: System, session: Session, call_id: int, body: p.Stat) -> Answer:

@@ -246,14 +246,16 @@ class System:
         """Take a zombie out of the table."""
         self.table.reap(process)
 
-    def process_info(self, process: Process) -> ProcessInfo:
-        """What `ps` and `stat` show."""
+    def process_info(self, process: Process, *, shared: bool = True) -> ProcessInfo:
+        """What `ps` and `stat` show; what it shares only where asked for."""
         now = trio.current_time()
-        resident = shared = 0
+        num_resident_bytes = num_shared_bytes = 0
         if process.space is not None:
             switch = self.core_of(process).residents.switch
             assert switch is not None
-            resident, shared = switch.vmm.resident_bytes(process.space)
+            num_resident_bytes = switch.vmm.resident_bytes(process.space)
+            if shared:
+                num_shared_bytes = switch.vmm.shared_bytes(process.space)
         return ProcessInfo(
             pid=process.pid,
             parent=process.parent,
@@ -267,8 +269,8 @@ class System:
             num_tokens=len(process.tokens),
             num_computed=process.num_computed,
             max_tokens=process.max_tokens,
-            num_resident_bytes=resident,
-            num_shared_bytes=shared,
+            num_resident_bytes=num_resident_bytes,
+            num_shared_bytes=num_shared_bytes,
             age_seconds=now - process.spawned_at,
             usage=process.usage(now),
             status=process.status,

@@ -328,16 +328,14 @@ class VMM:
 
     # --- looking -----------------------------------------------------------------------------------------
 
-    def resident_bytes(self, space: AddressSpace) -> tuple[int, int]:
-        """Measure a space. O(pages).
+    def resident_bytes(self, space: AddressSpace) -> int:
+        """Bytes of physical memory behind a space."""
+        return len(space.page_table.entries) * self.kv.page_bytes
 
-        Returns:
-            Bytes of physical memory behind it, and how many of those others refer to as well.
-        """
+    def shared_bytes(self, space: AddressSpace) -> int:
+        """Of the resident bytes, those that others refer to as well. O(pages)."""
         entries = space.page_table.entries
-        page_bytes = self.kv.page_bytes
-        num_shared = sum(self._refcounts[frames[0]] > 1 for frames in entries)
-        return len(entries) * page_bytes, num_shared * page_bytes
+        return sum(self._refcounts[frames[0]] > 1 for frames in entries) * self.kv.page_bytes
 
     @property
     def refcounts(self) -> Sequence[int]:

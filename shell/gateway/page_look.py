@@ -40,7 +40,7 @@ async def take_look(client: Client, first_event: int, *, is_quick: bool) -> Look
         answers[name] = await call()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(keep, "processes", lambda: client.ps(everyone=client.welcome.admin))
+        nursery.start_soon(keep, "processes", lambda: client.ps(everyone=client.welcome.admin, shared=False))
         nursery.start_soon(keep, "statistics", client.statistics)
         nursery.start_soon(keep, "events", lambda: client.events(first_event, MAX_EVENTS))
         if not is_quick:

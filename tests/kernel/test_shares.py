@@ -32,6 +32,10 @@ async def test_shares_tell_who_was_served_what(autojump_clock, tmp_path, monkeyp
             assert mine.num_resident_bytes == (await one.stat(runs)).num_resident_bytes > 0
             assert others.num_resident_bytes == 0
             assert [share.tenant for share in await other.shares()] == ["uid:3000"]
+            cheap = {share.tenant: share for share in await kernel.client.shares(memory=False)}
+            assert cheap.keys() == shares.keys()
+            assert cheap["uid:2000"].num_output_tokens >= mine.num_output_tokens
+            assert cheap["uid:2000"].num_resident_bytes == 0
             text = (await kernel.client.statistics(exposition=True)).exposition
             (found,) = re.findall(r'llmos_tenant_output_tokens_total\{tenant="uid:2000"\} (\S+)', text)
             assert float(found) >= mine.num_output_tokens

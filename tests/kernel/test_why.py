@@ -209,6 +209,8 @@ async def test_meminfo_and_maps(autojump_clock, tmp_path, monkeypatch) -> None:
             info = await client.stat(each.pid)
             assert each.private + each.shared + each.ahead == info.num_resident_bytes
             assert each.shared == info.num_shared_bytes == device.shared
+            (cheap,) = [one for one in await client.ps(shared=False) if one.pid == info.pid]
+            assert (cheap.num_resident_bytes, cheap.num_shared_bytes) == (info.num_resident_bytes, 0)
             ranges = (await client.maps(each.pid)).ranges
             assert (ranges[0].start, ranges[0].end, ranges[0].kind) == (0, 3 * page, "shared")
             assert ranges[0].num_references >= 2

@@ -118,7 +118,7 @@ def test_every_frame_is_in_one_column_and_on_one_account(operations: list[tuple]
     assert sum(usage.resident_bytes for usage in ledger.models.values()) == total.resident_bytes
     for process, holder in zip(ledger.processes, holders, strict=True):
         mapped_bytes = process.private_bytes + process.shared_bytes + process.ahead_bytes
-        assert mapped_bytes == vmm.resident_bytes(holder.space)[0]
+        assert mapped_bytes == vmm.resident_bytes(holder.space)
 
 
 def test_what_nobody_maps_is_moving() -> None:
