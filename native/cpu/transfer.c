@@ -150,6 +150,12 @@ static void note_checksum(llmos_transfer *job, size_t slot, uint32_t checksum)
         job->checksums[slot] = checksum;
 }
 
+/* Threads that only write would wait for each other in the file's lock, and take its lines from each other. */
+static bool is_for_one_thread(const llmos_transfer *job)
+{
+    return job->target_fd >= 0 && job->source_fd < 0 && !wants_checksum(job);
+}
+
 /* A run into memory. A slot that fails is left behind, and the rest of the run goes on. */
 static void read_run(llmos_transfer *job, size_t first, size_t count, char *to)
 {
@@ -265,10 +271,23 @@ static void end(llmos_transfers *engine, llmos_transfer *job)
     (void)ignored;
 }
 
-/* Hand out slots of the job whose turn it is; how many. */
-static size_t take(llmos_transfers *engine, llmos_transfer **out, size_t *first)
+/* Take the job whose turn it is out of the queue; NULL: there is none, or none that one more thread may work at. */
+static llmos_transfer *pop_turn(llmos_transfers *engine)
 {
-    llmos_transfer *job = *out = pop(&engine->turns);
+    llmos_transfer *before = NULL, *job = engine->turns.first;
+    while (job != NULL && job->num_busy > 0 && is_for_one_thread(job))
+        before = job, job = job->next;
+    if (before == NULL || job == NULL)
+        return job == NULL ? NULL : pop(&engine->turns);
+    before->next = job->next;
+    if (job->next == NULL)
+        engine->turns.last = before;
+    return job;
+}
+
+/* Hand out the next slots of a job; how many. */
+static size_t take(llmos_transfers *engine, llmos_transfer *job, size_t *first)
+{
     size_t count = job->piece_bytes ? 1 : STRETCH_BYTES / job->slot_bytes, rest = job->num_slots - job->next_slot;
     count = count == 0 ? 1 : count;
     count = count < rest ? count : rest;
@@ -301,12 +320,12 @@ static void *work(void *argument)
     pthread_mutex_lock(&engine->lock);
     char *bounce = engine->bounces + (size_t)engine->num_bounces++ * BOUNCE_BYTES;
     for (;;) {
-        while (engine->turns.first == NULL && !engine->is_closing)
-            pthread_cond_wait(&engine->has_work, &engine->lock);
-        if (engine->turns.first == NULL)
-            break;
         llmos_transfer *job;
-        size_t first, count = take(engine, &job, &first);
+        while ((job = pop_turn(engine)) == NULL && !engine->is_closing)
+            pthread_cond_wait(&engine->has_work, &engine->lock);
+        if (job == NULL)
+            break;
+        size_t first, count = take(engine, job, &first);
         pthread_mutex_unlock(&engine->lock);
         copy_stretch(engine, job, first, count, bounce);
         pthread_mutex_lock(&engine->lock);
