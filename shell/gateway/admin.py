@@ -80,6 +80,16 @@ class Unsupported(AdminEndpoint):
 
 
 REASONS = {
+    **dict.fromkeys(
+        (
+            "/v1/load_lora_adapter",
+            "/load_lora_adapter",
+            "/v1/unload_lora_adapter",
+            "/unload_lora_adapter",
+            "/lora-adapters",
+        ),
+        "this kernel serves no adapters",
+    ),
     "/reset_prefix_cache": "pages of the prefix cache are given up under pressure only; restart to empty it",
     "/sleep": "the weights stay loaded while the kernel runs; POST /drain stops it",
     "/wake_up": "the server does not sleep",

@@ -9,6 +9,7 @@ import attrs
 import trio
 
 from shell.gateway.choice import Choice, Delta, TokenEntry
+from shell.gateway.deadline import kept_deadline
 from shell.gateway.exchange import Exchange
 from shell.gateway.generation import Generation, open_generation
 from shell.gateway.limits import rate_headers
@@ -110,11 +111,13 @@ async def answer(
         async with open_generation(client, job, service.metrics, exchange.started) as generation:
             exchange.rate_headers = rate_headers(generation.rates)
             exchange.pids = tuple(choice.pid for choice in generation.choices if choice.pid)
+            limit = job.spawn["deadline_seconds"]
             try:
-                if job.stream:
-                    await _stream(service, exchange, generation, shape)
-                else:
-                    await _collect(service, exchange, generation, shape)
+                async with kept_deadline(exchange, limit, lambda: generation.first_token is not None):
+                    if job.stream:
+                        await _stream(service, exchange, generation, shape)
+                    else:
+                        await _collect(service, exchange, generation, shape)
             finally:
                 _note(exchange, generation)
 

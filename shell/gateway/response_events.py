@@ -51,6 +51,11 @@ class ResponseEvents:
     output: list[Json] = attrs.field(factory=list)  # items that are over
     _item: Json | None = None  # the one that is being written
 
+    @property
+    def has_items(self) -> bool:
+        """True once the first item has been begun."""
+        return self._item is not None or bool(self.output)
+
     def begin(self) -> None:
         """The response is there and is worked on."""
         self._add("response.created", response=self._response("in_progress"))

@@ -50,6 +50,11 @@ class ResponseRun:
     over: trio.Event = attrs.field(factory=trio.Event)
     changed: trio.Event = attrs.field(factory=trio.Event)  # replaced whenever it was set
 
+    @property
+    def has_begun(self) -> bool:
+        """True once the model's first words, or its end, are among the events."""
+        return self.writer.has_items or self.over.is_set()
+
     async def begin(self, client: Client, prepared: Prepared) -> None:
         """Create the process: a fork of the one that it continues, else a new one. Raises SyscallError."""
         record, parent = self.record, prepared.parent

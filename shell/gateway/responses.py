@@ -9,6 +9,7 @@ import trio
 from msgspec import Meta
 
 from shell.gateway.body import parse_body
+from shell.gateway.deadline import kept_deadline
 from shell.gateway.errors import invalid, invalid_value
 from shell.gateway.exchange import Exchange
 from shell.gateway.fields import refused, take_fields
@@ -111,11 +112,13 @@ class Responses(ResponseEndpoint):
         exchange.noted.update(model=record.model, response=record.id, forked=record.num_kept_tokens > 0)
         exchange.pids = (record.pid,) if record.pid is not None else ()
         try:
-            if record.body.get("stream", False):
-                await self.stream(exchange, run, -1)
-                return
-            if not record.is_background:
-                await run.over.wait()
+            limit = None if record.is_background else run.job.spawn["deadline_seconds"]
+            async with kept_deadline(exchange, limit, lambda: run.has_begun):
+                if record.body.get("stream", False):
+                    await self.stream(exchange, run, -1)
+                    return
+                if not record.is_background:
+                    await run.over.wait()
         except BaseException:  # the client went away: nobody waits for what it asked for
             if not record.is_background:
                 with trio.CancelScope(shield=True):

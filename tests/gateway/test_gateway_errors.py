@@ -5,8 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
+from shell.gateway.chat import CHAT_FIELDS
+from shell.gateway.completions import COMPLETION_FIELDS
+from shell.gateway.fields import FieldTable
+from shell.gateway.response_input import RESPONSE_FIELDS
+from shell.gateway.tokenize import DETOKENIZE_FIELDS, TOKENIZE_FIELDS
 from syscalls.errno import Errno, SyscallError
 from syscalls.process import ExitStatus, Spawn
 from tests.gateway.harness import (
@@ -387,6 +393,31 @@ def test_null_is_absent_everywhere(gateway: Gateway, kernel: KernelThread) -> No
     nulls = dict.fromkeys(["best_of", "echo", "suffix", "max_tokens", "logprobs"])
     response = gateway.post(COMPLETIONS, {"prompt": "a", **nulls})
     assert response.json()["usage"]["completion_tokens"] == 6
+
+
+@pytest.mark.parametrize(
+    ("path", "plain", "table"),
+    [
+        (CHAT, hello(), CHAT_FIELDS),
+        (COMPLETIONS, {"prompt": "a"}, COMPLETION_FIELDS),
+        ("/v1/responses", {"input": "a", "store": False}, RESPONSE_FIELDS),
+        ("/tokenize", {"prompt": "a"}, TOKENIZE_FIELDS),
+        ("/detokenize", {"tokens": [97]}, DETOKENIZE_FIELDS),
+    ],
+)
+def test_null_is_absent_for_every_field(
+    gateway: Gateway, kernel: KernelThread, path: str, plain: dict[str, Any], table: FieldTable
+) -> None:
+    """All that a table names, at once: the same answer, the same processes, and nothing is called ignored."""
+    spawned = []
+    for body in (plain, {**dict.fromkeys(table), **plain}):
+        response = gateway.post(path, body)
+        assert response.status_code == 200, response.text
+        assert int(response.headers["openai-processing-ms"]) >= 0
+        assert "x-llmos-ignored-params" not in response.headers
+        spawned.append([msgspec.structs.replace(p.spawn, label="") for p in kernel.kernel.spawned])
+        kernel.kernel.spawned.clear()
+    assert spawned[0] == spawned[1]
 
 
 def test_unknown_fields_are_ignored_and_listed(gateway: Gateway) -> None:

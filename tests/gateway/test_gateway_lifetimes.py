@@ -6,6 +6,8 @@ import re
 import signal
 import socket
 import struct
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,8 @@ from tests.gateway.harness import (
     say_forever,
     say_nothing,
 )
-from tests.scripted_kernel import END, STOPPED_BY_MODEL, ScriptedProcess
+from tests.gateway.test_gateway_errors import check_error
+from tests.scripted_kernel import END, STOPPED_BY_MODEL, ScriptedProcess, read_tokens
 
 CHAT = "/v1/chat/completions"
 
@@ -69,6 +72,45 @@ def test_what_if_the_client_disconnects_while_sending(gateway: Gateway, kernel: 
         raw.sendall(http_request(CHAT, hello())[:-5])
     assert gateway.get("/health").status_code == 200
     assert kernel.kernel.spawned == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("path", "field"), [(CHAT, "messages"), ("/v1/completions", "prompt"), ("/v1/responses", "input")]
+)
+def test_what_if_the_deadline_passes(
+    gateway: Gateway, kernel: KernelThread, path: str, field: str, stream: bool
+) -> None:
+    """Before the first token: 408 that is not retried, or an event of a stream; after it, it goes on."""
+    body = {field: hello()["messages"] if field == "messages" else "hi", "stream": stream}
+    kernel.program = say_nothing
+    response = gateway.post(path, {**body, "deadline_ms": 60})
+    if stream:
+        assert '"code":"deadline_exceeded"' in response.text
+        assert response.text.endswith("data: [DONE]\n\n")
+    else:
+        error = check_error(response, 408, "deadline_exceeded", "deadline_ms")
+        assert error["type"] == "timeout_error"
+        assert response.headers["x-should-retry"] == "false"
+    kernel.wait_until(is_killed(kernel))
+    late = kernel.make_event()
+
+    async def say_late(process: ScriptedProcess) -> ExitStatus:
+        await process.say("first, ")
+        await late.wait()
+        await process.say("last")
+        await process.emit(END)
+        return STOPPED_BY_MODEL
+
+    kernel.program = say_late
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(gateway.post, path, {**body, "deadline_ms": 300, "store": False})
+        kernel.wait_until(lambda: kernel.kernel.spawned[-1].output)
+        time.sleep(0.4)  # until the deadline is over
+        kernel.call(late.set)
+        assert answer.result().status_code == 200
+        assert "deadline_exceeded" not in answer.result().text
+        assert read_tokens(kernel.kernel.spawned[-1].output) == "first, last<|end|>"
 
 
 def test_what_if_too_many_come_at_once(own_kernel: KernelThread, tmp_path: Path) -> None:
