@@ -1,7 +1,7 @@
 """One loaded model on one device: carries out loads and steps, and keeps every failure in its place.
 
 What can fail alone fails alone: an edit breaks its space until that is released, a bad row is its own
-`RowFault`, and an exception in the forward pass faults the rows of that step. The driver goes on.
+`RowFault`, and a batch whose forward pass raises is run again in halves. The driver goes on.
 """
 
 from __future__ import annotations
@@ -205,15 +205,7 @@ class Engine:
             else:
                 results.faults[index] = message or "it has no tokens"
         if good:
-            try:
-                try:
-                    self._run_rows(session, step.rows, good, results)
-                finally:
-                    session.arena.mark_step()
-            except Exception as error:
-                traceback.print_exc()
-                self.backend.check_health()
-                results.fail(list(good), f"{type(error).__name__}: {error}")
+            self._run_apart(session, step.rows, good, results)
         for index in results.faults:
             self._sampled.pop(step.rows[index].asid, None)
         return results.done(step.id, time.perf_counter() - started)
@@ -281,6 +273,34 @@ class Engine:
         if (num_mapped := session.arena.num_mapped_pages(row.asid)) < num_pages:
             return f"space {row.asid} needs {num_pages} pages, and {num_mapped} are mapped"
         return None
+
+    def _run_apart(
+        self, session: _Session, rows: tuple[Row, ...], good: dict[int, Row], results: StepResults
+    ) -> None:
+        """Run good rows as one batch; where that fails, its halves: only what fails alone is at fault.
+
+        A row has the same bits in any company, and of a batch that failed nothing was counted. Raises what
+        says that the device is beyond use.
+        """
+        try:
+            try:
+                self._run_rows(session, rows, good, results)
+            finally:
+                session.arena.mark_step()
+        except Exception as error:
+            traceback.print_exc()
+            self.backend.check_health()
+            message = f"{type(error).__name__}: {error}"
+        else:
+            return
+        results.forget(good)
+        if len(good) == 1:
+            results.faults.update(dict.fromkeys(good, message))
+            return
+        indices = list(good)
+        middle = len(indices) // 2
+        for half in (indices[:middle], indices[middle:]):
+            self._run_apart(session, rows, {index: good[index] for index in half}, results)
 
     def _run_rows(
         self, session: _Session, rows: tuple[Row, ...], good: dict[int, Row], results: StepResults

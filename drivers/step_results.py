@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import attrs
 
 from llmos.device import RowFault, StepDone, TokenLogprobs
@@ -21,11 +24,13 @@ class StepResults:
     vectors: dict[int, bytes] = attrs.field(factory=dict)
     faults: dict[int, str] = attrs.field(factory=dict)
 
-    def fail(self, indices: list[int], message: str) -> None:
-        """Rows have failed, and nothing that was found meanwhile counts."""
-        self.faults.update(dict.fromkeys(indices, message))
-        for found in (self.tokens, self.logprobs, self.mus, self.scores, self.vectors):
-            found.clear()
+    def forget(self, indices: Iterable[int]) -> None:
+        """Whatever was found of some rows does not count."""
+        found: tuple[dict[int, Any], ...]
+        found = (self.tokens, self.logprobs, self.mus, self.scores, self.vectors, self.faults)
+        for index in indices:
+            for each in found:
+                each.pop(index, None)
 
     def done(self, step_id: int, seconds: float) -> StepDone:
         """The answer to the kernel."""

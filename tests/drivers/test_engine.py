@@ -5,6 +5,7 @@ The CUDA driver runs on a stand-in for its library: frames are main memory, and 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from model_zoo import Memory, load_model, save_checkpoint
 
 from drivers.backend import Backend
@@ -174,17 +177,32 @@ def test_only_the_row_with_bad_logits_faults(checkpoint: Path) -> None:
     engine.close()
 
 
-def test_an_exception_in_a_step_faults_its_rows_and_the_driver_goes_on(checkpoint: Path) -> None:
-    """All rows of that step carry the exception's text; edits of the step hold, and the next step is good."""
+def test_after_an_exception_only_the_rows_at_fault_fail(checkpoint: Path) -> None:
+    """Memory runs out in a batch: who needs too much alone carries the text, all others have their tokens."""
     engine, _ = load_engine(FailingCpuDriver(1, native=False), checkpoint)
-    edits = (Reserve(0), Map(0, 0, (0, 1)), Bind(0, GREEDY, (5,), 1))
-    edits += (Reserve(1), Map(1, 0, (2, 3)), Bind(1, GREEDY, (13,), 1))
-    done = step(engine, edits, Row(0, 0, (5,), True), Row(1, 0, (13,), True))
-    assert done.tokens == (None, None)
-    assert [fault.message for fault in done.faults] == ["MemoryError: token 13 is too heavy"] * 2
-    done = step(engine, (), Row(0, 0, (5,), True))
-    assert done.tokens[0] is not None
-    failed = step(engine, (CopyPage((0, 1), (1, 2)),), Row(0, 1, (), True))
+    alone = Memory(load_model(checkpoint, max_model_len=128))
+    expected = functools.cache(lambda first: alone.generate((first, 7), 1)[0][0])
+
+    @settings(max_examples=15, deadline=None)
+    @given(st.lists(st.sampled_from([13, 5, 6]), min_size=1, max_size=4), st.booleans())
+    def check(firsts: list[int], is_seeded: bool) -> None:
+        sampling = Sampling(repetition_penalty=1.0001, logprobs=0) if is_seeded else GREEDY
+        edits: tuple[Edit, ...] = ()
+        for asid, first in enumerate(firsts):
+            edits += (
+                Reserve(asid),
+                Map(asid, 0, (2 * asid, 2 * asid + 1)),
+                Bind(asid, sampling, (first, 7), 2),
+            )
+        done = step(engine, edits, *(Row(asid, 0, (first, 7), True) for asid, first in enumerate(firsts)))
+        assert done.tokens == tuple(None if first == 13 else expected(first) for first in firsts)
+        assert {fault.row: fault.message for fault in done.faults} == {
+            asid: "MemoryError: token 13 is too heavy" for asid, first in enumerate(firsts) if first == 13
+        }
+        step(engine, tuple(Release(asid) for asid in range(len(firsts))))
+
+    check()
+    failed = step(engine, (Reserve(0), Map(0, 0, (0, 1)), CopyPage((0, 1), (1, 2))), Row(0, 0, (5,), True))
     assert "CopyPage" in failed.faults[0].message
     engine.close()
     with pytest.raises(RuntimeError, match="before a model was loaded"):
