@@ -13,6 +13,13 @@ from shell.llmsh.options import Arguments, Option, parse_arguments, suggest
 S = TypeVar("S")
 """The shell that carries commands out; the table knows nothing of it."""
 
+FOREIGN = {  # what other shells and programs call it
+    "quit": "exit", "logout": "exit", "q": "exit", "?": "help", "ls": "ps", "htop": "top", "df": "free",
+    "nvidia-smi": "lsdev", "pkill": "kill", "less": "head", "more": "head", "renice": "nice", "env": "set",
+    "printenv": "set", "generate": "run", "ask": "run", "journalctl": "dmesg", "id": "whoami",
+    "reboot": "shutdown", "halt": "shutdown", "poweroff": "shutdown", "cls": "clear", "reset": "clear",
+}  # fmt: skip
+
 HELP = Option(("--help", "-h"), "show this help")
 JSON = Option(("--json",), "print JSON instead of a table")
 
@@ -94,14 +101,14 @@ class CommandTable(Generic[S]):
     def __iter__(self) -> Iterator[Command[S]]:
         return iter(self._commands.values())
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self._commands
 
     def find(self, name: str) -> Command[S]:
         """Return the command of that name. Raises UsageError, with a suggestion."""
         command = self._commands.get(name)
         if command is None:
-            raise UsageError(
-                f"unknown command {name!r}{suggest(name, self._commands) or '; help lists the commands'}"
-            )
+            meant = FOREIGN.get(name)
+            hint = f": did you mean {meant!r}?" if meant in self else suggest(name, self._commands)
+            raise UsageError(f"unknown command {name!r}{hint or '; help lists the commands'}")
         return command

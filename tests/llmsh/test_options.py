@@ -10,7 +10,7 @@ from shell.llmsh.commands import TABLE
 from shell.llmsh.errors import UsageError
 from shell.llmsh.manual import explain, summarize
 from shell.llmsh.options import Option, parse_arguments
-from shell.llmsh.table import Command
+from shell.llmsh.table import FOREIGN, Command
 
 OPTIONS = (
     Option(("--count", "-c"), "a number", "N", int),
@@ -92,7 +92,9 @@ def test_the_table_has_the_commands_of_the_contract() -> None:
     assert {command.name for command in TABLE} == set(names.split())
 
 
-@pytest.mark.parametrize(("wrong", "right"), [("pss", "ps"), ("hepl", "help"), ("model", "models")])
+@pytest.mark.parametrize(
+    ("wrong", "right"), [("pss", "ps"), ("hepl", "help"), ("model", "models"), ("ls", "ps")]
+)
 def test_unknown_commands_get_a_suggestion(wrong: str, right: str) -> None:
     """A slip of the finger is answered with the command that was meant."""
     with pytest.raises(UsageError, match=f"unknown command '{wrong}': did you mean '{right}'"):
@@ -106,3 +108,10 @@ def test_operands_are_counted() -> None:
         stat.parse([])
     with pytest.raises(UsageError, match="'2' is one too many"):
         stat.parse(["1", "2"])
+
+
+def test_names_from_elsewhere_lead_to_commands() -> None:
+    """Each name that another shell has for a command is none of ours, and names one of ours."""
+    for foreign, meant in FOREIGN.items():
+        assert foreign not in TABLE
+        assert meant in TABLE

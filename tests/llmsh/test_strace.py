@@ -10,11 +10,11 @@ from tests.llmsh.programs import Gate
 from tests.scripted_kernel import open_scripted_kernel
 
 EXPECTED = """\
-   +0 ms  spawned
-   +1 ms  prefill 5 tokens in 1 chunk
+   0.000  spawned
+   0.001  prefill 5 tokens in 1 chunk
 (5 events before these are lost)
- +502 ms  read(offset=3) = 2 tokens, session 7 <500 ms>
- +600 ms  ended stop
+   0.502  read(offset=3) = 2 tokens, session 7 <500 ms>
+   0.600  ended stop
 """
 
 

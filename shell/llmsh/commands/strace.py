@@ -52,7 +52,7 @@ def write_event(event: TraceEvent) -> str:
             event.text,
         )  # fmt: skip
         what = f"{event.kind} {describe(entry)}".rstrip()
-    return make_safe(f"{'+' + format_seconds(event.at + event.seconds):>{TIME_COLUMNS}}  {what}{took}")
+    return make_safe(f"{event.at + event.seconds:{TIME_COLUMNS}.3f}  {what}{took}")
 
 
 COMMANDS = (
@@ -63,9 +63,10 @@ COMMANDS = (
         details=(
             "Shows the calls that name it (read, write, stop, fork) with their answers, and what the "
             "scheduler does with it: chunks of the prompt, runs of tokens, pages that are mapped, "
-            "preemptions and swaps. It begins with what 'why' would tell and ends with the process, or with"
-            " Ctrl-C. The process never waits for whoever watches: events that come too fast are lost, and "
-            "their number is told. Nobody pays for it when nobody watches."
+            "preemptions and swaps; each at the second, since its spawn, when it was over. It begins with "
+            "what 'why' would tell and ends with the process, or with Ctrl-C. The process never waits for "
+            "whoever watches: events that come too fast are lost, and their number is told. Nobody pays "
+            "for it when nobody watches."
         ),
         function=trace,
         options=(
