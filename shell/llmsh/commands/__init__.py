@@ -8,6 +8,7 @@ from shell.llmsh.commands import (
     help,
     image,
     jobs,
+    leave,
     memory,
     prefix,
     process,
@@ -29,6 +30,6 @@ TABLE = CommandTable(
         "Images": image.COMMANDS,
         "The system": (*top.COMMANDS, *memory.COMMANDS, *system.COMMANDS, *tenant.COMMANDS),
         "Pipes and variables": (*filters.COMMANDS, *variables.COMMANDS),
-        "The shell": (*prefix.COMMANDS, *help.COMMANDS),
+        "The shell": (*prefix.COMMANDS, *help.COMMANDS, *leave.COMMANDS),
     }
 )
