@@ -6,7 +6,7 @@ SOURCES := pyproject.toml setup.py native/build.py $(wildcard native/cpu/*)
 # "compat" puts a plain path into site-packages, which type checkers follow.
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat
 
-.PHONY: up venv check test test-slow bench docs clean
+.PHONY: up venv check test test-slow bench gpu docs clean
 
 up: $(VENV)/.installed  ## boot with the built-in model and serve until Ctrl-C; options: make up ARGS="--device cpu"
 	@exec $(BIN)/llmos up $(ARGS)
@@ -27,6 +27,18 @@ test-slow: $(VENV)/.installed-dev  ## the long one
 
 bench: $(VENV)/.installed-dev  ## measure the kernel's cost
 	$(BIN)/llmos bench kernel $(ARGS)
+
+# The machine may have torch and no internet: nothing is installed. REHEARSE=1: tiny, without a GPU, no file.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+gpu:  ## check and measure a GPU, in 8 minutes: writes docs/benchmarks/gpu.jsonl, prints the table last
+	$(GPU_PYTHON) setup.py -q build_ext --inplace
+ifdef REHEARSE
+	mkdir -p build
+	$(CC) -shared -fPIC -O1 -Inative/cuda tests/fake_cuda.c -o build/libfakecuda.so -lpthread
+	LLMOS_LIBCUDA=build/libfakecuda.so $(GPU_PYTHON) -m llmos.cli bench gpu --rehearse $(ARGS)
+else
+	$(GPU_PYTHON) -m llmos.cli bench gpu --json docs/benchmarks/gpu.jsonl $(ARGS)
+endif
 
 docs: $(VENV)/.installed-dev  ## generate what is generated
 	$(BIN)/python -m syscalls.document > docs/abi.md

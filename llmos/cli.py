@@ -226,6 +226,12 @@ def add_bench(commands: Any) -> None:
         "--threads", type=int, default=None, metavar="N", help="most threads (default: all cores)"
     )
     cpu.add_argument("--quick", action="store_true", help="one tiny case of each kind, to see that it works")
+    gpu = names.add_parser("gpu", help="checks, then kernels, steps, memory and serving on a GPU")
+    gpu.add_argument("--only", default=None, metavar="LIST", help="sections, like checks,step (default: all)")
+    gpu.add_argument(
+        "--rehearse", action="store_true", help="every part once, tiny, without a GPU: no measurements"
+    )
+    gpu.add_argument("--json", metavar="FILE", default=None, help="also write one JSON object per row")
     transfer = names.add_parser("transfer", help="copies between tiers of memory, against one large copy")
     transfer.add_argument("--folder", default=None, metavar="DIR", help="of the files (default: temporary)")
     transfer.add_argument("--quick", action="store_true", help="a few bytes of each kind")
@@ -277,6 +283,7 @@ def add_bench(commands: Any) -> None:
     kernel.set_defaults(run=run_kernel_bench)
     workload.set_defaults(run=run_workload_bench)
     cpu.set_defaults(run=run_cpu_bench)
+    gpu.set_defaults(run=run_gpu_bench)
     transfer.set_defaults(run=run_transfer_bench)
     mapping.set_defaults(run=run_map_bench)
     fair.set_defaults(run=run_fair_bench)
@@ -367,6 +374,13 @@ def run_cpu_bench(options: argparse.Namespace) -> int:
         only=options.only, threads=options.threads, num_runs=options.runs, is_quick=options.quick,
         json_path=options.json,
     )  # fmt: skip
+
+
+def run_gpu_bench(options: argparse.Namespace) -> int:
+    """Measure a GPU."""
+    from llmos.bench import gpu
+
+    return gpu.main(only=options.only, is_rehearsal=options.rehearse, json_path=options.json)
 
 
 def run_switch_bench(options: argparse.Namespace) -> int:

@@ -14,9 +14,10 @@ T = TypeVar("T")
 
 
 class Plan(msgspec.Struct, frozen=True, tag="plan"):
-    """How many cases follow."""
+    """How many cases follow, and on what."""
 
     num_cases: int
+    device: str = ""  # "": the processor
 
 
 class Started(msgspec.Struct, frozen=True, tag="started"):

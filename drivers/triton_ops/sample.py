@@ -51,7 +51,7 @@ def _measure(logits, row, cut, vocab_size, largest, temperature, BLOCK: tl.const
     num_equal = tl.zeros((), tl.int64)
     equal = tl.zeros((), tl.float64)
     for begin in range(0, vocab_size, BLOCK):
-        _, keys, weights = _load(logits, row, begin, vocab_size, largest, temperature, BLOCK)
+        _at, keys, weights = _load(logits, row, begin, vocab_size, largest, temperature, BLOCK)
         num_above += tl.sum((keys > cut).to(tl.int64), axis=0)
         above += tl.sum(tl.where(keys > cut, weights, 0.0), axis=0)
         num_equal += tl.sum((keys == cut).to(tl.int64), axis=0)
@@ -88,14 +88,18 @@ def _sample(logits, numbers, ids, num_bad, num_rows, vocab_size, BLOCK: tl.const
                 candidates = cut + (digits << (28 - 4 * digit))
                 counts = tl.zeros((16,), tl.int64)
                 for begin in range(0, vocab_size, BLOCK):
-                    _, keys, _ = _load(logits, row, begin, vocab_size, top, temperature, BLOCK)
+                    at, keys, weights = _load(logits, row, begin, vocab_size, top, temperature, BLOCK)
                     counts += tl.sum((keys[None, :] >= candidates[:, None]).to(tl.int64), axis=1)
                 cut += tl.max(tl.where(counts >= top_k, digits, 0), axis=0) << (28 - 4 * digit)
-            num_above, _, _, _ = _measure(logits, row, cut, vocab_size, top, temperature, BLOCK)
+            num_above, above, num_equal, equal = _measure(
+                logits, row, cut, vocab_size, top, temperature, BLOCK
+            )
             quota = top_k - num_above
         top_p = tl.load(numbers + 3 * num_rows + row)
         if top_p < 1.0:
-            _, above, _, equal = _measure(logits, row, cut, vocab_size, top, temperature, BLOCK)
+            num_above, above, num_equal, equal = _measure(
+                logits, row, cut, vocab_size, top, temperature, BLOCK
+            )
             kept = quota.to(tl.float64) * equal  # at the cut of top-k, all together
             target = top_p * (above + kept)
             nucleus = tl.zeros((), tl.int64)
@@ -103,14 +107,16 @@ def _sample(logits, numbers, ids, num_bad, num_rows, vocab_size, BLOCK: tl.const
                 candidates = nucleus + (digits << (28 - 4 * digit))
                 sums = tl.zeros((16,), tl.float64)
                 for begin in range(0, vocab_size, BLOCK):
-                    _, keys, weights = _load(logits, row, begin, vocab_size, top, temperature, BLOCK)
+                    at, keys, weights = _load(logits, row, begin, vocab_size, top, temperature, BLOCK)
                     is_in = (keys > cut)[None, :] & (keys[None, :] >= candidates[:, None])
                     sums += tl.sum(tl.where(is_in, weights[None, :], 0.0), axis=1)
                 sums += tl.where(candidates <= cut, kept, 0.0)
                 nucleus += tl.max(tl.where((sums >= target) & (sums > 0.0), digits, 0), axis=0) << (
                     28 - 4 * digit
                 )
-            _, above, num_equal, equal = _measure(logits, row, nucleus, vocab_size, top, temperature, BLOCK)
+            num_above, above, num_equal, equal = _measure(
+                logits, row, nucleus, vocab_size, top, temperature, BLOCK
+            )
             # the least number of equals that reaches the target, and one in any case
             wanted = tl.ceil((target - above) / tl.where(equal > 0.0, equal, 1.0))
             most = tl.where(nucleus == cut, quota, num_equal)

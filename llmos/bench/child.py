@@ -25,9 +25,10 @@ class MeasurementFailed(LlmosError):
 
 
 class Plan(msgspec.Struct, frozen=True, tag="plan", forbid_unknown_fields=True):
-    """How many cases follow."""
+    """How many cases follow, and on what."""
 
     num_cases: int
+    device: str = ""  # "": the processor
 
 
 class Started(msgspec.Struct, frozen=True, tag="started", forbid_unknown_fields=True):
@@ -79,8 +80,26 @@ def measuring(module: str, *options: str) -> Iterator[Iterator[Message]]:
 
 
 def run_measurements(bench: str, module: str, options: Sequence[str], json_path: str | None) -> int:
-    """Measure, print the table, write the rows. Raises MeasurementFailed."""
+    """Measure, print the table, write the rows.
+
+    Raises:
+        MeasurementFailed: the child ended early; the table has what came before, and nothing is written.
+    """
     report = Report(bench)
+    try:
+        _gather(report, bench, module, options)
+    except MeasurementFailed:
+        if report.rows:
+            report.print_table()
+        raise
+    report.print_table()
+    if json_path:
+        report.write_json(json_path)
+    return 0
+
+
+def _gather(report: Report, bench: str, module: str, options: Sequence[str]) -> None:
+    """Add what a child measures. Raises MeasurementFailed."""
     columns = (
         TextColumn(f"bench {bench}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         TextColumn("{task.description}"),
@@ -94,14 +113,12 @@ def run_measurements(bench: str, module: str, options: Sequence[str], json_path:
         num_started = 0
         for message in messages:
             match message:
-                case Plan(num_cases):
+                case Plan(num_cases, device):
                     bar.update(task, total=num_cases)
+                    if device:
+                        report.name_device(device)
                 case Started(case):
                     bar.update(task, completed=num_started, description=case)
                     num_started += 1
                 case Measured():
                     report.add(**msgspec.structs.asdict(message))
-    report.print_table()
-    if json_path:
-        report.write_json(json_path)
-    return 0

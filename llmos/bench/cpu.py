@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 from llmos.bench.child import run_measurements
+from llmos.bench.sections import choose_sections
 from llmos.config import ConfigError, num_cores
 
 SECTIONS = ("peaks", "gemm", "attention", "step", "sampling", "decode")
-
-
-def choose_sections(listed: str | None) -> list[str]:
-    """The sections that a list names, in their own order; None: all. Raises ConfigError."""
-    names = SECTIONS if listed is None else [name.strip() for name in listed.split(",")]
-    for name in names:
-        if name not in SECTIONS:
-            raise ConfigError(f"section {name!r} is not one of {', '.join(SECTIONS)}")
-    return [name for name in SECTIONS if name in names]
 
 
 def main(
     *, only: str | None, threads: int | None, num_runs: int, is_quick: bool, json_path: str | None
 ) -> int:
     """Measure, print the table, write the rows."""
-    sections = choose_sections(only)
+    sections = choose_sections(only, SECTIONS)
     if threads is not None and threads < 1:
         raise ConfigError(f"threads is {threads}; at least 1")
     options = ["--threads", str(threads or num_cores()), "--runs", str(num_runs), "--sections", *sections]

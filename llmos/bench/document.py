@@ -14,7 +14,7 @@ Generated from the rows in `docs/benchmarks/`, which `llmos bench NAME --json FI
 *ratio* says how many times better than *against* a value is (above 1 is better, whatever the metric), how
 many times within a budget, or, where *against* is a peak of the machine, which fraction of it is reached.
 Baselines and peaks are measured in turn with the value. Medians over *runs*; a row that was not measured is
-absent.
+absent. Where a whole benchmark was not, `unmeasured-NAME.md` says what it would have.
 """
 
 
@@ -37,6 +37,9 @@ def document(folder: Path) -> str:
                     f"| {case} | {row.metric} | {value} | {row.against} | {row.ratio:.2f} | {row.runs} |"
                 )
             parts.append("")
+    for file in sorted(folder.glob("unmeasured-*.md")):
+        if file.stem.removeprefix("unmeasured-") not in {row.bench for row in rows}:
+            parts.append("\n" + file.read_text())
     return "\n".join(parts)
 
 

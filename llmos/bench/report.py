@@ -58,6 +58,10 @@ class Report:
         self._commit = current_commit()
         self.rows: list[BenchRow] = []
 
+    def name_device(self, device: str) -> None:
+        """Say what the rows that follow are of, beside the processor."""
+        self._machine = f"{device}, {self._machine}"
+
     def add(
         self, case: str, metric: str, value: float, unit: str, *, against: str, ratio: float, runs: int
     ) -> None:

@@ -65,6 +65,11 @@ def test_rows_come_back_and_make_a_page(tmp_path: Path) -> None:
     assert "\n### part one\n\n| case |" in page
     assert "| first | time |" in page
     assert "2.50" in page
+    (tmp_path / "unmeasured-example.md").write_text("not yet")
+    (tmp_path / "unmeasured-other.md").write_text("## other: not measured")
+    page = document(tmp_path)
+    assert page.endswith("## other: not measured")
+    assert "not yet" not in page
 
 
 def test_the_page_is_generated() -> None:

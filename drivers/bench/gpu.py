@@ -1,0 +1,116 @@
+"""The measurements behind `llmos bench gpu`: `python -m drivers.bench.gpu`, JSON lines as in rows.py.
+
+Checks come first. Each section has a share of the time and leaves out what does not fit. With --rehearse
+every part runs once, tiny, on the processor: triton's interpreter, and the library that LLMOS_LIBCUDA names.
+Its numbers measure nothing; they show that the program works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from drivers.bench.rows import Measured, Plan, Started
+
+if TYPE_CHECKING:
+    from drivers.bench.gpu_setup import Setup
+
+SECONDS = {  # by section; 8 minutes with what it takes to start
+    "checks": 150, "peaks": 10, "kernels": 60, "step": 100, "prefill": 40, "paging": 10, "swap": 15,
+    "serving": 60,
+}  # fmt: skip
+
+__all__ = ["SECONDS", "main"]
+
+
+def open_setup(is_rehearsal: bool) -> Setup:
+    """The device; what imports torch and triton is imported here, once the environment is set.
+
+    Raises:
+        CudaRefused: there is no GPU, or no driver.
+        RuntimeError: torch cannot compute on it.
+    """
+    from drivers.bench import gpu_setup
+    from drivers.cuda import explain_torch
+    from native.cuda.device import CudaDevice
+
+    memory = CudaDevice(0)
+    if is_rehearsal != (not memory.num_multiprocessors):
+        found = "a GPU" if memory.num_multiprocessors else "a stand-in without a processor"
+        raise RuntimeError(f"{memory.name} is {found}; {'leave out' if is_rehearsal else 'give'} --rehearse")
+    if (reason := explain_torch(memory)) is not None:
+        raise RuntimeError(reason)
+    import torch
+
+    sizes = gpu_setup.rehearsal_sizes() if is_rehearsal else gpu_setup.full_sizes()
+    return gpu_setup.Setup(torch.device("cpu" if is_rehearsal else "cuda:0"), memory, sizes, 0.0)
+
+
+def open_sections(setup: Setup) -> dict[str, Callable[[], Iterator[Measured]]]:
+    """What is measured, in order."""
+    from drivers.bench import gpu_checks, gpu_kernels, gpu_memory, gpu_model, gpu_serve
+
+    def with_model(
+        measure: Callable[[Setup, gpu_model.Transformer], Iterator[Measured]],
+    ) -> Iterator[Measured]:
+        sizes = setup.sizes
+        longest = max(*sizes.contexts, *sizes.prompts)
+        yield from measure(
+            setup, gpu_model.random_transformer(sizes.model, sizes.dtype, setup.device, longest)
+        )
+
+    return {
+        "checks": lambda: gpu_checks.check_device(setup),
+        "peaks": lambda: gpu_kernels.measure_peaks(setup),
+        "kernels": lambda: gpu_kernels.measure_kernels(setup),
+        "step": lambda: with_model(gpu_model.measure_decode),
+        "prefill": lambda: with_model(gpu_model.measure_prefill),
+        "paging": lambda: gpu_memory.measure_paging(setup),
+        "swap": lambda: gpu_memory.measure_swap(setup),
+        "serving": lambda: gpu_serve.measure_serving(setup),
+    }
+
+
+def run(sections: Sequence[str], setup: Setup) -> Iterator[Plan | Started | Measured]:
+    """Measure sections in order."""
+    yield Plan(len(sections), setup.memory.name)
+    measures = open_sections(setup)
+    for name in sections:
+        yield Started(name)
+        setup.deadline = time.monotonic() + SECONDS[name]
+        yield from measures[name]()
+    for reason in setup.left_out:
+        print(f"left out: {reason}", file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print one JSON object a line, as soon as it is known; 1: a check failed, 2: there is no such device."""
+    parser = argparse.ArgumentParser(prog="drivers.bench.gpu", description=__doc__.splitlines()[0])
+    parser.add_argument("--sections", nargs="+", choices=list(SECONDS), default=list(SECONDS))
+    parser.add_argument("--rehearse", action="store_true", help="tiny, on the processor: no measurements")
+    given = parser.parse_args(arguments)
+    os.environ["TRITON_INTERPRET"] = "1" if given.rehearse else "0"  # before kernels are decorated
+    try:
+        setup = open_setup(given.rehearse)
+    except (OSError, RuntimeError) as error:
+        print(f"no GPU to measure: {error}", file=sys.stderr)
+        return 2
+    are_checks_good = True
+    try:
+        for message in run(given.sections, setup):
+            if isinstance(message, Measured) and message.case.startswith("checks: "):
+                are_checks_good &= message.ratio == 1.0
+            print(msgspec.json.encode(message).decode(), flush=True)
+    finally:
+        setup.memory.close()
+    return 0 if are_checks_good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

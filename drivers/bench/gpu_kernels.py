@@ -1,0 +1,124 @@
+"""Kernels alone: peaks, attention beside torch's, products beside the library's, sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+
+from drivers.bench.gpu_setup import Setup
+from drivers.bench.rows import Measured
+from drivers.ops.batch import ContiguousPages, build_batch
+from drivers.ops.interface import AttentionShape
+from drivers.triton_ops.attention import attention
+from drivers.triton_ops.linear import HEIGHTS, linear
+from drivers.triton_ops.plan import plan_attention
+from drivers.triton_ops.sample import draw_numbers, sample
+from llmos.device import Row
+from native.sampling import Draw
+
+__all__ = ["measure_kernels", "measure_peaks"]
+
+TOKENS_PER_PAGE = 32
+
+
+def measure_peaks(setup: Setup) -> Iterator[Measured]:
+    """What the device gives: everything else is held against these."""
+    rate, peak = setup.bandwidth(), setup.arithmetic()
+    runs = setup.sizes.runs
+    yield Measured("peaks: copy within the device", "rate", rate / 1e9, "GB/s", "itself", 1.0, runs)
+    yield Measured("peaks: matrix product", "rate", peak / 1e12, "TFLOP/s", "itself", 1.0, runs)
+
+
+def measure_kernels(setup: Setup) -> Iterator[Measured]:
+    """Each kernel at the model's shape."""
+    sizes, config = setup.sizes, setup.sizes.model
+    for batch in sizes.batches:
+        for context in sizes.contexts:
+            yield from _decode_attention(setup, batch, context)
+    for tokens in sizes.prompts:
+        yield from _prefill_attention(setup, tokens)
+    for rows in (1, HEIGHTS[-1]):
+        yield from _product(setup, rows)
+    case = f"kernels: sampling by top-k and top-p, batch {sizes.batches[-1]}"
+    if setup.has_time(case):
+        logits = torch.randn(sizes.batches[-1], config.vocab_size, device=setup.device)
+        draws = [Draw(0.8, 0.5, top_k=50, top_p=0.95)] * len(logits)
+        numbers = torch.from_numpy(draw_numbers(draws)).to(setup.device)
+        seconds = setup.seconds(lambda: sample(logits, numbers))
+        yield setup.against_bandwidth(case, seconds, logits.nbytes)
+
+
+def _pages(setup: Setup, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values of one layer, random."""
+    config, num_pages = setup.sizes.model, -(-num_tokens // TOKENS_PER_PAGE)
+    size = (num_pages, TOKENS_PER_PAGE, config.num_kv_heads, config.head_dim)
+    k, v = (torch.empty(size, dtype=setup.sizes.dtype, device=setup.device).normal_() for _ in range(2))
+    return k, v
+
+
+def _shape(setup: Setup) -> AttentionShape:
+    config = setup.sizes.model
+    return AttentionShape(config.num_heads, config.num_kv_heads, config.head_dim)
+
+
+def _decode_attention(setup: Setup, batch: int, context: int) -> Iterator[Measured]:
+    shape = _shape(setup)
+    case = f"attention: decode, batch {batch}, context {context}"
+    num_bytes = 2 * batch * context * shape.num_kv_heads * shape.head_dim * setup.sizes.dtype.itemsize
+    if not setup.has_time(case) or not setup.has_memory(case, num_bytes):
+        return
+    pages_per_space = -(-context // TOKENS_PER_PAGE)
+    k, v = _pages(setup, batch * pages_per_space * TOKENS_PER_PAGE)
+    q = torch.randn(batch, shape.num_heads, shape.head_dim, dtype=setup.sizes.dtype, device=setup.device)
+    rows = [Row(asid, context - 1, (0,), True) for asid in range(batch)]
+    spans = build_batch(rows, ContiguousPages(pages_per_space), TOKENS_PER_PAGE).spans
+    plan = plan_attention(spans, shape, setup.device)
+    seconds = setup.seconds(lambda: attention(q, k, v, plan))
+    yield setup.against_bandwidth(case, seconds, num_bytes)
+    # torch's own takes the same memory: virtual contiguity makes it a plain strided tensor
+    by_head = [
+        pages.view(batch, -1, shape.num_kv_heads, shape.head_dim)[:, :context].transpose(1, 2)
+        for pages in (k, v)
+    ]
+    other = setup.seconds(lambda: F.scaled_dot_product_attention(q[:, :, None], *by_head, enable_gqa=True))
+    yield setup.beside(case, seconds, "torch's attention", other)
+
+
+def _prefill_attention(setup: Setup, tokens: int) -> Iterator[Measured]:
+    shape = _shape(setup)
+    case = f"attention: prompt of {tokens}"
+    if not setup.has_time(case):
+        return
+    k, v = _pages(setup, tokens)
+    q = torch.randn(tokens, shape.num_heads, shape.head_dim, dtype=setup.sizes.dtype, device=setup.device)
+    batch = build_batch(
+        [Row(0, 0, (0,) * tokens, True)], ContiguousPages(len(k)), TOKENS_PER_PAGE, setup.device
+    )
+    plan = plan_attention(batch.spans, shape, setup.device)
+    seconds = setup.seconds(lambda: attention(q, k, v, plan))
+    operations = 2 * tokens * tokens * shape.num_heads * shape.head_dim  # causal: half of two products
+    peak = setup.arithmetic()
+    yield Measured(
+        case, "rate", operations / seconds / 1e12, "TFLOP/s", f"product, {peak / 1e12:.4g} TFLOP/s",
+        operations / seconds / peak, setup.sizes.runs,
+    )  # fmt: skip
+    by_head = [x.flatten(0, -3)[:tokens].transpose(0, 1)[None] for x in (q, k, v)]
+    other = setup.seconds(lambda: F.scaled_dot_product_attention(*by_head, is_causal=True, enable_gqa=True))
+    yield setup.beside(case, seconds, "torch's attention", other)
+
+
+def _product(setup: Setup, rows: int) -> Iterator[Measured]:
+    config = setup.sizes.model
+    case = f"kernels: product of {rows} rows, {2 * config.intermediate_size} x {config.hidden_size}"
+    if not setup.has_time(case):
+        return
+    weight = torch.randn(
+        2 * config.intermediate_size, config.hidden_size, dtype=setup.sizes.dtype, device=setup.device
+    )
+    x = torch.randn(rows, config.hidden_size, dtype=setup.sizes.dtype, device=setup.device)
+    height = max(height for height in HEIGHTS if height <= max(rows, HEIGHTS[0]))
+    seconds = setup.seconds(lambda: linear(x, weight, None, height))
+    yield setup.against_bandwidth(case, seconds, weight.nbytes)
+    yield setup.beside(case, seconds, "the library", setup.seconds(lambda: x @ weight.T))
