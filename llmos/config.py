@@ -168,6 +168,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         Meta(description="gateway: requests may bring a chat template; it renders in a process of its own"),
     ] = False
     timings: Annotated[bool, Meta(description="gateway: every response tells where its time went")] = False
+    priority_order: Annotated[
+        Literal["high-first", "low-first"],
+        Meta(description="gateway: which priority of a request is the more important one; vLLM: low-first"),
+    ] = "high-first"
     metrics_compat: Annotated[
         Literal["none", "vllm"], Meta(description="gateway: whose names /metrics has besides our own")
     ] = "none"

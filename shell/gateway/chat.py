@@ -264,7 +264,7 @@ async def prepare_chat(service: Service, asker: Asker, body: Json) -> tuple[Job,
     job = make_job(
         fields,
         model,
-        service.config.sampling_defaults,
+        service.config,
         (prompt.tokens,),
         max_tokens=fields.max_tokens if given is None else given,
         num_top_logprobs=(fields.top_logprobs or 0) if fields.logprobs else None,

@@ -263,7 +263,7 @@ async def prepare_completion(service: Service, exchange: Exchange, body: Json) -
     job = make_job(
         fields,
         model,
-        service.config.sampling_defaults,
+        service.config,
         encoded,
         max_tokens=fields.max_tokens,
         num_top_logprobs=fields.logprobs,

@@ -9,6 +9,7 @@ import ipaddress
 import attrs
 
 from shell.gateway.parsers.choose import AUTO, REASONING_MARKS, TOOL_PARSERS
+from syscalls.process import MAX_NICE, MIN_NICE
 
 MEBIBYTE = 1 << 20
 POSITIVE = (
@@ -25,6 +26,13 @@ class SamplingDefaults(enum.StrEnum):
     OPENAI = "openai"  # temperature 1, everything else off
 
 
+class PriorityOrder(enum.StrEnum):
+    """Which `priority` of a request is the more important one."""
+
+    HIGH_FIRST = "high-first"
+    LOW_FIRST = "low-first"  # as vLLM has it
+
+
 @attrs.frozen(kw_only=True)
 class GatewayConfig:
     """The gateway's settings. Times are seconds, sizes are bytes."""
@@ -39,6 +47,7 @@ class GatewayConfig:
     ready_fd: int | None = None
     life_fd: int | None = None  # its end of file means that whoever started us is gone
     sampling_defaults: SamplingDefaults = SamplingDefaults.MODEL
+    priority_order: PriorityOrder = PriorityOrder.HIGH_FIRST
     tool_parser: str = AUTO  # a key of TOOL_PARSERS, or "auto": by the chat template
     reasoning_parser: str = AUTO  # a key of REASONING_MARKS, "auto", or "none"
     reasoning_field: str = "both"  # where thoughts go: "reasoning_content", "reasoning", or both
@@ -59,6 +68,11 @@ class GatewayConfig:
     metrics_compat: str = "none"  # "vllm": /metrics has vLLM's names, too
     log_level: str = "info"  # the least that is logged; requests are "info"
     log_format: str = "auto"  # "json", "console", or by whether stderr is a terminal
+
+    def nice_of(self, priority: int) -> int:
+        """Return the nice level for a request's `priority`; the way back is the same."""
+        nice = priority if self.priority_order is PriorityOrder.LOW_FIRST else -priority
+        return min(MAX_NICE, max(MIN_NICE, nice))
 
     @property
     def is_open_door(self) -> bool:
@@ -149,6 +163,12 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
     )
     add("--timings", action="store_true", help="tell in every response where its time went")
     add(
+        "--priority-order",
+        choices=[order.value for order in PriorityOrder],
+        default=default.priority_order.value,
+        help="which priority of a request is the more important one",
+    )
+    add(
         "--metrics-compat",
         choices=["none", "vllm"],
         default=default.metrics_compat,
@@ -195,6 +215,7 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
         send_timeout=given.send_timeout,
         shutdown_timeout=max(0.0, given.shutdown_timeout),
         timings=given.timings,
+        priority_order=PriorityOrder(given.priority_order),
         metrics_compat=given.metrics_compat,
         log_level=given.log_level,
         log_format=given.log_format,

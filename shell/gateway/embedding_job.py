@@ -20,7 +20,7 @@ from shell.gateway.limits import rate_headers
 from shell.gateway.parameters import RequestId, check_context
 from shell.gateway.service import Service
 from syscalls.embedding import MAX_INPUTS
-from syscalls.process import MAX_NICE, MIN_NICE, Output
+from syscalls.process import Output
 from syscalls.session import EmbedOptions
 
 MAX_CALL_TOKENS = 1 << 18  # of the inputs of one call to the kernel; a longer one goes alone
@@ -137,7 +137,7 @@ async def make_embedding_job(
             pooling=fields.pooling,
             normalise=normalise,
             model=model.info.name,
-            nice=min(MAX_NICE, max(MIN_NICE, -fields.priority)),  # ours: larger is more important
+            nice=service.config.nice_of(fields.priority),
             label=exchange.request_id,
             deadline_seconds=None if fields.deadline_ms is None else fields.deadline_ms / 1000,
             cache_salt=fields.cache_salt,

@@ -167,7 +167,7 @@ async def prepare_infill(service: Service, exchange: Exchange, body: Json) -> tu
     job = make_job(
         fields,
         model,
-        service.config.sampling_defaults,
+        service.config,
         (tuple(prompt),),
         max_tokens=fields.max_tokens or (None if fields.n_predict < 0 else fields.n_predict),
         num_top_logprobs=None,

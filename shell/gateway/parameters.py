@@ -10,13 +10,13 @@ import msgspec
 from msgspec import Meta
 
 from shell.gateway.catalog import ServedModel
-from shell.gateway.config import SamplingDefaults
+from shell.gateway.config import GatewayConfig, SamplingDefaults
 from shell.gateway.constraints import CONSTRAINT_FIELDS, ConstraintFields
 from shell.gateway.errors import context_length_exceeded, invalid, invalid_value
 from shell.gateway.fields import FieldTable, accepted, implemented, refused
 from shell.gateway.reader import PLAIN_TEXT, Reading
 from shell.gateway.sampler_fields import SAMPLER_FIELDS, read_samplers
-from syscalls.process import MAX_NICE, MAX_SAMPLES, MIN_NICE
+from syscalls.process import MAX_SAMPLES
 from syscalls.sampling import MAX_LOGIT_BIAS, MAX_LOGPROBS, Sampling
 from syscalls.session import SpawnOptions
 
@@ -239,7 +239,7 @@ def truncate(
 def make_job(
     fields: SharedFields,
     model: ServedModel,
-    defaults: SamplingDefaults,
+    config: GatewayConfig,
     prompts: tuple[tuple[int, ...], ...],
     *,
     max_tokens: int | None,
@@ -256,7 +256,7 @@ def make_job(
     Args:
         fields: the decoded body.
         model: who will serve it.
-        defaults: where absent sampling parameters come from.
+        config: says where absent sampling parameters come from, and which priority wins.
         prompts: token ids.
         max_tokens: for each choice; None: up to the context.
         num_top_logprobs: for each token; None: none wanted.
@@ -298,13 +298,15 @@ def make_job(
         spawn=SpawnOptions(
             model=model.info.name,
             max_tokens=max_tokens,
-            sampling=make_sampling(fields, model, defaults, sampled_logprobs, prompt_logprobs, grammar),
+            sampling=make_sampling(
+                fields, model, config.sampling_defaults, sampled_logprobs, prompt_logprobs, grammar
+            ),
             num_samples=num_samples,
             stop_token_ids=tuple(fields.stop_token_ids),
             ignore_eos=fields.ignore_eos,
             min_tokens=fields.min_tokens,
             auto_reap=True,
-            nice=min(MAX_NICE, max(MIN_NICE, -fields.priority)),  # ours: larger is more important
+            nice=config.nice_of(fields.priority),
             label=label,
             cache_salt=_read_salt(fields),
             token_times=fields.return_token_times,

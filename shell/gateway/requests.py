@@ -9,6 +9,7 @@ import trio
 from msgspec import Meta
 
 from shell.gateway.body import parse_body
+from shell.gateway.config import GatewayConfig
 from shell.gateway.exchange import Exchange
 from shell.gateway.fields import FieldTable, convert, implemented, take_fields
 from shell.gateway.process_errors import explaining_processes, not_found
@@ -28,8 +29,8 @@ class AbortFields(msgspec.Struct):
     rid: Annotated[str, Meta(min_length=1, max_length=128)]
 
 
-def describe_process(process: ProcessInfo) -> Json:
-    """Return the row of one process: seconds, bytes; a larger priority is more important."""
+def describe_process(process: ProcessInfo, config: GatewayConfig) -> Json:
+    """Return the row of one process: seconds, bytes; its priority as requests give it."""
     return {
         "id": process.label or str(process.pid),
         "object": "request",
@@ -43,7 +44,7 @@ def describe_process(process: ProcessInfo) -> Json:
         "num_prompt_tokens": process.usage.num_prompt_tokens,
         "num_output_tokens": process.usage.num_output_tokens,
         "kv_bytes": process.num_resident_bytes,
-        "priority": -process.nice,
+        "priority": config.nice_of(process.nice),
     }
 
 
@@ -87,7 +88,10 @@ class RequestListing(Endpoint):
 
     async def answer(self, exchange: Exchange) -> None:
         """Ask the kernel."""
-        rows = [describe_process(process) for process in await list_processes(self.client_of(exchange))]
+        rows = [
+            describe_process(process, self.service.config)
+            for process in await list_processes(self.client_of(exchange))
+        ]
         await exchange.respond_json(200, {"object": "list", "data": rows})
 
 
@@ -107,7 +111,7 @@ class RequestDescription(Endpoint):
                 why = await client.why(process.pid)
             rows.append(
                 {
-                    **describe_process(process),
+                    **describe_process(process, self.service.config),
                     "verdict": why.verdict,
                     "seconds": why.seconds,
                     "num_dropped_entries": why.num_dropped,

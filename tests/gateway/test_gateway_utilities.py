@@ -14,7 +14,15 @@ from shell.gateway.admin import REASONS
 from shell.gateway.errors import ApiError
 from shell.gateway.process_errors import explaining_processes
 from syscalls.errno import Errno, SyscallError
-from tests.gateway.harness import Gateway, KernelThread, hello, running_gateway, say_forever, say_nothing
+from tests.gateway.harness import (
+    Gateway,
+    KernelThread,
+    hello,
+    http_request,
+    running_gateway,
+    say_forever,
+    say_nothing,
+)
 from tests.gateway.test_gateway_errors import CHAT, check_error
 from tests.scripted_kernel import ASSISTANT, CONTEXT, END, USER, VOCAB_SIZE
 
@@ -182,3 +190,18 @@ def test_clients_do_not_retry_on_a_full_disk() -> None:
     with pytest.raises(ApiError) as caught, explaining_processes():
         raise SyscallError(Errno.ENOSPC, "7 MiB are needed, 3 are free")
     assert (caught.value.status, caught.value.headers) == (507, {"x-should-retry": "false"})
+
+
+@pytest.mark.parametrize(("order", "nice"), [("high-first", -3), ("low-first", 3)])
+def test_the_order_of_priorities_is_the_operator_s(
+    own_kernel: KernelThread, tmp_path: Path, order: str, nice: int
+) -> None:
+    """Which sign is the important one is said at start; requests see their own number."""
+    own_kernel.program = say_nothing
+    with running_gateway(own_kernel, tmp_path / "g", "--priority-order", order) as gateway:
+        with gateway.connect() as raw:
+            raw.sendall(http_request("/v1/completions", {"prompt": "a", "priority": 3}))
+            (process,) = own_kernel.wait_until(lambda: own_kernel.kernel.spawned)
+            assert process.spawn.nice == nice
+            assert [row["priority"] for row in gateway.get("/v1/requests").json()["data"]] == [3]
+        own_kernel.wait_until(lambda: not own_kernel.kernel.processes)

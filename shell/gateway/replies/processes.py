@@ -10,7 +10,7 @@ from shell.gateway.replies.common import Count
 
 
 class RequestRow(msgspec.Struct, forbid_unknown_fields=True):
-    """One process of a request. `kv_bytes` is what it has in a device's memory; a larger priority wins."""
+    """One process of a request. `kv_bytes` is what it has in a device's memory."""
 
     id: str
     object: Literal["request"]
@@ -24,7 +24,7 @@ class RequestRow(msgspec.Struct, forbid_unknown_fields=True):
     num_prompt_tokens: Count
     num_output_tokens: Count
     kv_bytes: Count
-    priority: int
+    priority: int  # as requests give it
 
 
 class RequestList(msgspec.Struct, forbid_unknown_fields=True):
