@@ -1,14 +1,18 @@
-"""The forward pass of BERT (Devlin et al. 2019) in torch, one text at a time.
+"""The forward pass of BERT (Devlin et al. 2019).
 
 Attention goes both ways, so nothing of a text can be computed before all of it is there, and nothing is kept
-of it. Texts of one step do not share products: each has the bits that it would have alone.
+of it. The texts of a step share products, which native/cpu computes, row by row alike; attention is
+torch's, text by text. So each text has the bits that it would have alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from attrs import frozen
 from torch.nn import functional
@@ -16,6 +20,7 @@ from torch.nn import functional
 from drivers.encoder.config import EncoderConfig
 from drivers.model.checkpoint import Checkpoint
 from drivers.model.errors import ModelError
+from native.gemm import TILE_COLUMNS, PackedWeight, WeightFormat, multiply, pack_weight
 
 __all__ = ["Bert"]
 
@@ -25,13 +30,39 @@ ReportProgress = Callable[[int, int, str], None]  # bytes done, bytes in all, te
 IGNORED = ("embeddings.position_ids", "pooler.dense.weight", "pooler.dense.bias")
 
 
-@frozen(eq=False)
-class _Linear:
-    weight: torch.Tensor  # [out, in]
-    bias: torch.Tensor
+Floats = npt.NDArray[np.float32]
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.linear(x, self.weight, self.bias)
+LONE_OPERATIONS = 1 << 24  # a product of fewer multiplications is not worth a second thread
+
+
+class _Products:
+    """Carries products out, on some threads; the bits do not depend on how many."""
+
+    def __init__(self, num_threads: int) -> None:
+        self._num_threads = num_threads
+        self._pool = ThreadPoolExecutor(num_threads) if num_threads > 1 else None
+
+    def multiply(self, weight: PackedWeight, x: Floats, out: Floats | None = None) -> Floats:
+        """x times the transposed weight plus its bias, [m, n]; added to `out` if that is given."""
+        accumulate = out is not None
+        if out is None:
+            out = np.empty((len(x), weight.n), dtype=np.float32)
+        if self._pool is None or len(x) * weight.n * weight.k < LONE_OPERATIONS:
+            return multiply(weight, x, out=out, accumulate=accumulate)
+        num_tiles = -(-weight.n // TILE_COLUMNS)
+        share = -(-num_tiles // self._num_threads) * TILE_COLUMNS
+        parts = [(n0, min(n0 + share, weight.n)) for n0 in range(0, weight.n, share)]
+        list(
+            self._pool.map(
+                lambda columns: multiply(weight, x, out=out, accumulate=accumulate, columns=columns), parts
+            )
+        )
+        return out
+
+    def close(self) -> None:
+        """End the threads. Idempotent."""
+        if self._pool is not None:
+            self._pool.shutdown()
 
 
 @frozen(eq=False)
@@ -46,13 +77,11 @@ class _Norm:
 
 @frozen(eq=False)
 class _Layer:
-    query: _Linear
-    key: _Linear
-    value: _Linear
-    attended: _Linear
+    qkv: PackedWeight  # [3 hidden_size, hidden_size]: queries, keys, values
+    attended: PackedWeight
     attention_norm: _Norm
-    inner: _Linear
-    outer: _Linear
+    inner: PackedWeight
+    outer: PackedWeight
     output_norm: _Norm
 
 
@@ -66,9 +95,10 @@ class Bert:
     norm: _Norm
     layers: tuple[_Layer, ...]
     num_parameters: int
+    products: _Products
 
     @classmethod
-    def open(cls, folder: Path, config: EncoderConfig, report: ReportProgress) -> Bert:
+    def open(cls, folder: Path, config: EncoderConfig, report: ReportProgress, num_threads: int = 1) -> Bert:
         """Read the weights.
 
         Raises:
@@ -82,7 +112,8 @@ class Bert:
         norm = reader.norm("embeddings.LayerNorm", config)
         layers = tuple(_read_layer(reader, f"encoder.layer.{i}.", config) for i in range(config.num_layers))
         reader.refuse_strangers(config)
-        return cls(config, words, positions + types[0], norm, layers, reader.num_parameters)
+        products = _Products(num_threads)
+        return cls(config, words, positions + types[0], norm, layers, reader.num_parameters, products)
 
     @property
     def weight_bytes(self) -> int:
@@ -90,40 +121,51 @@ class Bert:
         return 4 * self.num_parameters
 
     @torch.inference_mode()
-    def run(self, tokens: tuple[int, ...]) -> torch.Tensor:
-        """The last hidden states of one text.
+    def run(self, texts: Sequence[Sequence[int]]) -> list[Floats]:
+        """The last hidden states of some texts.
 
         Args:
-            tokens: at least one, at most `config.max_positions`, each inside the vocabulary.
+            texts: of at least one token, at most `config.max_positions`, each inside the vocabulary.
 
         Returns:
-            [num_tokens, hidden_size], fp32.
+            For each [num_tokens, hidden_size].
         """
-        x = self.norm(self.words[torch.tensor(tokens)] + self.positions[: len(tokens)])
+        lengths = [len(tokens) for tokens in texts]
+        ids = torch.tensor([token for tokens in texts for token in tokens])
+        positions = torch.cat([torch.arange(length) for length in lengths])
+        x = self.norm(self.words[ids] + self.positions[positions])
+        multiply = self.products.multiply
         for layer in self.layers:
-            x = layer.attention_norm(layer.attended(self._attend(layer, x)) + x)
-            inner = functional.gelu(layer.inner(x), approximate=self.config.gelu)
-            x = layer.output_norm(layer.outer(inner) + x)
-        return x
+            qkv = torch.from_numpy(multiply(layer.qkv, x.numpy()))
+            mixed = torch.cat([self._attend(part) for part in qkv.split(lengths)])
+            added = torch.from_numpy(multiply(layer.attended, mixed.numpy(), x.numpy()))
+            x = layer.attention_norm(added)
+            inner = torch.from_numpy(multiply(layer.inner, x.numpy()))
+            inner = functional.gelu(inner, approximate=self.config.gelu)
+            x = layer.output_norm(torch.from_numpy(multiply(layer.outer, inner.numpy(), x.numpy())))
+        return [part.numpy() for part in x.split(lengths)]
 
-    def _attend(self, layer: _Layer, x: torch.Tensor) -> torch.Tensor:
-        heads = (len(x), self.config.num_heads, self.config.head_dim)
-        q, k, v = (part(x).view(heads).transpose(0, 1) for part in (layer.query, layer.key, layer.value))
-        mixed = functional.scaled_dot_product_attention(q, k, v)
-        return mixed.transpose(0, 1).reshape(len(x), self.config.hidden_size)
+    def _attend(self, qkv: torch.Tensor) -> torch.Tensor:
+        """Attention within one text: [num_tokens, hidden_size] from [num_tokens, 3 hidden_size]."""
+        config, num_tokens = self.config, len(qkv)
+        q, k, v = qkv.view(num_tokens, 3, config.num_heads, config.head_dim).permute(1, 2, 0, 3)
+        mixed = functional.scaled_dot_product_attention(q.contiguous(), k.contiguous(), v.contiguous())
+        return mixed.transpose(0, 1).reshape(num_tokens, config.hidden_size)
+
+    def close(self) -> None:
+        """End its threads. Idempotent."""
+        self.products.close()
 
 
 def _read_layer(reader: _Reader, prefix: str, config: EncoderConfig) -> _Layer:
     hidden, inner = config.hidden_size, config.intermediate_size
     attention = prefix + "attention."
     return _Layer(
-        query=reader.linear(attention + "self.query", hidden, hidden),
-        key=reader.linear(attention + "self.key", hidden, hidden),
-        value=reader.linear(attention + "self.value", hidden, hidden),
-        attended=reader.linear(attention + "output.dense", hidden, hidden),
+        qkv=reader.linear([f"{attention}self.{part}" for part in ("query", "key", "value")], hidden, hidden),
+        attended=reader.linear([attention + "output.dense"], hidden, hidden),
         attention_norm=reader.norm(attention + "output.LayerNorm", config),
-        inner=reader.linear(prefix + "intermediate.dense", inner, hidden),
-        outer=reader.linear(prefix + "output.dense", hidden, inner),
+        inner=reader.linear([prefix + "intermediate.dense"], inner, hidden),
+        outer=reader.linear([prefix + "output.dense"], hidden, inner),
         output_norm=reader.norm(prefix + "output.LayerNorm", config),
     )
 
@@ -148,8 +190,11 @@ class _Reader:
         self._report(self._done_bytes, self._total_bytes, entry.name)
         return tensor
 
-    def linear(self, name: str, num_out: int, num_in: int) -> _Linear:
-        return _Linear(self.read(f"{name}.weight", num_out, num_in), self.read(f"{name}.bias", num_out))
+    def linear(self, names: list[str], num_out: int, num_in: int) -> PackedWeight:
+        """Layers with the same input, packed as one: their outputs one behind the other."""
+        weight = torch.cat([self.read(f"{name}.weight", num_out, num_in) for name in names])
+        bias = torch.cat([self.read(f"{name}.bias", num_out) for name in names])
+        return pack_weight(WeightFormat.FP32, weight.numpy(), bias.numpy())
 
     def norm(self, name: str, config: EncoderConfig) -> _Norm:
         hidden = config.hidden_size

@@ -44,6 +44,7 @@ from llmos.device import (
     Step,
     StepDone,
 )  # fmt: skip
+from native.gemm import best_variant
 
 __all__ = ["EncoderEngine"]
 
@@ -96,16 +97,14 @@ class EncoderEngine:
                     self._poolings[asid] = pooling
                 case Release(asid):
                     self._poolings.pop(asid, None)
+        good: dict[int, Row] = {}
         for index, row in enumerate(step.rows):
             if (message := self._explain_bad_row(row)) is not None:
                 results.faults[index] = message
-                continue
-            try:
-                results.vectors[index] = self._make_vector(self._model, row)
-            except Exception as error:  # the texts beside it are good
-                if not isinstance(error, ValueError):
-                    traceback.print_exc()
-                results.faults[index] = f"{type(error).__name__}: {error}"
+            else:
+                good[index] = row
+        if good:
+            self._make_vectors(self._model, good, results)
         return results.done(step.id, time.perf_counter() - started)
 
     def _explain_bad_row(self, row: Row) -> str | None:
@@ -121,11 +120,21 @@ class EncoderEngine:
             return f"a token id is outside the vocabulary of {vocab_size}"
         return None
 
-    def _make_vector(self, model: Bert, row: Row) -> bytes:
-        pooling = self._poolings[row.asid]
-        states = model.run(row.tokens).numpy()
-        vector = states[0] if pooling.kind == "cls" else states.mean(axis=0, dtype=np.float32)
-        return finish_vector(vector, is_normal=pooling.normalise)
+    def _make_vectors(self, model: Bert, good: dict[int, Row], results: StepResults) -> None:
+        """Run good rows, by index; one whose numbers are not finite fails alone."""
+        try:
+            found = model.run([row.tokens for row in good.values()])
+        except Exception as error:  # memory, say: the next step is another matter
+            traceback.print_exc()
+            results.fail(list(good), f"{type(error).__name__}: {error}")
+            return
+        for (index, row), states in zip(good.items(), found, strict=True):
+            pooling = self._poolings[row.asid]
+            vector = states[0] if pooling.kind == "cls" else states.mean(axis=0, dtype=np.float32)
+            try:
+                results.vectors[index] = finish_vector(vector, is_normal=pooling.normalise)
+            except ValueError as error:
+                results.faults[index] = str(error)
 
     @property
     def is_busy(self) -> bool:
@@ -161,6 +170,7 @@ class EncoderEngine:
     def close(self) -> None:
         """Unload the model. Idempotent."""
         if self._model is not None:
+            self._model.close()
             self._model = None
             gc.unfreeze()
         self._poolings.clear()
@@ -175,7 +185,7 @@ def _open(load: Load, report: ReportProgress) -> tuple[Bert, ModelInfo]:
     if max_len > config.max_positions:
         raise ModelError(f"max_model_len {max_len} is outside 1 to {config.max_positions}, the model's limit")
     embedding: EmbeddingInfo = describe_embedding(folder, config.hidden_size, POOLINGS)
-    model = Bert.open(folder, config, report)
+    model = Bert.open(folder, config, report, torch.get_num_threads())
     info = ModelInfo(
         name=load.name,
         path=str(folder),
@@ -186,7 +196,7 @@ def _open(load: Load, report: ReportProgress) -> tuple[Bert, ModelInfo]:
         eos_token_ids=(),
         dtype="fp32",
         num_parameters=model.num_parameters,
-        kernels=f"torch-{torch.get_num_threads()}",  # its products are split by threads
+        kernels=f"native-{best_variant()}",
         weight_bytes=model.weight_bytes,
         generates=False,
         embedding=embedding,
