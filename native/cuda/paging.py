@@ -1,7 +1,8 @@
 """Physical frames of a GPU, and reserved address ranges whose pages they back.
 
 The counterparts of `native.paging`, by the same names and with the same promises. A frame is one allocation;
-it can be mapped at any number of places, which is how forks and prefixes share it.
+it can be mapped at any number of places, which is how forks and prefixes share it. What is written at one of
+them is seen at another one by whatever begins later: a step, or a copy behind it, but not the same kernel.
 
 Source: Prabhu et al. 2024, "vAttention", arXiv:2405.04437.
 """

@@ -335,6 +335,7 @@ def test_a_copy_that_the_driver_refuses_is_at_fault_alone(on_stand_in: Tiers) ->
     fake.fail("cuMemcpyDtoHAsync_v2", OUT_OF_MEMORY, after=1)  # of three pieces the second one
     done = carry_out(tiers, device(0, 1, 2, 3, 4), disk(0, 1, 2, 3, 4))
     assert [fault.index for fault in done.faults] == [2, 3]
+    assert [bool(checksum) for checksum in done.checksums] == [True, True, False, False, True]
     assert done.faults[0].message == (
         "device slot 2 to disk slot 2: cuMemcpyDtoHAsync_v2: CUDA_ERROR_OUT_OF_MEMORY"
     )
