@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import trio
@@ -365,6 +366,13 @@ def num_spaces(config: Config) -> int:
     return 2 * config.max_running
 
 
+def make_sim_model(shape: dict[str, Any]) -> SimModel:
+    """What a simulated device computes in place of a model, of which `shape` is the config.json."""
+    eos = shape.get("eos_token_id")
+    eos_ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),)
+    return SimModel(shape["vocab_size"], eos_ids, eos_every=100)
+
+
 def simulated_opener(config: Config, name: str, model_path: str) -> OpenLink:
     """A simulated device that speaks the vocabulary of a real model, so that its text can be decoded.
 
@@ -373,9 +381,7 @@ def simulated_opener(config: Config, name: str, model_path: str) -> OpenLink:
     if not Path(model_path).is_dir():
         raise NoSuchModel(f"{model_path}: a simulated device needs a Hugging Face folder")
     shape = msgspec.json.decode((Path(model_path) / "config.json").read_bytes())
-    eos = shape.get("eos_token_id")
-    eos_ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),)
-    model = SimModel(shape["vocab_size"], eos_ids, eos_every=100)
+    model = make_sim_model(shape)
 
     async def open_link() -> DriverLink:
         await trio.lowlevel.checkpoint()

@@ -220,6 +220,20 @@ def add_bench(commands: Any) -> None:
     workload.add_argument("model", nargs="?", default=None, help="model folder (default: the built-in)")
     serve = names.add_parser("serve", help="requests that arrive over time, at any OpenAI-compatible server")
     add_serve_options(serve)
+    gateway = names.add_parser("gateway", help="what the way to an HTTP client adds to each token")
+    gateway.add_argument(
+        "--streams", type=int, default=256, metavar="N", help="at once (default: %(default)s)"
+    )
+    gateway.add_argument("--seconds", type=float, default=60.0, help="of each case (default: %(default)g)")
+    gateway.add_argument("--step-ms", type=float, default=50.0, help="of the device (default: %(default)g)")
+    gateway.add_argument(
+        "--beside",
+        default="nobody,slowloris,bodies,idle",
+        metavar="LIST",
+        help="who else is there (default: %(default)s)",
+    )
+    gateway.add_argument("--json", metavar="FILE", default=None, help="also write one JSON object per row")
+    gateway.set_defaults(run=run_gateway_bench)
     cpu = names.add_parser("cpu", help="the kernels of device cpu, against the machine's own peaks")
     cpu.add_argument("--only", default=None, metavar="LIST", help="sections, like gemm,decode (default: all)")
     cpu.add_argument(
@@ -363,6 +377,19 @@ def run_serve_bench(options: argparse.Namespace) -> int:
         api_key=options.api_key, concurrency=options.concurrency, seed=options.seed,
         slo=serve.Slo(options.slo_ttft_ms, options.slo_tbt_ms), json_path=options.json,
     )  # fmt: skip
+
+
+def run_gateway_bench(options: argparse.Namespace) -> int:
+    """Measure the way from the device to HTTP clients."""
+    from llmos.bench import gateway
+
+    return gateway.main(
+        num_streams=options.streams,
+        seconds=options.seconds,
+        step_ms=options.step_ms,
+        beside=options.beside.split(","),
+        json_path=options.json,
+    )
 
 
 def run_cpu_bench(options: argparse.Namespace) -> int:

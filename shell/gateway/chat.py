@@ -22,6 +22,7 @@ from shell.gateway.parameters import (
     STREAM_OPTIONS_FIELDS,
     Job,
     SharedFields,
+    check_length,
     choose_id,
     make_job,
     read_stream_options,
@@ -257,8 +258,13 @@ async def prepare_chat(service: Service, asker: Asker, body: Json) -> tuple[Job,
     )
     model = await service.catalog.resolve(fields.model)
     constraint = read_constraint(fields, asker.ignored)
-    prompt = await encode_chat(service, model.text, fields, messages, tool_use, constraint)
     given = fields.max_completion_tokens
+    num_characters = count_characters(messages)
+    await service.do_text_work(
+        num_characters,
+        lambda: check_length(fields, model, num_characters, given or fields.max_tokens, "messages"),
+    )
+    prompt = await encode_chat(service, model.text, fields, messages, tool_use, constraint)
     if fields.dry_multiplier:  # its breakers are looked for in every token
         await service.do_text_work(model.info.vocab_size, lambda: model.text.piece_search)
     job = make_job(

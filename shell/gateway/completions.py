@@ -27,6 +27,7 @@ from shell.gateway.parameters import (
     Job,
     SharedFields,
     TokenId,
+    check_length,
     choose_id,
     make_job,
     read_stream_options,
@@ -235,6 +236,9 @@ async def prepare_completion(service: Service, exchange: Exchange, body: Json) -
         fields.stop_token_ids = list(dict.fromkeys([*fields.stop_token_ids, *fill_in.ends]))
 
     def encode() -> tuple[tuple[int, ...], ...]:
+        for prompt in prompts:
+            if isinstance(prompt, str):
+                check_length(fields, model, len(prompt), fields.max_tokens, "prompt")
         has_start = add_special_tokens and fill_in is None
         pieces = [
             model.text.encode(prompt, has_start) if isinstance(prompt, str) else prompt for prompt in prompts

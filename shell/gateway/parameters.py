@@ -210,6 +210,20 @@ def check_context(model: ServedModel, num_prompt: int, max_tokens: int | None, p
         raise context_length_exceeded(limit, num_prompt, wanted, param)
 
 
+def check_length(
+    fields: SharedFields, model: ServedModel, num_characters: int, max_tokens: int | None, param: str
+) -> None:
+    """Check that a text can fit, by the fewest tokens that it may have.
+
+    To encode 64 MiB takes gigabytes and seconds, and what is far too long is to cost others neither.
+
+    Raises:
+        ApiError: 400 `context_length_exceeded`.
+    """
+    if fields.truncate_prompt_tokens is None and num_characters > model.info.max_model_len:
+        check_context(model, num_characters // model.text.longest_piece, max_tokens, param)
+
+
 def _read_salt(fields: SharedFields) -> str:
     # One that nobody else has, for a prompt that shall not be found, nor be left for others to find.
     return fields.cache_salt if fields.cache_prompt else f"{fields.cache_salt}:{secrets.token_hex(16)}"

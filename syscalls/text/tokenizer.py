@@ -151,6 +151,11 @@ class TextModel:
         )
 
     @cached_property
+    def longest_piece(self) -> int:
+        """Most characters that one token stands for. The first use takes a tenth of a second."""
+        return max(map(len, self.tokenizer.get_vocab()))
+
+    @cached_property
     def piece_search(self) -> PieceSearch:
         """Finds tokens by a text in them. The first use takes up to half a second."""
         return PieceSearch(self.pieces, self.vocab_size)

@@ -161,6 +161,18 @@ def test_largest_body_does_not_hurt_others(gateway: Gateway, kernel: KernelThrea
     assert b"x-llmos-ignored-params: padding" in answers[0]
 
 
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
+def test_a_text_that_can_never_fit_is_not_encoded(gateway: Gateway, path: str) -> None:
+    """60 MiB of it are refused for their length, and do not cost the memory of their tokens."""
+    text = "a" * (60 << 20)
+    body = {"prompt": text} if path != CHAT else {"messages": [{"role": "user", "content": text}]}
+    answer = gateway.post(path, body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
+    status = Path(f"/proc/{gateway.process.pid}/status").read_text()
+    peak_kib = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+    assert peak_kib < 1 << 20
+
+
 def test_sum_below_one_body_is_refused() -> None:
     """A sum that the largest permitted body does not fit in would be a limit of its own."""
     with pytest.raises(ConfigError, match="max_uploads_mib must be at least max_body_mib, 64"):

@@ -1,0 +1,236 @@
+"""`llmos bench gateway`: what the way from the device to an HTTP client adds to each token.
+
+Many streams of a simulated device, through the kernel and the gateway as processes of their own, to clients
+that compare every token with what the device must have said. A token is late by the time from when the device
+had it to when its client read it; one inside a character counts from when the device had the one that
+completes it, since before there is nothing to tell.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import attrs
+import msgspec
+
+from drivers.sim import SimModel
+from llmos.bench.attackers import KINDS
+from llmos.bench.report import Report
+from llmos.bench.server import Server, running_server
+from llmos.bench.stream_load import Stream, StreamLoad
+from llmos.bench.workload import percentile
+from llmos.boot import make_sim_model
+from llmos.config import ConfigError
+from syscalls.sync import SyncClient
+from syscalls.text.tokenizer import TextModel
+
+LIMIT_MS = 10.0
+RAMP_SECONDS, WARM_SECONDS = 4.0, 2.0  # until all streams have begun, and then until what is measured begins
+PERCENTS = (50, 99, 99.9)
+SETTLE_SECONDS = 10.0
+MIB = 1 << 20
+
+
+@attrs.define
+class Process:
+    """One of the server's processes, as the operating system tells of it."""
+
+    os_pid: int
+    resident: list[int] = attrs.field(factory=list)  # bytes, once a second
+
+    def note_memory(self) -> None:
+        """Add a sample."""
+        pages = int(Path(f"/proc/{self.os_pid}/statm").read_text().split()[1])
+        self.resident.append(pages * 4096)
+
+    def seconds(self) -> float:
+        """Processor time since it started."""
+        fields = Path(f"/proc/{self.os_pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / 100
+
+    def num_files(self) -> int:
+        """Open descriptors."""
+        return len(list(Path(f"/proc/{self.os_pid}/fd").iterdir()))
+
+    def growth(self) -> int:
+        """Bytes by which the last third of the samples is over the first, by their medians."""
+        third = max(1, len(self.resident) // 3)
+        first, last = self.resident[:third], self.resident[-third:]
+        return round(statistics.median(last) - statistics.median(first))
+
+
+@attrs.define(kw_only=True)
+class Outcome:
+    """What came of one load."""
+
+    streams: list[Stream]
+    wrong: list[str]  # what is wrong with streams that are not as they must be
+    lags: list[float]  # of the tokens of the measured time, in seconds
+    kernel: Process
+    gateway: Process
+    kernel_seconds: float  # of processor time
+    gateway_seconds: float
+    num_files_left: int  # more than before, in both
+    num_attacks: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Of all streams."""
+        return sum(len(stream.tokens) for stream in self.streams)
+
+
+def find_gateway(server: Server) -> int:
+    """The pid of the kernel's child that is the gateway."""
+    for children in Path(f"/proc/{server.os_pid}/task").glob("*/children"):
+        for pid in map(int, children.read_text().split()):
+            if b"shell.gateway" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return pid
+    raise ProcessLookupError("the server has no gateway")
+
+
+def wait_until_ready(url: str) -> None:
+    """Wait until a gateway has found its kernel and its model."""
+    for _ in range(600):
+        try:
+            with urllib.request.urlopen(f"{url}/health/ready", timeout=5):
+                return
+        except urllib.error.URLError:
+            time.sleep(0.05)
+    raise TimeoutError(f"{url} does not become ready")
+
+
+@contextmanager
+def attacking(kind: str, url: str) -> Iterator[list[int]]:
+    """Run attackers of a kind beside the block; afterwards the list has how often they began."""
+    begun: list[int] = []
+    if not kind:
+        yield begun
+        return
+    command = [sys.executable, "-m", "llmos.bench.attackers", kind, url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield begun
+        finally:
+            process.terminate()
+        begun.append(int(process.communicate(timeout=60)[0]))
+
+
+def due_times(stream: Stream, text: TextModel) -> list[float]:
+    """When there was something to tell of each token: when the device had the one that completes its text.
+
+    One that was told before that, beside the text of another, was due when the device had it.
+    """
+    decoder = text.decoder(continues=True)
+    has_text = [bool(decoder.push_one(token)) for token in stream.tokens]
+    due, found = [0.0] * len(stream.tokens), stream.times[-1] if stream.times else 0.0
+    for index in range(len(due) - 1, -1, -1):
+        found = stream.times[index] if has_text[index] else found
+        is_told_early = stream.arrivals[index] < found
+        due[index] = stream.times[index] if is_told_early else found
+    return due
+
+
+def measure(*, num_streams: int, seconds: float, step_ms: float, attack: str, ramp: float) -> Outcome:
+    """Load a server of our own."""
+    # A simulated device is part of the kernel, and so is the memory of the pages that it would keep.
+    options = ("--device", "sim", "--sim-step-ms", str(step_ms), "--no-prefix-cache")
+    with running_server(*options) as server:
+        wait_until_ready(server.url)
+        with SyncClient(server.socket_path) as client:
+            folder = Path(client.models()[0].path)
+        model: SimModel = make_sim_model(msgspec.json.decode((folder / "config.json").read_bytes()))
+        text = TextModel.open(folder)
+        kernel, gateway = Process(server.os_pid), Process(find_gateway(server))
+        num_files = kernel.num_files() + gateway.num_files()
+        began = time.time()
+        first, last = began + ramp + WARM_SECONDS, began + seconds
+
+        def note(now: float) -> None:
+            if first <= now <= last:
+                kernel.note_memory()
+                gateway.note_memory()
+
+        load = StreamLoad(url=server.url, num_streams=num_streams, ramp_seconds=ramp, on_second=note)
+        before = kernel.seconds(), gateway.seconds()
+        with attacking(attack, server.url) as attacks:
+            load.run(seconds)
+        after = kernel.seconds(), gateway.seconds()
+        with SyncClient(server.socket_path) as client:
+            settled_by = time.monotonic() + SETTLE_SECONDS
+            while time.monotonic() < settled_by:
+                left = kernel.num_files() + gateway.num_files() - num_files - 1  # our own session
+                if left <= 0 and client.statistics().num_processes == 0:
+                    break
+                time.sleep(0.1)
+    lags = [
+        arrival - due
+        for stream in load.finished
+        for arrival, due in zip(stream.arrivals, due_times(stream, text), strict=False)
+        if first <= due <= last
+    ]
+    wrong = [why for stream in load.finished if (why := stream.explain(model))]
+    return Outcome(
+        streams=load.finished, wrong=wrong, lags=lags, kernel=kernel, gateway=gateway,
+        kernel_seconds=after[0] - before[0], gateway_seconds=after[1] - before[1],
+        num_files_left=max(0, left), num_attacks=sum(attacks),
+    )  # fmt: skip
+
+
+def add_rows(report: Report, case: str, outcome: Outcome) -> None:
+    """Write an outcome into a report."""
+
+    def add(metric: str, value: float, unit: str, against: str = "itself", ratio: float = 1.0) -> None:
+        report.add(case, metric, value, unit, against=against, ratio=ratio, runs=1)
+
+    for percent in PERCENTS if outcome.lags else ():
+        late = 1e3 * percentile(outcome.lags, percent)
+        add(f"P{percent} late", late, "ms", f"{LIMIT_MS:g} ms", LIMIT_MS / max(late, 1e-6))
+    num_right = len(outcome.streams) - len(outcome.wrong)
+    add("streams, each token right", num_right, "streams", "all", num_right / max(1, len(outcome.streams)))
+    add("tokens", outcome.num_tokens, "tokens")
+    for name in ("kernel", "gateway"):
+        seconds, process = getattr(outcome, f"{name}_seconds"), getattr(outcome, name)
+        add(f"{name}, processor time", 1e6 * seconds / max(1, outcome.num_tokens), "us a token")
+        if process.resident:
+            grown, size = process.growth() / MIB, process.resident[0] / MIB
+            add(f"{name}, memory grown", grown, "MiB", f"{size:.0f} MiB", size / (size + max(0.0, grown)))
+    add("descriptors left", outcome.num_files_left, "files")
+    if outcome.num_attacks:
+        add("attacks", outcome.num_attacks, "begun")
+
+
+def main(
+    *, num_streams: int, seconds: float, step_ms: float, beside: Sequence[str], json_path: str | None
+) -> int:
+    """Measure, print a table, write the rows; 1 when a token was lost, wrong or out of order.
+
+    Raises ConfigError: an option is out of range.
+    """
+    if unknown := [kind for kind in beside if kind not in ("nobody", *KINDS)]:
+        raise ConfigError(f"--beside {unknown[0]} is none of nobody, {', '.join(KINDS)}")
+    if num_streams < 1 or step_ms <= 0:
+        raise ConfigError("--streams must be at least 1, and --step-ms above 0")
+    if seconds <= RAMP_SECONDS + WARM_SECONDS:
+        raise ConfigError(f"--seconds {seconds:g} is not above {RAMP_SECONDS + WARM_SECONDS:g}, the warm-up")
+    report, wrong = Report("gateway"), []
+    for kind in beside:
+        attack = "" if kind == "nobody" else kind
+        outcome = measure(
+            num_streams=num_streams, seconds=seconds, step_ms=step_ms, attack=attack, ramp=RAMP_SECONDS
+        )
+        add_rows(report, f"{num_streams} streams, a step of {step_ms:g} ms, beside {kind}", outcome)
+        wrong += outcome.wrong
+    report.print_table()
+    for why in sorted(set(wrong)):
+        print(f"wrong: {wrong.count(why)} streams: {why}", file=sys.stderr)
+    if json_path:
+        report.write_json(json_path)
+    return 1 if wrong else 0
