@@ -2,7 +2,7 @@
 import { state } from "./state.js";
 import { color, drawLegend, open } from "./draw.js";
 
-const PALETTE = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8a8f00"], HEIGHT = 120, SECONDS = 120;
+const PALETTE = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8a8f00"], SECONDS = 120;
 const SMOOTH = 4; // looks: one alone is a step or two
 const places = new Map(); // of PALETTE, by tenant
 let drawn = null;
@@ -19,7 +19,7 @@ export function drawShares(isAnew) {
   const last = state.shares.at(-1);
   if (drawn === last && !isAnew) return;
   drawn = last;
-  const canvas = document.getElementById("shares"), width = canvas.clientWidth, pen = open(canvas, width, HEIGHT);
+  const canvas = document.getElementById("shares"), width = canvas.clientWidth, height = canvas.clientHeight, pen = open(canvas, width, height);
   const sums = new Map();
   for (const { parts } of state.shares) for (const [tenant, part] of parts) sums.set(tenant, (sums.get(tenant) ?? 0) + part);
   const named = placeOf(sums), now = last?.at ?? 0, x = (at) => width * (1 - (now - at) / SECONDS);
@@ -30,9 +30,9 @@ export function drawShares(isAnew) {
     const total = [...parts.values()].reduce((sum, part) => sum + part, 0);
     if (!total) return;
     const left = Math.max(0, Math.floor(x(at - seconds))), wide = Math.ceil(x(at)) - left; // whole pixels: no seams
-    let top = HEIGHT;
+    let top = height;
     for (const [tenant, place] of named) {
-      const tall = HEIGHT * (parts.get(tenant) ?? 0) / total;
+      const tall = height * (parts.get(tenant) ?? 0) / total;
       top -= tall; pen.fillStyle = PALETTE[place]; pen.fillRect(left, top, wide, tall);
     }
     pen.fillStyle = color("edge"); pen.fillRect(left, 0, wide, top > 0.5 ? top : 0);

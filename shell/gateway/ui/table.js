@@ -62,6 +62,7 @@ function write(made, row, index) {
   if (made.activity !== row.activity) { made.activity = row.activity; cells.phase.className = `phase ${row.activity}`; }
   put(cells.pid, String(row.pid)); put(cells.phase, phaseOf(row)); put(cells.tenant, row.tenant); put(cells.label, row.label);
   put(cells.tokens, number(row.given + row.output)); put(cells.speed, row.rate ? number(row.rate) : "–");
+  if (made.isIdle !== !row.rate) { made.isIdle = !row.rate; cells.speed.classList.toggle("none", made.isIdle); }
   put(cells.size, bytes(row.bytes)); put(cells.nice, String(row.nice).replace("-", "−"));
   writeButtons(made, row);
   if (made.at !== state.uptime && cells.spark.offsetParent) {
