@@ -23,6 +23,7 @@ from shell.llmsh.connection import Connection
 from shell.llmsh.errors import EXIT_BROKEN_PIPE, EXIT_USAGE
 from shell.llmsh.execute import run_pipeline
 from shell.llmsh.loop import Shell
+from shell.llmsh.overview import SUMMARY
 from shell.llmsh.render import Screen
 from shell.llmsh.terminal import PipeTerminal, Terminal, repair
 from syscalls.paths import default_socket_path
@@ -53,7 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def read_settings(argv: Sequence[str]) -> Settings:
     """Read the arguments. Exits with 2 when they are wrong."""
-    parser = argparse.ArgumentParser(prog="llmsh", description="The shell of llmos.")
+    parser = argparse.ArgumentParser(
+        prog="llmsh",
+        description=f"{SUMMARY}.",
+        epilog="llmsh -c help lists the commands, llmsh -c man tells more.",
+    )
     parser.add_argument("--socket", type=Path, metavar="PATH", help="the kernel's socket")
     parser.add_argument("--json", action="store_true", help="print listings as JSON")
     parser.add_argument("-c", dest="commands", metavar="COMMANDS", help="run these commands and exit")
@@ -66,7 +71,10 @@ def read_settings(argv: Sequence[str]) -> Settings:
         try:
             script = arguments.script.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            print(f"llmsh: {arguments.script}: {error}", file=sys.stderr)
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            name = str(arguments.script)
+            hint = f"; a command goes after -c: llmsh -c {name}" if name in TABLE else ""
+            print(f"llmsh: {name}: {reason}{hint}", file=sys.stderr)
             sys.exit(EXIT_USAGE)
     return Settings(arguments.socket or default_socket_path(), script, arguments.json)
 

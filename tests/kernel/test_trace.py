@@ -17,6 +17,7 @@ from syscalls.client import Client, open_client
 from syscalls.errno import SyscallError
 from syscalls.process import MAX_TRACED, TraceEvent, TraceList
 from tests.kernel.harness import running_kernel, wait_until
+from tests.kernel.test_tenants import two_tenants
 
 make_steady = partial(SimDriver, cost=CostModel(base=0.01))
 CALLS = ("read", "kill", "stop", "cont", "nice", "fork", "wait", "write", "stat", "why")
@@ -204,6 +205,22 @@ async def test_who_may_trace_what(autojump_clock, tmp_path) -> None:
             await client.wait(pid)
 
 
+async def test_others_see_nothing(autojump_clock, tmp_path) -> None:
+    """Another tenant may follow a process neither in its life nor once it is reaped; an administrator may."""
+    async with two_tenants(tmp_path, make_sim=make_steady) as pair:
+        (pid,) = (await pair.alice.spawn(range(1, 9), max_tokens=20, auto_reap=True)).pids
+        with pytest.raises(SyscallError, match="EPERM"):
+            await pair.bob.trace(pid)
+        since = (await pair.alice.trace(pid)).next
+        async for _ in pair.alice.stream(pid):
+            pass
+        with pytest.raises(SyscallError, match="EPERM"):
+            await pair.bob.trace(pid, since)
+        assert (await pair.alice.trace(pid, since)).is_over
+        assert (await pair.kernel.client.trace(pid, since)).is_over
+
+
+@settings(deadline=None)
 @given(
     num_events=st.integers(0, 2 * MAX_TRACE_EVENTS + 5),
     asked=st.lists(st.tuples(st.integers(0, 2500), st.integers(1, 1024)), max_size=5),

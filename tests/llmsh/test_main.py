@@ -179,3 +179,12 @@ def test_scripts_start_without_what_only_a_person_needs() -> None:
     script = f"import sys, shell.llmsh.main; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_a_command_without_c_is_understood(capsys: pytest.CaptureFixture[str]) -> None:
+    """The name of a command where a script's is wanted is answered with how to call it."""
+    for name, hint in (("ps", "; a command goes after -c: llmsh -c ps"), ("nothing", "")):
+        with pytest.raises(SystemExit) as caught:
+            read_settings([name])
+        assert caught.value.code == 2
+        assert capsys.readouterr().err == f"llmsh: {name}: No such file or directory{hint}\n"

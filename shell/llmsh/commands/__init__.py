@@ -10,6 +10,7 @@ from shell.llmsh.commands import (
     jobs,
     leave,
     memory,
+    output,
     prefix,
     process,
     run,
@@ -25,7 +26,7 @@ from shell.llmsh.table import CommandTable
 TABLE = CommandTable(
     {
         "Generate": (*run.COMMANDS, *chat.COMMANDS),
-        "Processes": (*process.COMMANDS, *why.COMMANDS, *strace.COMMANDS),
+        "Processes": (*process.COMMANDS, *output.COMMANDS, *why.COMMANDS, *strace.COMMANDS),
         "Jobs": jobs.COMMANDS,
         "Images": image.COMMANDS,
         "The system": (*top.COMMANDS, *memory.COMMANDS, *system.COMMANDS, *tenant.COMMANDS),

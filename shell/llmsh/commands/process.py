@@ -1,27 +1,22 @@
-"""Processes: ps, stat, kill, stop, cont, nice, fork, cat, tail."""
+"""Processes: ps, stat, kill, stop, cont, nice, fork."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 
-from shell.llmsh.commands.filters import copy_input, show_last_lines
 from shell.llmsh.commands.generation import read_count, read_nice
 from shell.llmsh.commands.run import make_job, start_in_background
 from shell.llmsh.errors import EXIT_ERROR, UsageError
 from shell.llmsh.hints import explain_error
-from shell.llmsh.jobs import PipeJob, Sample
+from shell.llmsh.jobs import PipeJob
 from shell.llmsh.listing import Column, Listing, make_table
 from shell.llmsh.loop import Shell
 from shell.llmsh.options import Arguments, Option
 from shell.llmsh.pipe_job import end_pipe
 from shell.llmsh.render import format_bytes, format_seconds
 from shell.llmsh.table import JSON, Command
-from syscalls.client import Client
 from syscalls.errno import SyscallError
 from syscalls.process import ProcessInfo
-from syscalls.text.tokenizer import TextModel
-
-DEFAULT_TAIL_LINES = 10
 
 
 async def list_processes(shell: Shell, arguments: Arguments) -> int:
@@ -164,55 +159,12 @@ async def fork(shell: Shell, arguments: Arguments) -> int:
         raise UsageError(f"{arguments.operands[1]!r}: {error}") from None
     client = await shell.client()
     pid = shell.jobs.resolve_one(arguments.operands[0])
-    text = await _open_text(shell, client, await client.stat(pid))
+    info = await client.stat(pid)
+    text = await shell.texts.open(await shell.find_model(client, info.model))
     seed = arguments["seed"]
     spawned = await client.fork(pid, count, () if seed is None else range(seed, seed + count))
     start_in_background(shell, client, make_job(spawned, text, arguments.source))
     return 0
-
-
-async def show_output(shell: Shell, arguments: Arguments) -> int:
-    """`cat`: the output of a process as far as there is any, or its input as it stands."""
-    if not arguments.operands:
-        await copy_input(shell)
-        return 0
-    client = await shell.client()
-    sample, _ = await _read_so_far(shell, client, shell.jobs.resolve_one(arguments.operands[0]))
-    shell.screen.write(sample.text)
-    shell.screen.end_line()
-    return 0
-
-
-async def show_end_of_output(shell: Shell, arguments: Arguments) -> int:
-    """`tail`: the last lines of a process's output; with -f, also those that are still to come."""
-    num_lines = arguments["lines"] or DEFAULT_TAIL_LINES
-    if not arguments.operands:
-        await show_last_lines(shell, num_lines)
-        return 0
-    client = await shell.client()
-    sample, is_over = await _read_so_far(shell, client, shell.jobs.resolve_one(arguments.operands[0]))
-    lines = sample.text.splitlines(keepends=True)
-    shell.screen.write("".join(lines[-num_lines:]))
-    if arguments["follow"] and not is_over:
-        async for output in client.stream(sample.pid, sample.offset):
-            shell.screen.write(sample.take(output))
-            await shell.screen.drain()
-    shell.screen.end_line()
-    return 0
-
-
-async def _read_so_far(shell: Shell, client: Client, pid: int) -> tuple[Sample, bool]:
-    """Read what a process has output until now, without waiting; and whether its turn is over."""
-    info = await client.stat(pid)
-    text = await _open_text(shell, client, info)
-    sample = Sample(pid, info.seed, text.decoder())
-    if info.usage.num_output_tokens or info.status is not None:  # else the read would block
-        sample.take(await client.read(pid))
-    return sample, sample.end is not None
-
-
-async def _open_text(shell: Shell, client: Client, info: ProcessInfo) -> TextModel:
-    return await shell.texts.open(await shell.find_model(client, info.model))
 
 
 COMMANDS = (
@@ -305,41 +257,5 @@ COMMANDS = (
         max_operands=2,
         completes=("pid", ""),
         examples=(("fork 7 2 --seed 20", "two ways in which process 7 might go on"),),
-    ),
-    Command(
-        "cat",
-        summary="Print a process's output as far as there is any",
-        operands="[PID|%JOB]",
-        details="It does not wait for more. Without a process, prints what is piped into it.",
-        function=show_output,
-        max_operands=1,
-        completes=("pid",),
-        reads_input=True,
-        examples=(
-            ("cat 7", "what process 7 has said so far"),
-            ("cat 7 > answer.txt", "into a file"),
-            ('cat < notes.txt | run "Summarise: {}"', "a file into a prompt"),
-        ),
-    ),
-    Command(
-        "tail",
-        summary="Print the last lines of a process's output",
-        operands="[PID|%JOB]",
-        details=(
-            "With -f, follow it to the end of its turn. Without a process, the last lines of what is piped "
-            "into it."
-        ),
-        function=show_end_of_output,
-        options=(
-            Option(("--follow", "-f"), "follow the output as it comes"),
-            Option(("--lines", "-n"), f"how many lines; {DEFAULT_TAIL_LINES} by default", "N", read_count),
-        ),
-        max_operands=1,
-        completes=("pid",),
-        reads_input=True,
-        examples=(
-            ("tail -f 7", "until process 7 ends"),
-            ("tail -n 1 7", "its last line"),
-        ),
     ),
 )
