@@ -12,15 +12,18 @@ from syscalls.process import Output
 from syscalls.tenant import Rates
 
 MAX_INPUTS = 128
-POOLINGS = ("last", "mean", "cls")
-"""The ways from hidden states to a vector: the last token's, the mean of all, the first token's."""
+POOLINGS = ("last", "mean", "cls", "score")
+"""The ways from hidden states to a vector: the last token's, the mean of all, the first token's.
+
+"score" is a reranker's: one number from 0 to 1, how well the two texts fit that are joined to one input.
+"""
 
 
 class Pooling(msgspec.Struct, frozen=True, array_like=True):
     """How the hidden states of an input, behind the model's last norm, become one vector."""
 
-    kind: str  # "last", "mean" or "cls"
-    normalise: bool = True  # to length 1
+    kind: str  # of POOLINGS
+    normalise: bool = True  # to length 1; a score is left as it is
 
 
 class EmbeddingInfo(msgspec.Struct, frozen=True):
@@ -30,6 +33,11 @@ class EmbeddingInfo(msgspec.Struct, frozen=True):
     poolings: tuple[str, ...]  # what it can do, the default first
     dimensions: tuple[int, ...] = ()  # sizes that it was trained to be cut to
     takes_any_dimension: bool = False  # it was trained to be cut to any
+
+    @property
+    def scores_pairs(self) -> bool:
+        """True of a reranker: it makes no vectors of texts, but a score of two."""
+        return self.poolings == ("score",)
 
 
 class Embed(msgspec.Struct, frozen=True, tag="embed"):

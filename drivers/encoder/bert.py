@@ -91,11 +91,13 @@ class Bert:
 
     config: EncoderConfig
     words: torch.Tensor  # [vocab_size, hidden_size]
-    positions: torch.Tensor  # [max_positions, hidden_size], the first token type added
+    positions: torch.Tensor  # [max_positions, hidden_size]
+    types: torch.Tensor  # [num_token_types, hidden_size]
     norm: _Norm
     layers: tuple[_Layer, ...]
     num_parameters: int
     products: _Products
+    head: tuple[PackedWeight, PackedWeight] | None = None  # of a reranker: from the first token to a score
 
     @classmethod
     def open(cls, folder: Path, config: EncoderConfig, report: ReportProgress, num_threads: int = 1) -> Bert:
@@ -111,9 +113,13 @@ class Bert:
         types = reader.read("embeddings.token_type_embeddings.weight", config.num_token_types, hidden)
         norm = reader.norm("embeddings.LayerNorm", config)
         layers = tuple(_read_layer(reader, f"encoder.layer.{i}.", config) for i in range(config.num_layers))
+        head = None
+        if config.scores_pairs:
+            pooler = reader.linear(["pooler.dense"], hidden, hidden)
+            head = pooler, reader.linear(["classifier"], 1, hidden)
         reader.refuse_strangers(config)
         products = _Products(num_threads)
-        return cls(config, words, positions + types[0], norm, layers, reader.num_parameters, products)
+        return cls(config, words, positions, types, norm, layers, reader.num_parameters, products, head)
 
     @property
     def weight_bytes(self) -> int:
@@ -133,7 +139,8 @@ class Bert:
         lengths = [len(tokens) for tokens in texts]
         ids = torch.tensor([token for tokens in texts for token in tokens])
         positions = torch.cat([torch.arange(length) for length in lengths])
-        x = self.norm(self.words[ids] + self.positions[positions])
+        types = torch.cat([self._types_of(tokens) for tokens in texts])
+        x = self.norm(self.words[ids] + (self.positions[positions] + self.types[types]))
         multiply = self.products.multiply
         for layer in self.layers:
             qkv = torch.from_numpy(multiply(layer.qkv, x.numpy()))
@@ -144,6 +151,21 @@ class Bert:
             inner = functional.gelu(inner, approximate=self.config.gelu)
             x = layer.output_norm(torch.from_numpy(multiply(layer.outer, inner.numpy(), x.numpy())))
         return [part.numpy() for part in x.split(lengths)]
+
+    def score(self, states: Floats) -> Floats:
+        """A reranker's score of two texts, [1] from 0 to 1, from what `run` gave for both as one."""
+        assert self.head is not None
+        pooler, classifier = self.head
+        first = np.tanh(multiply(pooler, np.ascontiguousarray(states[:1])))
+        logit = multiply(classifier, first)[0]
+        return (1 / (1 + np.exp(-logit.astype(np.float64)))).astype(np.float32)
+
+    def _types_of(self, tokens: Sequence[int]) -> torch.Tensor:
+        """Which text each token belongs to: a reranker's second one begins behind the first separator."""
+        types = torch.zeros(len(tokens), dtype=torch.int64)
+        if self.config.separator in tokens:
+            types[tokens.index(self.config.separator) + 1 :] = 1
+        return types
 
     def _attend(self, qkv: torch.Tensor) -> torch.Tensor:
         """Attention within one text: [num_tokens, hidden_size] from [num_tokens, 3 hidden_size]."""
@@ -182,7 +204,8 @@ class _Reader:
         self.num_parameters = 0
 
     def read(self, name: str, *shape: int) -> torch.Tensor:
-        entry = self._checkpoint.entry(self._prefix + name, shape)
+        prefix = "" if name.startswith("classifier.") else self._prefix  # which is of the whole model
+        entry = self._checkpoint.entry(prefix + name, shape)
         self._seen.add(entry.name)
         self._done_bytes += entry.num_bytes
         tensor = self._checkpoint.read(entry.name).to(torch.float32).contiguous()

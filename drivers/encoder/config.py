@@ -12,7 +12,7 @@ from drivers.model.errors import ModelError
 
 __all__ = ["EncoderConfig", "read_encoder_config"]
 
-ARCHITECTURES = ("BertModel",)
+ARCHITECTURES = ("BertModel", "BertForSequenceClassification")
 ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}  # torch's names of the two
 
 
@@ -31,6 +31,12 @@ class EncoderConfig:
     num_token_types: int
     epsilon: float  # of the norms
     gelu: str  # "none", "tanh": the approximation
+    separator: int | None = None  # token between the two texts of a reranker; None: it is none
+
+    @property
+    def scores_pairs(self) -> bool:
+        """Is it a reranker?"""
+        return self.separator is not None
 
     @property
     def head_dim(self) -> int:
@@ -48,9 +54,11 @@ def read_encoder_config(folder: Path) -> EncoderConfig:
     if not path.is_file():
         raise ModelError(f"{folder} holds no config.json")
     given = read_json(path)
-    (architecture,) = given.get("architectures") or ("none",)
+    architecture = (given.get("architectures") or ["none"])[0]
     if architecture not in ARCHITECTURES:
-        raise ModelError(f"{path}: architecture {architecture} is not supported; supported: BertModel")
+        raise ModelError(
+            f"{path}: architecture {architecture} is not supported; supported: {', '.join(ARCHITECTURES)}"
+        )
     activation = given.get("hidden_act", "gelu")
     _check(path, "hidden_act", activation, activation in ACTIVATIONS, ", ".join(ACTIVATIONS))
     position = given.get("position_embedding_type", "absolute")
@@ -69,11 +77,25 @@ def read_encoder_config(folder: Path) -> EncoderConfig:
         num_token_types=_size(path, given, "type_vocab_size"),
         epsilon=float(given.get("layer_norm_eps", 1e-12)),
         gelu=ACTIVATIONS[activation],
+        separator=_read_separator(folder, given) if architecture != "BertModel" else None,
     )
     heads = config.num_heads
     fits = config.hidden_size % heads == 0
     _check(path, "num_attention_heads", heads, fits, f"a divisor of hidden_size, {config.hidden_size}")
     return config
+
+
+def _read_separator(folder: Path, given: dict[str, Any]) -> int:
+    """The token that a reranker's tokenizer puts between two texts."""
+    path = folder / "config.json"
+    num_labels = len(given.get("id2label") or {}) or given.get("num_labels", 2)
+    _check(path, "the number of labels", num_labels, num_labels == 1, "1: a reranker has one score")
+    _check(path, "type_vocab_size", given.get("type_vocab_size"), given.get("type_vocab_size", 0) >= 2, "2")
+    name = read_json(folder / "tokenizer_config.json").get("sep_token", "[SEP]")
+    for token in read_json(folder / "tokenizer.json").get("added_tokens", []):
+        if token.get("content") == name:
+            return int(token["id"])
+    raise ModelError(f"{folder / 'tokenizer.json'} has no token {name!r}, which stands between two texts")
 
 
 def _read_max_length(folder: Path) -> int | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import attrs
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from drivers.encoder.bert import Bert, ReportProgress
@@ -130,9 +131,8 @@ class EncoderEngine:
             return
         for (index, row), states in zip(good.items(), found, strict=True):
             pooling = self._poolings[row.asid]
-            vector = states[0] if pooling.kind == "cls" else states.mean(axis=0, dtype=np.float32)
             try:
-                results.vectors[index] = finish_vector(vector, is_normal=pooling.normalise)
+                results.vectors[index] = _pool(model, pooling, states)
             except ValueError as error:
                 results.faults[index] = str(error)
 
@@ -184,7 +184,9 @@ def _open(load: Load, report: ReportProgress) -> tuple[Bert, ModelInfo]:
     max_len = load.max_model_len or config.max_input_tokens
     if max_len > config.max_positions:
         raise ModelError(f"max_model_len {max_len} is outside 1 to {config.max_positions}, the model's limit")
-    embedding: EmbeddingInfo = describe_embedding(folder, config.hidden_size, POOLINGS)
+    embedding = EmbeddingInfo(1, ("score",))
+    if not config.scores_pairs:
+        embedding = describe_embedding(folder, config.hidden_size, POOLINGS)
     model = Bert.open(folder, config, report, torch.get_num_threads())
     info = ModelInfo(
         name=load.name,
@@ -202,6 +204,14 @@ def _open(load: Load, report: ReportProgress) -> tuple[Bert, ModelInfo]:
         embedding=embedding,
     )
     return model, info
+
+
+def _pool(model: Bert, pooling: Pooling, states: npt.NDArray[np.float32]) -> bytes:
+    """What a text comes to. Raises ValueError: it is not finite."""
+    if pooling.kind == "score":
+        return finish_vector(model.score(states), is_normal=False)
+    vector = states[0] if pooling.kind == "cls" else states.mean(axis=0, dtype=np.float32)
+    return finish_vector(vector, is_normal=pooling.normalise)
 
 
 def _places(max_len: int) -> KVFormat:

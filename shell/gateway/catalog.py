@@ -52,11 +52,14 @@ def read_sampling_defaults(folder: Path) -> dict[str, float]:
     }
 
 
-def _is_default_for(model: Model, models: Sequence[Model], *, embeds: bool) -> bool:
-    """Would a request without a name mean this model? For vectors the encoder, where there is one."""
+def _defaults_for(models: Sequence[Model], *, embeds: bool, pairs: bool) -> tuple[Model, ...]:
+    """Which models a request without a name may mean: for vectors the encoder, where there is one."""
     if not embeds:
-        return model.generates
-    return not model.generates or all(other.generates for other in models)
+        return tuple(model for model in models if model.generates)
+    able = [model for model in models if model.embedding is not None]
+    if not pairs:
+        able = [model for model in able if not (model.embedding and model.embedding.scores_pairs)]
+    return tuple(model for model in able if not model.generates) or tuple(able) or tuple(models)
 
 
 @attrs.define(eq=False)
@@ -67,42 +70,43 @@ class Catalog:
     _opened: dict[tuple[str, str], tuple[TextModel, dict[str, float]]] = attrs.field(factory=dict)
     _lock: trio.Lock = attrs.field(factory=trio.Lock)
 
-    def _find(self, name: str | None, embeds: bool | None = None) -> Model | None:
+    def _find(self, name: str | None, embeds: bool | None = None, pairs: bool = False) -> Model | None:
         models = self.link.models
         if name is None and embeds is not None:
-            models = tuple(model for model in models if _is_default_for(model, models, embeds=embeds))
+            models = _defaults_for(models, embeds=embeds, pairs=pairs)
         if name is None and len(models) > 1:
             raise invalid("missing_required_parameter", "Missing required parameter: 'model'.", "model")
         return next((model for model in models if name is None or model.name == name), None)
 
-    async def find_info(self, name: str | None, embeds: bool | None = None) -> Model:
+    async def find_info(self, name: str | None, embeds: bool | None = None, pairs: bool = False) -> Model:
         """Return the kernel's description of a model.
 
-        Without a name, it is the one for vectors if `embeds`, for text if not, for anything if that is None.
+        Without a name, it is the one for vectors if `embeds` (with `pairs`, perhaps for scores), for text if
+        not, for anything if that is None.
 
         Raises:
             ApiError: 404 `model_not_found`; 400 when no name was given and there are several models;
                 503 without a kernel.
         """
         _ = self.link.client  # no kernel is another answer than no model
-        model = self._find(name, embeds)
+        model = self._find(name, embeds, pairs)
         if model is None or not model.ready:  # it may have changed since the kernel last told
             await self.link.refresh()
-            model = self._find(name, embeds)
+            model = self._find(name, embeds, pairs)
         if model is None and name is None:
             raise unavailable("model_loading", "No model is loaded yet.")
         if model is None:
             raise model_not_found(name or "")
         return model
 
-    async def resolve(self, name: str | None, *, embeds: bool = False) -> ServedModel:
-        """Return a model that is ready to make text, or vectors.
+    async def resolve(self, name: str | None, *, embeds: bool = False, pairs: bool = False) -> ServedModel:
+        """Return a model that is ready to make text, or vectors, or those or scores of pairs.
 
         Raises:
             ApiError: as `find_info`; 400 `unsupported_parameter` when it cannot do that; 503 `model_loading`.
         """
-        info = await self.find_info(name, embeds)
-        if embeds and info.embedding is None:
+        info = await self.find_info(name, embeds, pairs)
+        if embeds and (info.embedding is None or (info.embedding.scores_pairs and not pairs)):
             raise unsupported("model", f" here: `{info.name}` is not an embedding model")
         if not embeds and not info.generates:
             raise unsupported("model", f" here: `{info.name}` only makes embeddings")

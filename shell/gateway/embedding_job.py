@@ -77,11 +77,12 @@ async def make_embedding_job(
     service: Service,
     exchange: Exchange,
     fields: VectorFields,
-    given: Sequence[str | Sequence[int]],
+    given: Sequence[str | tuple[str, str] | list[int]],
     names: Sequence[str],
     *,
     normalise: bool = True,
     limits: Sequence[int | None] | None = None,
+    pairs: bool = False,
 ) -> EmbeddingJob:
     """Encode inputs, and check them against the model.
 
@@ -89,10 +90,11 @@ async def make_embedding_job(
         service: the gateway's parts.
         exchange: the request; it gets its id from the body.
         fields: the body.
-        given: texts or token ids.
+        given: texts, pairs of texts for a reranker, or token ids.
         names: of the body field that each came from, for errors.
         normalise: vectors to length 1.
         limits: of each input in tokens, beside the body's own; longer ones are cut.
+        pairs: it may be a reranker's job.
 
     Raises:
         ApiError: 400, naming the field; 404; 503.
@@ -100,7 +102,7 @@ async def make_embedding_job(
     if fields.rid is not None and fields.request_id not in (None, fields.rid):
         raise invalid_value("rid", "'request_id' and 'rid' are the same thing with two values.")
     exchange.request_id = fields.request_id or fields.rid or exchange.request_id
-    model = await service.catalog.resolve(fields.model, embeds=True)
+    model = await service.catalog.resolve(fields.model, embeds=True, pairs=pairs)
     info = model.info.embedding
     assert info is not None
     if fields.pooling is not None and fields.pooling not in info.poolings:
@@ -117,11 +119,14 @@ async def make_embedding_job(
             most = limit if limits is None else min_limit(limit, limits[index])
             if isinstance(each, str):
                 encoded.append(tuple(model.text.encode_up_to(each, most, fields.add_special_tokens)))
+            elif isinstance(each, tuple):
+                encoded.append(tuple(model.text.encode_pair(*each, most)))
             else:
                 encoded.append(tuple(each[:most]))
         return tuple(encoded)
 
-    inputs = await service.do_text_work(sum(map(len, given)), encode)
+    size = sum(sum(map(len, each)) if isinstance(each, tuple) else len(each) for each in given)
+    inputs = await service.do_text_work(size, encode)
     for name, original, tokens in zip(names, given, inputs, strict=True):
         if not (original and tokens):  # of an empty text a tokenizer may still make a token
             raise invalid_value(name, f"'{name}' is empty: an input needs at least one token.")

@@ -125,6 +125,17 @@ class TextModel:
             return list(encoding.ids)
         return list(self.tokenizer.post_process(encoding).ids)
 
+    def encode_pair(self, first: str, second: str, limit: int | None = None) -> list[int]:
+        """Two texts as one input, as the tokenizer joins them; the second is cut to make it `limit` tokens.
+
+        Where the first alone leaves no room, nothing is left of the second.
+        """
+        one, other = (self.tokenizer.encode(text, add_special_tokens=False) for text in (first, second))
+        if limit is not None:
+            room = limit - len(one.ids) - self.tokenizer.num_special_tokens_to_add(True)
+            other.truncate(max(0, room))
+        return list(self.tokenizer.post_process(one, other).ids)
+
     def decode(
         self, token_ids: Iterable[int], skip_special_tokens: bool = True, continues: bool = False
     ) -> str:

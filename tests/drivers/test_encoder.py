@@ -121,6 +121,34 @@ def test_vectors_are_those_of_transformers(tmp_path: Path, overrides: dict[str, 
     )
 
 
+def test_scores_of_a_reranker_are_those_of_transformers(tmp_path: Path) -> None:
+    """Two texts with a separator between them: the classifier's logit, as a number from 0 to 1."""
+    import transformers
+
+    config = transformers.BertConfig(
+        vocab_size=97, hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=64, initializer_range=0.3, num_labels=1,
+    )  # fmt: skip
+    torch.manual_seed(4)
+    oracle = transformers.BertForSequenceClassification(config).eval()
+    oracle.save_pretrained(tmp_path)
+    failed = EncoderEngine().load(load_request(tmp_path), lambda *report: None)
+    assert "has no token '[SEP]'" in getattr(failed, "message", "")
+    (tmp_path / "tokenizer.json").write_text('{"added_tokens": [{"id": 3, "content": "[SEP]"}]}')
+    engine, loaded = load_encoder(tmp_path)
+    assert loaded.model.embedding == EmbeddingInfo(1, ("score",))
+    words = [tuple(token % 90 + 5 for token in tokens_of(i, 12)) for i in range(6)]  # none is a separator
+    pairs = [(2, *tokens[: 3 + i], 3, *tokens[3 + i :], 3) for i, tokens in enumerate(words)]
+    found = [float(vector[0]) for vector in embed(engine, pairs, Pooling("score"))]
+    for pair, score in zip(pairs, found, strict=True):
+        border = pair.index(3) + 1
+        types = [0] * border + [1] * (len(pair) - border)
+        with torch.no_grad():
+            logit = oracle(torch.tensor([pair]), token_type_ids=torch.tensor([types])).logits[0, 0]
+        assert score == pytest.approx(float(torch.sigmoid(logit)), abs=1e-5)
+    assert max(found) - min(found) > 1e-3
+
+
 def test_company_changes_no_bit(tmp_path: Path) -> None:
     """A text has the same bits alone as among others, wherever it stands."""
     save_bert(tmp_path)

@@ -10,7 +10,7 @@ import pytest
 
 from shell.gateway.embedding_job import cosine
 from shell.gateway.replies.rerank import Ranking, Scores
-from syscalls.embedding import Embed
+from syscalls.embedding import Embed, EmbeddingInfo
 from tests.gateway.harness import Gateway, KernelThread
 from tests.scripted_kernel import CONTEXT, VECTOR_SIZE, count_tokens
 
@@ -116,3 +116,28 @@ def test_what_cannot_be_is_refused(
     assert (response.status_code, error["code"], error["param"]) == (400, code, param), error
     assert not kernel.kernel.spawned
     assert CONTEXT < 5000
+
+
+def test_a_reranker_sees_both_texts_at_once(gateway: Gateway, kernel: KernelThread) -> None:
+    """Each pair is one input, its score all that comes back; it makes no vectors."""
+    before = kernel.kernel.models
+    info = EmbeddingInfo(1, ("score",))
+    reranker = msgspec.structs.replace(before[0], name="judge", generates=False, embedding=info)
+    kernel.kernel.models = [*before, reranker]
+    try:
+        assert len(gateway.get("/v1/models").json()["data"]) == 2
+        fields = {"query": "aaa", "documents": ["x", "yyyy" * 5], "max_tokens_per_doc": 9}
+        body = gateway.post("/rerank", fields).json()
+        assert (body["model"], body["usage"]["prompt_tokens"]) == ("judge", 4 + 9)
+        (call,) = [call for call in kernel.kernel.calls if isinstance(call, Embed)]
+        assert call.inputs == (tuple(b"aaax"), tuple(b"aaayyyyyy"))
+        scores = gateway.post("/score", {"text_1": ["a", "b"], "text_2": ["c", "d"]}).json()
+        assert [row["index"] for row in scores["data"]] == [0, 1]
+        error = gateway.post("/score", {"text_1": "a", "text_2": ["c", ""]}).json()["error"]
+        assert (error["code"], error["param"]) == ("invalid_value", "text_2[1]")
+        refused = gateway.post("/v1/embeddings", {"input": "x", "model": "judge"}).json()["error"]
+        assert (refused["code"], refused["param"]) == ("unsupported_parameter", "model")
+        assert gateway.post("/v1/embeddings", {"input": "x"}).json()["model"] == "scripted"
+    finally:
+        kernel.kernel.models = before
+        assert gateway.get("/v1/models").status_code == 200
