@@ -17,9 +17,9 @@ from llmos.device import Compile, Compiled
 
 __all__ = ["Grammars"]
 
-MAX_SECONDS = 30.0  # from when a grammar is taken to when it is given up
+MAX_SECONDS = 60.0  # from when a grammar is taken to when it is given up
 SHORT_CHARACTERS = 32 << 10  # a grammar up to here does not wait for longer ones
-NICE = 10  # of the threads: where processors are short, steps come first
+NICE = 3  # of the threads: where processors are short, steps come first, but not always
 # Rules that refer to each other in a row are walked by recursion, kilobytes of stack for each; what spawn has
 # let pass did with an eighth of this. It is addresses: memory is taken as it is used.
 STACK_BYTES = 512 << 20
