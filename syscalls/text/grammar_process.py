@@ -88,17 +88,18 @@ def main() -> None:
 
     def compile_grammar() -> None:
         nonlocal problem
-        problem = LLMatcher.validate_grammar(source)
-        if not problem:
-            found.append(LLMatcher(LLTokenizer(TokenizerWrapper(_Bytes())), source))
+        matcher = LLMatcher(LLTokenizer(TokenizerWrapper(_Bytes())), source, log_level=0)
+        if matcher.get_error():  # perhaps only for want of a token that a model has
+            problem = LLMatcher.validate_grammar(source)
+        else:
+            found.append(matcher)
 
     threading.stack_size(CHECK_STACK_BYTES)
     thread = threading.Thread(target=compile_grammar)
     thread.start()
     thread.join()
     for matcher in found:  # masks are made by threads with an ordinary stack
-        if not matcher.get_error():  # of a model's own tokens only the model's device can tell
-            matcher.compute_bitmask()
+        matcher.compute_bitmask()
     sys.stdout.write(problem)
 
 
