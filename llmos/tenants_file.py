@@ -33,6 +33,7 @@ class LimitsEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     requests_per_minute: PerMinute | None = None
     tokens_per_minute: PerMinute | None = None
     max_resident_mib: Count | None = None
+    min_nice: Annotated[int, Meta(ge=-20, le=19)] | None = None
 
     def limits(self, default: LimitsEntry) -> Limits:
         """What is set here, else in `default`."""

@@ -24,8 +24,8 @@ class Spawn(msgspec.Struct, frozen=True, tag="spawn"):
     Errors: EINVAL (empty prompt, token id outside the vocabulary, bad sampling value, grammar, deadline or
     salt), E2BIG (prompt + max_tokens over the context), ENOMEM (could never fit in device memory, or in what
     the tenant may have of it), EAGAIN (process table full; a grammar not read in time, or
-    more of them in use than a device may have), EDQUOT (a limit of the tenant), ENOENT (no such model),
-    ESHUTDOWN (draining).
+    more of them in use than a device may have), EDQUOT (a limit of the tenant), EPERM (nice below what the
+    tenant may have), ENOENT (no such model), ESHUTDOWN (draining).
     """
 
     prompt: tuple[int, ...]  # token ids

@@ -13,6 +13,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     requests_per_minute: float | None = None  # spawns, forks and writes; a minute's worth may come at once
     tokens_per_minute: float | None = None  # of prompts, when they are admitted, and of output, as it is made
     max_resident_bytes: int | None = None  # memory of its processes, on each device
+    min_nice: int | None = None  # the most important level that it may ask for; beyond: EPERM
 
 
 class Rate(msgspec.Struct, frozen=True):

@@ -55,6 +55,7 @@ def check_embed(core: Core, tenant: Tenant, body: Embed) -> Pooling:
         raise _invalid(f"inputs has {len(body.inputs)} entries; the limit is 1 to {MAX_INPUTS}")
     if not MIN_NICE <= body.nice <= MAX_NICE:
         raise _invalid(f"nice is {body.nice}; the limit is {MIN_NICE} to {MAX_NICE}")
+    tenant.check_nice(body.nice)
     if body.deadline_seconds is not None and not 0 < body.deadline_seconds < math.inf:
         raise _invalid(f"deadline_seconds is {body.deadline_seconds}; it must be positive and finite")
     if len(body.cache_salt) > MAX_SALT_LENGTH:

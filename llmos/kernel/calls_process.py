@@ -212,6 +212,8 @@ def nice(system: System, session: Session, call_id: int, body: p.Nice) -> Answer
     if not p.MIN_NICE <= body.nice <= p.MAX_NICE:
         raise SyscallError(Errno.EINVAL, f"nice is {body.nice}; the limit is {p.MIN_NICE} to {p.MAX_NICE}")
     process = session.process(body.pid)
+    if not session.is_admin:
+        system.tenants.of(process.tenant).check_nice(body.nice)
     system.core_of(process).mailbox.send_nowait(
         messages.Renice(process, body.nice, _now_or_later(session, call_id, Done()))
     )

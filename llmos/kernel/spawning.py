@@ -127,9 +127,10 @@ def make_processes(system: System, core: Core, session: Session, body: Spawn) ->
     """Make the processes of a spawn, in the table, in state EMBRYO.
 
     Raises:
-        SyscallError: what `check_spawn` says; EAGAIN: the table is full; EDQUOT: a limit of the tenant.
+        SyscallError: what `check_spawn` says; EAGAIN: the table is full; EDQUOT, EPERM: the tenant's limits.
     """
     tenant = system.tenants.of(session.tenant)
+    tenant.check_nice(body.nice)
     max_tokens = check_spawn(core, tenant, body)
     assert core.loaded is not None
     model = core.loaded.model

@@ -76,6 +76,15 @@ class Tenant:
             if bucket is not None:
                 bucket.take(amount, now)
 
+    def check_nice(self, nice: int) -> None:
+        """Raise SyscallError EPERM for a level that is more important than the tenant may have."""
+        least = self.limits.min_nice
+        if least is not None and nice < least:
+            message = (
+                f"nice is {nice}; tenant {self.name} may have {least} and above (lower is more important)"
+            )
+            raise SyscallError(Errno.EPERM, message)
+
     def _refuse(self, limit: str, value: float, detail: str, later: float | None) -> SyscallError:
         self.num_refused += 1
         when = "never fits" if later is None else f"try again in {later:.3g} s"

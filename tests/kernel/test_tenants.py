@@ -212,6 +212,24 @@ async def test_requests_per_minute(autojump_clock, tmp_path) -> None:
         await finish(pair.alice, *pids)
 
 
+async def test_min_nice_is_a_ceiling_of_importance(autojump_clock, tmp_path) -> None:
+    """A tenant may be as nice as it likes, and only so important: at spawn and later; administrators may."""
+    async with two_tenants(tmp_path, alice="min_nice = -3") as pair:
+        (pid,) = (await pair.alice.spawn([1, 2], max_tokens=500, nice=-3)).pids
+        await pair.alice.nice(pid, 19)
+        for call in (pair.alice.spawn([1, 2], max_tokens=1, nice=-4), pair.alice.nice(pid, -4)):
+            with pytest.raises(SyscallError, match=r"EPERM: nice is -4; tenant alice may have -3 and above"):
+                await call
+        assert (await pair.alice.stat(pid)).nice == 19
+        await pair.kernel.client.nice(pid, -20)
+        (other,) = (await pair.bob.spawn([1, 2], max_tokens=1, nice=-20)).pids
+        await finish(pair.bob, other)
+        (alice,) = await pair.alice.tenants()
+        assert alice.limits.min_nice == -3
+        await pair.alice.kill(pid)
+        await finish(pair.alice, pid)
+
+
 async def test_tokens_per_minute(autojump_clock, tmp_path) -> None:
     """Prompts count when they are admitted, output as it is made; a debt is waited for."""
     async with two_tenants(tmp_path, alice="tokens_per_minute = 600") as pair:

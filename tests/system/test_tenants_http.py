@@ -14,7 +14,7 @@ from llmos.bench.server import Server, running_server
 from syscalls.sync import SyncClient
 from tests.system.leaks import assert_no_leak, count
 
-LIMITS = {"flood": "", "light": "", "small": "max_resident_mib = 1"}
+LIMITS = {"flood": "", "light": "min_nice = 0", "small": "max_resident_mib = 1"}
 KEYS = {name: f"sk-llmos-{name}-{'y' * 30}" for name in LIMITS}
 NUM_FLOOD = 16
 MIB = 1 << 20
@@ -106,6 +106,9 @@ def test_doors_that_a_tenants_key_does_not_open(server: Server) -> None:
         for method, path in (("POST", "/drain"), ("GET", "/is_sleeping"), ("POST", "/reset_prefix_cache")):
             refused = light.request(method, path)
             assert (refused.status_code, refused.json()["error"]["type"]) == (403, "permission_error")
+        refused = complete(server, "light", priority=1)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "permission_denied")
+        assert complete(server, "light", priority=-20, max_tokens=1).status_code == 200
         with httpx.stream(
             "POST", f"{server.url}/v1/completions",
             json={"prompt": "x", "max_tokens": 500, "ignore_eos": True, "stream": True, "n": 8},
