@@ -98,6 +98,8 @@ class Setup:
 
     def has_memory(self, case: str, num_bytes: int) -> bool:
         """Whether a case's memory is there, with a tenth to spare; if not, it is noted."""
+        if self.is_gpu:
+            torch.cuda.empty_cache()  # what torch keeps of cases before is free
         free_bytes = torch.cuda.mem_get_info(self.device)[0] if self.is_gpu else 1 << 30
         if num_bytes < 0.9 * free_bytes:
             return True

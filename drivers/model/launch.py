@@ -82,7 +82,8 @@ class GraphLauncher(DirectLauncher):
             return
         work()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # other threads map memory and copy meanwhile, on streams of their own
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             work()
         self._graphs[key] = graph
         self.num_recorded = len(self._graphs)

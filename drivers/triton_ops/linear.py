@@ -1,8 +1,9 @@
 """x @ weight.T in tiles of fixed shapes, for where a library's choice of kernel depends on the batch.
 
 Every tile sums over the inner dimension in steps of STEP from 0 on, whatever the number of rows, so a row's
-bits are its own. Tiles of more rows serve prompts; `TritonLinear` uses those that it saw, on this device and
-with this weight, to give every row the bits that the smallest gives it.
+bits are its own. The highest tiles serve prompts; `TritonLinear` also uses those lower ones that it saw, on
+this device and with this weight, to give every row the bits that the highest gives it. A low tile may go to
+another matrix instruction: on Hopper 16 rows are `mma`, 64 and more `wgmma`.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def linear(
 
 
 class TritonLinear:
-    """`linear` in tiles as high as the number of rows fills, of the heights that agree with the smallest."""
+    """`linear` in tiles as high as the number of rows fills, of the heights that agree with the highest."""
 
     def __init__(self) -> None:
         self._heights: dict[tuple[object, ...], tuple[int, ...]] = {}
@@ -92,13 +93,14 @@ class TritonLinear:
 
     def __call__(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """See linear."""
-        fitting = [height for height in self.heights(weight) if 2 * x.shape[0] > height]
-        return linear(x, weight, bias, fitting[-1] if fitting else HEIGHTS[0])
+        heights = self.heights(weight)
+        fitting = [height for height in heights if 2 * x.shape[0] > height]
+        return linear(x, weight, bias, fitting[-1] if fitting else heights[0])
 
 
 def _verify(weight: torch.Tensor) -> tuple[int, ...]:
     rows = probe_rows(weight, HEIGHTS[-1])
-    expected = linear(rows, weight)
+    expected = linear(rows, weight, None, HEIGHTS[-1])
     return tuple(height for height in HEIGHTS if torch.equal(linear(rows, weight, None, height), expected))
 
 

@@ -52,17 +52,18 @@ def test_heights_that_do_not_agree_are_not_used(monkeypatch: pytest.MonkeyPatch)
         out = true_linear(x, weight, bias, height)
         return out + 1 if height == bad else out
 
-    for bad, wanted in ((64, (16, 128)), (0, HEIGHTS)):
+    for bad, wanted in ((16, (64, 128)), (64, (16, 128)), (0, HEIGHTS)):
         monkeypatch.setattr(
             linear_module, "linear", lambda *args, bad=bad, **kwargs: uneven(*args, **kwargs, bad=bad)
         )
         products = TritonLinear()
         agreeing = products.heights(weight)
         assert set(agreeing) <= set(wanted)
-        assert agreeing[0] == HEIGHTS[0]
+        assert agreeing[-1] == HEIGHTS[-1]
         used.clear()
         whole = products(x, weight, None)
-        assert used == [max(height for height in agreeing if height < 2 * len(x))]
+        fitting = [height for height in agreeing if height < 2 * len(x)]
+        assert used == [fitting[-1] if fitting else agreeing[0]]
         assert torch.equal(products(x[:1].clone(), weight, None), whole[:1])
 
 
