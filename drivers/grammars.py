@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import heapq
 import os
-import select
 import threading
 import time
 import traceback
 from collections import deque
+from contextlib import suppress
 
 import attrs
 
@@ -140,7 +140,7 @@ class Grammars:
         now = time.monotonic()
         ended = [*self._ended]
         self._ended.clear()
-        if select.select([self._fd], [], [], 0)[0]:
+        with suppress(BlockingIOError):  # nothing was announced
             os.eventfd_read(self._fd)
         while self._results:
             id, found = self._results.popleft()

@@ -352,6 +352,11 @@ class VMM:
         return self._pool.num_frames
 
     @property
+    def num_free_spaces(self) -> int:
+        """Spaces that may still be opened."""
+        return len(self._free_asids)
+
+    @property
     def num_allocatable_frames(self) -> int:
         """Frames that can be had: nobody needs them, or only the prefix index keeps them."""
         return self._pool.num_free + self._mapper.num_ahead_frames + self._index.num_idle_frames

@@ -74,7 +74,9 @@ TRANSITIONS: dict[ProcState, frozenset[ProcState]] = {
     ProcState.EMBRYO: frozenset(
         {ProcState.READY, ProcState.SWAPPED, ProcState.BLOCKED, ProcState.STOPPED, ProcState.ZOMBIE}
     ),
-    ProcState.READY: frozenset({ProcState.RUNNING, ProcState.BLOCKED, ProcState.STOPPED, ProcState.ZOMBIE}),
+    ProcState.READY: frozenset(
+        {ProcState.SWAPPED, ProcState.RUNNING, ProcState.BLOCKED, ProcState.STOPPED, ProcState.ZOMBIE}
+    ),
     ProcState.SWAPPED: frozenset(
         {ProcState.READY, ProcState.RUNNING, ProcState.BLOCKED, ProcState.STOPPED, ProcState.ZOMBIE}
     ),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from typing import Protocol
+from typing import Literal, Protocol
 
 import attrs
 
@@ -19,6 +19,8 @@ from llmos.proc.turn import Rival, Turn
 
 MAX_ENTRIES = 64
 RUN_TOKENS = 32  # of a decode run that a watcher is told of at once
+
+Preempted = Literal["swap", "recompute", "set aside"]  # what becomes of the memory; the last: it stays
 
 
 class Kind(enum.StrEnum):
@@ -219,13 +221,19 @@ class Timeline:
     # --- memory ------------------------------------------------------------------------------------------
 
     def preempted(
-        self, now: float, by: Rival | None, how: str, num_tokens: int = 0, *, is_fair_share: bool = False
+        self,
+        now: float,
+        by: Rival | None,
+        how: Preempted,
+        num_tokens: int = 0,
+        *,
+        is_fair_share: bool = False,
     ) -> None:
-        """Its memory was taken.
+        """Its memory was taken, or its place alone.
 
         Args:
             by: for whom; None: it wanted more itself, and was last in line.
-            how: "recompute" or "swap".
+            how: what becomes of the memory.
             num_tokens: that it must compute again.
             is_fair_share: the other one's tenant had been served less.
         """
@@ -237,7 +245,7 @@ class Timeline:
             text=how if by is None or not is_fair_share else f"{how}, fair share of {by.tenant}",
         )
         self.turn.note_preemption(by, num_tokens, is_fair_share)
-        self._waits_for = Activity.MEMORY
+        self._waits_for = Activity.QUEUED if how == "set aside" else Activity.MEMORY
 
     def swapped_out(self, now: float, num_bytes: int, tier: str) -> None:
         """Its memory was copied to a lower tier. Copies in a row to one tier are one entry."""

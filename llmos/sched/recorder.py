@@ -7,6 +7,7 @@ import trio
 
 from llmos.proc.lifecycle import ProcState
 from llmos.proc.pcb import Process
+from llmos.proc.timeline import Preempted
 from llmos.sched.accounts import Accounts
 from llmos.sched.switch import SwitchedOut
 
@@ -76,17 +77,20 @@ class Recorder:
             num_computed: that it had.
             out: where to.
         """
-        is_fair_share = (
-            self.is_fair
-            and by is not None
-            and by.tenant != process.tenant
-            and process.state is ProcState.RUNNING  # memory of those that do not run goes first, whose ever
-        )
-        now = trio.current_time()
-        how = "swap" if out.num_kept_tokens else "recompute"
+        how: Preempted = "swap" if out.num_kept_tokens else "recompute"
         num_lost = max(0, num_computed - out.num_kept_tokens)
-        process.timeline.preempted(now, by, how, num_lost, is_fair_share=is_fair_share)
+        # Memory of those that do not run goes first, whose ever it is.
+        is_fair_share = process.state is ProcState.RUNNING and self._is_fair_share(process, by)
+        process.timeline.preempted(trio.current_time(), by, how, num_lost, is_fair_share=is_fair_share)
         self.note_swap(process, out)
+
+    def note_set_aside(self, process: Process, by: Process) -> None:
+        """A running process has lost its place to another one, and not its memory."""
+        is_fair_share = self._is_fair_share(process, by)
+        process.timeline.preempted(trio.current_time(), by, "set aside", is_fair_share=is_fair_share)
+
+    def _is_fair_share(self, process: Process, by: Process | None) -> bool:
+        return self.is_fair and by is not None and by.tenant != process.tenant
 
     def note_swap(self, process: Process, out: SwitchedOut) -> None:
         """What a process had has gone to a lower tier, some of it perhaps while it ran."""

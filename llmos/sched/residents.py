@@ -30,6 +30,7 @@ from syscalls.process import ExitStatus
 log = structlog.get_logger("residents")
 
 MAX_COPIES_TO_CLEAN = 4  # in flight; beyond them pages of running processes are not copied in advance
+AMPLE_MEMORY = 0.25  # of a device's frames: with so many to be had they are not copied in advance, either
 
 GROWTH_TOKENS = 32  # that admission leaves room for, for each process that runs
 
@@ -79,14 +80,14 @@ class Residents:
         while self.queue.waiting:
             num_free = self._num_free_frames()
             view = self.queue.view(num_free, self.max_running)
-            pids = self.policy.admit(view)
+            pids, has_spaces = self.policy.admit(view), True
             for pid in pids:
                 process = self.queue.members[Pid(pid)]
                 first_time = process.first_step_at is None and process.space is None
                 try:
                     self.switch.switch_in(process)
                 except OutOfSpaces:
-                    pids = []
+                    pids, has_spaces = [], False
                     break
                 if first_time:
                     self.num_cached_tokens += process.num_cached_tokens
@@ -104,7 +105,7 @@ class Residents:
             head = self.queue.members[Pid(waited_for[0])]  # whom the policy waits for
             if self._kill_if_too_large(head):
                 continue
-            if self._frames_needed(head) <= num_free + self.switch.swap.num_leaving_frames:
+            if has_spaces and self._frames_needed(head) <= num_free + self.switch.swap.num_leaving_frames:
                 return  # a copy out that is under way makes the room
             idle = [p for p in self.queue.members.values() if p.space and p.state is not ProcState.RUNNING]
             if not any(p is not head for p in idle):
@@ -163,8 +164,13 @@ class Residents:
             return
         chosen = self.policy.admit(self.queue.view(sys.maxsize, self.queue.num_places_taken + 1))
         head = self.queue.members[Pid(chosen[0])] if chosen else None
+        has_memory = head is not None and self._frames_needed(head) <= num_free
         for pid in pids:
-            self.preempt(self.queue.members[Pid(pid)], head)
+            process = self.queue.members[Pid(pid)]
+            if head is not None and has_memory and self.switch.vmm.num_free_spaces > 1:
+                self._set_aside(process, head)
+            else:
+                self.preempt(process, head)
 
     def _begin_service(self, process: Process) -> None:
         """Account for an admission."""
@@ -223,6 +229,12 @@ class Residents:
                 continue
             return True
 
+    def _set_aside(self, process: Process, by: Process) -> None:
+        """Take a process's place and leave it its memory, which nobody wants now."""
+        self.recorder.note_set_aside(process, by)
+        self._count_preemption(process)
+        log.info("set aside", device=self.device, pid=process.pid, num_tokens=len(process.tokens))
+
     def preempt(self, process: Process, by: Process | None = None) -> None:
         """Take a process's memory for another one, or for nobody in particular, by the cheaper way.
 
@@ -232,12 +244,7 @@ class Residents:
         num_computed = process.num_computed
         out = self.switch.switch_out(process, keep=True)
         self.recorder.note_preemption(process, by, num_computed, out)
-        self.charge_residency(process, trio.current_time())
-        process.num_preemptions += 1
-        self.num_preemptions += 1
-        if process.state is ProcState.RUNNING:
-            self.set_state(process, process.ready_state)
-        self.admission_is_due = True
+        self._count_preemption(process)
         log.info(
             "preempt",
             device=self.device,
@@ -248,16 +255,29 @@ class Residents:
             tier=out.tier,
         )
 
+    def _count_preemption(self, process: Process) -> None:
+        self.charge_residency(process, trio.current_time())
+        process.num_preemptions += 1
+        self.num_preemptions += 1
+        to = process.ready_state
+        if process.state in (ProcState.RUNNING, ProcState.READY) and process.state is not to:
+            self.set_state(process, to)
+        self.admission_is_due = True
+
     def clean(self) -> None:
         """While others wait, and little is being copied: copy the running process that has most to be copied.
 
         Whoever gives way later gives frames that are free at once, and is brought back but for a few tokens.
+        Where much of the memory is free, nobody will have to give any.
         """
         assert self.switch is not None
+        vmm = self.switch.vmm
+        if vmm.num_allocatable_frames > AMPLE_MEMORY * vmm.num_frames:
+            return
         is_busy = self.switch.swap.num_in_flight >= MAX_COPIES_TO_CLEAN
         if not self.queue.waiting or is_busy:
             return
-        size = self.switch.vmm.kv.tokens_per_page
+        size = vmm.kv.tokens_per_page
 
         def num_dirty_pages(process: Process) -> int:
             return process.num_computed // size - len(process.backing.pages)

@@ -22,7 +22,7 @@ from llmos.sched import commands
 from llmos.sched.accounts import OUTPUT_WEIGHT, PROMPT_WEIGHT, Accounts
 from llmos.sched.fair import SECONDS_PER_LEVEL, TokenFair
 from llmos.sched.policy import Candidate, FirstComeFirstServed, ResidencyPolicy, View
-from syscalls.client import open_client
+from syscalls.client import Client, open_client
 from syscalls.errno import SyscallError
 from tests.kernel.harness import MODEL, running_kernel, wait_until
 
@@ -309,6 +309,62 @@ async def test_a_flood_of_long_processes_gives_way(autojump_clock, tmp_path, mon
             assert sum(each.usage.num_preemptions for each in outputs) == (quantum < 1e9)
             assert all(each.usage.num_output_tokens == 2000 for each in outputs)
     assert waits[100.0] < 1.0 < 10.0 < waits[1e9]
+
+
+async def test_who_gives_its_place_keeps_its_memory(autojump_clock, tmp_path, monkeypatch) -> None:
+    """Where there is memory for all, a place changes hands without a copy, and nothing is computed twice."""
+    uids = iter([1000, 2000, 3000])
+    monkeypatch.setattr(server, "peer_credentials", lambda sock: PeerCredentials(1, next(uids), 1))
+    async with (
+        running_kernel(tmp_path, max_running=2, swap_mib=1, prefix_cache=False) as kernel,
+        open_client(kernel.socket_path) as flood,
+        open_client(kernel.socket_path) as light,
+    ):
+        (core,) = kernel.system.cores.values()
+        pids = [(await flood.spawn((1, 2, i), max_tokens=1000)).pids[0] for i in range(2)]
+        await trio.sleep(3)
+        for i in range(6):
+            (pid,) = (await light.spawn((7, 8, i), max_tokens=20)).pids
+            assert (await read_all(light, pid)) == MODEL.expected_tokens((7, 8, i), 20)
+        whys = [await flood.why(pid) for pid in pids]
+        told = [entry for why in whys for entry in why.entries if entry.kind == "preempted"]
+        assert {entry.text for entry in told} == {"set aside, fair share of uid:3000"}
+        for i, pid in enumerate(pids):
+            assert (await read_all(flood, pid)) == MODEL.expected_tokens((1, 2, i), 1000)
+        statistics = core.statistics()
+        assert statistics.num_preemptions == len(told) >= 3
+        assert statistics.num_prompt_tokens == 8 * 3
+        assert all(not tier.num_bytes_out for tier in statistics.swap.tiers.values())
+
+
+async def test_memory_of_who_was_set_aside_is_the_first_to_go(autojump_clock, tmp_path, monkeypatch) -> None:
+    """It is kept while nobody wants it: those who grow take it, and the tokens stay what they are."""
+    uids = iter([1000, 2000, 3000])
+    monkeypatch.setattr(server, "peer_credentials", lambda sock: PeerCredentials(1, next(uids), 1))
+    async with (
+        running_kernel(tmp_path, partial(SimDriver, num_frames=160), max_running=4, swap_mib=1) as kernel,
+        open_client(kernel.socket_path) as flood,
+        open_client(kernel.socket_path) as light,
+    ):
+        (core,) = kernel.system.cores.values()
+        room = core.loaded.kv.capacity(160)
+        pids = [(await flood.spawn((1, 2, i), max_tokens=room // 3)).pids[0] for i in range(12)]
+        await trio.sleep(1)
+        lights = [(await light.spawn((7, 8, i), max_tokens=room // 8)).pids[0] for i in range(6)]
+        for i, pid in enumerate(lights):
+            assert (await read_all(light, pid)) == MODEL.expected_tokens((7, 8, i), room // 8)
+        kinds = set()
+        for i, pid in enumerate(pids):
+            assert (await read_all(flood, pid)) == MODEL.expected_tokens((1, 2, i), room // 3)
+            why = await flood.why(pid)
+            kinds |= {entry.text.partition(",")[0] for entry in why.entries if entry.kind == "preempted"}
+        assert "set aside" in kinds
+        assert kinds & {"swap", "recompute"}
+
+
+async def read_all(client: Client, pid: int) -> tuple[int, ...]:
+    """All tokens of a process."""
+    return tuple([token async for output in client.stream(pid) for token in output.tokens])
 
 
 async def test_priorities_drawn_at_random_change_no_token(autojump_clock, tmp_path) -> None:
