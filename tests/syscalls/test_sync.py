@@ -60,6 +60,10 @@ async def test_calls_streams_and_errors(tmp_path: Path) -> None:
             assert sum((output.tokens for output in outputs), ()) == tuple(range(10))
             assert outputs[-1].end == ExitStatus("stop", 2)
             assert stream.offset == 10
+            taken: list[Output] = []
+            last = client.follow(1, 0, lambda output: taken.append(output) is None)
+            assert [*taken, last] == outputs
+            assert client.follow(1, 0, lambda output: False) == outputs[0]
             follower = client.follow_events(3)
             assert [event.sequence for _ in range(2) for event in next(follower)] == [3, 4, 5, 6]
             with pytest.raises(SyscallError, match="has exited") as caught:
