@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 import trio
 
@@ -45,7 +46,13 @@ class GatewayProcess:
         num_fast_deaths = 0
         while not self._is_stopping:
             born = trio.current_time()
-            self.url = await self._start()
+            try:
+                self.url = await self._start()
+            except GatewayFailed:
+                if self._is_stopping:
+                    return
+                raise
+            self._keep_port()
             if self.num_restarts == 0:
                 task_status.started(self.url)
             assert self._process is not None
@@ -96,6 +103,14 @@ class GatewayProcess:
         code = await self._process.wait()
         self._cut_life_line()
         raise GatewayFailed(f"the gateway did not start (exit code {code}); its last words are above")
+
+    def _keep_port(self) -> None:
+        """A port that the system chose is the gateway's for good: clients know it, and come back to it."""
+        port = urlsplit(self.url).port
+        self._command = [
+            f"{option[:-1]}{port}" if option.startswith("--listen=") and option.endswith(":0") else option
+            for option in self._command
+        ]
 
     def _cut_life_line(self) -> None:
         if self._life_line is not None:

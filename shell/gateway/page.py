@@ -24,6 +24,7 @@ from shell.gateway.replies.processes import DoneAction, Life, Moment
 from shell.gateway.service import Endpoint
 from shell.gateway.sse import EventWriter
 from syscalls.client import Client
+from syscalls.errno import Errno, SyscallError
 
 FOLDER = Path(__file__).parent / "ui"
 TYPES = {
@@ -153,5 +154,14 @@ class ProcessAction(Endpoint):
                 case _:
                     body = parse_body(await exchange.read_body(self.service.uploads))
                     fields = convert(take_fields(body, NICE_FIELDS, exchange.ignored), NiceFields)
-                    await client.nice(pid, fields.nice)
+                    await self._renice(client, pid, fields.nice)
         await exchange.respond_json(200, {"pid": pid, "action": action})
+
+    async def _renice(self, client: Client, pid: int, nice: int) -> None:
+        try:
+            await client.nice(pid, nice)
+        except SyscallError as error:
+            if error.errno is not Errno.EPERM:
+                raise
+            await client.stat(pid)  # refused too where the process is another tenant's: then there is none
+            raise ApiError(403, "permission_error", "permission_denied", f"{error.message}.") from error

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from drivers.builtin import base_path
@@ -198,6 +199,15 @@ def test_the_gateway_is_killed(tmp_path: Path) -> None:
         tokens = [token for output in client.stream(pid) for token in output.tokens]
         assert len(tokens) == 200
         assert any("gateway" in event.subsystem for event in follow(client, "gateway"))
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            try:
+                assert httpx.get(f"{server.url}/health").status_code == 200  # the port is the same
+                break
+            except httpx.ConnectError:
+                time.sleep(0.05)
+        else:
+            pytest.fail(f"the gateway did not come back to {server.url}")
 
 
 def follow(client: SyncClient, subsystem: str) -> list:

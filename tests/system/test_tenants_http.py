@@ -109,6 +109,16 @@ def test_doors_that_a_tenants_key_does_not_open(server: Server) -> None:
         refused = complete(server, "light", priority=1)
         assert (refused.status_code, refused.json()["error"]["code"]) == (403, "permission_denied")
         assert complete(server, "light", priority=-20, max_tokens=1).status_code == 200
+        with light.stream(
+            "POST",
+            "/v1/completions",
+            json={"prompt": "x", "max_tokens": 500, "ignore_eos": True, "stream": True},
+        ) as stream:
+            own = stream.headers["x-llmos-pid"]
+            button = {"headers": {"x-api-key": KEYS["light"], "x-llmos-page": "1"}, "json": {"nice": -5}}
+            refused = httpx.post(f"{server.url}/ui/process/{own}/nice", **button)
+            assert refused.status_code == 403
+            assert "may have 0 and above" in refused.json()["error"]["message"]
         with httpx.stream(
             "POST", f"{server.url}/v1/completions",
             json={"prompt": "x", "max_tokens": 500, "ignore_eos": True, "stream": True, "n": 8},
@@ -124,6 +134,8 @@ def test_doors_that_a_tenants_key_does_not_open(server: Server) -> None:
                     assert refused.status_code == 404
                     assert refused.json()["error"]["code"] == "request_not_found"
             assert light.post(f"/slots/{pid}?action=erase").status_code == 404
+            button = {"headers": {"x-llmos-page": "1"}, "json": {"nice": -5}}
+            assert light.post(f"/ui/process/{pid}/nice", **button).status_code == 404
             assert light.get("/v1/requests").json()["data"] == []
             rest = "".join(lines)
             assert rest.count('"finish_reason":"length"') == 8
