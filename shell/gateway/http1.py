@@ -26,6 +26,7 @@ Message = dict[str, Any]
 
 RECEIVE_BYTES = 64 << 10
 MAX_HEAD_BYTES = 64 << 10
+LINGER_SECONDS = 2.0  # for a client to close, after the end of the last answer
 MAX_AHEAD_BYTES = 64 << 10  # of the next request, taken while this one is answered
 OUTLET = "llmos.outlet"  # the extension of the ASGI scope
 DISCONNECT: Message = {"type": "http.disconnect"}
@@ -78,6 +79,7 @@ class Connection:
     # Of the request that is answered.
     _is_bodiless: bool = False
     _is_chunked: bool = False
+    _is_body_short: bool = True  # passed over where the application does not want it
     _held_head: bytes = b""  # goes out with the body that follows it at once
     _is_complete: bool = False
     _receiving: trio.CancelScope | None = None
@@ -88,10 +90,15 @@ class Connection:
         try:
             while (request := await self._next_request()) is not None:
                 await self._answer(request)
-                if not self._can_go_on():
+                if not await self._can_go_on():
                     break
             await self.drain()
             await self.stream.send_eof()
+            if self._http.their_state in (h11.SEND_BODY, h11.ERROR):
+                # What arrives at a closed socket takes the answer back that the client has not read yet.
+                with trio.move_on_after(LINGER_SECONDS):
+                    while await self.stream.receive_some(RECEIVE_BYTES):
+                        pass
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         finally:
@@ -155,6 +162,9 @@ class Connection:
 
     async def _answer(self, request: h11.Request) -> None:
         self._is_complete = self._is_chunked = False
+        headers = dict(request.headers)
+        has_end = b"transfer-encoding" not in headers
+        self._is_body_short = has_end and int(headers.get(b"content-length", 0)) <= MAX_AHEAD_BYTES
         self._is_bodiless = request.method == b"HEAD"
         try:
             await self.app(self._make_scope(request), self._receive, self._send)
@@ -180,12 +190,19 @@ class Connection:
             "extensions": {OUTLET: self},
         }
 
-    def _can_go_on(self) -> bool:
+    async def _can_go_on(self) -> bool:
         """Make ready for the next request; False: there can be none."""
         if self._is_broken or self.is_stopping or self._http.our_state is not h11.DONE:
             return False
-        if self._http.their_state is h11.SEND_BODY:  # the end of a body that nobody asked for
-            self._http.next_event()
+        try:
+            # A body that nobody asked for may still be on its way: its client was not told of an end.
+            with trio.move_on_after(self.keep_alive_timeout) as self._idle:
+                while self._http.their_state is h11.SEND_BODY:
+                    await self._next_event()
+        except h11.RemoteProtocolError:
+            return False
+        finally:
+            self._idle = None
         if self._http.their_state is not h11.DONE:
             return False
         self._http.start_next_cycle()
@@ -235,6 +252,8 @@ class Connection:
         has_length = any(name == b"content-length" for name, _ in headers)
         self._is_bodiless = self._is_bodiless or status in NO_BODY
         self._is_chunked = not (has_length or self._is_bodiless or self._http.their_http_version == b"1.0")
+        if self._http.their_state is h11.SEND_BODY and not self._is_body_short:
+            headers.append((b"connection", b"close"))  # too much to pass over
         head = self._http.send(make_head(status, headers)) or b""
         if has_length:
             self._held_head = head

@@ -100,6 +100,23 @@ def test_a_body_that_waits_to_be_asked(gateway: Gateway) -> None:
         assert read_until(raw, b"\r\n\r\n").startswith(b"HTTP/1.1 200 ")
 
 
+def test_a_body_that_nobody_wants(gateway: Gateway) -> None:
+    """A connection goes on behind a body that was not read, or says that it ends; its answer always arrives."""
+    again = http_request("/version", b"", "GET")
+    with gateway.connect() as raw:
+        raw.sendall(again.replace(b"Content-Length: 0", b"Content-Length: 60000"))
+        assert b"connection: close" not in read_until(raw, b"}").lower()
+        raw.sendall(b"y" * 59_999)
+        raw.sendall(b"y" + again)
+        assert read_until(raw, b"}").startswith(b"HTTP/1.1 200 ")
+    for size in (b"Content-Length: 3000000", b"Transfer-Encoding: chunked"):
+        with gateway.connect() as raw:
+            raw.sendall(b"GET /version HTTP/1.1\r\nHost: a\r\n" + size + b"\r\n\r\n")
+            raw.sendall(b"y" * 3_000_000 if size.startswith(b"C") else b"10\r\n" + b"y" * 16)
+            assert b"connection: close" in read_until(raw, b"}").lower()
+            assert raw.recv(1) == b""
+
+
 @pytest.mark.parametrize(
     ("junk", "status"),
     [
