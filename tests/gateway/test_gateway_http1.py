@@ -101,7 +101,7 @@ def test_a_body_that_waits_to_be_asked(gateway: Gateway) -> None:
 
 
 def test_a_body_that_nobody_wants(gateway: Gateway) -> None:
-    """A connection goes on behind a body that was not read, or says that it ends; its answer always arrives."""
+    """A connection goes on behind a body that was not read, or says that it ends; its answer arrives."""
     again = http_request("/version", b"", "GET")
     with gateway.connect() as raw:
         raw.sendall(again.replace(b"Content-Length: 0", b"Content-Length: 60000"))
