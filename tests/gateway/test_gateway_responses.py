@@ -36,7 +36,6 @@ from tests.gateway.test_gateway_errors import check_error
 from tests.scripted_kernel import END, STOPPED_BY_MODEL, ScriptedProcess, read_tokens
 
 PATH = "/v1/responses"
-NO_POOL = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0), timeout=PATIENCE_SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -299,8 +298,11 @@ def test_refusals(place: tuple[KernelThread, Gateway], kernel: KernelThread) -> 
 
 
 def open_client(gateway: Gateway) -> OpenAI:
-    """A client without a pool of connections to close."""
-    return OpenAI(base_url=gateway.base_url, api_key="any", max_retries=0, http_client=NO_POOL)
+    """A client without connections to close, and of its own: a stream that was left closes itself whenever it is
+    collected, and must not meet the lock of a request under way.
+    """
+    alone = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0), timeout=PATIENCE_SECONDS)
+    return OpenAI(base_url=gateway.base_url, api_key="any", max_retries=0, http_client=alone)
 
 
 def test_kill_9(own_kernel: KernelThread, tmp_path: Path) -> None:
