@@ -298,8 +298,10 @@ def test_refusals(place: tuple[KernelThread, Gateway], kernel: KernelThread) -> 
 
 
 def open_client(gateway: Gateway) -> OpenAI:
-    """A client without connections to close, and of its own: a stream that was left closes itself whenever it is
-    collected, and must not meet the lock of a request under way.
+    """A client without connections to close, and of its own.
+
+    A stream that was left closes itself whenever it is collected: it must not meet the lock of a request
+    under way.
     """
     alone = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0), timeout=PATIENCE_SECONDS)
     return OpenAI(base_url=gateway.base_url, api_key="any", max_retries=0, http_client=alone)
