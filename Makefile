@@ -42,7 +42,7 @@ endif
 
 docs: $(VENV)/.installed-dev  ## generate what is generated
 	$(BIN)/python -m syscalls.document > docs/abi.md
-	$(BIN)/python -m shell.llmsh.manual > docs/llmsh.md
+	$(BIN)/python -m shell.llmsh.write_manual > docs/llmsh.md
 	$(BIN)/python -m llmos.bench.document > docs/benchmarks.md
 
 clean:

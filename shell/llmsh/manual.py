@@ -1,12 +1,11 @@
 """What is written about commands, all of it made of their declarations: help, man, and the pages in docs/.
 
-`python -m shell.llmsh.manual` writes docs/llmsh.md.
+`python -m shell.llmsh.write_manual` writes docs/llmsh.md.
 """
 
 from __future__ import annotations
 
 import re
-import sys
 import textwrap
 from collections.abc import Iterator
 from typing import TypeVar
@@ -110,7 +109,7 @@ def write_page(table: CommandTable[S]) -> str:
     lines = [
         "# llmsh, the shell",
         "",
-        "<!-- Written by `python -m shell.llmsh.manual > docs/llmsh.md`; do not edit. -->",
+        "<!-- Written by `python -m shell.llmsh.write_manual > docs/llmsh.md`; do not edit. -->",
         "",
         *_fill_page(f"`llmsh` is {SUMMARY}. The same text is in the shell: `man`, `man COMMAND`."),
         "",
@@ -181,14 +180,3 @@ def _list_pairs(pairs: list[tuple[str, str]], columns: int, indent: str, width: 
             first, *rest = _fill(meaning, columns, hanging)
             lines += [f"{indent}{name:<{width}}  {first.lstrip()}", *rest]
     return lines
-
-
-def main() -> None:
-    """Write docs/llmsh.md to standard output."""
-    from shell.llmsh.commands import TABLE  # the commands import this module for help and man
-
-    sys.stdout.write(write_page(TABLE))
-
-
-if __name__ == "__main__":
-    main()
