@@ -27,6 +27,7 @@ Message = dict[str, Any]
 RECEIVE_BYTES = 64 << 10
 MAX_HEAD_BYTES = 64 << 10
 LINGER_SECONDS = 2.0  # for a client to close, after the end of the last answer
+MAX_LINGER_BYTES = 4 << 20  # taken meanwhile
 MAX_AHEAD_BYTES = 64 << 10  # of the next request, taken while this one is answered
 OUTLET = "llmos.outlet"  # the extension of the ASGI scope
 DISCONNECT: Message = {"type": "http.disconnect"}
@@ -96,9 +97,10 @@ class Connection:
             await self.stream.send_eof()
             if self._http.their_state in (h11.SEND_BODY, h11.ERROR):
                 # What arrives at a closed socket takes the answer back that the client has not read yet.
+                num_left = MAX_LINGER_BYTES
                 with trio.move_on_after(LINGER_SECONDS):
-                    while await self.stream.receive_some(RECEIVE_BYTES):
-                        pass
+                    while num_left > 0 and (data := await self.stream.receive_some(RECEIVE_BYTES)):
+                        num_left -= len(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         finally:
