@@ -253,4 +253,4 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-_VISIBLE = bytes(code if 0x20 <= code < 0x7F else 0x3F for code in range(256))  # others as "?"
+_VISIBLE = bytes(code if 0x20 < code < 0x7F else 0x3F for code in range(256))  # others as "?"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import h11
+import httpx
 import pytest
 import trio
 from hypothesis import given
@@ -98,6 +99,14 @@ def test_a_body_that_waits_to_be_asked(gateway: Gateway) -> None:
         assert read_until(raw, b"\r\n\r\n").startswith(b"HTTP/1.1 100 ")
         raw.sendall(body)
         assert read_until(raw, b"\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("name", [" ", "a ", " \u00e8", "\r\nx: y", "\t"])
+def test_names_of_fields_that_are_ignored(gateway: Gateway, name: str) -> None:
+    """Whatever a field is called, its name fits into the header that says it was ignored."""
+    answer = httpx.post(f"{gateway.url}{CHAT}", json={**hello(), name: 1})
+    assert answer.status_code == 200
+    assert set(answer.headers["x-llmos-ignored-params"]) <= set("?axy:")
 
 
 def test_a_body_that_nobody_wants(gateway: Gateway) -> None:
