@@ -319,7 +319,7 @@ class Engine:
             draws += session.sampler.scores(row.asid, row.targets)
             draws += [next(own)] if row.sample else []
         told, num_before = [], 0
-        for row in batch:
+        for row in batch if session.pooler.num_spaces else ():
             told += [num_before + index for index in session.pooler.wanted(row)]
             num_before += row.num_tokens
         index_of, keys, values = session.arena.page_index, session.k_pages, session.v_pages

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Generic, Self, TypeVar
@@ -9,13 +10,14 @@ from typing import Generic, Self, TypeVar
 __all__ = ["FramePool", "PageRange"]
 
 
-class _Closable:
+class _Closable(ABC):
     """Has memory until it is closed, also as a context manager."""
 
     is_closed: bool
 
+    @abstractmethod
     def close(self) -> None:
-        raise NotImplementedError
+        """Give it back; closed already is fine."""
 
     def __enter__(self) -> Self:
         return self

@@ -85,15 +85,15 @@ class Catalog:
         not, for anything if that is None.
 
         Raises:
-            ApiError: 404 `model_not_found`; 400 when no name was given and there are several models;
-                503 without a kernel.
+            ApiError: 404 `model_not_found`; 503 `model_loading` while there is none at all, or no kernel; 400
+                when no name was given and there are several.
         """
         _ = self.link.client  # no kernel is another answer than no model
         model = self._find(name, embeds, pairs)
         if model is None or not model.ready:  # it may have changed since the kernel last told
             await self.link.refresh()
             model = self._find(name, embeds, pairs)
-        if model is None and name is None:
+        if model is None and (name is None or not self.link.models):
             raise unavailable("model_loading", "No model is loaded yet.")
         if model is None:
             raise model_not_found(name or "")

@@ -61,7 +61,6 @@ class FailingOps(ReferenceOps):
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
     """The library that a CUDA driver opens; nothing of it is left in the end."""
-    pytest.importorskip("triton", reason="triton is not installed (extra: cuda)")
     fake = load_fake()
     fake.reset()
     fake.set_granule(FRAME_BYTES)

@@ -318,3 +318,16 @@ def test_stream_framing_survives_a_reused_connection(gateway: Gateway) -> None:
     with httpx.Client(base_url=gateway.url) as client:
         for _ in range(3):
             assert parse_events(client.post(CHAT, json=hello(stream=True)).content)
+
+
+def test_what_if_no_model_is_there_yet(own_kernel: KernelThread, tmp_path: Path) -> None:
+    """Before the kernel lists a model, one that is asked for by name may still come: clients try again."""
+    models = own_kernel.kernel.models
+    listed, models[:] = list(models), []
+    with running_gateway(own_kernel, tmp_path / "g", wait=False) as gateway:
+        own_kernel.wait_until(lambda: gateway.get("/health").status_code == 200)
+        response = gateway.post(CHAT, hello())
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "model_loading")
+        assert response.headers["retry-after"]
+        models[:] = listed
+        assert gateway.post(CHAT, hello()).status_code == 200
