@@ -9,6 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import attrs
@@ -49,8 +50,8 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
         yield stand_in
 
 
-@pytest.fixture(scope="module")
-def server(stand_in: StandIn) -> Iterator[Server]:
+@contextmanager
+def sharing_nothing() -> Iterator[Server]:
     """A server that shares nothing between processes; no page is mapped ahead. Ends with the leak count."""
     with running_server(
         *OPTIONS, "--pool-mib", "64", "--no-prefix-cache", "--mapping", "sync", gateway=False
@@ -58,6 +59,20 @@ def server(stand_in: StandIn) -> Iterator[Server]:
         before = count(running)
         yield running
         assert_no_leak(running, before)
+
+
+@pytest.fixture(scope="module")
+def server(stand_in: StandIn) -> Iterator[Server]:
+    """One for all tests that break nothing."""
+    with sharing_nothing() as running:
+        yield running
+
+
+@pytest.fixture
+def fresh_server(stand_in: StandIn) -> Iterator[Server]:
+    """One for a single test: no page is mapped yet that could be used again, so the next one is a call."""
+    with sharing_nothing() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -147,12 +162,12 @@ async def read_to_end(client: Client, pid: int) -> tuple[tuple[int, ...], ExitSt
 
 
 async def test_out_of_memory_is_of_one_process(
-    server: Server, stand_in: StandIn, quiet: list[tuple[int, ...]]
+    fresh_server: Server, stand_in: StandIn, quiet: list[tuple[int, ...]]
 ) -> None:
     """The device refuses one mapping: its process ends and says which call; the others are as ever."""
     chosen = [i for i, request in enumerate(requests()) if len(request.prompt) > 60][:8]
     ends: dict[int, tuple[tuple[int, ...], ExitStatus]] = {}
-    async with open_client(server.socket_path) as client, trio.open_nursery() as nursery:
+    async with open_client(fresh_server.socket_path) as client, trio.open_nursery() as nursery:
         stand_in.fail("cuMemMap", OUT_OF_MEMORY, after=3)
 
         async def one(i: int) -> None:
@@ -170,16 +185,16 @@ async def test_out_of_memory_is_of_one_process(
     assert sorted(tokens for tokens, end in ends.values() if end.reason == "length") == sorted(
         quiet[i] for i in chosen if ends[i][1].reason == "length"
     )
-    async with open_client(server.socket_path) as client:
+    async with open_client(fresh_server.socket_path) as client:
         (device,) = await client.devices()
     assert (device.state, device.num_restarts) == ("ready", 0)
 
 
 async def test_a_device_beyond_use_is_restarted(
-    server: Server, stand_in: StandIn, quiet: list[tuple[int, ...]]
+    fresh_server: Server, stand_in: StandIn, quiet: list[tuple[int, ...]]
 ) -> None:
     """An illegal access ends the driver behind some step; another one goes on with all processes."""
-    assert await run_together_sabotaged(server, stand_in, "cuEventRecord") == quiet
+    assert await run_together_sabotaged(fresh_server, stand_in, "cuEventRecord") == quiet
 
 
 async def run_together_sabotaged(server: Server, stand_in: StandIn, call: str) -> list[tuple[int, ...]]:

@@ -85,7 +85,9 @@ def test_the_chats_own_process_is_preempted_under_its_text(
                 if life.locator(".ended").count():
                     continue
                 assert client.stat(pid).usage.num_preemptions >= 1
-                page.locator(f"#row-{pid} .phase.swapped").wait_for()
+                # it keeps its memory while nobody wants that, and waits for a place only
+                waits = page.locator(f"#row-{pid}").locator(".phase.swapped, .phase.memory, .phase.queued")
+                waits.wait_for()
                 assert "KV of one process" in page.locator("#devices canvas").get_attribute("aria-label")
                 page.get_by_role("button", name="Stop", exact=True).click()  # by the reader
                 life.get_by_text("ended: stopped by you").wait_for()
