@@ -184,14 +184,24 @@ class FrameSplitter:
         """Bytes of an unfinished frame: not 0 at the end of the stream means that it was truncated."""
         return len(self._buffer)
 
+    @property
+    def is_blocked(self) -> bool:
+        """True when what comes next is a frame over the limit: `feed` raises, whatever it is fed."""
+        return len(self._buffer) >= LENGTH.size and LENGTH.unpack_from(self._buffer)[0] > self._limit
+
     def feed(self, data: bytes | bytearray | memoryview) -> list[bytes]:
-        """Add received bytes and return the payloads that are now whole. Raises FrameTooLarge."""
+        """Add received bytes and return the payloads that are now whole.
+
+        Raises FrameTooLarge, when nothing whole stands before the frame that is: what does is returned first.
+        """
         self._buffer += data
-        payloads = []
+        payloads: list[bytes] = []
         start = 0
         while len(self._buffer) - start >= LENGTH.size:
             (size,) = LENGTH.unpack_from(self._buffer, start)
             if size > self._limit:
+                if payloads:
+                    break
                 raise FrameTooLarge(f"frame of {size} bytes; the limit is {self._limit}")
             end = start + LENGTH.size + size
             if len(self._buffer) < end:

@@ -46,7 +46,8 @@ class Restore(msgspec.Struct, frozen=True, tag="restore"):
     turns out to be damaged in the file, or gone with the file, is computed again.
 
     Errors: EINVAL, ENOENT (no such image), EPERM (another tenant's, and the caller is no administrator),
-    ENOEXEC (made for another model, number format, context, kernels or version: the message names both),
+    ENOEXEC (made for another model, number format, context, kernels or version: the message names both; or
+    its grammar cannot be followed, as at spawn),
     EBADMSG (damaged), ENOMEM, EAGAIN, EDQUOT (a limit of the tenant), ENODEV, ESHUTDOWN.
     """
 

@@ -147,6 +147,7 @@ class ClientSession:
         self.welcome: Welcome | None = None  # set once the kernel has opened the session
         self._splitter = FrameSplitter()
         self._next_id = 1  # 0 is the session's own
+        self._ending: Exception | None = None  # told when the answers before it are
 
     def encode_hello(self, name: str, key: str = "") -> bytes:
         """Encode the frame that opens the session."""
@@ -165,13 +166,16 @@ class ClientSession:
     def receive(self, data: bytes | bytearray) -> list[tuple[int, Answer]]:
         """Take received bytes, and return the answers that are now whole.
 
-        Empty `data` is the end of the stream, and always raises.
+        Empty `data` is the end of the stream, and always raises. Answers that came before the session's end
+        are returned first; the next call raises.
 
         Raises:
             SyscallError: the kernel refused the handshake; EPROTO when the ABI versions differ, EPERM when
                 nobody has the key.
             ConnectionLost: the session is over, with the kernel's reason when it gave one.
         """
+        if self._ending is not None:
+            raise self._ending
         if not data:
             cut = self._splitter.num_pending_bytes
             detail = f" inside a frame, {cut} bytes into it" if cut else ""
@@ -185,7 +189,10 @@ class ClientSession:
             if isinstance(frame, Welcome):
                 self._open(frame)
             elif frame.id == 0:
-                raise self._explain_close(frame.body)
+                self._ending = self._explain_close(frame.body)
+                if not answers:
+                    raise self._ending
+                break
             elif self.welcome is None or frame.id >= self._next_id:
                 raise ConnectionLost(f"the kernel answered call {frame.id}, which was never made")
             else:

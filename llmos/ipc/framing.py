@@ -47,8 +47,10 @@ class FrameStream:
             trio.BrokenResourceError: the connection was reset.
         """
         while True:
-            data = await self.stream.receive_some(RECEIVE_BYTES)
-            if not data:
+            # What stood before a frame over the limit was returned; nothing that still comes can mend it.
+            is_blocked = self._splitter.is_blocked
+            data = b"" if is_blocked else await self.stream.receive_some(RECEIVE_BYTES)
+            if not data and not is_blocked:
                 if self._splitter.num_pending_bytes:
                     raise FrameError(
                         f"stream ended inside a frame, {self._splitter.num_pending_bytes} bytes in"

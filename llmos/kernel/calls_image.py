@@ -104,6 +104,7 @@ def restore(system: System, session: Session, call_id: int, body: Restore) -> An
 
 async def _restore(system: System, session: Session, tenant: str, body: Restore) -> Answer:
     image, path = await system.errands.run_blocking(system.images.read, tenant, body.name)
+    await _check_grammar(system, image, body.name)
     await trio.lowlevel.checkpoint()  # the session may have ended; from here on nothing waits
     if system.is_draining:
         raise SyscallError(Errno.ESHUTDOWN, "the kernel is draining; nothing new is admitted")
@@ -115,6 +116,21 @@ async def _restore(system: System, session: Session, tenant: str, body: Restore)
     text = f"process {process.pid} restored from image {body.name}: {len(process.tokens)} tokens"
     system.events.record("image", text, pid=process.pid)
     return spawned(system, [process])
+
+
+async def _check_grammar(system: System, image: Image, name: str) -> None:
+    """See to it that a grammar is sound here and now: another version may have made the image.
+
+    Raises SyscallError: ENOEXEC, with the part at fault; EAGAIN, it was not read in time.
+    """
+    if (grammar := image.process.sampling.grammar) is None:
+        return
+    try:
+        await system.grammars.check(grammar, system.errands.run_blocking)
+    except SyscallError as error:
+        if error.errno is not Errno.EINVAL:
+            raise
+        raise SyscallError(Errno.ENOEXEC, f"image {name}: {error.message}") from error
 
 
 def _check_fit(core: Core, tenant: Tenant, image: Image, name: str) -> None:

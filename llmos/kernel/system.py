@@ -278,17 +278,19 @@ class System:
         )
 
     async def reap_forgotten(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Reap detached zombies that nobody has waited for in ZOMBIE_SECONDS. Runs for ever."""
+        """Reap zombies that nobody has asked for in ZOMBIE_SECONDS. Runs for ever.
+
+        Those are detached ones, and killed ones that were to be reaped by their last read, which never came:
+        who kills what it reads stops reading. Whatever else ends with output in hand waits for its session.
+        """
         task_status.started()
         while True:
             await trio.sleep(ZOMBIE_SECONDS / 10)
             now = trio.current_time()
             for process in self.table:
-                if (
-                    process.session is None
-                    and process.ended_at is not None
-                    and now - process.ended_at > ZOMBIE_SECONDS
-                ):
+                if process.ended_at is None or now - process.ended_at <= ZOMBIE_SECONDS:
+                    continue
+                if process.session is None or _is_unread(process):
                     self.reap(process)
 
     async def sweep_idle(
@@ -330,6 +332,10 @@ class System:
             num_open_files=len(os.listdir("/proc/self/fd")) - 1,
             exposition=exposition,
         )
+
+
+def _is_unread(process: Process) -> bool:
+    return process.auto_reap and process.status is not None and process.status.reason == "killed"
 
 
 def _format_quality(loaded: Loaded | None) -> FormatQuality | None:

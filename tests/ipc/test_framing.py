@@ -81,6 +81,17 @@ async def test_an_oversized_length_is_refused_before_its_payload() -> None:
         await FrameStream(ours, limit=100).receive_payloads()
 
 
+async def test_frames_before_an_oversized_one_come_first() -> None:
+    """In one read with it: they are returned, and the next call raises without waiting for more."""
+    ours, theirs = trio.testing.memory_stream_pair()
+    await theirs.send_all(frame(b"a") + frame(b"b") + LENGTH.pack(101))
+    reader = FrameStream(ours, limit=100)
+    assert await reader.receive_payloads() == [b"a", b"b"]
+    for _ in range(2):
+        with pytest.raises(FrameError, match="101 bytes; the limit is 100"):
+            await reader.receive_payloads()
+
+
 async def test_sends_of_several_tasks_are_not_interleaved() -> None:
     """Frames larger than the socket's buffer arrive whole although two tasks send at once."""
     ours, theirs = (trio.SocketStream(trio.socket.from_stdlib_socket(each)) for each in socket.socketpair())

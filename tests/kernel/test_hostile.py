@@ -91,11 +91,14 @@ async def test_nonsense_ends_that_session_only(autojump_clock, tmp_path: Path, d
         await wait_until(lambda: kernel.system.num_sessions == 1)
 
 
-async def test_garbage_after_the_greeting(autojump_clock, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "garbage", [frame(b"\xff\xff"), struct.pack("<I", MAX_FRAME_BYTES + 1)], ids=["not msgpack", "oversized"]
+)
+async def test_garbage_after_the_greeting(autojump_clock, tmp_path: Path, garbage: bytes) -> None:
     """A broken frame after good ones: the good ones are answered, the session ends, its processes too."""
     async with running_kernel(tmp_path) as kernel:
         spawn = encode_frame(Call(5, Spawn((1, 2, 3), max_tokens=1000)))
-        received = await converse(kernel, GREETING + spawn + frame(b"\xff\xff"))
+        received = await converse(kernel, GREETING + spawn + garbage)
         assert [type(m.body).__name__ for m in received[1:]] == ["Spawned", "ErrorReply"]
         await wait_until(lambda: len(kernel.system.table) == 0)
 

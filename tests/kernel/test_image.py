@@ -17,6 +17,7 @@ from drivers.sim import DEFAULT_KV, SimDriver, SimFaults
 from drivers.sim_model import SimModel
 from llmos.cost import CopyCost
 from llmos.kernel import calls_image
+from llmos.kernel.grammar_check import GrammarCheck
 from llmos.kernel.system import System
 from llmos.proc.image import Image, encode_tail, read_tail
 from llmos.proc.lifecycle import ProcState
@@ -283,6 +284,43 @@ async def test_a_mismatch_is_refused_by_name(
         assert ", this system has " in e.value.message
         (info,) = await kernel.client.images()
         assert info.problem in e.value.message
+
+
+def replace_grammar(path: Path, grammar: str) -> None:
+    """Change an image's grammar, checksums right: as a version may have made it that read other grammars."""
+    with path.open("r+b") as file:
+        image = read_tail(file, Image)
+        sampling = msgspec.structs.replace(image.process.sampling, grammar=grammar)
+        changed = msgspec.structs.replace(
+            image, process=msgspec.structs.replace(image.process, sampling=sampling)
+        )
+        file.truncate(image.num_frame_bytes)
+        file.seek(image.num_frame_bytes)
+        file.write(encode_tail(changed))
+
+
+async def test_a_grammar_is_read_again_at_restore(
+    tmp_path: Path, autojump_clock: trio.abc.Clock, image_path: Callable[[str], Path]
+) -> None:
+    """One that cannot be followed is refused by name, as at spawn, and leaves nothing; others go on."""
+    sampling = Sampling(temperature=1.0, seed=3, grammar='start: "a"')
+    async with running_kernel(tmp_path, partial(SimDriver, compile_seconds=1.0)) as kernel:
+        client = kernel.client
+        kernel.system.grammars = GrammarCheck()  # the harness's own takes all
+        (pid,) = (await client.spawn(prompt(1), max_tokens=60, sampling=sampling)).pids
+        await emitted(kernel, pid, 10)
+        await client.checkpoint(pid, "sound")
+        await client.checkpoint(pid, "broken")
+        expected = await finish(client, pid)
+        await client.wait(pid)
+        replace_grammar(image_path("broken"), "start: nowhere")
+        with pytest.raises(SyscallError, match=r"image broken: grammar cannot be followed: .*nowhere") as e:
+            await client.restore("broken")
+        assert e.value.errno is Errno.ENOEXEC
+        assert list(kernel.system.table) == []
+        (pid,) = (await client.restore("sound")).pids
+        assert await finish(client, pid) == expected
+        await client.wait(pid)
 
 
 def rewrite(path: Path, platform: dict[str, Any]) -> None:

@@ -12,8 +12,10 @@ from drivers.sim import SimDriver, SimFaults
 from drivers.sim_model import SimModel
 from llmos.cost import CostModel
 from llmos.device import FromDriver, StepDone
+from llmos.params import ZOMBIE_SECONDS
 from syscalls.client import open_client
 from syscalls.errno import Errno, SyscallError
+from syscalls.process import ExitStatus
 from syscalls.sampling import Sampling
 from tests.kernel.harness import MODEL, running_kernel, wait_until
 
@@ -175,6 +177,22 @@ async def test_kill_in_every_state(autojump_clock, tmp_path: Path, when: str) ->
         for other in await client.ps():
             await client.kill(other.pid)
             await client.wait(other.pid)
+
+
+async def test_killed_and_never_read(autojump_clock, tmp_path: Path) -> None:
+    """One that is reaped by its last read, killed without a reader: it goes after a while, others stay."""
+    async with running_kernel(tmp_path) as kernel:
+        client = kernel.client
+        (killed,) = (await client.spawn(PROMPT, max_tokens=300, auto_reap=True)).pids
+        (finished,) = (await client.spawn(PROMPT, max_tokens=3, auto_reap=True)).pids
+        (waited_for,) = (await client.spawn(PROMPT, max_tokens=300)).pids
+        await client.kill(killed)
+        await client.kill(waited_for)
+        assert {process.pid for process in await client.ps()} == {killed, finished, waited_for}
+        await trio.sleep(ZOMBIE_SECONDS * 1.2)
+        assert {process.pid for process in await client.ps()} == {finished, waited_for}
+        assert await read_all(client, finished) == (MODEL.expected_tokens(PROMPT, 3), ExitStatus("length"))
+        assert (await client.wait(waited_for)).status.reason == "killed"
 
 
 async def test_a_client_that_disconnects_ends_its_processes(autojump_clock, tmp_path: Path) -> None:

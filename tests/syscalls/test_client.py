@@ -455,3 +455,16 @@ def test_calls_are_numbered_from_one() -> None:
     """Id 0 belongs to the session, so a first call never has it."""
     session = ClientSession()
     assert session.encode_call(Ping()) == (1, encode_frame(Call(1, Ping())))
+
+
+def test_answers_before_the_end_of_a_session_are_delivered() -> None:
+    """In one read with the kernel's farewell: they are returned, and the next call tells why it ended."""
+    session = ClientSession()
+    session.receive(encode_frame(Welcome(ABI_VERSION, "1", 1, "tester", False)))
+    call_id, _ = session.encode_call(Ping())
+    farewell = encode_frame(Reply(0, ErrorReply(Errno.EPROTO, "a frame is too large")))
+    answers = session.receive(encode_frame(Reply(call_id, Done())) + farewell)
+    assert answers == [(call_id, Done())]
+    for _ in range(2):
+        with pytest.raises(ConnectionLost, match="a frame is too large"):
+            session.receive(b"")

@@ -88,6 +88,30 @@ def test_frame_of_exactly_the_limit_passes() -> None:
         splitter.feed(LENGTH.pack(9))
 
 
+@given(st.lists(st.integers(0, 12), max_size=12), st.lists(st.integers(1, 40), min_size=1))
+def test_what_stands_before_an_oversized_frame_is_whole(sizes: list[int], cuts: list[int]) -> None:
+    """However the stream is cut: all frames before the first over the limit, in order, and then the error."""
+    limit = 8
+    payloads = [bytes([number]) * size for number, size in enumerate(sizes)]
+    good = payloads[: next((i for i, size in enumerate(sizes) if size > limit), len(sizes))]
+    data = b"".join(LENGTH.pack(len(payload)) + payload for payload in payloads)
+    splitter, found, number = FrameSplitter(limit=limit), [], 0
+    while data and not splitter.is_blocked:
+        size = cuts[number % len(cuts)]
+        number += 1
+        try:
+            found += splitter.feed(data[:size])
+        except FrameTooLarge:
+            assert splitter.is_blocked
+        data = data[size:]
+    assert found == good
+    assert splitter.is_blocked == (len(good) < len(sizes))
+    if splitter.is_blocked:
+        for more in (b"", b"more"):
+            with pytest.raises(FrameTooLarge, match="the limit is 8"):
+                splitter.feed(more)
+
+
 def test_encoder_refuses_what_the_splitter_would() -> None:
     """A message over the limit cannot be encoded."""
     with pytest.raises(FrameTooLarge):
