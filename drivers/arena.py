@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-import attrs
 import torch
 
 from drivers.ops.batch import PageIndex
 from drivers.page_table import ArenaError
-from llmos.device import CopyPage, KVFormat, Map
+from llmos.device import CopyPage, KVFormat, Map, MapWork
 from native.cuda.copier import CudaCopier
 
-__all__ = ["Arena", "ArenaError", "MapCounts"]
+__all__ = ["Arena", "ArenaError"]
 
 
 class Arena(Protocol):
@@ -71,15 +70,8 @@ class Arena(Protocol):
     def mark_step(self) -> None:
         """A step was launched, and may run yet: what is mapped now stays until it is over."""
 
+    def take_map_work(self) -> MapWork | None:
+        """What was mapped and unmapped since this was last called; None: nothing."""
+
     def close(self) -> None:
         """Give all memory back; `segments` must not be used any more. Idempotent."""
-
-
-@attrs.frozen
-class MapCounts:
-    """Map edits that an arena has carried out since it was opened."""
-
-    num_sync: int  # system calls that a step waited for
-    num_ahead: int  # carried out beside steps
-    num_reused: int  # the page was mapped to these frames already
-    num_waits: int  # of those ahead, not done when a row needed them

@@ -208,7 +208,7 @@ class Engine:
             self._run_apart(session, step.rows, good, results)
         for index in results.faults:
             self._sampled.pop(step.rows[index].asid, None)
-        return results.done(step.id, time.perf_counter() - started)
+        return results.done(step.id, time.perf_counter() - started, session.arena.take_map_work())
 
     def _apply_edits(self, session: _Session, edits: tuple[Edit, ...]) -> str | None:
         """Apply every edit; return why the whole step cannot run, if so. Raises when the device is lost."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from llmos.device import RowFault, StepDone, TokenLogprobs
+from llmos.device import MapWork, RowFault, StepDone, TokenLogprobs
 
 __all__ = ["StepResults"]
 
@@ -32,8 +32,8 @@ class StepResults:
             for each in found:
                 each.pop(index, None)
 
-    def done(self, step_id: int, seconds: float) -> StepDone:
-        """The answer to the kernel."""
+    def done(self, step_id: int, seconds: float, maps: MapWork | None = None) -> StepDone:
+        """The answer to the kernel; `maps` is what was mapped for it."""
         rows = range(self.num_rows)
         return StepDone(
             id=step_id,
@@ -44,4 +44,5 @@ class StepResults:
             mus=tuple(map(self.mus.get, rows)) if self.mus else (),
             scores=tuple(self.scores.get(index, ()) for index in rows) if self.scores else (),
             vectors=tuple(map(self.vectors.get, rows)) if self.vectors else (),
+            maps=maps,
         )

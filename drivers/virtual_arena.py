@@ -9,16 +9,16 @@ Source: Prabhu et al. 2024, "vAttention", arXiv:2405.04437.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import attrs
 import torch
 
-from drivers.arena import MapCounts
 from drivers.ops.batch import ContiguousPages
 from drivers.page_table import ArenaError, PageTable
-from llmos.device import CopyPage, KVFormat, Map
+from llmos.device import CopyPage, KVFormat, Map, MapWork
 
 __all__ = ["VirtualArena"]
 
@@ -90,7 +90,9 @@ class VirtualArena:
         self._mapped: list[list[tuple[int, ...] | None]] = [[] for _ in range(max_spaces)]
         self._num_mapped = 0  # pages in these lists, in all segments
         self._ahead: dict[int, dict[int, _Ahead]] = {}  # by asid and vpn; what no row has needed yet
-        self._num_sync = self._num_ahead = self._num_reused = self._num_waits = 0
+        self._num_sync = self._num_ahead = self._num_reused = self._num_late = self._num_unmapped = 0
+        self._wait_seconds = self._beside_seconds = 0.0
+        self._told = MapWork()
         self._segments: tuple[torch.Tensor, ...] = ()
         self._pool: _Pool
         self._range: _Range
@@ -156,9 +158,25 @@ class VirtualArena:
                 self._map_now(ahead.edit)  # there may be room again; if not, the page stays to be mapped
             del pages[vpn]
 
-    def counts(self) -> MapCounts:
-        """How often pages were mapped, and how."""
-        return MapCounts(self._num_sync, self._num_ahead, self._num_reused, self._num_waits)
+    def map_work(self) -> MapWork:
+        """What was mapped and unmapped since the arena was opened."""
+        return MapWork(
+            self._num_sync,
+            self._num_ahead,
+            self._num_reused,
+            self._num_late,
+            self._num_unmapped,
+            self._wait_seconds,
+            self._beside_seconds,
+        )
+
+    def take_map_work(self) -> MapWork | None:
+        """See Arena."""
+        work, told = self.map_work(), self._told
+        if work == told:
+            return None
+        self._told = work
+        return work.minus(told)
 
     def copy_page(self, edit: CopyPage) -> None:
         """See Arena."""
@@ -189,10 +207,12 @@ class VirtualArena:
         self._num_ahead += 1
 
     def _map_now(self, edit: Map) -> None:
+        began = time.perf_counter()
         self._make_room(edit)
         self._range.map_frames(self._slots(edit), edit.pfns)
         self._mapped[edit.asid][edit.vpn] = edit.pfns
         self._num_sync += 1
+        self._wait_seconds += time.perf_counter() - began
 
     def _slots(self, edit: Map) -> list[int]:
         """Where in the range a page's segments lie."""
@@ -224,16 +244,22 @@ class VirtualArena:
     def _wait(self, ahead: _Ahead) -> bool:
         """Let the mapper come to an end with a page; False: the system refused it."""
         assert ahead.job is not None
+        began = time.perf_counter()
         try:
-            self._num_waits += self._mapper.wait(ahead.job)
+            is_late = self._mapper.wait(ahead.job)
         except OSError:
             self._mapped[ahead.edit.asid][ahead.edit.vpn] = None
             return False
+        self._beside_seconds += ahead.job.seconds
+        if is_late:
+            self._num_late += 1
+            self._wait_seconds += time.perf_counter() - began
         return True
 
     def _unmap(self, asid: int) -> None:
         if count := len(self._mapped[asid]):
             for segment in range(len(self._segments)):
                 self._range.unmap_pages(self.page_index(asid, 0) + segment * self._pages_per_segment, count)
+            self._num_unmapped += count
             self._mapped[asid] = []
             self._num_mapped -= count * len(self._segments)

@@ -14,7 +14,7 @@ each segment of the KV format.
 from __future__ import annotations
 
 import struct
-from typing import Literal, NewType, Protocol
+from typing import Any, Literal, NewType, Protocol
 
 import msgspec
 
@@ -49,6 +49,7 @@ __all__ = [
     "Load",
     "Loaded",
     "Map",
+    "MapWork",
     "ModelInfo",
     "Pfn",
     "Place",
@@ -352,6 +353,29 @@ class RowFault(msgspec.Struct, frozen=True, array_like=True):
     message: str
 
 
+class MapWork(msgspec.Struct, frozen=True, array_like=True):
+    """What a driver did to map pages: how many, and for how long."""
+
+    num_sync: int = 0  # mapped by system calls that a step waited for
+    num_ahead: int = 0  # mapped beside steps
+    num_reused: int = 0  # were mapped to these frames already: no system call
+    num_late: int = 0  # of those ahead, not done when a row or another edit needed them
+    num_unmapped: int = 0
+    wait_seconds: float = 0.0  # of steps: for system calls of their own, and for those that were late
+    beside_seconds: float = 0.0  # of system calls beside steps, told when somebody needs what they mapped
+
+    def plus(self, other: MapWork) -> MapWork:
+        """Both together."""
+        return MapWork(*(a + b for a, b in zip(self._fields(), other._fields(), strict=True)))
+
+    def minus(self, other: MapWork) -> MapWork:
+        """What came after `other`."""
+        return MapWork(*(a - b for a, b in zip(self._fields(), other._fields(), strict=True)))
+
+    def _fields(self) -> tuple[Any, ...]:
+        return msgspec.structs.astuple(self)
+
+
 class StepDone(msgspec.Struct, frozen=True, tag="step_done"):
     """A step's results, in the order of its rows.
 
@@ -370,6 +394,7 @@ class StepDone(msgspec.Struct, frozen=True, tag="step_done"):
     # Numbers of 32 bits, little-endian: of a row with `pool` the vector, of another of a mean the sum up to
     # its end; empty when no row has any.
     vectors: tuple[bytes | None, ...] = ()
+    maps: MapWork | None = None  # done since the answer before this one; None: nothing, or it does not say
 
 
 # --- copies between tiers ----------------------------------------------------------------------------------

@@ -40,6 +40,20 @@ class CacheInfo(msgspec.Struct, frozen=True):
     num_evicted_pages: int
 
 
+class MapInfo(msgspec.Struct, frozen=True):
+    """How pages came to be mapped on a device. Counters count pages, from boot."""
+
+    num_ahead: int  # before they were needed, beside a step
+    num_sync: int  # in the step that writes them
+    num_reused: int  # of both, found mapped there from before: no system call
+    num_unused: int  # of those ahead, given back before they were needed
+    num_late: int = 0  # of those ahead, not done when a step needed them
+    num_unmapped: int = 0
+    num_waiting_steps: int = 0  # steps that waited for a map
+    wait_seconds: float = 0.0  # that steps waited for maps
+    beside_seconds: float = 0.0  # of maps that no step waited for
+
+
 class TierInfo(msgspec.Struct, frozen=True):
     """One tier of memory below a device. Counters count from boot."""
 
@@ -101,6 +115,7 @@ class DeviceInfo(msgspec.Struct, frozen=True):
     num_output_tokens: int = 0
     swap: SwapInfo | None = None  # None: there is no tier below
     num_preemptions: int = 0
+    maps: MapInfo | None = None  # None: there is no memory yet
 
 
 class DeviceList(msgspec.Struct, frozen=True, tag="device_list"):

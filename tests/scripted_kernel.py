@@ -80,6 +80,7 @@ from syscalls.system import (
     Event,
     EventList,
     Events,
+    MapInfo,
     Model,
     ModelList,
     Models,
@@ -699,6 +700,7 @@ def make_device(name: str = "sim:0") -> DeviceInfo:
         num_restarts=0,
         driver_pid=4242,
         cache=CacheInfo("cost", 2 << 20, 64, 20, 10, 8, 6, 1000, 250, 3, 7),
+        maps=MapInfo(40, 12, 5, 2, 1, 3, 6, 0.0125, 0.5),
     )
 
 

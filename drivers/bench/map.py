@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 import msgspec
 import numpy as np
 
-from drivers.arena import MapCounts
 from drivers.bench.random_model import RandomDriver
 from drivers.bench.rows import Latest
 from drivers.host import serve
@@ -24,7 +23,7 @@ from drivers.host_arena import HostArena
 from drivers.link import KernelLink
 from drivers.model.loader import ProgressCallback
 from drivers.model.native_transformer import NativeTransformer
-from llmos.device import KVFormat, Load, Quality
+from llmos.device import KVFormat, Load, MapWork, Quality
 from native.mapper import PageMapper
 from native.paging import MemoryPool, ReservedRange
 
@@ -62,9 +61,9 @@ class MapDriver(RandomDriver):
         self._arenas.append(super().open_arena(kv, num_frames, max_spaces, pages_per_space))
         return self._arenas[-1]
 
-    def counts(self) -> list[MapCounts]:
+    def works(self) -> list[MapWork]:
         """Of every arena that was opened."""
-        return [arena.counts() for arena in self._arenas]
+        return [arena.map_work() for arena in self._arenas]
 
 
 def measure_calls(frame_bytes: int) -> CallTimes:
@@ -126,8 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         serve(link, driver, "cpu:0")
     finally:
         link.close()
-    num_ahead = sum(counts.num_ahead for counts in driver.counts())
-    num_waits = sum(counts.num_waits for counts in driver.counts())
+    num_ahead = sum(work.num_ahead for work in driver.works())
+    num_waits = sum(work.num_late for work in driver.works())
     farewell = {"calls": calls, "num_ahead": num_ahead, "num_waits": num_waits}
     print(msgspec.json.encode(farewell).decode(), flush=True)
     return 0

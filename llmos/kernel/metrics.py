@@ -103,6 +103,7 @@ class _Snapshot(Collector):
                 if device.cache is not None:
                     counter.add_metric((device.name,), getattr(device.cache, field))
             yield counter
+        yield from self._maps()
         moved = CounterMetricFamily(
             "llmos_swapped_bytes", "Bytes copied to and from a tier.", labels=("device", "tier", "way")
         )
@@ -120,6 +121,37 @@ class _Snapshot(Collector):
             for device in self._devices:
                 if device.swap is not None:
                     counter.add_metric((device.name,), getattr(device.swap, field))
+            yield counter
+
+    def _maps(self) -> Iterable[Metric]:
+        """How pages came to be mapped."""
+        mapped = CounterMetricFamily(
+            "llmos_mapped_pages", "Pages mapped beside steps, or in them.", labels=("device", "when")
+        )
+        seconds = CounterMetricFamily(
+            "llmos_map_seconds",
+            "Map calls beside steps, and waits for maps in them.",
+            labels=("device", "when"),
+        )
+        for device in self._devices:
+            if (maps := device.maps) is not None:
+                mapped.add_metric((device.name, "beside"), maps.num_ahead)
+                mapped.add_metric((device.name, "in_step"), maps.num_sync)
+                seconds.add_metric((device.name, "beside"), maps.beside_seconds)
+                seconds.add_metric((device.name, "in_step"), maps.wait_seconds)
+        yield mapped
+        yield seconds
+        for name, what, field in (
+            ("llmos_map_reused_pages", "Of mapped pages, found mapped from before.", "num_reused"),
+            ("llmos_map_unused_pages", "Mapped beside steps, given back unused.", "num_unused"),
+            ("llmos_map_late_pages", "Mapped beside steps, not done when needed.", "num_late"),
+            ("llmos_unmapped_pages", "Pages unmapped.", "num_unmapped"),
+            ("llmos_map_waiting_steps", "Steps that waited for a map.", "num_waiting_steps"),
+        ):
+            counter = CounterMetricFamily(name, what, labels=("device",))
+            for device in self._devices:
+                if device.maps is not None:
+                    counter.add_metric((device.name,), getattr(device.maps, field))
             yield counter
 
 

@@ -22,6 +22,7 @@ from llmos.kernel.image_store import ImageStore
 from llmos.kernel.metrics import Metrics
 from llmos.kernel.tenants import Tenants
 from llmos.kernel.traces import Traces
+from llmos.mm.mapper import MapStatistics
 from llmos.mm.swap import SwapStatistics
 from llmos.mm.vmm import VmmStatistics
 from llmos.params import MAX_SAVES_AT_ONCE, VERSION, ZOMBIE_SECONDS
@@ -37,6 +38,7 @@ from syscalls.system import (
     CacheInfo,
     DeviceInfo,
     FormatQuality,
+    MapInfo,
     Model,
     StatisticsInfo,
     StepCost,
@@ -167,6 +169,7 @@ class System:
             num_steps=statistics.num_steps,
             num_output_tokens=statistics.num_output_tokens,
             num_preemptions=statistics.num_preemptions,
+            maps=_map_info(memory.maps) if memory else None,
             num_restarts=host.num_restarts,
             driver_pid=hello.os_pid if hello else None,
             message=host.message,
@@ -379,6 +382,21 @@ def _cache_info(memory: VmmStatistics, kv: KVFormat, policy: str) -> CacheInfo:
         num_hit_tokens=prefix.num_hit_tokens,
         num_copied_pages=memory.num_tail_copies,
         num_evicted_pages=prefix.num_evicted_pages,
+    )
+
+
+def _map_info(maps: MapStatistics) -> MapInfo:
+    device = maps.device
+    return MapInfo(
+        num_ahead=maps.num_ahead,
+        num_sync=maps.num_sync,
+        num_reused=maps.num_reused,
+        num_unused=maps.num_unused,
+        num_late=device.num_late,
+        num_unmapped=device.num_unmapped,
+        num_waiting_steps=maps.num_waiting_steps,
+        wait_seconds=device.wait_seconds,
+        beside_seconds=device.beside_seconds,
     )
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 from attrs import define, field, frozen
 
-from llmos.device import Edit, Map, Vpn
+from llmos.device import Edit, Map, MapWork, Vpn
 from llmos.errors import KernelPanic
 from llmos.mm.address_space import AddressSpace
 from llmos.mm.frame import FramePool
@@ -35,6 +35,8 @@ class MapStatistics:
     num_ahead: int  # carried out beside the step
     num_reused: int  # of both, those that find their frames mapped there already: no system call
     num_unused: int  # of the pages mapped ahead, those given back before they were needed
+    num_waiting_steps: int  # that the device says waited for a map
+    device: MapWork  # what the device says it did
 
 
 @define(eq=False)
@@ -58,6 +60,20 @@ class Mapper:
     _num_ahead: int = field(init=False, default=0)
     _num_reused: int = field(init=False, default=0)
     _num_unused: int = field(init=False, default=0)
+    _num_waiting_steps: int = field(init=False, default=0)
+    _device: MapWork = field(init=False, factory=MapWork)
+
+    def reset(self, pool: FramePool) -> None:
+        """The device lost its memory: nothing is mapped, and nothing is to be; what was counted stays."""
+        self.pool = pool
+        self.edits.clear()
+        self._holders.clear()
+        self.num_ahead_frames = 0
+
+    def note_work(self, work: MapWork) -> None:
+        """Count what the device did for one step."""
+        self._device = self._device.plus(work)
+        self._num_waiting_steps += bool(work.num_sync or work.num_late)
 
     def ahead_tokens(self, asid: int) -> int:
         """How many tokens before the end of a page a space asks for the next one; 0: never."""
@@ -127,7 +143,14 @@ class Mapper:
 
     def statistics(self) -> MapStatistics:
         """Count. O(1)."""
-        return MapStatistics(self._num_sync, self._num_ahead, self._num_reused, self._num_unused)
+        return MapStatistics(
+            num_sync=self._num_sync,
+            num_ahead=self._num_ahead,
+            num_reused=self._num_reused,
+            num_unused=self._num_unused,
+            num_waiting_steps=self._num_waiting_steps,
+            device=self._device,
+        )
 
     def check_integrity(self, spaces: Sequence[AddressSpace]) -> None:
         """Raise KernelPanic unless what is mapped ahead adds up, and is mapped where it will be needed."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from attrs import frozen
 
-from llmos.device import Asid, CopyPage, Edit, KVFormat, Pfn, Release, Reserve
+from llmos.device import Asid, CopyPage, Edit, KVFormat, MapWork, Pfn, Release, Reserve
 from llmos.errors import KernelPanic, OutOfFrames
 from llmos.mm.address_space import AddressSpace
 from llmos.mm.eviction import CostAware, Eviction
@@ -152,8 +152,7 @@ class VMM:
         self._pool = FramePool(self._pool.num_frames)
         self._refcounts = self._pool.refcounts
         self._index.reset(self._pool)
-        self._mapper = Mapper(self._pool, self.kv.frames_per_page, self._mapper.mode)
-        self._edits = self._mapper.edits
+        self._mapper.reset(self._pool)
         self._pins.clear()
 
     # --- pages come and go -------------------------------------------------------------------------------
@@ -325,6 +324,10 @@ class VMM:
         edits = tuple(self._edits)
         self._edits.clear()
         return edits
+
+    def note_map_work(self, work: MapWork) -> None:
+        """Count what the device says it did to map pages for one step."""
+        self._mapper.note_work(work)
 
     # --- looking -----------------------------------------------------------------------------------------
 

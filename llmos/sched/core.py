@@ -313,6 +313,8 @@ class Core(Actor[Message]):
         self.device_seconds += result.seconds
         if self.forecast is not None and step.entries:
             self.forecast.learn(step.work, result.seconds)
+        if result.maps is not None and self.residents.switch is not None:
+            self.residents.switch.vmm.note_map_work(result.maps)
         now = trio.current_time()
         ended_at = now if result.ended_at is None else result.ended_at
         faults = {fault.row: fault.message for fault in result.faults}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Sequence
 
 from attrs import define, field
@@ -21,6 +22,7 @@ class CudaMapJob:
     pfns: tuple[int, ...]
     done: threading.Event = field(factory=threading.Event, init=False)
     error: Exception | None = field(default=None, init=False)
+    seconds: float = field(default=0.0, init=False)  # how long it took; it was waited for
 
 
 class CudaMapper:
@@ -74,6 +76,7 @@ class CudaMapper:
     def _run(self) -> None:
         is_current = False
         while (job := self._jobs.get()) is not None:
+            began = time.perf_counter()
             try:
                 if not is_current:
                     self._place.pool.device.make_current()
@@ -81,4 +84,5 @@ class CudaMapper:
                 self._place.map_frames(job.pages, job.pfns)
             except Exception as error:  # for who waits
                 job.error = error
+            job.seconds = time.perf_counter() - began
             job.done.set()

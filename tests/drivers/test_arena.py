@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from drivers import host_arena as arena_module
-from drivers.arena import Arena, MapCounts
+from drivers.arena import Arena
 from drivers.cuda_arena import CudaArena
 from drivers.host_arena import HostArena, max_virtual_frames
 from drivers.page_table import ArenaError
-from llmos.device import CopyPage, KVFormat, Map, Segment
+from llmos.device import CopyPage, KVFormat, Map, MapWork, Segment
 from native.cuda.device import CudaFault, CudaRefused
 from native.mapper import PageMapper
 from native.paging import count_mappings
@@ -335,7 +335,14 @@ def test_without_room_for_a_mapping_ahead_the_row_that_needs_it_is_told(
     arena.release(0)
     arena.finish_maps(1, 1)
     arena.segments[0][arena.page_index(1, 0) * KV.frame_bytes] = 7
-    assert arena.counts() == MapCounts(num_sync=3, num_ahead=1, num_reused=0, num_waits=0)
+    work = arena.map_work()
+    assert (work.num_sync, work.num_ahead, work.num_reused, work.num_late, work.num_unmapped) == (
+        3,
+        1,
+        0,
+        0,
+        2,
+    )
     arena.close()
 
 
@@ -348,11 +355,37 @@ def test_what_is_mapped_already_is_not_mapped_again() -> None:
         arena.map(Map(1, 1, (4, 6), is_ahead=True))
         arena.finish_maps(1, 2)
         arena.release(1)
-    counts = arena.counts()
-    assert (counts.num_sync, counts.num_ahead, counts.num_reused) == (1, 1, 2)
+    work = arena.map_work()
+    assert (work.num_sync, work.num_ahead, work.num_reused) == (1, 1, 2)
     arena.reserve(1)
     arena.map(Map(1, 0, (2, 0)))
-    assert arena.counts().num_sync == 2
+    assert arena.map_work().num_sync == 2
+    arena.close()
+
+
+def test_what_was_mapped_is_told_once() -> None:
+    """Each call tells what came since the one before, None for nothing; together they are all there was."""
+    arena = HostArena(KV, NUM_FRAMES, NUM_SPACES, NUM_PAGES, debug=True)
+    assert arena.take_map_work() is None
+    arena.reserve(1)
+    arena.map(Map(1, 0, (0, 2)))
+    first = arena.take_map_work()
+    assert first is not None
+    assert (first.num_sync, first.num_ahead, first.num_unmapped, first.beside_seconds) == (1, 0, 0, 0.0)
+    assert first.wait_seconds > 0
+    arena.map(Map(1, 1, (4, 6), is_ahead=True))
+    arena.finish_maps(1, 2)
+    arena.map(Map(1, 0, (0, 2)))
+    second = arena.take_map_work()
+    assert second is not None
+    assert (second.num_sync, second.num_ahead, second.num_reused) == (0, 1, 1)
+    assert second.beside_seconds > 0
+    assert (second.wait_seconds > 0) == (second.num_late == 1)
+    assert arena.take_map_work() is None
+    arena.release(1)
+    third = arena.take_map_work()
+    assert third == MapWork(num_unmapped=2)
+    assert first.plus(second).plus(third) == arena.map_work()
     arena.close()
 
 
@@ -370,7 +403,7 @@ def test_what_the_mapper_could_not_map_is_mapped_when_a_row_needs_it() -> None:
     arena.map(Map(0, 1, (4, 6), is_ahead=True))
     arena.map(Map(0, 1, (4, 6)))
     arena.segments[1][arena.page_index(0, 1) * KV.frame_bytes] = 8
-    assert arena.counts().num_sync == 2
+    assert arena.map_work().num_sync == 2
     arena.close()
 
 

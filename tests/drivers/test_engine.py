@@ -366,3 +366,24 @@ def test_copies_without_a_model_and_across_loads(checkpoint: Path) -> None:
     refused = engine.load(msgspec.structs.replace(load, disk_bytes=1 << 20, disk_folder="/nowhere"), print)
     assert isinstance(refused, Failed)
     assert "/nowhere" in refused.message
+
+
+def test_a_step_tells_what_was_mapped_for_it(backend: Backend, checkpoint: Path) -> None:
+    """Pages that it waited for, those mapped beside it when a row comes to need them, and nothing twice."""
+    engine, loaded = load_engine(backend, checkpoint)
+    size = loaded.kv.tokens_per_page
+    prompt = PROMPT[:size]
+    maps = step(
+        engine,
+        (Reserve(0), Map(0, 0, (3, 5)), Map(0, 1, (8, 2), is_ahead=True), Bind(0, GREEDY, prompt, size)),
+        Row(0, 0, prompt, True),
+    ).maps
+    assert maps is not None
+    assert (maps.num_sync, maps.num_ahead, maps.beside_seconds) == (1, 1, 0.0)
+    assert maps.wait_seconds > 0
+    maps = step(engine, (), Row(0, size, (), True)).maps
+    assert maps is not None
+    assert (maps.num_sync, maps.num_ahead) == (0, 0)
+    assert maps.beside_seconds > 0
+    assert step(engine, (), Row(0, size + 1, (), True)).maps is None
+    engine.close()

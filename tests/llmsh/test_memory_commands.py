@@ -69,3 +69,15 @@ async def test_cache_shows_what_was_found(tmp_path: Path) -> None:
         ]  # fmt: skip
         (cache,) = json.loads((await shell.run("cache --json"))[1])
         assert (cache["device"], cache["num_hit_tokens"], cache["tokens_per_page"]) == ("sim:0", 250, 64)
+
+
+async def test_cache_shows_how_pages_were_mapped(tmp_path: Path) -> None:
+    """cache -m has a row for each device that has memory: pages ahead and in steps, and what steps waited."""
+    async with open_scripted_kernel(tmp_path) as kernel, open_shell(tmp_path) as shell:
+        kernel.devices.append(msgspec.structs.replace(make_device("sim:1"), maps=None))
+        (row,) = read_table((await shell.run("cache -m"))[1])
+        assert list(row.values()) == [
+            "sim:0", "40", "12", "5", "2", "1", "3", "7", "6", "12.5 ms", "500.0 ms",
+        ]  # fmt: skip
+        (maps,) = json.loads((await shell.run("cache --maps --json"))[1])
+        assert (maps["device"], maps["num_ahead"], maps["num_waiting_steps"]) == ("sim:0", 40, 6)

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from llmos.device import CopyPage, Edit, KVFormat, Map, Release, Reserve, Segment
+from llmos.device import CopyPage, Edit, KVFormat, Map, MapWork, Release, Reserve, Segment
 from llmos.errors import KernelPanic, OutOfFrames, OutOfSpaces
 from llmos.mm.address_space import AddressSpace
 from llmos.mm.mapper import MappingMode
@@ -517,4 +517,22 @@ def test_sixty_four_children_cost_nothing_until_they_diverge() -> None:
         assert before - vmm.statistics().num_free == number * kv.frames_per_page
     vmm.grow(parent, 1500, 1501)
     assert before - vmm.statistics().num_free == 64 * kv.frames_per_page
+    vmm.check_integrity()
+
+
+def test_what_was_counted_of_maps_outlives_the_device_that_did_it() -> None:
+    """A device that comes back without its memory says what it did from then on; the counters go on."""
+    vmm = new_vmm()
+    vmm.grow(vmm.open_space("alice"), 0, 9)
+    vmm.note_map_work(MapWork(num_sync=3, wait_seconds=0.25))
+    vmm.note_map_work(MapWork(num_ahead=2, num_reused=1, num_unmapped=4, beside_seconds=0.5))
+    before = vmm.statistics().maps
+    assert before.num_waiting_steps == 1
+    vmm.reset()
+    assert (vmm.take_edits(), vmm.statistics().num_ahead) == ((), 0)
+    assert vmm.statistics().maps == before
+    vmm.note_map_work(MapWork(num_ahead=1, num_late=1, wait_seconds=0.5))
+    after = vmm.statistics().maps
+    assert after.device == MapWork(0 + 3, 2 + 1, 1, 1, 4, 0.75, 0.5)
+    assert after.num_waiting_steps == 2
     vmm.check_integrity()

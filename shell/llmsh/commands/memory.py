@@ -12,6 +12,7 @@ from shell.llmsh.options import Arguments, Option
 from shell.llmsh.render import format_bytes
 from shell.llmsh.table import JSON, Command
 from syscalls.memory import DeviceMemory, MapList
+from syscalls.system import DeviceInfo
 
 USES = ("private", "shared", "ahead", "cached", "moving", "free")  # add up to the pool
 MINOR_USES = ("ahead", "moving")
@@ -28,6 +29,19 @@ COUNTS = (
     "COPIED",
     "EVICTED",
 )
+MAP_COUNTS = (
+    "AHEAD",
+    "IN-STEP",
+    "REUSED",
+    "UNUSED",
+    "LATE",
+    "UNMAPPED",
+    "STEPS",
+    "WAITING",
+    "WAITED",
+    "BESIDE",
+)
+MINOR_MAP_COUNTS = ("REUSED", "UNUSED", "LATE", "UNMAPPED", "BESIDE")
 MINOR_COUNTS = ("POLICY", "IDLE", "QUERIES", "HITS", "COPIED", "EVICTED")
 
 
@@ -144,6 +158,9 @@ def make_map_table(found: MapList) -> Listing:
 async def show_cache(shell: Shell, arguments: Arguments) -> int:
     """`cache`: what the prefix cache of each device holds, and what it was good for."""
     client = await shell.client()
+    if arguments["maps"]:
+        _show_map_counts(shell, await client.devices(), shell.is_json(arguments))
+        return 0
     caches = [(device.name, device.cache) for device in await client.devices() if device.cache]
     if shell.is_json(arguments):
         shell.screen.json([{"device": name, **msgspec.structs.asdict(cache)} for name, cache in caches])
@@ -168,6 +185,35 @@ async def show_cache(shell: Shell, arguments: Arguments) -> int:
     ]
     shell.screen.show(make_table(columns, rows))
     return 0
+
+
+def _show_map_counts(shell: Shell, devices: Sequence[DeviceInfo], is_json: bool) -> None:
+    """How pages of each device came to be mapped, and what steps waited for that."""
+    found = [(device, device.maps) for device in devices if device.maps is not None]
+    if is_json:
+        shell.screen.json([{"device": device.name, **msgspec.structs.asdict(maps)} for device, maps in found])
+        return
+    columns = (
+        Column("DEVICE"),
+        *(Column(name, True, is_minor=name in MINOR_MAP_COUNTS) for name in MAP_COUNTS),
+    )
+    rows = [
+        (
+            device.name,
+            maps.num_ahead,
+            maps.num_sync,
+            maps.num_reused,
+            maps.num_unused,
+            maps.num_late,
+            maps.num_unmapped,
+            device.num_steps,
+            maps.num_waiting_steps,
+            f"{1e3 * maps.wait_seconds:.1f} ms",
+            f"{1e3 * maps.beside_seconds:.1f} ms",
+        )
+        for device, maps in found
+    ]
+    shell.screen.show(make_table(columns, rows))
 
 
 COMMANDS = (
@@ -212,10 +258,12 @@ COMMANDS = (
         summary="Show the prefix cache of each device",
         details=(
             "Pages that it holds, tokens of prompts that were looked up and found there, pages copied where "
-            "a prompt left one, and pages given up when memory was short."
+            "a prompt left one, and pages given up when memory was short. With -m, how pages came to be "
+            "mapped: ahead of need, or in the step that writes them, which then waits; reused were still "
+            "mapped from before, unused were given back, late were not done in time."
         ),
         function=show_cache,
-        options=(JSON,),
-        examples=(("cache", "all devices"),),
+        options=(Option(("--maps", "-m"), "how pages were mapped, and how long steps waited"), JSON),
+        examples=(("cache", "all devices"), ("cache -m", "maps ahead, and those that steps waited for")),
     ),
 )
