@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ FLAGS = [
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 PATIENCE_MILLISECONDS = 30_000
+VERDICT = re.compile("running normally|slow to start|on the way")
 # What the policy forbids is told as an event; in a console it is only sometimes an error.
 WATCH_POLICY = (
     "addEventListener('securitypolicyviolation', e => console.error(`policy: ${e.violatedDirective}`))"
@@ -75,3 +77,8 @@ def confirm(page: Any, word: str) -> None:
 def said(page: Any, text: str) -> None:
     """Wait for what the page says of an action."""
     page.locator("#said", has_text=text).wait_for()
+
+
+def wait_verdict(dialog: Any) -> None:
+    """Wait for the kernel's own verdict, whichever: on a busy machine a start is slow, and that is said."""
+    dialog.locator("#p-verdict", has_text=VERDICT).wait_for()

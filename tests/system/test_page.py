@@ -11,7 +11,7 @@ import pytest
 
 from llmos.bench.server import Server, running_server
 from syscalls.sync import SyncClient
-from tests.system.browser import confirm, open_browser, open_page, row_of, said, wait_live
+from tests.system.browser import confirm, open_browser, open_page, row_of, said, wait_live, wait_verdict
 from tests.system.leaks import assert_no_leak, count
 
 GUARD = {"x-llmos-page": "1"}
@@ -118,7 +118,7 @@ def test_a_process_is_opened_stopped_reniced_and_killed_by_keyboard_alone(
 
         page.keyboard.press("Enter")
         dialog = page.get_by_role("dialog", name=f"Process {victim}")
-        dialog.get_by_text("running normally").wait_for()  # the kernel's own verdict
+        wait_verdict(dialog)
         assert "decode" in dialog.locator("#p-bar").get_attribute("aria-label")
         page.keyboard.press("Escape")
 
@@ -287,7 +287,7 @@ def test_a_tap_opens_and_kills(server: Server, browser: Any, client: SyncClient,
             wait_live(page)
             row_of(page, pids[0]).locator(".phase").tap()
             dialog = page.get_by_role("dialog", name=f"Process {pids[0]}")
-            dialog.get_by_text("running normally").wait_for()
+            wait_verdict(dialog)
             box = dialog.bounding_box()
             assert box["x"] >= 0
             assert box["x"] + box["width"] <= width

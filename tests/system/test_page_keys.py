@@ -15,7 +15,7 @@ import pytest
 from llmos.bench.page import gateway_of
 from llmos.bench.server import Server, running_server
 from syscalls.sync import SyncClient
-from tests.system.browser import confirm, open_browser, open_page, row_of, said, wait_live
+from tests.system.browser import confirm, open_browser, open_page, row_of, said, wait_live, wait_verdict
 from tests.system.leaks import assert_no_leak, count
 
 KEYS = {name: f"sk-llmos-{name}-{'x' * 30}" for name in ("alice", "root")}
@@ -128,7 +128,7 @@ def test_the_page_comes_back_with_the_gateway(server: Server, browser: Any) -> N
             page.wait_for_function(MORE_TOKENS, arg=[f"#row-{pid} .tokens", tokens])
             page.locator("#log", has_text="restarting").wait_for()
             row_of(page, pid).click()
-            page.get_by_role("dialog").get_by_text("running normally").wait_for()
+            wait_verdict(page.get_by_role("dialog"))
         root.kill(pid)
         root.wait(pid)
     for key in KEYS.values():  # as at the beginning: a session for each key

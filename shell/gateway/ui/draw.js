@@ -16,13 +16,19 @@ export function open(canvas, width, height) {
   return pen;
 }
 
-// A line through `values` at `times`; the right edge is now, the left one `seconds` ago.
-export function drawLine(canvas, width, height, times, values, seconds) {
-  const pen = open(canvas, width, height), most = Math.max(1, ...values), now = times.at(-1), first = times.length - values.length;
+// A line through `values` at `times`, `top` pixels below the pen's edge; the right end is now, the left one `seconds` ago.
+export function drawLine(pen, top, width, height, times, values, seconds) {
+  const now = times.at(-1), first = times.length - values.length, foot = top + height - 1.5;
+  let most = 1;
+  for (const value of values) if (value > most) most = value;
+  pen.fillStyle = color("line"); pen.fillRect(0, top + height - 1, width, 1); // the ground, where nothing is known yet, too
   pen.strokeStyle = color("accent"); pen.lineWidth = 1.25; pen.lineJoin = "round";
   pen.beginPath();
-  values.forEach((value, index) => pen.lineTo(width - 1 - (now - times[first + index]) * (width - 2) / seconds, height - 1.5 - (height - 3) * value / most));
+  values.forEach((value, index) => pen.lineTo(width - 1 - (now - times[first + index]) * (width - 2) / seconds, foot - (height - 3) * value / most));
   pen.stroke();
+  if (!values.length) return;
+  pen.lineTo(width - 1, foot); pen.lineTo(width - 1 - (now - times[first]) * (width - 2) / seconds, foot);
+  pen.globalAlpha = 0.12; pen.fillStyle = color("accent"); pen.fill(); pen.globalAlpha = 1;
 }
 
 export function drawLegend(list, entries) {
@@ -37,12 +43,17 @@ export function drawLegend(list, entries) {
   }));
 }
 
-export const put = (element, text) => { if (element.textContent !== text) element.textContent = text; };
-export const bytes = (n) => n >= 2 ** 30 ? `${(n / 2 ** 30).toFixed(1)} GiB` : n >= 2 ** 20 ? `${(n / 2 ** 20).toFixed(1)} MiB` : n ? `${Math.ceil(n / 1024)} KiB` : "–";
+// Write a text over another. The node stays: a new one in each of hundreds of cells is dear.
+export function put(element, text) {
+  const node = element.firstChild;
+  if (!node || !text) { if (node || text) element.textContent = text; } else if (node.data !== text) node.data = text;
+}
+export const bytes = (n) => n >= 2 ** 30 ? `${(n / 2 ** 30).toFixed(1)} GiB` : n >= 2 ** 20 ? `${(n / 2 ** 20).toFixed(1)} MiB` : n >= 1024 ? `${Math.ceil(n / 1024)} KiB` : n ? `${n} B` : "–";
 export const seconds = (value) => value < 0.9995 ? `${Math.round(value * 1000)} ms` : value < 99.95 ? `${value.toFixed(1)} s` : `${Math.round(value / 60)} min`;
 // Several times in one unit, that of the longest.
 export function secondsOfAll(values) {
   const isShort = Math.max(...values) < 0.9995;
   return `${values.map((value) => isShort ? Math.round(value * 1000) : value.toFixed(1)).join(" / ")} ${isShort ? "ms" : "s"}`;
 }
-export const number = (value) => Math.round(value).toLocaleString("en").replaceAll(",", "\u2009");
+const plain = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+export const number = (value) => value < 999.5 ? String(Math.round(value)) : plain.format(value).replaceAll(",", "\u2009");

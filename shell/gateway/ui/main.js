@@ -1,11 +1,11 @@
 // Reads the stream and draws what changed, once a frame at most, and nothing while the page is hidden.
 import { state, apply } from "./state.js";
 import { ask, eventsOf, hasKey, keepKey, forgetKey, whyNot } from "./server.js";
-import { drawLine, forgetColors, number, put, secondsOfAll } from "./draw.js";
-import { drawTable, whenMoved } from "./table.js";
+import { drawLine, forgetColors, number, open, put, secondsOfAll } from "./draw.js";
+import { drawTable, measureTable, whenMoved } from "./table.js";
 import { drawProcess } from "./process.js";
-import { drawMemory } from "./memory.js";
-import { drawShares } from "./shares.js";
+import { drawMemory, measureMemory } from "./memory.js";
+import { drawShares, measureShares } from "./shares.js";
 import { drawLog, clearLog } from "./log.js";
 import { drawLives, listModels } from "./chat.js";
 
@@ -20,12 +20,13 @@ function drawNumbers() {
   put(element("n-preemptions"), number(state.preemptions));
   put(element("n-queued"), state.latency.queued?.length ? secondsOfAll(state.latency.queued) : "–");
   put(element("n-first"), state.latency.first?.length ? secondsOfAll(state.latency.first) : "–");
-  drawLine(element("rate-spark"), RATE.width, RATE.height, state.rates.map(({ at }) => at), state.rates.map(({ value }) => value), RATE.seconds);
+  drawLine(open(element("rate-spark"), RATE.width, RATE.height), 0, RATE.width, RATE.height, state.rates.map(({ at }) => at), state.rates.map(({ value }) => value), RATE.seconds);
 }
 
 function draw() {
   isDue = false;
   performance.mark("draw");
+  measureTable(); measureMemory(); measureShares(); // all reads first: each after a write would lay the page out once more
   drawTable();
   if (state.uptime !== null) { drawNumbers(); drawProcess(); drawMemory(isAnew); drawShares(isAnew); drawLog(); }
   isAnew = false;

@@ -5,6 +5,7 @@ import { bytes, color, drawLegend, open, put } from "./draw.js";
 const KINDS = { p: ["private", "KV of one process"], s: ["shared", "Shared prefix"], c: ["cached", "Kept prefix"], a: ["ahead", "Mapped ahead"], m: ["moving", "Moving"], f: ["free", "Free"] };
 const HEIGHT = 180, LEAST_HEIGHT = 40, CELL = 22; // pixels: of all maps together, of one, and most of a cell
 const boxes = [];
+let width = 0; // of a map
 
 function makeBox() {
   const box = document.createElement("div"), title = document.createElement("p"), canvas = document.createElement("canvas"), list = document.createElement("ul");
@@ -20,7 +21,7 @@ function layOut(cells, width, height) {
 }
 
 function drawMap(canvas, device, height) {
-  const width = canvas.parentElement.clientWidth, runs = [...device.cells.matchAll(/(\d*)([a-z])/g)].map(([, count, kind]) => [kind, Number(count || 1)]);
+  const runs = [...device.cells.matchAll(/(\d*)([a-z])/g)].map(([, count, kind]) => [kind, Number(count || 1)]);
   const cells = runs.reduce((sum, [, count]) => sum + count, 0);
   if (!width || !cells) return;
   const { size, columns } = layOut(cells, width, height), tall = Math.ceil(cells / columns) * size, gap = size > 5 ? 1 : 0.5;
@@ -51,6 +52,8 @@ function titleOf(device) {
   if (device.asked) parts.push(`${Math.round(100 * device.found / device.asked)} % of prompts found in memory`);
   return parts.join(" · ");
 }
+
+export const measureMemory = () => { width = document.getElementById("devices").clientWidth; };
 
 export function drawMemory(isAnew) {
   const parent = document.getElementById("devices"), height = Math.max(LEAST_HEIGHT, HEIGHT / Math.max(1, state.devices.length));

@@ -5,7 +5,10 @@ import { color, drawLegend, open } from "./draw.js";
 const PALETTE = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8a8f00"], SECONDS = 120;
 const SMOOTH = 4; // looks: one alone is a step or two
 const places = new Map(); // of PALETTE, by tenant
-let drawn = null;
+const canvas = document.getElementById("shares");
+let drawn = null, width = 0, height = 0;
+
+export const measureShares = () => { width = canvas.clientWidth; height = canvas.clientHeight; };
 
 function placeOf(sums) {
   const largest = [...sums].sort(([, a], [, b]) => b - a).slice(0, PALETTE.length).map(([tenant]) => tenant);
@@ -19,8 +22,7 @@ export function drawShares(isAnew) {
   const last = state.shares.at(-1);
   if (drawn === last && !isAnew) return;
   drawn = last;
-  const canvas = document.getElementById("shares"), width = canvas.clientWidth, height = canvas.clientHeight, pen = open(canvas, width, height);
-  const sums = new Map();
+  const pen = open(canvas, width, height), sums = new Map();
   for (const { parts } of state.shares) for (const [tenant, part] of parts) sums.set(tenant, (sums.get(tenant) ?? 0) + part);
   const named = placeOf(sums), now = last?.at ?? 0, x = (at) => width * (1 - (now - at) / SECONDS);
   state.shares.forEach(({ at, seconds }, index) => {

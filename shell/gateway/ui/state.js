@@ -5,6 +5,7 @@ const PLAIN = ["tenant", "admin", "num_rows", "running", "waiting", "preemptions
 
 export const state = {
   rows: new Map(), times: [], // uptimes of the looks that rows have points of
+  moves: 0, // how often rows came, went or began something else
   events: [], devices: [], latency: {}, uptime: null,
   served: new Map(), shares: [], rate: 0, rates: [], sharesAt: null,
 };
@@ -25,6 +26,7 @@ function makeRow(values, old) {
 function applyRows(message, seconds, isSequel) {
   const old = state.rows;
   if (message.whole) { state.rows = new Map(); if (!isSequel) state.times = []; }
+  if (message.whole || message.gone.length || message.new.length || message.changed.activity) state.moves++;
   for (const pid of message.gone) state.rows.delete(pid);
   for (const values of message.new) state.rows.set(values[0], makeRow(values, isSequel ? old.get(values[0]) : null));
   for (const [name, pairs] of Object.entries(message.changed))

@@ -1,7 +1,7 @@
 // The grid of processes. The grid itself has the focus and says which row is active: rows come and go, it stays.
 // Only the rows in sight exist, and the line at a place is written over when another process comes to stand there.
 import { state, phaseOf } from "./state.js";
-import { bytes, drawLine, number, put } from "./draw.js";
+import { bytes, drawLine, number, open, put } from "./draw.js";
 import { askFirst, openProcess } from "./process.js";
 
 const HOLD_MILLISECONDS = 4000; // after a hand moved in the grid nothing moves under it
@@ -13,9 +13,13 @@ const KEYS = { k: "kill", s: "stop", n: "nice" };
 
 const element = (id) => document.getElementById(id);
 const grid = element("grid"), rows = element("rows"), filter = element("filter"), head = grid.querySelector(".head");
+const sparks = element("sparks"); // one canvas over the column of all lines: thirty would be thirty layers
+const sparkHead = head.querySelector(".spark");
 const lines = [];
 let order = []; // rows as they stand, ended ones among them while the grid is held
-let heldUntil = 0, active = null, height = 0, redraw = () => {};
+let heldUntil = 0, active = null, redraw = () => {};
+let height = 0, room = 0, top = 0, hasSparks = false; // as measured: of a row, of all in sight, above them
+let arranged = ""; // what `order` was made of
 
 export const whenMoved = (draw) => { redraw = draw; };
 
@@ -28,9 +32,6 @@ function makeLine() {
     line.append(cell);
     return [name, cell];
   }));
-  const canvas = document.createElement("canvas");
-  canvas.setAttribute("aria-hidden", "true");
-  cells.spark.append(canvas);
   const buttons = ["stop", "nice", "kill"].map((action) => {
     const made = document.createElement("button");
     made.type = "button"; made.tabIndex = -1; made.dataset.do = action; // by keyboard: K, S, N, or Enter
@@ -38,7 +39,7 @@ function makeLine() {
   });
   cells.acts.append(...buttons);
   rows.append(line);
-  return { line, cells, canvas, buttons, pid: null, action: "", at: null };
+  return { line, cells, buttons, pid: null, action: "" };
 }
 
 function writeButtons(made, row) {
@@ -55,30 +56,36 @@ function writeButtons(made, row) {
 
 function write(made, row, index) {
   const { line, cells } = made;
-  if (made.pid !== row.pid) { made.pid = row.pid; line.id = `row-${row.pid}`; made.at = null; }
+  if (made.pid !== row.pid) { made.pid = row.pid; line.id = `row-${row.pid}`; }
   if (made.index !== index) { made.index = index; line.setAttribute("aria-rowindex", index + 2); line.style.transform = `translateY(${index * height}px)`; }
-  const isActive = String(row.pid === active);
-  if (line.getAttribute("aria-selected") !== isActive) line.setAttribute("aria-selected", isActive);
+  const isActive = row.pid === active;
+  if (made.isActive !== isActive) { made.isActive = isActive; line.setAttribute("aria-selected", isActive); }
   if (made.activity !== row.activity) { made.activity = row.activity; cells.phase.className = `phase ${row.activity}`; }
   put(cells.pid, String(row.pid)); put(cells.phase, phaseOf(row)); put(cells.tenant, row.tenant); put(cells.label, row.label);
   put(cells.tokens, number(row.given + row.output)); put(cells.speed, row.rate ? number(row.rate) : "–");
   if (made.isIdle !== !row.rate) { made.isIdle = !row.rate; cells.speed.classList.toggle("none", made.isIdle); }
   put(cells.size, bytes(row.bytes)); put(cells.nice, String(row.nice).replace("-", "−"));
   writeButtons(made, row);
-  if (made.at !== state.uptime && cells.spark.offsetParent) {
-    made.at = state.uptime;
-    drawLine(made.canvas, SPARK.width, SPARK.height, state.times, row.points, SPARK.seconds);
-  }
+}
+
+function drawSparks(shown, first) {
+  const tall = shown.length * height, pen = open(sparks, SPARK.width, tall);
+  sparks.style.height = `${tall}px`; sparks.style.transform = `translateY(${first * height}px)`;
+  shown.forEach((row, index) => drawLine(pen, index * height + (height - SPARK.height) / 2, SPARK.width, SPARK.height, state.times, row.points, SPARK.seconds));
 }
 
 function arrange() {
   const words = filter.value.trim().toLowerCase();
   const isWanted = (row) => !words || row.words.includes(words) || phaseOf(row).includes(words);
   if (performance.now() > heldUntil) {
+    const key = `${state.moves} ${words}`;
+    if (arranged === key) return;
+    arranged = key;
     order = [...state.rows.values()].filter(isWanted);
     order.sort((a, b) => (RANK[a.activity] ?? 5) - (RANK[b.activity] ?? 5) || a.pid - b.pid);
     return;
   }
+  arranged = "";
   const known = new Set(order.map((row) => row.pid));
   order = order.map((row) => state.rows.get(row.pid) ?? (row.activity === "ended" ? row : { ...row, activity: "ended", rate: 0, bytes: 0 }));
   for (const row of state.rows.values()) if (!known.has(row.pid) && isWanted(row)) order.push(row);
@@ -86,18 +93,24 @@ function arrange() {
 
 const sayNone = () => state.uptime === null ? "Waiting for the kernel …" : state.rows.size ? "No process is like that." : "Nothing runs. Say something in the chat.";
 
+export function measureTable() {
+  height = parseFloat(getComputedStyle(grid).getPropertyValue("--row"));
+  room = grid.clientHeight - head.offsetHeight; top = grid.scrollTop;
+  hasSparks = sparkHead.offsetWidth > 0;
+}
+
 export function drawTable() {
   const place = order.findIndex((row) => row.pid === active);
   arrange();
   if (active !== null && !order.some((row) => row.pid === active)) active = order[Math.min(place, order.length - 1)]?.pid ?? null;
-  height = parseFloat(getComputedStyle(grid).getPropertyValue("--row"));
   const tall = `${order.length * height}px`;
   if (rows.style.height !== tall) rows.style.height = tall;
-  const room = grid.clientHeight - head.offsetHeight, first = Math.max(0, Math.floor(grid.scrollTop / height) - SPARE);
+  const first = Math.max(0, Math.floor(top / height) - SPARE);
   const shown = order.slice(first, first + Math.ceil(room / height) + 2 * SPARE);
   while (lines.length < shown.length) lines.push(makeLine());
   for (const made of lines.splice(shown.length)) made.line.remove();
   shown.forEach((row, index) => write(lines[index], row, first + index));
+  if (hasSparks) drawSparks(shown, first);
   grid.setAttribute("aria-rowcount", order.length + 1);
   const isShown = shown.some((row) => row.pid === active);
   if (isShown) grid.setAttribute("aria-activedescendant", `row-${active}`); else grid.removeAttribute("aria-activedescendant");
@@ -110,9 +123,10 @@ function choose(place) {
   const row = order[Math.max(0, Math.min(place, order.length - 1))];
   if (!row) return;
   active = row.pid;
-  const top = order.indexOf(row) * height, room = grid.clientHeight - head.offsetHeight;
-  if (top < grid.scrollTop) grid.scrollTop = top;
-  else if (top + height > grid.scrollTop + room) grid.scrollTop = top + height - room;
+  const at = order.indexOf(row) * height;
+  if (at < grid.scrollTop) grid.scrollTop = at;
+  else if (at + height > grid.scrollTop + room) grid.scrollTop = at + height - room;
+  measureTable();
   drawTable(); // at once: the next key, or whoever reads aloud, is to find it done
 }
 
