@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 from collections.abc import Callable
@@ -34,7 +35,8 @@ from llmos.kernel.gateway_process import GatewayProcess
 from llmos.kernel.image_store import ImageStore, default_image_folder
 from llmos.kernel.server import SyscallServer
 from llmos.kernel.system import System
-from llmos.kernel.tenants import Tenants, Terms
+from llmos.kernel.tenant_reload import BadAgreement, TenantReload
+from llmos.kernel.tenants import Agreement, Tenants, Terms
 from llmos.models import NoSuchModel, resolve_model, served_name
 from llmos.proc.lifecycle import ProcState
 from llmos.sched.accounts import Accounts
@@ -48,6 +50,7 @@ from llmos.sched.rerank import Rerank
 from llmos.tenants_file import read_tenants
 from native.memory import available_memory_bytes
 from syscalls.collector import settle_collector
+from syscalls.errno import SyscallError
 from syscalls.paths import default_socket_path, prepare_socket_directory
 
 SWAP_SHARE = 8  # all devices' host areas take this part of what is available, as they are written
@@ -97,9 +100,8 @@ async def boot(
     gateway = None
     await clean_image_store(system)
     prepare_socket_directory(Path(socket_path))
-    # First: two kernels on one socket must not both load a model. Other users of the machine may open it if
-    # the tenants file names some; the kernel turns away those that it does not.
-    listener = listen_unix(socket_path, 0o666 if tenants.names_users else 0o600)
+    # First: two kernels on one socket must not both load a model.
+    listener = listen_unix(socket_path, socket_mode(tenants))
     try:
         async with open_supervisor() as init:
             load = load_message(config, model_path)
@@ -119,9 +121,10 @@ async def boot(
             await init.start(
                 ChildSpec(name="errands", run=system.errands.run)
             )  # calls that wait for the disk
-            await init.start(
-                ChildSpec(name="server", run=SyscallServer(system, listener).run)
-            )  # syscall socket
+            server = SyscallServer(system, listener)
+            if config.tenants is not None:
+                system.reload_tenants = make_tenant_reload(config, system, server, socket_path).reload
+            await init.start(ChildSpec(name="server", run=server.run))  # syscall socket
             async with trio.open_nursery() as starting:
                 for name, host in system.hosts.items():  # drivers: all devices load at once
                     starting.start_soon(init.start, ChildSpec(name=f"host {name}", run=host.run))
@@ -143,7 +146,23 @@ async def boot(
 
 
 def make_tenants(config: Config) -> Tenants:
-    """Who is agreed what, from the tenants file and the weights. Raises ConfigError."""
+    """Who is agreed what at the start. Raises ConfigError."""
+    agreement = read_agreement(config)
+    tenants = Tenants(Accounts(agreement.weights), agreement.terms, agreement.default)
+    if (
+        config.listen
+        and listens_beyond_loopback(config.listen)
+        and not (tenants.needs_key or config.insecure_no_keys)
+    ):
+        raise ConfigError(
+            f"listen is {config.listen!r}, which other machines reach, and no tenant has a key: give keys in "
+            "tenants (see `llmos key`), listen on 127.0.0.1, or set insecure_no_keys"
+        )
+    return tenants
+
+
+def read_agreement(config: Config) -> Agreement:
+    """Who is agreed what, from the tenants file and the weights. Blocks. Raises ConfigError."""
     file = read_tenants(config.tenants)
     weights = parse_weights(config.tenant_weights)
     if twice := sorted(weights.keys() & file.tenant.keys()):
@@ -158,17 +177,28 @@ def make_tenants(config: Config) -> Tenants:
         )
         for name, entry in file.tenant.items()
     }
-    tenants = Tenants(Accounts(weights), terms, file.default.limits(file.default))
-    if (
-        config.listen
-        and listens_beyond_loopback(config.listen)
-        and not (tenants.needs_key or config.insecure_no_keys)
-    ):
-        raise ConfigError(
-            f"listen is {config.listen!r}, which other machines reach, and no tenant has a key: give keys in "
-            "tenants (see `llmos key`), listen on 127.0.0.1, or set insecure_no_keys"
-        )
-    return tenants
+    return Agreement(terms=terms, default=file.default.limits(file.default), weights=weights)
+
+
+def make_tenant_reload(
+    config: Config, system: System, server: SyscallServer, socket_path: str
+) -> TenantReload:
+    """What reads the tenants file again."""
+
+    def read() -> Agreement:
+        try:
+            return read_agreement(config)
+        except ConfigError as error:
+            raise BadAgreement(str(error)) from error
+
+    return TenantReload(
+        system, server, read, lambda system: Path(socket_path).chmod(socket_mode(system.tenants))
+    )
+
+
+def socket_mode(tenants: Tenants) -> int:
+    """Other users of the machine may open the socket if some are named; the kernel turns away the others."""
+    return 0o666 if tenants.names_users else 0o600
 
 
 def announce(system: System, gateway: GatewayProcess | None, socket_path: str, seconds: float) -> Ready:
@@ -427,13 +457,22 @@ async def serve(
     on_ready: Callable[[Ready], None],
     on_progress: Callable[[str, Progress], None] | None = None,
 ) -> None:
-    """Boot, say so, serve until Ctrl-C, SIGTERM or a shutdown call; a second signal does not wait."""
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    """Boot, say so, serve until Ctrl-C, SIGTERM or a shutdown call; a second signal does not wait.
+
+    With a tenants file SIGHUP has it read again.
+    """
+    obeyed = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if config.tenants is not None else [])]
+    with trio.open_signal_receiver(*obeyed) as signals:
         async with trio.open_nursery() as nursery:
 
             async def obey_signals() -> None:
                 num_seen = 0
-                async for _ in signals:
+                async for number in signals:
+                    if number == signal.SIGHUP:
+                        if systems and systems[0].reload_tenants is not None:
+                            with contextlib.suppress(SyscallError):  # it is in the events
+                                await systems[0].reload_tenants()
+                        continue
                     num_seen += 1
                     if num_seen > 1 or not systems:
                         nursery.cancel_scope.cancel()

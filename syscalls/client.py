@@ -82,7 +82,18 @@ from syscalls.system import (
     Statistics,
     StatisticsInfo,
 )
-from syscalls.tenant import Identity, ShareList, Shares, TenantInfo, TenantList, Tenants, TenantShare, Whoami
+from syscalls.tenant import (
+    Identity,
+    ReloadTenants,
+    ShareList,
+    Shares,
+    TenantInfo,
+    TenantList,
+    Tenants,
+    TenantShare,
+    TenantsReloaded,
+    Whoami,
+)  # fmt: skip
 
 __all__ = ["Client", "ConnectionLost", "EventStream", "OutputStream", "attach_client", "open_client"]
 
@@ -421,6 +432,10 @@ class Client:
     async def tenants(self, *, everyone: bool = False) -> tuple[TenantInfo, ...]:
         """Describe tenants: their limits, and what they use. See `Tenants`."""
         return (await self._ask(Tenants(everyone), TenantList)).tenants
+
+    async def reload_tenants(self) -> TenantsReloaded:
+        """Have the tenants file read again. See `ReloadTenants`."""
+        return await self._ask(ReloadTenants(), TenantsReloaded)
 
     # --- the two tasks -------------------------------------------------------------------------------------
 

@@ -58,7 +58,17 @@ from syscalls.system import (
     Statistics,
     StatisticsInfo,
 )  # fmt: skip
-from syscalls.tenant import Exceeded, Identity, ShareList, Shares, TenantList, Tenants, Whoami
+from syscalls.tenant import (
+    Exceeded,
+    Identity,
+    ReloadTenants,
+    ShareList,
+    Shares,
+    TenantList,
+    Tenants,
+    TenantsReloaded,
+    Whoami,
+)  # fmt: skip
 
 ABI_VERSION = 1
 MAX_FRAME_BYTES = 16 << 20
@@ -69,7 +79,7 @@ Request = (
     | Embed
     | Checkpoint | Restore | Images | RemoveImage
     | Meminfo | Maps | Frames
-    | Whoami | Tenants | Shares
+    | Whoami | Tenants | ReloadTenants | Shares
     | Devices | Models | Events | Statistics | Shutdown | Ping
 )  # fmt: skip
 
@@ -85,7 +95,8 @@ class ErrorReply(msgspec.Struct, frozen=True, tag="error"):
 Answer = (
     Spawned | Waited | Output | Done | ProcessList | ProcessInfo
     | Checkpointed | ImageList
-    | WhyInfo | TraceList | MemoryInfo | MapList | FrameMapList | Identity | TenantList | ShareList
+    | WhyInfo | TraceList | MemoryInfo | MapList | FrameMapList | Identity | TenantList
+    | TenantsReloaded | ShareList
     | DeviceList | ModelList | EventList | StatisticsInfo | ErrorReply
 )  # fmt: skip
 

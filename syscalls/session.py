@@ -68,7 +68,16 @@ from syscalls.system import (
     Statistics,
     StatisticsInfo,
 )
-from syscalls.tenant import Identity, ShareList, Shares, TenantList, Tenants, Whoami
+from syscalls.tenant import (
+    Identity,
+    ReloadTenants,
+    ShareList,
+    Shares,
+    TenantList,
+    Tenants,
+    TenantsReloaded,
+    Whoami,
+)  # fmt: skip
 
 REPLY_TYPES: dict[type[Request], type[Answer]] = {
     Spawn: Spawned,
@@ -101,6 +110,7 @@ REPLY_TYPES: dict[type[Request], type[Answer]] = {
     Ping: Done,
     Whoami: Identity,
     Tenants: TenantList,
+    ReloadTenants: TenantsReloaded,
 }
 
 

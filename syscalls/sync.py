@@ -75,7 +75,18 @@ from syscalls.system import (
     Statistics,
     StatisticsInfo,
 )
-from syscalls.tenant import Identity, ShareList, Shares, TenantInfo, TenantList, Tenants, TenantShare, Whoami
+from syscalls.tenant import (
+    Identity,
+    ReloadTenants,
+    ShareList,
+    Shares,
+    TenantInfo,
+    TenantList,
+    Tenants,
+    TenantShare,
+    TenantsReloaded,
+    Whoami,
+)  # fmt: skip
 
 __all__ = ["ConnectionLost", "SyncClient", "SyncEventStream", "SyncOutputStream"]
 
@@ -351,6 +362,10 @@ class SyncClient:
     def tenants(self, *, everyone: bool = False) -> tuple[TenantInfo, ...]:
         """Describe tenants: their limits, and what they use. See `Tenants`."""
         return self._ask(Tenants(everyone), TenantList).tenants
+
+    def reload_tenants(self) -> TenantsReloaded:
+        """Have the tenants file read again. See `ReloadTenants`."""
+        return self._ask(ReloadTenants(), TenantsReloaded)
 
 
 class SyncOutputStream:

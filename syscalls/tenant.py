@@ -1,4 +1,4 @@
-"""Tenant family: whoami, tenants (limits and what is left of them), shares. A session acts for a tenant."""
+"""Tenant family: whoami, tenants, reload_tenants, shares. A session acts for a tenant, which has limits."""
 
 from __future__ import annotations
 
@@ -75,6 +75,26 @@ class TenantList(msgspec.Struct, frozen=True, tag="tenant_list"):
     """Reply to `Tenants`, by name. Those with keys or users are there before anybody acts for them."""
 
     tenants: tuple[TenantInfo, ...]
+
+
+class ReloadTenants(msgspec.Struct, frozen=True, tag="reload_tenants"):
+    """Read the tenants file again, all or nothing: names, keys, users, weights and limits hold from now on.
+
+    Sessions whose key or user no longer stands for their tenant end, and with them the processes that live
+    with them; detached ones go on, those of a tenant that is named no longer under the default limits.
+
+    Errors: EPERM (administrators only), EINVAL (there is no file, it is wrong, or it would bring the first
+    key or take the last; the message names it, and everything stays as it was).
+    """
+
+
+class TenantsReloaded(msgspec.Struct, frozen=True, tag="tenants_reloaded"):
+    """Reply to `ReloadTenants`: names, in order."""
+
+    added: tuple[str, ...]
+    changed: tuple[str, ...]  # in anything: keys, users, weight, limits, rights
+    removed: tuple[str, ...]
+    num_ended_sessions: int
 
 
 class Shares(msgspec.Struct, frozen=True, tag="shares"):

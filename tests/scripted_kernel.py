@@ -94,12 +94,14 @@ from syscalls.tenant import (
     Limits,
     Rate,
     Rates,
+    ReloadTenants,
     ShareList,
     Shares,
     TenantInfo,
     TenantList,
     Tenants,
     TenantShare,
+    TenantsReloaded,
     Whoami,
 )  # fmt: skip
 from tests.syscalls.fake_kernel import FakeKernel, FakeSession, open_fake_kernel
@@ -382,6 +384,8 @@ class ScriptedKernel:
                 del self.images[name]
             case Frames():
                 return FrameMapList(())  # as of devices that have not loaded a model
+            case ReloadTenants():
+                return TenantsReloaded(("carol",), (), ("bob",), 2)
             case Shares():
                 return ShareList(self._list_shares())
             case Devices():

@@ -35,6 +35,11 @@ class Bucket:
         missing = amount - self.level(now)
         return missing * 60 / self.per_minute if missing > SLACK else 0.0
 
+    def change(self, per_minute: float, now: float) -> None:
+        """Set another rate. What was taken stays taken: with less there may be a debt at once."""
+        self._level = self.level(now) + per_minute - self.per_minute
+        self.per_minute = per_minute
+
     def take(self, amount: float, now: float) -> None:
         """Take, into debt if need be."""
         self._level = self.level(now) - amount

@@ -9,7 +9,17 @@ from llmos.kernel.session import Session
 from llmos.kernel.system import System
 from syscalls.codec import Answer
 from syscalls.errno import Errno, SyscallError
-from syscalls.tenant import Identity, ShareList, Shares, TenantInfo, TenantList, Tenants, TenantShare, Whoami
+from syscalls.tenant import (
+    Identity,
+    ReloadTenants,
+    ShareList,
+    Shares,
+    TenantInfo,
+    TenantList,
+    Tenants,
+    TenantShare,
+    Whoami,
+)  # fmt: skip
 
 
 def whoami(system: System, session: Session, call_id: int, body: Whoami) -> Answer:
@@ -39,6 +49,16 @@ def tenants(system: System, session: Session, call_id: int, body: Tenants) -> An
             for tenant in chosen
         )
     )
+
+
+def reload_tenants(system: System, session: Session, call_id: int, body: ReloadTenants) -> Answer | None:
+    """See syscalls.tenant.ReloadTenants."""
+    if not session.is_admin:
+        raise SyscallError(Errno.EPERM, "reading the tenants again is for administrators")
+    if system.reload_tenants is None:
+        raise SyscallError(Errno.EINVAL, "this kernel was started without a tenants file")
+    system.errands.start(session, call_id, system.reload_tenants, is_lasting=True)
+    return None
 
 
 def shares(system: System, session: Session, call_id: int, body: Shares) -> Answer:

@@ -54,6 +54,7 @@ TABLE: dict[type[Request], Handler] = {
     m.Maps: calls_memory.maps,
     t.Whoami: calls_tenant.whoami,
     t.Tenants: calls_tenant.tenants,
+    t.ReloadTenants: calls_tenant.reload_tenants,
     i.Checkpoint: calls_image.checkpoint,
     i.Restore: calls_image.restore,
     i.Images: calls_image.images,

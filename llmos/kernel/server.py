@@ -25,6 +25,7 @@ class SyscallServer:
         self._listener = listener
         self._dispatcher = Dispatcher(system)
         self._next_session = 1
+        self._sessions: set[Session] = set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; the listener is closed then."""
@@ -33,6 +34,10 @@ class SyscallServer:
                 partial(trio.serve_listeners, self._handle, [self._listener], handler_nursery=nursery)
             )
             task_status.started()
+
+    def identify_again(self) -> int:
+        """After the tenants have changed: end sessions that act for whom they may not; return how many."""
+        return sum([session.identify_again() for session in self._sessions])
 
     async def _handle(self, stream: trio.SocketStream) -> None:
         """Serve one connection; nothing it does may end the others."""
@@ -50,6 +55,7 @@ class SyscallServer:
         )
         self._next_session += 1
         system.num_sessions += 1
+        self._sessions.add(session)
         try:
             await session.run()
         except* Exception as group:
@@ -59,5 +65,6 @@ class SyscallServer:
             )
         finally:
             system.num_sessions -= 1
+            self._sessions.discard(session)
             with trio.CancelScope(shield=True):
                 await stream.aclose()

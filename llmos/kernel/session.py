@@ -11,6 +11,7 @@ import trio
 
 from llmos.ipc.framing import FrameError, FrameStream
 from llmos.kernel.system import System
+from llmos.kernel.tenants import hash_key
 from llmos.params import (
     FAREWELL_SECONDS,
     HANDSHAKE_SECONDS,
@@ -62,6 +63,7 @@ class Session:
     carry_out: CarryOut
     tenant: str = ""  # whom it acts for, by the handshake
     is_admin: bool = False
+    _key_sha256: str = ""  # of the key that it was opened with; empty: with none
     _parked: dict[int, Undo] = attrs.field(factory=dict)
     _listeners: dict[int, Callable[[Answer], None]] = attrs.field(factory=dict)  # of calls, for traces
     _outgoing: list[bytes] = attrs.field(factory=list)
@@ -70,13 +72,15 @@ class Session:
     _has_outgoing: trio.Event = attrs.field(factory=trio.Event)
     _has_room: trio.Event = attrs.field(factory=trio.Event)
     _is_closed: bool = False
+    _serving: trio.CancelScope = attrs.field(factory=trio.CancelScope)
 
     async def run(self) -> None:
         """Serve the connection until it ends, by whoever's doing. Never raises for what a client sends."""
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write_replies)
-                await self._serve(nursery)
+                with self._serving:
+                    await self._serve(nursery)
                 self.close()
                 # Let the last words out, to one who still listens: they may say why the session ends.
                 nursery.cancel_scope.deadline = trio.current_time() + FAREWELL_SECONDS
@@ -147,10 +151,33 @@ class Session:
 
         Raises SyscallError: EPERM.
         """
-        self.tenant, self.is_admin = self.system.tenants.identify_user(self.uid)
-        if key:
-            self.tenant, self.is_admin = self.system.tenants.identify_key(key)
+        self._key_sha256 = hash_key(key) if key else ""
+        self.tenant, self.is_admin = self._find_out()
         self.system.tenants.of(self.tenant)
+
+    def _find_out(self) -> tuple[str, bool]:
+        found = self.system.tenants.identify_user(self.uid)
+        return self.system.tenants.identify_digest(self._key_sha256) if self._key_sha256 else found
+
+    def identify_again(self) -> bool:
+        """The tenants are others now: take the rights that the credentials give, or end the session.
+
+        Returns:
+            True: it ends, for it may not act any more for the tenant that it acted for.
+        """
+        if not self.tenant:
+            return False  # there was no Hello yet
+        try:
+            tenant, is_admin = self._find_out()
+            reason = f"it would act for {tenant} now"
+        except SyscallError as error:
+            tenant, is_admin, reason = "", False, error.message
+        if tenant == self.tenant:
+            self.is_admin = is_admin
+            return False
+        self._send(0, ErrorReply(Errno.EPERM, f"the session ends: {reason}"))
+        self._serving.cancel()
+        return True
 
     # --- replies -----------------------------------------------------------------------------------------
 

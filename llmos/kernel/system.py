@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import attrs
 import msgspec
@@ -45,6 +45,7 @@ from syscalls.system import (
     SwapInfo,
     TierInfo,
 )
+from syscalls.tenant import TenantsReloaded
 
 process_log = structlog.get_logger("process")
 
@@ -72,6 +73,7 @@ class System:
     started_at: float = attrs.field(factory=trio.current_time)
     loaded_at: int = 0  # seconds since the epoch
     request_shutdown: Callable[[float], None] = lambda grace: None
+    reload_tenants: Callable[[], Awaitable[TenantsReloaded]] | None = None  # None: there is no tenants file
     num_spawned: int = 0
     traces: Traces = attrs.field(factory=Traces)
     unflushed: set[Callable[[], None]] = attrs.field(factory=set)  # sessions with replies that wait

@@ -32,6 +32,24 @@ class Terms:
     is_admin: bool = False  # its keys are administrators'
 
 
+@attrs.frozen(kw_only=True)
+class Agreement:
+    """What is agreed with everybody."""
+
+    terms: Mapping[str, Terms] = attrs.field(factory=dict)  # by tenant
+    default: Limits = UNLIMITED  # of those that have no terms
+    weights: Mapping[str, float] = attrs.field(factory=dict)  # of those that do not weigh 1
+
+
+@attrs.frozen(kw_only=True)
+class Changes:
+    """Tenants that another agreement has named anew, changed or left out; each by name."""
+
+    added: tuple[str, ...]
+    changed: tuple[str, ...]
+    removed: tuple[str, ...]
+
+
 @attrs.define(eq=False)
 class Tenant:
     """One tenant of this kernel: its limits, its rates, its processes.
@@ -126,6 +144,22 @@ class Tenant:
         return Rates(_rate(self.requests, now), _rate(self.tokens, now))
 
 
+def hash_key(key: str) -> str:
+    """SHA-256, in hex, as the tenants file has it."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def _change_bucket(bucket: Bucket | None, per_minute: float | None) -> Bucket | None:
+    """A bucket of another rate that goes on from what was taken; None: without a limit."""
+    now = trio.current_time()
+    if per_minute is None:
+        return None
+    if bucket is None:
+        return Bucket(per_minute, now)
+    bucket.change(per_minute, now)
+    return bucket
+
+
 def _rate(bucket: Bucket | None, now: float) -> Rate | None:
     if bucket is None:
         return None
@@ -152,10 +186,13 @@ class Tenants:
     _by_key: dict[str, str] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._by_uid = {uid: name for name, terms in self.terms.items() for uid in terms.uids}
-        self._by_key = {digest: name for name, terms in self.terms.items() for digest in terms.keys_sha256}
+        self._index_names()
         for name in self.terms:
             self.of(name)
+
+    def _index_names(self) -> None:
+        self._by_uid = {uid: name for name, terms in self.terms.items() for uid in terms.uids}
+        self._by_key = {digest: name for name, terms in self.terms.items() for digest in terms.keys_sha256}
 
     def __iter__(self) -> Iterator[Tenant]:
         return iter(sorted(self._tenants.values(), key=lambda tenant: tenant.name))
@@ -177,17 +214,48 @@ class Tenants:
         return tenant
 
     def _open(self, name: str) -> Tenant:
-        limits = self.terms[name].limits if name in self.terms else self.default
-        account = self.accounts.of(name)
-        self.accounts.set_caps(name, limits.max_running, limits.max_resident_bytes)
-        now = trio.current_time()
-        requests, tokens = (
-            None if per_minute is None else Bucket(per_minute, now)
-            for per_minute in (limits.requests_per_minute, limits.tokens_per_minute)
-        )
-        tenant = Tenant(name, limits, account, requests, tokens)
-        account.observe = tenant.observe_service
+        tenant = Tenant(name, UNLIMITED, self.accounts.of(name), None, None)
+        self._set_limits(tenant)
+        tenant.account.observe = tenant.observe_service
         return tenant
+
+    def _set_limits(self, tenant: Tenant) -> None:
+        """Hold a tenant to what its terms, or the default, say now."""
+        limits = self.terms[tenant.name].limits if tenant.name in self.terms else self.default
+        self.accounts.set_caps(tenant.name, limits.max_running, limits.max_resident_bytes)
+        tenant.limits = limits
+        tenant.requests = _change_bucket(tenant.requests, limits.requests_per_minute)
+        tenant.tokens = _change_bucket(tenant.tokens, limits.tokens_per_minute)
+
+    def replace(self, agreement: Agreement) -> Changes:
+        """Agree anew with everybody, from now on. What was taken of a rate stays taken, counters stand.
+
+        A tenant that is named no longer keeps its processes, under the default limits.
+
+        Raises:
+            SyscallError: EINVAL, there would be the first keys, or none any more; nothing was changed.
+        """
+        has_keys = any(terms.keys_sha256 for terms in agreement.terms.values())
+        if has_keys != self.needs_key:
+            which = "the first key" if has_keys else "no key any more"
+            raise SyscallError(
+                Errno.EINVAL, f"there would be {which}, and doors ask for keys from their start on: restart"
+            )
+        before = {name: (terms, self.accounts.of(name).weight) for name, terms in self.terms.items()}
+        self.terms, self.default = agreement.terms, agreement.default
+        self._index_names()
+        self.accounts.set_weights(agreement.weights)
+        self.accounts.clear_caps()
+        for tenant in self._tenants.values():
+            self._set_limits(tenant)
+        for name in self.terms:
+            self.of(name)
+        after = {name: (terms, self.accounts.of(name).weight) for name, terms in self.terms.items()}
+        return Changes(
+            added=tuple(sorted(after.keys() - before.keys())),
+            changed=tuple(sorted(n for n in after.keys() & before.keys() if after[n] != before[n])),
+            removed=tuple(sorted(before.keys() - after.keys())),
+        )
 
     # --- who is it? --------------------------------------------------------------------------------------
 
@@ -208,7 +276,10 @@ class Tenants:
 
         Takes as long for every wrong key. Raises SyscallError: EPERM.
         """
-        given = hashlib.sha256(key.encode()).hexdigest()
+        return self.identify_digest(hash_key(key))
+
+    def identify_digest(self, given: str) -> tuple[str, bool]:
+        """As `identify_key`, by the key's hash."""
         found = [name for digest, name in self._by_key.items() if hmac.compare_digest(digest, given)]
         if not found:
             raise SyscallError(Errno.EPERM, "no tenant has this key")

@@ -144,6 +144,25 @@ class Accounts:
         self.has_memory_caps |= max_resident_bytes is not None
         self.has_caps |= max_running is not None or self.has_memory_caps
 
+    def clear_caps(self) -> None:
+        """Nobody has caps, until they are set again."""
+        for account in self._accounts.values():
+            account.max_running = account.max_resident_bytes = None
+            self.set_held_back(account, False)
+        self.has_caps = self.has_memory_caps = False
+
+    def set_weights(self, weights: Mapping[str, float]) -> None:
+        """Give every tenant its weight anew; those that are not named weigh 1.
+
+        Counters stand: what was charged was charged by the weight of its time.
+        """
+        self.weights = weights
+        for account in self._accounts.values():
+            weight = weights.get(account.tenant, 1.0)
+            if account.num_running:
+                self._running_weight += weight - account.weight
+            account.weight = weight
+
     def set_held_back(self, account: Account, is_held_back: bool) -> None:
         """A cap of the tenant's own keeps the next of its processes waiting, or does so no longer."""
         if account.is_held_back and not is_held_back:

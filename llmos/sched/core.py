@@ -52,6 +52,7 @@ from llmos.sched.messages import (
     Enqueue,
     GrammarFinished,
     Message,
+    Reconsider,
     Restore,
     Save,
     StepFinished,
@@ -197,6 +198,8 @@ class Core(Actor[Message]):
             case Sweep(idle_seconds):
                 if self._link is not None:
                     self.residents.sweep(idle_seconds)
+            case Reconsider():
+                self.residents.admission_is_due = True
             case Enqueue(processes):
                 commands.enqueue(self.residents, processes)
             case Save():

@@ -131,6 +131,11 @@ class Sweep:
 
 
 @attrs.frozen
+class Reconsider:
+    """What tenants may have is different now: ask the policy again who may run."""
+
+
+@attrs.frozen
 class DriverUp:
     """A driver has loaded the model and waits for steps."""
 
@@ -148,4 +153,4 @@ class DriverDown:
 
 Command = Kill | Stop | Cont | Renice | WriteInput | Fork
 FromDevice = StepFinished | CopyFinished | GrammarFinished | DriverUp | DriverDown
-Message = Enqueue | Command | Save | Restore | Sweep | FromDevice
+Message = Enqueue | Command | Save | Restore | Sweep | Reconsider | FromDevice

@@ -68,3 +68,18 @@ def test_the_last_minute_is_the_last_minute(steps: list[tuple[float, float]]) ->
         expected = sum(amount for second, amount in happened if int(now) - second < 60)
         assert recent.total(now) == pytest.approx(expected)
         assert LastMinute().total(now) == 0
+
+
+@given(first=st.floats(1, 1000), second=st.floats(1, 1000), steps=STEPS)
+def test_what_was_taken_stays_taken_at_another_rate(
+    first: float, second: float, steps: list[tuple[float, float]]
+) -> None:
+    """A change gives nothing and takes nothing; from then on the level is the sum at the new rate."""
+    bucket, now = Bucket(first, 0.0), 0.0
+    for pause, amount in steps:
+        now += pause
+        bucket.take(amount, now)
+    used = first - bucket.level(now)
+    bucket.change(second, now)
+    assert second - bucket.level(now) == pytest.approx(used, abs=1e-6)
+    assert bucket.level(now + 60 * max(1.0, used) / second) == pytest.approx(second, abs=1e-6)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from syscalls.errno import Errno, SyscallError
 from syscalls.process import Spawn
-from syscalls.tenant import Tenants
+from syscalls.tenant import ReloadTenants, Tenants
 from tests.llmsh.harness import open_shell
 from tests.llmsh.test_process_commands import read_table
 from tests.scripted_kernel import open_scripted_kernel
@@ -31,6 +31,18 @@ async def test_tenants_show_what_is_left(tmp_path: Path) -> None:
         assert tenant["limits"]["max_running"] == 4
         asked = [call for call in kernel.calls if isinstance(call, Tenants)]
         assert [call.everyone for call in asked] == [False, True]
+
+
+async def test_tenants_reload_tells_what_is_different(tmp_path: Path) -> None:
+    """Names that came and went, and sessions that ended; other words are refused."""
+    async with open_scripted_kernel(tmp_path) as kernel, open_shell(tmp_path) as shell:
+        assert await shell.run("tenants reload") == (0, "added: carol\nremoved: bob\n2 sessions ended\n")
+        assert json.loads((await shell.run("tenants reload --json"))[1])["removed"] == ["bob"]
+        assert (await shell.run("tenants bob"))[0] == 2
+        assert "'bob' is not 'reload'" in shell.errors
+        kernel.refusals[ReloadTenants] = SyscallError(Errno.EINVAL, "the tenants stay as they were: no")
+        assert (await shell.run("tenants reload"))[0] == 1
+        assert "the tenants stay as they were" in shell.errors
 
 
 async def test_a_limit_is_explained(tmp_path: Path) -> None:

@@ -56,6 +56,8 @@ class FairMachine(RuleBasedStateMachine):
         self.floor = dict.fromkeys(WEIGHTS, 0.0)
         self.delivered = dict.fromkeys(WEIGHTS, 0.0)
         self.lifted = dict.fromkeys(WEIGHTS, 0.0)
+        self.charged = dict.fromkeys(WEIGHTS, 0.0)
+        self.weights = dict(WEIGHTS)
 
     def pick(self, number: int, state: ProcState | None = None) -> Process | None:
         """One of those in a state."""
@@ -99,7 +101,8 @@ class FairMachine(RuleBasedStateMachine):
     def run(self, process: Process) -> None:
         service = weigh(process.num_uncharged, 1)
         self.engine.run(process)
-        self.model.counters[process.tenant] += service / WEIGHTS[process.tenant]
+        self.model.counters[process.tenant] += service / self.weights[process.tenant]
+        self.charged[process.tenant] += service / self.weights[process.tenant]
         self.delivered[process.tenant] += service
 
     @rule()
@@ -128,6 +131,12 @@ class FairMachine(RuleBasedStateMachine):
             if process.state is ProcState.READY:
                 self.start_waiting(process)
 
+    @rule(tenant=TENANTS, weight=st.sampled_from((0.25, 1.0, 4.0)))
+    def reweigh(self, tenant: str, weight: float) -> None:
+        """What was charged stands; what follows is charged by the new weight."""
+        self.weights[tenant] = weight
+        self.accounts.set_weights(dict(self.weights))
+
     @rule(number=st.integers(0, 9))
     def kill(self, number: int) -> None:
         if process := self.pick(number):
@@ -138,14 +147,21 @@ class FairMachine(RuleBasedStateMachine):
     @invariant()
     def counters_are_the_models(self) -> None:
         """They never fall, and are what was delivered, by weight, and the lifts: nothing else."""
-        for tenant, weight in WEIGHTS.items():
+        for tenant, weight in self.weights.items():
             account = self.accounts.of(tenant)
             assert account.counter == self.model.counters[tenant] >= self.floor[tenant]
-            assert account.counter == self.delivered[tenant] / weight + self.lifted[tenant]
+            assert account.counter == self.charged[tenant] + self.lifted[tenant]
+            assert account.weight == weight
             delivered = weigh(account.num_prompt_tokens, account.num_output_tokens)
             assert delivered == self.delivered[tenant]
             assert account.num_waiting == len(self.model.waiting[tenant])
             self.floor[tenant] = account.counter
+
+    @invariant()
+    def load_is_by_the_weights_of_those_who_run(self) -> None:
+        running = self.engine.queue.running
+        weight = sum(self.weights[tenant] for tenant in {process.tenant for process in running})
+        assert self.accounts.mean_load == (len(running) / weight if running else 0.0)
 
     @invariant()
     def everybody_is_in_one_place(self) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +25,13 @@ PROMPT = [300 + i % 200 for i in range(400)]
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def tenants_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the server's tenants file is."""
+    return tmp_path_factory.mktemp("tenants") / "tenants.toml"
+
+
+@pytest.fixture(scope="module")
+def server(tenants_path: Path) -> Iterator[Server]:
     """A server whose file has two tenants; one is limited."""
     lines = []
     for name, limits in (
@@ -31,7 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     ):
         digest = hashlib.sha256(KEYS[name].encode()).hexdigest()
         lines.append(f'[tenant.{name}]\nkeys_sha256 = ["{digest}"]\n{limits}\n')
-    path = tmp_path_factory.mktemp("tenants") / "tenants.toml"
+    path = tenants_path
     path.write_text("".join(lines))
     options = ("--device", "cpu", "--threads", "1", "--pool-mib", "256", "--tenants", str(path))
     with running_server(*options) as running:
@@ -40,7 +49,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             assert httpx.get(f"{running.url}/v1/models", headers=headers, timeout=30).status_code == 200
         before = count(running)
         yield running
-        assert_no_leak(running, before)
+        assert_no_leak(running, before)  # the last test gave one session's place to another
 
 
 def ask(server: Server, name: str, **fields: object) -> openai.types.Completion:
@@ -102,3 +111,35 @@ def test_a_tenant_sees_only_its_own(server: Server) -> None:
                     call(pid)
         bob.kill(pid)
         bob.wait(pid)
+
+
+def test_a_signal_has_the_file_read_again(server: Server, tenants_path: Path) -> None:
+    """A wrong file changes nothing; then bob's key opens no door, carol's does, alice's still does."""
+    written = tenants_path.read_text()
+    alice, bob, carol = KEYS["alice"], KEYS["bob"], "sk-llmos-carol"
+    with SyncClient(server.socket_path) as administrator:
+
+        def hang_up(text: str) -> str:
+            """Write the file, send the signal, and return the event that says what came of it."""
+            since = administrator.events()[-1].sequence + 1
+            tenants_path.write_text(text)
+            os.kill(server.os_pid, signal.SIGHUP)
+            (event, *_) = administrator.events(since, follow=True)
+            assert event.subsystem == "tenants"
+            return event.text
+
+        assert "unknown field `limit`" in hang_up("[default]\nlimit = 3\n" + written)
+        assert look(server, bob) == 200
+        digest = hashlib.sha256(carol.encode()).hexdigest()
+        text = hang_up(written.partition("[tenant.bob]")[0] + f'[tenant.carol]\nkeys_sha256 = ["{digest}"]\n')
+        assert text == "tenants read again: added carol; removed bob; 1 sessions ended"
+    assert look(server, carol) == look(server, alice) == 200
+    deadline = time.monotonic() + 10
+    while look(server, bob) != 401 and time.monotonic() < deadline:  # until the gateway sees its session end
+        time.sleep(0.01)
+    assert look(server, bob) == 401
+
+
+def look(server: Server, key: str) -> int:
+    """What a key's request for the models is answered with."""
+    return httpx.get(f"{server.url}/v1/models", headers={"x-api-key": key}, timeout=30).status_code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shell.llmsh.errors import UsageError
 from shell.llmsh.listing import Column, make_table
 from shell.llmsh.loop import Shell
 from shell.llmsh.options import Arguments, Option
@@ -22,8 +23,10 @@ async def show_identity(shell: Shell, arguments: Arguments) -> int:
 
 
 async def list_tenants(shell: Shell, arguments: Arguments) -> int:
-    """`tenants`: what each has, and may have."""
+    """`tenants`: what each has, and may have; `tenants reload` has their file read again."""
     client = await shell.client()
+    if arguments.operands:
+        return await _reload(shell, arguments)
     tenants = await client.tenants(everyone=bool(arguments["all"]))
     if shell.is_json(arguments):
         shell.screen.json(tenants)
@@ -34,6 +37,24 @@ async def list_tenants(shell: Shell, arguments: Arguments) -> int:
         *(Column(name, True, is_minor=True) for name in ("REQUESTS/MIN", "TOKENS/MIN", "REFUSED")),
     )
     shell.screen.show(make_table(columns, [_describe(tenant) for tenant in tenants]))
+    return 0
+
+
+async def _reload(shell: Shell, arguments: Arguments) -> int:
+    (action,) = arguments.operands
+    if action != RELOAD:
+        raise UsageError(f"{action!r} is not {RELOAD!r}")
+    done = await (await shell.client()).reload_tenants()
+    if shell.is_json(arguments):
+        shell.screen.json(done)
+        return 0
+    for what, names in (("added", done.added), ("changed", done.changed), ("removed", done.removed)):
+        if names:
+            shell.screen.line(f"{what}: {', '.join(names)}")
+    if not (done.added or done.changed or done.removed):
+        shell.screen.line("nothing is different")
+    if done.num_ended_sessions:
+        shell.screen.line(f"{done.num_ended_sessions} sessions ended")
     return 0
 
 
@@ -62,6 +83,8 @@ def _left(rate: Rate | None) -> str:
     return "" if rate is None else f"{rate.remaining:.0f} of {rate.limit:g}"
 
 
+RELOAD = "reload"
+
 COMMANDS = (
     Command(
         "whoami",
@@ -75,13 +98,18 @@ COMMANDS = (
         summary="Show your tenant, or with -a all",
         details=(
             "Its share of the last minute, what it has now and what it may have, and what is left of its "
-            "limits per minute. Administrators may see all."
+            "limits per minute. Administrators may see all. 'tenants reload' (administrators) has the kernel "
+            "read its tenants file again: names, keys, weights and limits hold from then on; a file that is "
+            "wrong changes nothing."
         ),
+        operands="[reload]",
+        max_operands=1,
         function=list_tenants,
         options=(Option(("--all", "-a"), "everybody's"), JSON),
         examples=(
             ("tenants", "you"),
             ("tenants -a", "everybody"),
+            ("tenants reload", "after the file was edited"),
         ),
     ),
 )
