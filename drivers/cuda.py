@@ -8,6 +8,7 @@ import torch
 
 from drivers.backend import DeviceUnavailable
 from drivers.cuda_arena import CudaArena
+from drivers.model.int8_loader import load_int8
 from drivers.model.loader import ProgressCallback, load_reference, open_model
 from drivers.model.transformer import Model
 from drivers.ops.interface import Ops
@@ -71,6 +72,8 @@ class CudaDriver:
     def load_model(self, load: Load, report: ProgressCallback) -> tuple[Model, Quality | None]:
         """See Backend."""
         device, opened = self.torch_device, open_model(load.path, load.max_model_len)
+        if load.weights == "w8a8":
+            return load_int8(opened, load, device, self.num_threads, report, self._choose_ops()), None
         return load_reference(opened, load, device, report, self._choose_ops()), None
 
     def choose_pool_bytes(self) -> int:

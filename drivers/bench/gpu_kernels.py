@@ -10,10 +10,13 @@ import torch.nn.functional as F
 from drivers.bench.gpu_setup import Setup
 from drivers.bench.rows import Measured
 from drivers.ops.batch import ContiguousPages, build_batch
+from drivers.ops.int8 import SCALE_BYTES, Int8Weight, scales_of
 from drivers.ops.interface import AttentionShape
 from drivers.triton_ops.attention import attention
 from drivers.triton_ops.linear import HEIGHTS, linear
-from drivers.triton_ops.plan import plan_attention
+from drivers.triton_ops.linear_int8 import linear_int8
+from drivers.triton_ops.plan import TritonPlan, plan_attention
+from drivers.triton_ops.rounding import round_rows
 from drivers.triton_ops.sample import draw_numbers, sample
 from llmos.device import Row
 from native.sampling import Draw
@@ -37,10 +40,12 @@ def measure_kernels(setup: Setup) -> Iterator[Measured]:
     for batch in sizes.batches:
         for context in sizes.contexts:
             yield from _decode_attention(setup, batch, context)
+        yield from _int8_attention(setup, batch, sizes.contexts[len(sizes.contexts) // 2])
     for tokens in sizes.prompts:
         yield from _prefill_attention(setup, tokens)
     for rows in (1, HEIGHTS[-1]):
         yield from _product(setup, rows)
+        yield from _int8_product(setup, rows)
     case = f"kernels: sampling by top-k and top-p, batch {sizes.batches[-1]}"
     if setup.has_time(case):
         logits = torch.randn(sizes.batches[-1], config.vocab_size, device=setup.device)
@@ -69,12 +74,8 @@ def _decode_attention(setup: Setup, batch: int, context: int) -> Iterator[Measur
     num_bytes = 2 * batch * context * shape.num_kv_heads * shape.head_dim * setup.sizes.dtype.itemsize
     if not setup.has_time(case) or not setup.has_memory(case, num_bytes):
         return
-    pages_per_space = -(-context // TOKENS_PER_PAGE)
-    k, v = _pages(setup, batch * pages_per_space * TOKENS_PER_PAGE)
-    q = torch.randn(batch, shape.num_heads, shape.head_dim, dtype=setup.sizes.dtype, device=setup.device)
-    rows = [Row(asid, context - 1, (0,), True) for asid in range(batch)]
-    spans = build_batch(rows, ContiguousPages(pages_per_space), TOKENS_PER_PAGE).spans
-    plan = plan_attention(spans, shape, setup.device)
+    k, v = _pages(setup, batch * _pages_per_space(context) * TOKENS_PER_PAGE)
+    q, plan = _decode_queries(setup, batch, context)
     seconds = setup.seconds(lambda: attention(q, k, v, plan))
     yield setup.against_bandwidth(case, seconds, num_bytes)
     # torch's own takes the same memory: virtual contiguity makes it a plain strided tensor
@@ -84,6 +85,43 @@ def _decode_attention(setup: Setup, batch: int, context: int) -> Iterator[Measur
     ]
     other = setup.seconds(lambda: F.scaled_dot_product_attention(q[:, :, None], *by_head, enable_gqa=True))
     yield setup.beside(case, seconds, "torch's attention", other)
+
+
+def _pages_per_space(context: int) -> int:
+    return -(-context // TOKENS_PER_PAGE)
+
+
+def _decode_queries(setup: Setup, batch: int, context: int) -> tuple[torch.Tensor, TritonPlan]:
+    """One token of each space, and the plan of their attention."""
+    shape = _shape(setup)
+    q = torch.randn(batch, shape.num_heads, shape.head_dim, dtype=setup.sizes.dtype, device=setup.device)
+    rows = [Row(asid, context - 1, (0,), True) for asid in range(batch)]
+    spans = build_batch(rows, ContiguousPages(_pages_per_space(context)), TOKENS_PER_PAGE).spans
+    return q, plan_attention(spans, shape, setup.device)
+
+
+def _int8_attention(setup: Setup, batch: int, context: int) -> Iterator[Measured]:
+    """Decode over keys and values in 8 bits, beside the same in the model's format."""
+    shape = _shape(setup)
+    case = f"attention: decode in int8, batch {batch}, context {context}"
+    numbers = 2 * batch * context * shape.num_kv_heads
+    if not setup.has_time(case) or not setup.has_memory(case, numbers * 4 * shape.head_dim):
+        return
+    q, plan = _decode_queries(setup, batch, context)
+    num_pages = batch * _pages_per_space(context)
+    wide = _pages(setup, num_pages * TOKENS_PER_PAGE)
+    narrow = []
+    for pages in wide:
+        # as kv_views lays one layer out: the numbers of a page, then its scales
+        stride = TOKENS_PER_PAGE * shape.num_kv_heads * (shape.head_dim + SCALE_BYTES)
+        memory = torch.empty(num_pages * stride, dtype=torch.int8, device=setup.device)
+        narrow.append(memory.as_strided(pages.shape, (stride, *pages.stride()[1:])))
+        scales_of(narrow[-1]).fill_(4 / 127)
+        narrow[-1].copy_((pages * (127 / 4)).round_().clamp_(-127, 127))
+    seconds = setup.seconds(lambda: attention(q, *narrow, plan))
+    yield setup.against_bandwidth(case, seconds, numbers * (shape.head_dim + SCALE_BYTES))
+    other = setup.seconds(lambda: attention(q, *wide, plan))
+    yield setup.beside(case, seconds, "the model's format", other)
 
 
 def _prefill_attention(setup: Setup, tokens: int) -> Iterator[Measured]:
@@ -122,3 +160,20 @@ def _product(setup: Setup, rows: int) -> Iterator[Measured]:
     seconds = setup.seconds(lambda: linear(x, weight, None, height))
     yield setup.against_bandwidth(case, seconds, weight.nbytes)
     yield setup.beside(case, seconds, "the library", setup.seconds(lambda: x @ weight.T))
+
+
+def _int8_product(setup: Setup, rows: int) -> Iterator[Measured]:
+    """W8A8 with its rows rounded before it, beside the library's product in the model's format."""
+    config = setup.sizes.model
+    size_in, size_out = config.hidden_size, 2 * config.intermediate_size
+    case = f"kernels: W8A8 product of {rows} rows, {size_out} x {size_in}"
+    if not setup.has_time(case):
+        return
+    values = torch.randint(-127, 128, (size_out, size_in), dtype=torch.int8, device=setup.device)
+    scale = torch.full((size_out,), 1e-3, device=setup.device)
+    weight = Int8Weight(values, scale, setup.sizes.dtype)
+    x = torch.randn(rows, size_in, dtype=setup.sizes.dtype, device=setup.device)
+    seconds = setup.seconds(lambda: linear_int8(round_rows(x), weight))
+    yield setup.against_bandwidth(case, seconds, values.nbytes)
+    wide = values.to(setup.sizes.dtype)
+    yield setup.beside(case, seconds, "the library", setup.seconds(lambda: x @ wide.T))

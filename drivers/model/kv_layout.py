@@ -1,7 +1,8 @@
 """Where a key or value lies inside its frame: a closed formula of layer, token, head and dimension.
 
 A frame holds one run of consecutive tokens for all layers, in the order [layer][token][head][dim]; keys and
-values live in separate frames (segments "K" and "V"). The tail of a frame that no token fits in is unused.
+values live in separate frames (segments "K" and "V"). The tail of a frame that no token fits in is unused. In
+int8, a layer's numbers are followed by the fp32 scales [token][head].
 
 Native kernels have their own order inside a layer, [head][tile][dim][token of the tile] for keys and
 [head][token][dim] for values, with tiles of 16 tokens; in int8, a head's numbers are followed by the fp32
@@ -14,6 +15,7 @@ from typing import Protocol
 
 import torch
 
+from drivers.ops.int8 import SCALE_BYTES, scales_of
 from llmos.device import KVFormat, Segment
 
 __all__ = [
@@ -26,7 +28,6 @@ __all__ = [
 ]
 
 MAX_TILE = 16  # tokens whose keys native kernels read together
-SCALE_BYTES = 4  # of one token and head, int8
 
 KV_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -66,11 +67,17 @@ def kv_views(buffer: torch.Tensor, shape: KVShape, kv: KVFormat) -> list[torch.T
 
     Returns:
         For each layer, a view [num_pages, tokens_per_page, num_kv_heads, head_dim]; nothing is copied.
+        In int8, see `scales_of` for the scales.
 
     Raises:
-        ValueError: the buffer is not a whole number of frames, or a frame is too small for its tokens.
+        ValueError: the buffer is not a whole number of frames, or a frame is too small for its tokens; or
+            int8 heads are no multiple of 4, so that scales would not be aligned.
     """
     elements, layer_elements = _check(buffer, shape, kv)
+    if kv.name == "int8":
+        if shape.head_dim % SCALE_BYTES or kv.frame_bytes % SCALE_BYTES:
+            raise ValueError(f"int8 heads of {shape.head_dim}, frames of {kv.frame_bytes}: no multiples of 4")
+        elements = elements.view(torch.int8)
     size = (buffer.numel() // kv.frame_bytes, kv.tokens_per_page, shape.num_kv_heads, shape.head_dim)
     stride = (
         kv.frame_bytes // elements.itemsize,
@@ -122,7 +129,9 @@ def poison_tail(view: torch.Tensor, page: int, slot: int, tokens_per_page: int) 
 
     In int8 the scales are made NaN, which the numbers that they belong to cannot hide.
     """
-    if view.dim() == 4:
+    if view.dtype == torch.int8:
+        scales_of(view)[page, slot:] = torch.nan
+    elif view.dim() == 4:
         view[page, slot:] = torch.nan
     elif view.dim() == 3:
         view[page, :, SCALE_BYTES * (slot - tokens_per_page) :] = 0xFF

@@ -17,6 +17,7 @@ from drivers.model.kv_layout import KV_DTYPES, kv_segments
 from drivers.model.source import Source, open_source
 from drivers.model.transformer import ModelDescription, Transformer
 from drivers.model.weights import LayerWeights, Weights
+from drivers.ops.int8 import SCALE_BYTES
 from drivers.ops.interface import Ops
 from drivers.ops.reference import ReferenceOps
 from llmos.device import Load
@@ -25,6 +26,7 @@ __all__ = [
     "OpenModel",
     "ProgressCallback",
     "WeightReader",
+    "choose_kv",
     "load_reference",
     "open_model",
 ]
@@ -105,7 +107,7 @@ def load_reference(
     progress: ProgressCallback | None = None,
     ops: Ops | None = None,
 ) -> Transformer:
-    """Load a model to run on the torch reference, where weights, keys and values have one format.
+    """Load a model to run on `Ops`, in floating point; keys and values have its format, or are int8.
 
     Args:
         opened: the checkpoint.
@@ -122,12 +124,26 @@ def load_reference(
     supported = ", ".join(KV_DTYPES)
     if dtype not in KV_DTYPES:
         raise ModelError(f"weights {dtype!r} are not supported here; supported: auto, {supported}")
-    if load.kv not in ("auto", dtype):
-        raise ModelError(f"kv {load.kv!r} is not supported here beside {dtype} weights; supported: {dtype}")
+    kv = choose_kv(config, load.kv, dtype)
     weights = opened.reader(dtype, device, progress).read()
     ops = ops or ReferenceOps()
-    info = evolve(opened.describe(dtype, dtype), kernels=ops.kernels)
-    return Transformer(config, weights, ops, info, kv_segments(config, dtype))
+    info = evolve(opened.describe(dtype, kv), kernels=ops.kernels)
+    return Transformer(config, weights, ops, info, kv_segments(config, kv))
+
+
+def choose_kv(config: ModelConfig, kv: str, dtype: str) -> str:
+    """The format of keys and values beside activations of a format.
+
+    Raises:
+        ModelError: it is not served on `Ops`.
+    """
+    if kv not in ("auto", dtype, "int8"):
+        raise ModelError(
+            f"kv {kv!r} is not supported here beside {dtype} activations; supported: auto, {dtype}, int8"
+        )
+    if kv == "int8" and config.head_dim % SCALE_BYTES:
+        raise ModelError(f"kv 'int8' needs heads of a multiple of {SCALE_BYTES}, not {config.head_dim}")
+    return dtype if kv == "auto" else kv
 
 
 def _wanted(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -13,7 +13,7 @@ from drivers.model.errors import ModelError
 from drivers.model.weights import LayerWeights
 from native.gemm import PackedWeight, WeightFormat, pack_weight
 
-__all__ = ["WEIGHT_FORMATS", "PackedLayer", "PackedWeights", "pack_arrays"]
+__all__ = ["LINEAR", "WEIGHT_FORMATS", "PackedLayer", "PackedWeights", "pack_arrays"]
 
 WEIGHT_FORMATS = {
     "fp32": WeightFormat.FP32,

@@ -17,6 +17,7 @@ from drivers.model.reference_sampler import choose_tokens
 from drivers.model.rope import rope_tables
 from drivers.model.weights import LayerWeights, Weights
 from drivers.ops.batch import Batch, PageIndex, ResolvedRow, build_batch
+from drivers.ops.int8 import Activations, Int8Weight
 from drivers.ops.interface import AttentionPlan, AttentionShape, HeadNorms, Ops
 from llmos.device import EmbeddingInfo, KVFormat, ModelInfo, Segment
 from native.sampling import Choice, Draw
@@ -155,6 +156,11 @@ class Transformer:
         self.device = weights.embedding.device
         self._weights = weights
         self._ops = ops
+        # what the products of integers read is rounded where it is computed
+        is_int8 = isinstance(weights.head, Int8Weight)
+        self._rms_norm = ops.rms_norm_int8 if is_int8 else ops.rms_norm
+        self._add_rms_norm = ops.add_rms_norm_int8 if is_int8 else ops.add_rms_norm
+        self._silu_mul = ops.silu_mul_int8 if is_int8 else ops.silu_mul
         self._cos, self._sin = rope_tables(config.rope, config.head_dim, info.max_model_len, self.device)
         self.shape = AttentionShape(
             config.num_heads, config.num_kv_heads, config.head_dim, config.sliding_window
@@ -263,12 +269,12 @@ class Transformer:
         added: torch.Tensor | None = None  # what the layer before leaves to be added
         for layer, k_layer, v_layer in zip(self._weights.layers, k_pages, v_pages, strict=True):
             if added is None:
-                normed = ops.rms_norm(x, layer.input_norm, epsilon)
+                normed = self._rms_norm(x, layer.input_norm, epsilon)
             else:
-                normed = ops.add_rms_norm(added, x, layer.input_norm, epsilon)
+                normed = self._add_rms_norm(added, x, layer.input_norm, epsilon)
             added = self._attention(normed, layer, cos, sin, k_layer, v_layer, batch, plan)
-            normed = ops.add_rms_norm(added, x, layer.post_norm, epsilon)
-            inner = ops.silu_mul(ops.linear(normed, layer.gate_up, layer.gate_up_bias))
+            normed = self._add_rms_norm(added, x, layer.post_norm, epsilon)
+            inner = self._silu_mul(ops.linear(normed, layer.gate_up, layer.gate_up_bias))
             added = ops.linear(inner, layer.down, layer.down_bias)
         assert added is not None
         return x, added
@@ -283,12 +289,13 @@ class Transformer:
     def _project(self, x: torch.Tensor, added: torch.Tensor, batch: Batch) -> torch.Tensor:
         if not len(batch.sample_indices):
             return torch.empty((0, self.config.vocab_size), device=self.device)
-        last = self._normalise(x, added, batch.sample_indices)
+        wanted, epsilon = batch.sample_indices, self.config.rms_norm_epsilon
+        last = self._add_rms_norm(added[wanted], x[wanted], self._weights.final_norm, epsilon)
         return self._ops.linear(last, self._weights.head, None).float()
 
     def _attention(
         self,
-        x: torch.Tensor,
+        x: Activations,
         layer: LayerWeights,
         cos: torch.Tensor,
         sin: torch.Tensor,

@@ -24,6 +24,7 @@ import torch
 from attrs import frozen
 
 from drivers.ops.batch import Batch, Span
+from drivers.ops.int8 import scales_of
 from drivers.ops.interface import AttentionShape
 from drivers.ops.tiling import bmm_rows, fold_sum, verified_bmm_rows
 
@@ -213,10 +214,17 @@ def paged_attention(
 
 def _gather(pages: torch.Tensor, wave: Wave, key_block: int) -> torch.Tensor:
     """Copy a wave's key blocks: [num_pairs, kv_heads, key_block, head_dim], fp32, contiguous."""
+    if pages.dtype == torch.int8:
+        numbers, scales = (_gather_blocks(x, wave, key_block) for x in (pages, scales_of(pages)[..., None]))
+        return numbers * scales
+    return _gather_blocks(pages, wave, key_block)
+
+
+def _gather_blocks(pages: torch.Tensor, wave: Wave, key_block: int) -> torch.Tensor:
     if pages.shape[1] == key_block:  # the common case, and several times faster than two indices
         return pages.transpose(1, 2).index_select(0, wave.pages).float().contiguous()
-    num_pages, tokens_per_page, heads, dim = pages.shape
-    blocks = pages.view(num_pages, tokens_per_page // key_block, key_block, heads, dim).transpose(2, 3)
+    tokens_per_page = pages.shape[1]
+    blocks = pages.unflatten(1, (tokens_per_page // key_block, key_block)).transpose(2, 3)
     gathered: torch.Tensor = blocks[wave.pages, wave.blocks].float()
     return gathered.contiguous()
 

@@ -14,6 +14,7 @@ import torch
 from attrs import frozen
 
 from drivers.ops.batch import Batch
+from drivers.ops.int8 import Activations, Int8Rows, Weight
 from native.sampling import Draw
 
 __all__ = ["AttentionPlan", "AttentionShape", "HeadNorms", "Ops"]
@@ -56,14 +57,17 @@ class Ops(Protocol):
 
     kernels: str
 
-    def prepare_linear(self, weight: torch.Tensor) -> None:
+    def prepare_linear(self, weight: Weight) -> None:
         """Choose, and where needed verify, how this weight is multiplied. Called once for each at load."""
 
     def embedding(self, token_ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
         """Look rows up: [num_tokens], [vocab_size, hidden] -> [num_tokens, hidden]."""
 
-    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """x @ weight.T + bias: [num_tokens, in], [out, in], [out] -> [num_tokens, out]."""
+    def linear(self, x: Activations, weight: Weight, bias: torch.Tensor | None) -> torch.Tensor:
+        """x @ weight.T + bias: [num_tokens, in], [out, in], [out] -> [num_tokens, out].
+
+        An int8 weight takes int8 rows; x is rounded first where it is not. Their products and sums are exact.
+        """
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         """x / sqrt(mean(x^2) + epsilon) * weight over the last dimension.
@@ -76,6 +80,14 @@ class Ops(Protocol):
         self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float
     ) -> torch.Tensor:
         """Add x to the residual, which this changes and rounds to its format; `rms_norm` of the sum."""
+
+    def rms_norm_int8(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> Int8Rows:
+        """`rms_norm` computed in fp32 and rounded to 8 bits, once."""
+
+    def add_rms_norm_int8(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float
+    ) -> Int8Rows:
+        """Add x to the residual, which this changes and rounds to its format; `rms_norm_int8` of the sum."""
 
     def rope_write_kv(
         self,
@@ -95,7 +107,7 @@ class Ops(Protocol):
             cos: of each token's angles, [num_tokens, head_dim / 2], fp32; halves are rotated, in fp32.
             sin: likewise.
             k_pages: one layer's keys, see `attention`; each token's page and slot are written.
-            v_pages: one layer's values, likewise.
+            v_pages: one layer's values, likewise. In int8 each head is rounded, and its scale stored as well.
             batch: says which page and slot; a page below 0 is that of padding, and nothing is written.
 
         Returns:
@@ -114,6 +126,7 @@ class Ops(Protocol):
             q: [num_tokens, num_heads, head_dim], rotated.
             k_pages: one layer's keys [num_pages, tokens_per_page, num_kv_heads, head_dim], any strides;
                 this batch's own keys are already written. Slots past a row's end may hold anything, NaN too.
+                In int8 their scales are where `scales_of` finds them.
             v_pages: one layer's values, likewise.
             plan: of this batch.
 
@@ -123,6 +136,9 @@ class Ops(Protocol):
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """silu(gate) * up: [num_tokens, 2 * size], gate first -> [num_tokens, size]."""
+
+    def silu_mul_int8(self, gate_up: torch.Tensor) -> Int8Rows:
+        """`silu_mul` computed in fp32 and rounded to 8 bits, once."""
 
     def can_draw(self, draw: Draw | None) -> bool:
         """Whether `draw_tokens` can carry a draw out; None, the lowest id of a largest logit, always."""

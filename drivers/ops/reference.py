@@ -14,6 +14,7 @@ import torch
 
 from drivers.ops.attention import ReferencePlan, paged_attention, plan_attention
 from drivers.ops.batch import Batch
+from drivers.ops.int8 import Activations, Int8Rows, Int8Weight, Weight, linear_int8, round_rows, scales_of
 from drivers.ops.interface import AttentionPlan, AttentionShape, HeadNorms
 from drivers.ops.tiling import TiledLinear, fold_sum
 from native.sampling import Draw
@@ -31,6 +32,17 @@ def rotate_halves(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torc
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
+def _normalise(x: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """The quotient of `rms_norm`, fp32."""
+    wide = x.float()
+    return wide / torch.sqrt(fold_sum(wide * wide) / x.shape[-1] + epsilon)
+
+
+def _silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
+    gate, up = gate_up.float().chunk(2, dim=-1)
+    return gate / (1.0 + torch.exp(-gate)) * up
+
+
 class ReferenceOps:
     """`Ops` in plain torch."""
 
@@ -39,24 +51,27 @@ class ReferenceOps:
     def __init__(self) -> None:
         self._linear = TiledLinear()
 
-    def prepare_linear(self, weight: torch.Tensor) -> None:
+    def prepare_linear(self, weight: Weight) -> None:
         """See `Ops.prepare_linear`."""
-        self._linear.tiles(weight)
+        if isinstance(weight, torch.Tensor):
+            self._linear.tiles(weight)
 
     def embedding(self, token_ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
         """See `Ops.embedding`."""
         return table.index_select(0, token_ids)
 
-    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def linear(self, x: Activations, weight: Weight, bias: torch.Tensor | None) -> torch.Tensor:
         """See `Ops.linear`."""
+        if isinstance(weight, Int8Weight):
+            rows = x if isinstance(x, Int8Rows) else Int8Rows(*round_rows(x.float()))
+            return linear_int8(rows, weight, bias)
+        assert isinstance(x, torch.Tensor)
         out = self._linear(x, weight)
         return out if bias is None else out + bias
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         """See `Ops.rms_norm`. Source: Zhang and Sennrich 2019, arXiv:1910.07467."""
-        wide = x.float()
-        mean_square = fold_sum(wide * wide) / x.shape[-1]
-        return weight * (wide / torch.sqrt(mean_square + epsilon)).to(x.dtype)
+        return weight * _normalise(x, epsilon).to(x.dtype)
 
     def add_rms_norm(
         self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float
@@ -64,6 +79,17 @@ class ReferenceOps:
         """See `Ops.add_rms_norm`."""
         residual += x
         return self.rms_norm(residual, weight, epsilon)
+
+    def rms_norm_int8(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> Int8Rows:
+        """See `Ops.rms_norm_int8`."""
+        return Int8Rows(*round_rows(_normalise(x, epsilon) * weight.float()))
+
+    def add_rms_norm_int8(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float
+    ) -> Int8Rows:
+        """See `Ops.add_rms_norm_int8`."""
+        residual += x
+        return self.rms_norm_int8(residual, weight, epsilon)
 
     def rope_write_kv(
         self,
@@ -80,8 +106,14 @@ class ReferenceOps:
         q, k, v = qkv.split([qkv.shape[1] - 2 * num_kv, num_kv, num_kv], dim=1)
         if norms is not None:
             q, k = (self.rms_norm(x, w, norms.epsilon) for x, w in ((q, norms.q), (k, norms.k)))
-        k_pages[batch.pages, batch.slots] = rotate_halves(k, cos, sin)
-        v_pages[batch.pages, batch.slots] = v
+        if k_pages.dtype == torch.int8:
+            for pages, heads in ((k_pages, rotate_halves(k.float(), cos, sin)), (v_pages, v.float())):
+                numbers, scales = round_rows(heads)
+                pages[batch.pages, batch.slots] = numbers
+                scales_of(pages)[batch.pages, batch.slots] = scales
+        else:
+            k_pages[batch.pages, batch.slots] = rotate_halves(k, cos, sin)
+            v_pages[batch.pages, batch.slots] = v
         return rotate_halves(q, cos, sin)
 
     def plan_attention(self, batch: Batch, shape: AttentionShape) -> AttentionPlan:
@@ -97,8 +129,11 @@ class ReferenceOps:
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """See `Ops.silu_mul`. Source: Shazeer 2020, "GLU variants", arXiv:2002.05202."""
-        gate, up = gate_up.float().chunk(2, dim=-1)
-        return (gate / (1.0 + torch.exp(-gate)) * up).to(gate_up.dtype)
+        return _silu_mul(gate_up).to(gate_up.dtype)
+
+    def silu_mul_int8(self, gate_up: torch.Tensor) -> Int8Rows:
+        """See `Ops.silu_mul_int8`."""
+        return Int8Rows(*round_rows(_silu_mul(gate_up)))
 
     def can_draw(self, draw: Draw | None) -> bool:
         """See `Ops.can_draw`."""

@@ -21,6 +21,7 @@ import torch
 import triton
 import triton.language as tl
 
+from drivers.ops.int8 import scales_of
 from drivers.ops.interface import AttentionShape
 from drivers.triton_ops.operands import MIN_DOT, operand_format
 from drivers.triton_ops.plan import TritonPlan
@@ -50,7 +51,7 @@ def _join(best, total, weighted, split_best, split_total, split_weighted):
 def _attend_split(
     queries, positions, start, end, page, k_pages, v_pages, kv_head, tokens_per_page, window, scale,
     k_page_stride, k_slot_stride, k_head_stride, v_page_stride, v_slot_stride, v_head_stride,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    num_kv_heads, DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, INT8: tl.constexpr,
 ):  # fmt: skip
     """Attend to the keys from start on, a multiple of BLOCK, to end: the largest score, sum and result."""
     at = tl.arange(0, WIDTH)
@@ -63,10 +64,20 @@ def _attend_split(
         # what lies past the end was never written by this row: it is not even read
         there = (keys < end)[:, None] & (at < DIM)[None, :]
         k_at = key_page * k_page_stride + slot * k_slot_stride + kv_head * k_head_stride
-        k = tl.load(k_pages + k_at[:, None] + at[None, :], mask=there, other=0.0).to(queries.dtype)
+        k = tl.load(k_pages + k_at[:, None] + at[None, :], mask=there, other=0).to(queries.dtype)
         v_at = key_page * v_page_stride + slot * v_slot_stride + kv_head * v_head_stride
-        v = tl.load(v_pages + v_at[:, None] + at[None, :], mask=there, other=0.0).to(queries.dtype)
+        v = tl.load(v_pages + v_at[:, None] + at[None, :], mask=there, other=0).to(queries.dtype)
         scores = tl.dot(queries, tl.trans(k), input_precision="ieee") * scale
+        if INT8:
+            # behind the page's numbers: see drivers/ops/int8.py. Whole numbers are exact in any format
+            scales = tokens_per_page * num_kv_heads * DIM + 4 * (slot * num_kv_heads + kv_head)
+            k_scale_at = (k_pages + key_page * k_page_stride + scales).to(
+                tl.pointer_type(tl.float32), bitcast=True
+            )
+            v_scale_at = (v_pages + key_page * v_page_stride + scales).to(
+                tl.pointer_type(tl.float32), bitcast=True
+            )
+            scores *= tl.load(k_scale_at, mask=keys < end, other=0.0)[None, :]
         seen = (keys[None, :] <= positions[:, None]) & (keys[None, :] > positions[:, None] - window)
         scores = tl.where(seen, scores, -float("inf"))
         new_best = tl.maximum(best, tl.max(scores, axis=1))
@@ -74,6 +85,9 @@ def _attend_split(
         carry = tl.exp2(best - safe)
         weights = tl.exp2(scores - safe[:, None])
         total = tl.fma(total, carry, tl.sum(weights, axis=1))
+        if INT8:
+            v_scales = tl.load(v_scale_at, mask=keys < end, other=0.0)[None, :]
+            weights = tl.where(seen, weights * v_scales, 0.0)
         weighted = tl.dot(weights.to(queries.dtype), v, weighted * carry[:, None], input_precision="ieee")
         best = new_best
     return best, total, weighted
@@ -86,7 +100,7 @@ def _attend_single(
     num_kv_heads, tokens_per_page, window, scale,
     k_page_stride, k_slot_stride, k_head_stride, v_page_stride, v_slot_stride, v_head_stride,
     GROUP: tl.constexpr, PACKED: tl.constexpr, TILE: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
-    SPLIT: tl.constexpr, BLOCK: tl.constexpr, OPERAND: tl.constexpr,
+    SPLIT: tl.constexpr, BLOCK: tl.constexpr, INT8: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
     single = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1)
@@ -108,7 +122,7 @@ def _attend_single(
         best, total, weighted = _attend_split(
             queries, positions, start, end, page, k_pages, v_pages, kv_head, tokens_per_page, window, scale,
             k_page_stride, k_slot_stride, k_head_stride, v_page_stride, v_slot_stride, v_head_stride,
-            DIM, WIDTH, BLOCK,
+            num_kv_heads, DIM, WIDTH, BLOCK, INT8,
         )  # fmt: skip
         part = ((single * num_kv_heads + kv_head) * GROUP + of_group) * num_splits + split
         tl.store(part_best + part, best, mask=mine)
@@ -151,7 +165,7 @@ def _attend_tile(
     q, k_pages, v_pages, tiles, num_tiles, out, num_kv_heads, tokens_per_page, window, scale,
     k_page_stride, k_slot_stride, k_head_stride, v_page_stride, v_slot_stride, v_head_stride,
     GROUP: tl.constexpr, PACKED: tl.constexpr, TILE: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
-    SPLIT: tl.constexpr, BLOCK: tl.constexpr, OPERAND: tl.constexpr,
+    SPLIT: tl.constexpr, BLOCK: tl.constexpr, INT8: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1)
@@ -175,7 +189,7 @@ def _attend_tile(
             tl.minimum(end, split_start + SPLIT), page, k_pages, v_pages, kv_head, tokens_per_page, window,
             scale,
             k_page_stride, k_slot_stride, k_head_stride, v_page_stride, v_slot_stride, v_head_stride,
-            DIM, WIDTH, BLOCK,
+            num_kv_heads, DIM, WIDTH, BLOCK, INT8,
         )  # fmt: skip
         best, total, weighted = _join(best, total, weighted, split_best, split_total, split_weighted)
     tl.store(out + heads[:, None] * DIM + at[None, :], weighted / total[:, None], mask=real)
@@ -189,7 +203,8 @@ def attention(
     Args:
         q: [num_tokens, num_heads, head_dim], rotated, contiguous.
         k_pages: one layer's keys [num_pages, tokens_per_page, num_kv_heads, head_dim], any strides but 1 for
-            the last; the step's own keys are written. Slots past a row's end may hold anything.
+            the last; the step's own keys are written. Slots past a row's end may hold anything. In int8, a
+            head's scale lies where `scales_of` finds it; queries and weights are not rounded to 8 bits.
         v_pages: one layer's values, likewise.
         plan: which tokens there are. A row's pages are consecutive.
 
@@ -205,13 +220,15 @@ def attention(
         raise ValueError(f"q {list(q.shape)}, k {list(k_pages.shape)}, v {list(v_pages.shape)}, {shape}")
     if not q.is_contiguous() or k_pages.stride(3) != 1 or v_pages.stride(3) != 1:
         raise ValueError("q must be contiguous, and the numbers of a head side by side in the pages")
+    is_int8 = k_pages.dtype == torch.int8
     out = torch.empty_like(q)
     window = UNLIMITED if shape.window is None else shape.window
     numbers = (k_pages.shape[1], window, dim**-0.5 * LOG2_E, *k_pages.stride()[:3], *v_pages.stride()[:3])
     width = max(MIN_DOT, triton.next_power_of_2(dim))
     constants = {
         "GROUP": shape.group_size, "PACKED": plan.packed_heads, "TILE": plan.tile_length, "DIM": dim,
-        "WIDTH": width, "SPLIT": SPLIT, "BLOCK": BLOCK, "OPERAND": operand_format(k_pages.dtype),
+        "WIDTH": width, "SPLIT": SPLIT, "BLOCK": BLOCK, "INT8": is_int8,
+        "OPERAND": operand_format(q.dtype if is_int8 else k_pages.dtype),
     }  # fmt: skip
     if num_tiles := plan.tiles.shape[1]:
         _attend_tile[(num_tiles, kv_heads)](
@@ -239,6 +256,8 @@ def reference_attention(
     shape: AttentionShape,
 ) -> torch.Tensor:  # fmt: skip
     """The same in plain torch, one softmax a token; rows are (first page, start, number of tokens)."""
+    if k_pages.dtype == torch.int8:
+        k_pages, v_pages = (pages * scales_of(pages)[..., None] for pages in (k_pages, v_pages))
     out, token = torch.empty_like(q), 0
     for page, start, num_tokens in rows:
         for end in range(start + 1, start + num_tokens + 1):

@@ -7,15 +7,18 @@ from collections.abc import Sequence
 import torch
 
 from drivers.ops.batch import Batch
+from drivers.ops.int8 import Activations, Int8Rows, Int8Weight, Weight
 from drivers.ops.interface import AttentionPlan, AttentionShape, HeadNorms
 from drivers.ops.tiling import BASE_TILE, TiledLinear
 from drivers.triton_ops.attention import attention
 from drivers.triton_ops.linear import TritonLinear
+from drivers.triton_ops.linear_int8 import linear_int8
 from drivers.triton_ops.plan import TritonPlan, plan_attention
-from drivers.triton_ops.rms_norm import add_rms_norm, rms_norm
+from drivers.triton_ops.rms_norm import add_rms_norm, add_rms_norm_int8, rms_norm, rms_norm_int8
 from drivers.triton_ops.rope_kv import rope_write_kv
+from drivers.triton_ops.rounding import round_rows
 from drivers.triton_ops.sample import can_draw, draw_numbers, sample
-from drivers.triton_ops.silu_mul import silu_mul
+from drivers.triton_ops.silu_mul import silu_mul, silu_mul_int8
 from native.sampling import Draw
 
 __all__ = ["TritonOps"]
@@ -43,17 +46,20 @@ class TritonOps:
         """Whether this weight is multiplied by the vendor's library."""
         return self._use_library and self._library.tiles(weight)[-1] >= MIN_LIBRARY_TILE
 
-    def prepare_linear(self, weight: torch.Tensor) -> None:
-        """See `Ops.prepare_linear`."""
-        if not self.uses_library(weight):
+    def prepare_linear(self, weight: Weight) -> None:
+        """See `Ops.prepare_linear`. Sums of integers need no verification."""
+        if isinstance(weight, torch.Tensor) and not self.uses_library(weight):
             self._linear.heights(weight)
 
     def embedding(self, token_ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
         """See `Ops.embedding`."""
         return table.index_select(0, token_ids)
 
-    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def linear(self, x: Activations, weight: Weight, bias: torch.Tensor | None) -> torch.Tensor:
         """See `Ops.linear`."""
+        if isinstance(weight, Int8Weight):
+            return linear_int8(x if isinstance(x, Int8Rows) else round_rows(x), weight, bias)
+        assert isinstance(x, torch.Tensor)
         if not self.uses_library(weight):
             return self._linear(x, weight, bias)
         out = self._library(x, weight)
@@ -68,6 +74,16 @@ class TritonOps:
     ) -> torch.Tensor:
         """See `Ops.add_rms_norm`."""
         return add_rms_norm(x, residual, weight, epsilon)
+
+    def rms_norm_int8(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> Int8Rows:
+        """See `Ops.rms_norm_int8`."""
+        return rms_norm_int8(x, weight, epsilon)
+
+    def add_rms_norm_int8(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float
+    ) -> Int8Rows:
+        """See `Ops.add_rms_norm_int8`."""
+        return add_rms_norm_int8(x, residual, weight, epsilon)
 
     def rope_write_kv(
         self,
@@ -96,6 +112,10 @@ class TritonOps:
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """See `Ops.silu_mul`."""
         return silu_mul(gate_up)
+
+    def silu_mul_int8(self, gate_up: torch.Tensor) -> Int8Rows:
+        """See `Ops.silu_mul_int8`."""
+        return silu_mul_int8(gate_up)
 
     def can_draw(self, draw: Draw | None) -> bool:
         """See `Ops.can_draw`: temperature, top-k, top-p and min-p; not what looks back, bans or tells."""

@@ -9,11 +9,17 @@ import torch
 import triton
 import triton.language as tl
 
-__all__ = ["add_rms_norm", "rms_norm"]
+from drivers.ops.int8 import Int8Rows
+from drivers.triton_ops.rounding import empty_rows, inverse_of, round_int8, scale_of
+
+__all__ = ["add_rms_norm", "add_rms_norm_int8", "rms_norm", "rms_norm_int8"]
 
 
 @triton.jit
-def _rms_norm(x, residual, weight, out, size, epsilon, ADDED: tl.constexpr, BLOCK: tl.constexpr):
+def _rms_norm(
+    x, residual, weight, out, scales, size, epsilon,
+    ADDED: tl.constexpr, INT8: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * size
     at = tl.arange(0, BLOCK)
     inside = at < size
@@ -24,11 +30,18 @@ def _rms_norm(x, residual, weight, out, size, epsilon, ADDED: tl.constexpr, BLOC
         tl.store(residual + row + at, total, mask=inside)
         wide = total.to(tl.float32)  # the norm reads the sum as later layers will: rounded
     wide = wide / tl.sqrt(tl.sum(wide * wide, axis=0) / size + epsilon)
-    wide = wide.to(x.dtype.element_ty).to(
-        tl.float32
-    )  # rounded once before the product, as the interface says
     factor = tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + row + at, wide * factor, mask=inside)
+    if INT8:
+        wide = wide * factor
+        is_finite = tl.abs(wide) < float("inf")
+        largest = tl.max(tl.where(is_finite, tl.abs(wide), 0.0), axis=0)
+        tl.store(out + row + at, round_int8(wide, inverse_of(largest)), mask=inside)
+        are_finite = tl.min(is_finite.to(tl.int32), axis=0) == 1
+        tl.store(scales + tl.program_id(0), scale_of(largest, are_finite))
+    else:
+        # rounded once before the product, as the interface says
+        wide = wide.to(x.dtype.element_ty).to(tl.float32)
+        tl.store(out + row + at, wide * factor, mask=inside)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
@@ -37,7 +50,9 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Ten
     Raises:
         ValueError: the shapes do not fit, or a tensor is not contiguous.
     """
-    return _launch(x, None, weight, epsilon)
+    out = torch.empty_like(x)
+    _launch(x, None, weight, epsilon, out, None)
+    return out
 
 
 def add_rms_norm(
@@ -48,22 +63,43 @@ def add_rms_norm(
     Raises:
         ValueError: the shapes do not fit, or a tensor is not contiguous.
     """
-    return _launch(x, residual, weight, epsilon)
+    out = torch.empty_like(x)
+    _launch(x, residual, weight, epsilon, out, None)
+    return out
+
+
+def rms_norm_int8(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> Int8Rows:
+    """See `Ops.rms_norm_int8`; shapes and errors as above."""
+    out = empty_rows(*x.shape, x.device)
+    _launch(x, None, weight, epsilon, out.values, out.scale)
+    return out
+
+
+def add_rms_norm_int8(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float
+) -> Int8Rows:
+    """See `Ops.add_rms_norm_int8`; shapes and errors as above."""
+    out = empty_rows(*x.shape, x.device)
+    _launch(x, residual, weight, epsilon, out.values, out.scale)
+    return out
 
 
 def _launch(
-    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, epsilon: float
-) -> torch.Tensor:
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    epsilon: float,
+    out: torch.Tensor,
+    scales: torch.Tensor | None,
+) -> None:
     other = x if residual is None else residual
     if x.shape != other.shape or weight.shape != x.shape[-1:] or x.dtype != other.dtype:
         raise ValueError(f"x {list(x.shape)}, residual {list(other.shape)}, weight {list(weight.shape)}")
     if not (x.is_contiguous() and other.is_contiguous() and weight.is_contiguous()):
         raise ValueError("x, residual and weight must be contiguous")
-    out = torch.empty_like(x)
     num_rows, size = x.shape
     if num_rows:
         _rms_norm[(num_rows,)](
-            x, other, weight, out, size, epsilon,
-            ADDED=residual is not None, BLOCK=triton.next_power_of_2(size),
+            x, other, weight, out, out if scales is None else scales, size, epsilon,
+            ADDED=residual is not None, INT8=scales is not None, BLOCK=triton.next_power_of_2(size),
         )  # fmt: skip
-    return out

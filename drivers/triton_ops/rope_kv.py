@@ -10,15 +10,39 @@ import triton
 import triton.language as tl
 
 from drivers.ops.interface import HeadNorms
+from drivers.triton_ops.rounding import inverse_of, round_int8, scale_of
 
 __all__ = ["rope_write_kv"]
 
 
 @triton.jit
+def _store_head(
+    pages, page, slot, head, num_kv_heads, tokens_per_page, page_stride, slot_stride, head_stride,
+    first, second, at, inside, INT8: tl.constexpr, HALF: tl.constexpr,
+):  # fmt: skip
+    """One head's key or value, of a token whose page is not below 0."""
+    inside = inside & (page >= 0)
+    to = pages + page * page_stride + slot * slot_stride + head * head_stride + at
+    if INT8:
+        is_finite = (tl.abs(first) < float("inf")) & (tl.abs(second) < float("inf"))
+        magnitude = tl.maximum(tl.abs(first), tl.abs(second))
+        largest = tl.max(tl.where(is_finite, magnitude, 0.0), axis=0)
+        are_finite = tl.min(is_finite.to(tl.int32), axis=0) == 1
+        first, second = round_int8(first, inverse_of(largest)), round_int8(second, inverse_of(largest))
+        # behind the page's numbers: see drivers/ops/int8.py
+        scales = tokens_per_page * num_kv_heads * 2 * HALF + 4 * (slot * num_kv_heads + head)
+        scale_at = (pages + page * page_stride + scales).to(tl.pointer_type(tl.float32), bitcast=True)
+        tl.store(scale_at, scale_of(largest, are_finite), mask=page >= 0)
+    tl.store(to, first, mask=inside)
+    tl.store(to + HALF, second, mask=inside)
+
+
+@triton.jit
 def _rope_write_kv(
     qkv, q_norm, k_norm, cos, sin, pages, slots, q_out, k_pages, v_pages, num_heads, num_kv_heads, epsilon,
+    tokens_per_page,
     k_page_stride, k_slot_stride, k_head_stride, v_page_stride, v_slot_stride, v_head_stride,
-    NORMED: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
+    NORMED: tl.constexpr, INT8: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
@@ -30,9 +54,10 @@ def _rope_write_kv(
     page, slot = tl.load(pages + token), tl.load(slots + token)
     if head >= num_heads + num_kv_heads:
         kv_head = head - num_heads - num_kv_heads
-        v_at = v_pages + page * v_page_stride + slot * v_slot_stride + kv_head * v_head_stride + at
-        tl.store(v_at, first, mask=inside & (page >= 0))
-        tl.store(v_at + HALF, second, mask=inside & (page >= 0))
+        _store_head(
+            v_pages, page, slot, kv_head, num_kv_heads, tokens_per_page, v_page_stride, v_slot_stride,
+            v_head_stride, first, second, at, inside, INT8, HALF,
+        )  # fmt: skip
     else:
         if NORMED:
             mean = (tl.sum(first * first, axis=0) + tl.sum(second * second, axis=0)) / (2 * HALF)
@@ -54,10 +79,11 @@ def _rope_write_kv(
             tl.store(q_at, first * c - second * s, mask=inside)
             tl.store(q_at + HALF, second * c + first * s, mask=inside)
         else:
-            kv_head = head - num_heads
-            k_at = k_pages + page * k_page_stride + slot * k_slot_stride + kv_head * k_head_stride + at
-            tl.store(k_at, first * c - second * s, mask=inside & (page >= 0))
-            tl.store(k_at + HALF, second * c + first * s, mask=inside & (page >= 0))
+            _store_head(
+                k_pages, page, slot, head - num_heads, num_kv_heads, tokens_per_page, k_page_stride,
+                k_slot_stride, k_head_stride, first * c - second * s, second * c + first * s, at, inside,
+                INT8, HALF,
+            )  # fmt: skip
 
 
 def rope_write_kv(
@@ -92,7 +118,8 @@ def rope_write_kv(
         q_norm, k_norm, epsilon = (norms.q, norms.k, norms.epsilon) if norms else (qkv, qkv, 0.0)
         _rope_write_kv[(num_tokens, num_rows)](
             qkv, q_norm, k_norm, cos, sin, pages, slots, out, k_pages, v_pages,
-            num_heads, num_kv_heads, epsilon, *k_pages.stride()[:3], *v_pages.stride()[:3],
-            NORMED=norms is not None, HALF=half, BLOCK=triton.next_power_of_2(half),
+            num_heads, num_kv_heads, epsilon, k_pages.shape[1], *k_pages.stride()[:3], *v_pages.stride()[:3],
+            NORMED=norms is not None, INT8=k_pages.dtype == torch.int8, HALF=half,
+            BLOCK=triton.next_power_of_2(half),
         )  # fmt: skip
     return out

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from drivers.model.config import ModelConfig, RopeConfig
+from drivers.model.int8_loader import unpack_weights
 from drivers.model.kv_layout import KV_DTYPES, kv_segments
 from drivers.model.loader import ProgressCallback, load_reference, open_model
 from drivers.model.native_loader import load_native as load_packed_model
@@ -15,6 +16,7 @@ from drivers.model.native_transformer import NativeTransformer
 from drivers.model.packed import PackedWeights, pack_arrays
 from drivers.model.transformer import Model, ModelDescription, Transformer
 from drivers.model.weights import LayerWeights, Weights
+from drivers.ops.int8 import scales_of
 from drivers.ops.interface import Ops
 from drivers.ops.reference import ReferenceOps
 from llmos.device import Load, Row, choose_kv_format
@@ -43,10 +45,11 @@ def random_model(
     """A model with every optional part switched on and sizes that no vector width divides.
 
     With native_threads, on native/cpu; else on `ops`, or the torch reference. Quantised weights come from
-    the numbers of the fp32 model; kv, unless given, has the weights' format, or fp16 beside integers.
+    the numbers of the fp32 model; kv, unless given, has the weights' format; beside integers fp16, and on
+    `ops` fp32.
     """
     published = dtype if dtype in KV_DTYPES else "fp32"
-    kv = kv or (dtype if dtype in KV_DTYPES else "fp16")
+    kv = kv or (dtype if dtype in KV_DTYPES else "fp16" if native_threads else published)
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*size: int, scale: float = 0.15, mean: float = 0.0) -> torch.Tensor:
@@ -72,6 +75,10 @@ def random_model(
     info = ModelDescription(config.architecture, "", vocab_size, 512, (0,), dtype, kv, embedding.numel())
     if native_threads:
         return make_native(config, weights, info, native_threads)
+    if dtype == "w8a8":
+        arrays = pack_arrays(dtype, embedding, weights.final_norm, weights.head, weights.layers)
+        packed = PackedWeights.from_arrays(config, dtype, published, dict(arrays))
+        weights = unpack_weights(packed, KV_DTYPES[published], torch.device(device))
     return Transformer(config, weights, ops or ReferenceOps(), info, kv_segments(config, kv))
 
 
@@ -112,6 +119,13 @@ def load_native(path: Path, dtype: str = "auto", max_model_len: int | None = Non
     return load_packed_model(opened, request, 2, lambda *report: None)[0]
 
 
+def _with_scales(layer: torch.Tensor) -> torch.Tensor:
+    """A layer's pages; in int8 on `Ops`, each head's numbers and the bytes of its scale behind them."""
+    if layer.dtype != torch.int8:
+        return layer
+    return torch.cat([layer, scales_of(layer)[..., None].contiguous().view(torch.int8)], dim=-1)
+
+
 class Memory:
     """Pages for a few spaces, over frames that hold junk until a token is written.
 
@@ -149,7 +163,9 @@ class Memory:
         pages = [self.page_index(asid, vpn) for vpn in range(self.kv.num_pages(num_tokens))]
         return torch.stack(
             [
-                torch.stack([self._tokens(layer[pages], side == 0)[:num_tokens] for layer in layers])
+                torch.stack(
+                    [self._tokens(_with_scales(layer)[pages], side == 0)[:num_tokens] for layer in layers]
+                )
                 for side, layers in enumerate((self.k_pages, self.v_pages))
             ]
         )

@@ -1,4 +1,4 @@
-"""Every triton kernel becomes machine code for Hopper, though no GPU is here to run it."""
+"""Every triton kernel becomes machine code for Ampere and Hopper, though no GPU is here to run it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import pytest
 pytest.importorskip("triton", reason="triton is not installed (extra: cuda)")
 
 ROOT = Path(__file__).parents[2]
-SHARED_BYTES = 227 << 10  # that a program can have on Hopper
-MAX_STACK_BYTES = 128  # a few spilt registers
+SHARED_BYTES = {"80": 163 << 10, "90": 227 << 10}  # that a program can have, by compute capability
+LARGE_PRODUCTS = {"80": "mma.sync", "90": "wgmma"}
+MAX_STACK_BYTES = {"80": 320, "90": 128}  # spilt registers: a few, a tile of attention on Ampere some more
 KERNELS = {
     "_rms_norm",
     "_silu_mul",
@@ -25,27 +26,31 @@ KERNELS = {
     "_join_single",
     "_rope_write_kv",
     "_sample",
+    "_linear_int8",
+    "_round_rows",
+    "_silu_mul_int8",
 }
 
 
 @pytest.mark.slow
-def test_kernels_compile_for_hopper(tmp_path: Path) -> None:
-    """In bf16: all of them, within registers and shared memory; products go to the matrix units."""
+@pytest.mark.parametrize("capability", sorted(SHARED_BYTES))
+def test_kernels_compile(tmp_path: Path, capability: str) -> None:
+    """In bf16 and in 8 bits, within registers and shared memory; products go to the matrix units."""
     environment = {
         **os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT),
     }  # fmt: skip
-    command = [sys.executable, str(ROOT / "tests/drivers/triton_compiler.py"), "90", "bfloat16"]
+    command = [sys.executable, str(ROOT / "tests/drivers/triton_compiler.py"), capability, "bfloat16"]
     told = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
     found = defaultdict(list)
     for line in told.splitlines():
         kernel = json.loads(line)
         found[kernel["kernel"]].append(kernel)
-        assert kernel["stack_bytes"] <= MAX_STACK_BYTES, line
-        assert kernel["shared_bytes"] <= SHARED_BYTES, line
+        assert kernel["stack_bytes"] <= MAX_STACK_BYTES[capability], line
+        assert kernel["shared_bytes"] <= SHARED_BYTES[capability], line
     assert set(found) == KERNELS
-    for name in ("_linear", "_attend_tile", "_attend_single"):
+    for name in ("_linear", "_linear_int8", "_attend_tile", "_attend_single"):
         assert all(kernel["products"] for kernel in found[name]), name
     # the two that must agree to the bit have products of one kind
     assert {kernel["products"] for name in ("_attend_tile", "_attend_single") for kernel in found[name]} == {
-        "wgmma"
+        LARGE_PRODUCTS[capability]
     }

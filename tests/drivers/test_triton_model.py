@@ -19,17 +19,17 @@ pytest.importorskip("triton", reason="triton is not installed (extra: cuda)")
 from drivers.triton_ops.ops import TritonOps
 
 # of logits that go up to about 30
-TOLERANCE = {"fp32": 2e-4, "fp16": 0.1, "bf16": 1.5}
+TOLERANCE = {"fp32": 2e-4, "fp16": 0.1, "bf16": 1.5, "w8a8": 0.4}
 SIZES = {"hidden_size": 40, "intermediate_size": 72, "num_heads": 3, "num_kv_heads": 1, "head_dim": 16}
 
 
 @functools.cache
 def models(
-    dtype: str, window: int | None = None, use_library: bool = False
+    dtype: str, window: int | None = None, use_library: bool = False, kv: str | None = None
 ) -> tuple[Transformer, Transformer]:
     """A tiny model on triton, and the same on the reference."""
     on_triton, on_torch = (
-        random_model(dtype, window=window, ops=ops, device=DEVICE, **SIZES)
+        random_model(dtype, window=window, kv=kv, ops=ops, device=DEVICE, **SIZES)
         for ops in (TritonOps(use_library=use_library), None)
     )
     assert isinstance(on_triton, Transformer)
@@ -42,10 +42,12 @@ def tokens_of(seed: int, num_tokens: int) -> tuple[int, ...]:
     return tuple(torch.randint(101, (num_tokens,), generator=torch.Generator().manual_seed(seed)).tolist())
 
 
-@pytest.mark.parametrize("dtype", sorted(TOLERANCE))
-def test_logits_are_near_the_references(dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "kv"), [*((dtype, None) for dtype in sorted(TOLERANCE)), ("fp32", "int8"), ("w8a8", "int8")]
+)
+def test_logits_are_near_the_references(dtype: str, kv: str | None) -> None:
     """Of a prompt, and of the tokens behind it, for rows of several lengths in one step."""
-    on_triton, on_torch = models(dtype)
+    on_triton, on_torch = models(dtype, kv=kv)
     memories = [Memory(model, 3, seed=None) for model in (on_triton, on_torch)]
     rows = [Row(asid, 0, tokens_of(asid, size), True) for asid, size in enumerate((33, 1, 18))]
     after = [Row(row.asid, len(row.tokens), (row.asid,), True) for row in rows]
@@ -55,12 +57,17 @@ def test_logits_are_near_the_references(dtype: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "window", "use_library"),
-    [("fp32", None, False), ("fp16", None, False), ("bf16", 9, False), ("fp32", 9, True)],
-)
-def test_chunks_and_company_change_no_bit(dtype: str, window: int | None, use_library: bool) -> None:
+    ("dtype", "window", "use_library", "kv"),
+    [
+        ("fp32", None, False, None), ("fp16", None, False, None), ("bf16", 9, False, None),
+        ("fp32", 9, True, None), ("fp16", None, False, "int8"), ("w8a8", 9, False, "int8"),
+    ],
+)  # fmt: skip
+def test_chunks_and_company_change_no_bit(
+    dtype: str, window: int | None, use_library: bool, kv: str | None
+) -> None:
     """Logits, keys and values of a prompt are those of a quiet run, whatever rides along and however cut."""
-    model, _ = models(dtype, window, use_library)
+    model, _ = models(dtype, window, use_library, kv)
     tokens = tokens_of(3, 24)
     quiet = Memory(model, 1, seed=None)
     expected = quiet.run(Row(0, 0, tokens, True))[0]

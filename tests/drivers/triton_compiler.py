@@ -21,8 +21,10 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from drivers.ops.batch import Span
+from drivers.ops.int8 import Int8Weight
 from drivers.ops.interface import AttentionShape, HeadNorms
 from drivers.triton_ops.linear import HEIGHTS, linear
+from drivers.triton_ops.linear_int8 import linear_int8
 from drivers.triton_ops.ops import TritonOps
 from drivers.triton_ops.plan import plan_attention
 from drivers.triton_ops.rope_kv import rope_write_kv
@@ -75,17 +77,35 @@ def call_everything(dtype: torch.dtype, shape: AttentionShape) -> None:
     ops.silu_mul(x)
     for height in HEIGHTS:
         linear(x, torch.zeros(512, hidden, dtype=dtype), norm.new_zeros(512), height)
+    call_int8(ops, x, norm)
     pages = torch.zeros(8, 16, shape.num_kv_heads, dim, dtype=dtype)
-    spans = [Span(0, 3, 1, (0,)), Span(1, 5, 19, (2, 3))]
-    ops.attention(
-        torch.zeros(tokens, heads, dim, dtype=dtype), pages, pages, plan_attention(spans, shape, "cpu")
+    # one layer's int8 pages, with room for its scales
+    page = 16 * shape.num_kv_heads * (dim + 4)
+    int8_pages = torch.zeros(8 * page, dtype=torch.int8).as_strided(
+        pages.shape, (page, shape.num_kv_heads * dim, dim, 1)
     )
+    spans = [Span(0, 3, 1, (0,)), Span(1, 5, 19, (2, 3))]
+    plan = plan_attention(spans, shape, torch.device("cpu"))
+    for kv in (pages, int8_pages):
+        ops.attention(torch.zeros(tokens, heads, dim, dtype=dtype), kv, kv, plan)
     qkv = torch.zeros(tokens, heads + 2 * shape.num_kv_heads, dim, dtype=dtype)
     angles, at = torch.zeros(tokens, dim // 2), torch.zeros(tokens, dtype=torch.int64)
     head_norm = torch.zeros(dim, dtype=dtype)
     ops.draw_tokens(torch.zeros(3, 1000), [None] * 3)
     for norms in (None, HeadNorms(head_norm, head_norm, 1e-5)):
-        rope_write_kv(qkv, norms, angles, angles, pages, pages, at, at)
+        for kv in (pages, int8_pages):
+            rope_write_kv(qkv, norms, angles, angles, kv, kv, at, at)
+
+
+def call_int8(ops: TritonOps, x: torch.Tensor, norm: torch.Tensor) -> None:
+    """What W8A8 has of its own."""
+    rows = ops.rms_norm_int8(x, norm, 1e-5)
+    ops.add_rms_norm_int8(x, x.clone(), norm, 1e-5)
+    ops.silu_mul_int8(x)
+    weight = Int8Weight(torch.zeros(512, x.shape[1], dtype=torch.int8), torch.zeros(512), x.dtype)
+    ops.linear(x, weight, None)
+    for height in HEIGHTS:
+        linear_int8(rows, weight, torch.zeros(512), height)
 
 
 def measure(name: str, kernel: Any) -> dict[str, Any]:
@@ -108,7 +128,7 @@ def measure(name: str, kernel: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Compile for one capability, 90, and one number format, bf16."""
+    """Compile for one capability, 90 say, and one number format, bf16."""
     compiled = compile_only(int(sys.argv[1]))
     call_everything(getattr(torch, sys.argv[2]), AttentionShape(32, 8, 128))
     for name, kernel in compiled.items():

@@ -1,0 +1,86 @@
+"""Products of int8 rows with int8 weights: sums in int32, which are exact, so rows are invariant in any tile.
+
+The tile's height is free: no bit depends on it. In fp32 a sum is multiplied by its row's scale, then by its
+output's, and the bias is added; the result is rounded once.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from drivers.ops.int8 import Int8Rows, Int8Weight
+from drivers.triton_ops.linear import COLUMNS, HEIGHTS, NUM_WARPS
+
+__all__ = ["linear_int8"]
+
+STEP = 128  # of the inner dimension: bytes
+MAX_SIZE_IN = 1 << 16  # sums of 127 * 127 stay below 2^31
+
+
+# the compiler must not make other code for another number of tokens
+@triton.jit(do_not_specialize=["num_tokens"])
+def _linear_int8(
+    x, x_scale, weight, weight_scale, bias, out, num_tokens, size_in, size_out,
+    BIASED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    columns = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)
+    are_rows, are_columns = rows < num_tokens, columns < size_out
+    total = tl.zeros((ROWS, COLUMNS), tl.int32)
+    for begin in range(0, size_in, STEP):
+        at = begin + tl.arange(0, STEP)
+        real = are_rows[:, None] & (at < size_in)[None, :]
+        left = tl.load(x + rows[:, None] * size_in + at[None, :], mask=real, other=0)
+        real = are_columns[:, None] & (at < size_in)[None, :]
+        right = tl.load(weight + columns[:, None] * size_in + at[None, :], mask=real, other=0)
+        total = tl.dot(left, tl.trans(right), total, out_dtype=tl.int32)
+    by_row = tl.load(x_scale + rows, mask=are_rows, other=0.0)[:, None]
+    by_column = tl.load(weight_scale + columns, mask=are_columns, other=0.0)[None, :]
+    result = total.to(tl.float32) * by_row
+    if BIASED:
+        added = tl.load(bias + columns, mask=are_columns, other=0.0).to(tl.float32)[None, :]
+        result = tl.fma(result, by_column, added)
+    else:
+        result = result * by_column
+    tl.store(
+        out + rows[:, None] * size_out + columns[None, :],
+        result,
+        mask=are_rows[:, None] & are_columns[None, :],
+    )
+
+
+def linear_int8(
+    x: Int8Rows, weight: Int8Weight, bias: torch.Tensor | None = None, height: int | None = None
+) -> torch.Tensor:
+    """[num_tokens, in] @ [out, in].T + [out] -> [num_tokens, out] in the weight's dtype.
+
+    Args:
+        x: rounded rows.
+        weight: of at most 65536 inputs.
+        bias: contiguous, any number format, or None.
+        height: rows of a tile, one of HEIGHTS; None: as many as there are tokens for.
+
+    Raises:
+        ValueError: the shapes do not fit, or a tensor is not contiguous.
+    """
+    (num_tokens, size_in), (size_out, size) = x.values.shape, weight.values.shape
+    if size_in != size or size > MAX_SIZE_IN:
+        raise ValueError(f"rows of {size_in} for an int8 weight of {size} inputs, at most {MAX_SIZE_IN}")
+    if bias is not None and bias.shape != (size_out,):
+        raise ValueError(f"bias {list(bias.shape)} must fit an int8 weight of {size_out} outputs")
+    parts = (x.values, x.scale, weight.values, weight.scale, *(() if bias is None else (bias,)))
+    if not all(part.is_contiguous() for part in parts):
+        raise ValueError("rows, weight, scales and bias must be contiguous")
+    out = torch.empty(num_tokens, size_out, dtype=weight.dtype, device=x.values.device)
+    if out.numel():
+        if height is None:
+            height = next((high for high in reversed(HEIGHTS) if high < 2 * num_tokens), HEIGHTS[0])
+        columns = COLUMNS[height]
+        _linear_int8[(triton.cdiv(num_tokens, height), triton.cdiv(size_out, columns))](
+            x.values, x.scale, weight.values, weight.scale, weight.scale if bias is None else bias, out,
+            num_tokens, size_in, size_out,
+            BIASED=bias is not None, ROWS=height, COLUMNS=columns, STEP=STEP, num_warps=NUM_WARPS[height],
+        )  # fmt: skip
+    return out
