@@ -187,6 +187,7 @@ class ScriptedProcess:
     num_prompt_tokens: int = 0
     max_tokens: int = CONTEXT
     num_turn_output: int = 0
+    num_read: int = 0  # tokens of its output that have arrived at its reader
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)  # of the running turn
     _changed: trio.Event = attrs.field(factory=trio.Event)
 
@@ -222,6 +223,11 @@ class ScriptedProcess:
             if self.num_turn_output >= self.max_tokens:
                 raise LimitReached
             await trio.lowlevel.checkpoint()
+
+    async def wait_read(self) -> None:
+        """Wait until all that was output has arrived at its reader, who asks for more."""
+        while self.num_read < len(self.output):
+            await self.wait_change()
 
     async def wait_change(self) -> None:
         """Wait until anything about the process changes."""
@@ -533,6 +539,9 @@ class ScriptedKernel:
     async def _read(self, process: ScriptedProcess, offset: int) -> Output:
         if not 0 <= offset <= len(process.output):
             raise SyscallError(Errno.EINVAL, f"offset is {offset}; there are {len(process.output)} tokens")
+        if offset > process.num_read:
+            process.num_read = offset
+            process.change()
         while len(process.output) <= offset and process.end is None:
             await process.wait_change()
         if process.is_zombie and process.spawn.auto_reap:

@@ -89,18 +89,20 @@ def test_no_keys_beyond_loopback(own_kernel: KernelThread, tmp_path: Path) -> No
     everywhere = ["--listen", "0.0.0.0:0"]
     with running_gateway(own_kernel, tmp_path / "a", *everywhere, wait=False) as gateway:
         url = gateway.url.replace("0.0.0.0", "127.0.0.1")
-        own_kernel.wait_until(lambda: httpx.get(f"{url}/health").status_code == 200)
+        own_kernel.wait_until(lambda: httpx.get(f"{url}/health", timeout=PATIENCE_SECONDS).status_code == 200)
         for path in ("/v1/models", "/metrics", "/v1/requests"):
-            answer = httpx.get(url + path, headers={"authorization": "Bearer any"})
+            answer = httpx.get(url + path, headers={"authorization": "Bearer any"}, timeout=PATIENCE_SECONDS)
             assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
             assert "--insecure-no-keys" in answer.json()["error"]["message"]
-        assert httpx.post(url + CHAT, json=hello()).status_code == 401
+        assert httpx.post(url + CHAT, json=hello(), timeout=PATIENCE_SECONDS).status_code == 401
         assert own_kernel.kernel.spawned == []
     with running_gateway(
         own_kernel, tmp_path / "b", *everywhere, "--insecure-no-keys", wait=False
     ) as gateway:
         url = gateway.url.replace("0.0.0.0", "127.0.0.1")
-        own_kernel.wait_until(lambda: httpx.post(url + CHAT, json=hello()).status_code == 200)
+        own_kernel.wait_until(
+            lambda: httpx.post(url + CHAT, json=hello(), timeout=PATIENCE_SECONDS).status_code == 200
+        )
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:8000", "[::]:8000", "192.0.2.7:80", "host.example:80"])
@@ -152,7 +154,7 @@ def test_pages_of_other_origins(tmp_path: Path) -> None:
         running_gateway(kernel, tmp_path / "g", "--cors-origin", PAGE, wait=False) as gateway,
     ):
         kernel.wait_until(lambda: gateway.get("/health").status_code == 200)
-        answer = httpx.options(gateway.url + CHAT, headers=preflight)
+        answer = httpx.options(gateway.url + CHAT, headers=preflight, timeout=PATIENCE_SECONDS)
         assert answer.status_code == 204
         assert answer.headers["access-control-allow-origin"] == PAGE
         assert answer.headers["access-control-allow-headers"] == "authorization,x-stainless-os"
@@ -164,7 +166,9 @@ def test_pages_of_other_origins(tmp_path: Path) -> None:
             assert "x-request-id" in answer.headers["access-control-expose-headers"]
             assert answer.headers["vary"] == "Origin"
         for origin in ("https://evil.example", "null", ""):
-            answer = httpx.options(gateway.url + CHAT, headers={**preflight, "origin": origin})
+            answer = httpx.options(
+                gateway.url + CHAT, headers={**preflight, "origin": origin}, timeout=PATIENCE_SECONDS
+            )
             assert answer.status_code == 405
             assert not [name for name in answer.headers if name.startswith("access-control")]
 

@@ -7,11 +7,11 @@ import os
 import socket
 import struct
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import h11
-import httpx
 import pytest
 import trio
 from hypothesis import given
@@ -26,16 +26,30 @@ from tests.gateway.harness import (
     http_request,
     read_until,
     running_gateway,
-    say_forever,
 )
 
 CHAT = "/v1/chat/completions"
 RESET = struct.pack("ii", 1, 0)
 
 
-def open_files(gateway: Gateway) -> int:
-    """How many descriptors the gateway's process has."""
-    return len(os.listdir(f"/proc/{gateway.process.pid}/fd"))
+def far_ends(gateway: Gateway, *raws: socket.socket) -> set[str]:
+    """What the gateway's descriptors of these connections are called, as far as it has taken them."""
+    ports = {raw.getsockname()[1] for raw in raws}
+    inodes = set()
+    for line in Path(f"/proc/{gateway.process.pid}/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if int(fields[2].rpartition(":")[2], 16) in ports:  # its other end
+            inodes.add(f"socket:[{fields[9]}]")
+    return inodes & open_files(gateway)
+
+
+def open_files(gateway: Gateway) -> set[str]:
+    """What the gateway's process has descriptors of."""
+    found = set()
+    for path in Path(f"/proc/{gateway.process.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found.add(os.readlink(path))
+    return found
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])
@@ -45,19 +59,18 @@ def test_a_descriptor_goes_with_its_client(
 ) -> None:
     """A client that leaves an idle connection leaves nothing, long before the keep-alive timeout."""
     with running_gateway(own_kernel, tmp_path / "g", "--keep-alive-timeout", "3600") as gateway:
-        gateway.get("/version")
-        before = open_files(gateway)
         raws = [gateway.connect() for _ in range(20)]
         for raw in raws:
             raw.sendall(said)
             if said:
                 read_until(raw, b"}")
-        own_kernel.wait_until(lambda: open_files(gateway) >= before + 19)  # the first may go only now
+        own_kernel.wait_until(lambda: len(far_ends(gateway, *raws)) == 20)
+        ends = far_ends(gateway, *raws)
         for raw in raws:
             if how == "reset":
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             raw.close()
-        own_kernel.wait_until(lambda: open_files(gateway) <= before)
+        own_kernel.wait_until(lambda: not ends & open_files(gateway))
 
 
 def test_a_head_that_does_not_come_in_time(own_kernel: KernelThread, tmp_path: Path) -> None:
@@ -104,7 +117,7 @@ def test_a_body_that_waits_to_be_asked(gateway: Gateway) -> None:
 @pytest.mark.parametrize("name", [" ", "a ", " \u00e8", "\r\nx: y", "\t"])
 def test_names_of_fields_that_are_ignored(gateway: Gateway, name: str) -> None:
     """Whatever a field is called, its name fits into the header that says it was ignored."""
-    answer = httpx.post(f"{gateway.url}{CHAT}", json={**hello(), name: 1})
+    answer = gateway.post(CHAT, {**hello(), name: 1})
     assert answer.status_code == 200
     assert set(answer.headers["x-llmos-ignored-params"]) <= set("?axy:")
 
@@ -147,14 +160,13 @@ def test_what_is_no_http_is_told(gateway: Gateway, junk: bytes, status: int) -> 
 
 def test_a_stalled_client_is_cut_at_once(own_kernel: KernelThread, tmp_path: Path) -> None:
     """A client that takes nothing for the send timeout loses its process and its connection."""
-    own_kernel.program = say_forever
+    own_kernel.program = flood
     with running_gateway(own_kernel, tmp_path / "g", "--send-timeout", "0.5") as gateway:
-        before = open_files(gateway)
         with gateway.connect(receive_buffer_bytes=4096) as raw:
-            own_kernel.program = flood
             raw.sendall(http_request(CHAT, hello(stream=True, logprobs=True, top_logprobs=20)))
+            (end,) = own_kernel.wait_until(lambda: far_ends(gateway, raw))
             own_kernel.wait_until(lambda: own_kernel.kernel.spawned and not own_kernel.kernel.processes)
-            own_kernel.wait_until(lambda: open_files(gateway) <= before)
+            own_kernel.wait_until(lambda: end not in open_files(gateway))
 
 
 async def flood(process: Any) -> Any:

@@ -37,7 +37,7 @@ def node_folder() -> Path:
         pytest.skip("node and npm are not installed")
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
     folder = cache / "llmos-tests" / "node"
-    if not (folder / "node_modules" / "openai").is_dir():
+    if not (folder / "node_modules" / ".package-lock.json").is_file():  # npm writes it last
         folder.mkdir(parents=True, exist_ok=True)
         command = ["npm", "install", "--prefix", str(folder), "--no-audit", "--no-fund", VERSION]
         try:

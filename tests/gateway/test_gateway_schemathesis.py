@@ -112,7 +112,9 @@ def check_operation(place: tuple[KernelThread, Gateway, Any], method: str, path:
     described = schema.raw_schema["paths"][path][method.lower()]["responses"]
     if "200" in described and (plain is not None or not operation.body):
         url = path.format(**known) + ("?action=save" if path == "/slots/{id}" else "")
-        response = httpx.request(method, f"{gateway.url}{url}", json=plain, headers=headers)
+        response = httpx.request(
+            method, f"{gateway.url}{url}", json=plain, headers=headers, timeout=PATIENCE_SECONDS
+        )
         assert response.status_code == 200, response.text
         operation.validate_response(response)
         known = make_known(gateway, path)  # it may be gone now

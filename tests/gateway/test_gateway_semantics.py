@@ -551,6 +551,7 @@ def test_a_limit_of_time_waits_for_a_line(gateway: Gateway, kernel: KernelThread
 
     async def program(process: ScriptedProcess) -> ExitStatus:
         await process.say("one")
+        await process.wait_read()
         await trio.sleep(0.02)  # longer than allowed
         await process.say(" line\n")
         await asked.wait()

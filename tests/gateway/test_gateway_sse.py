@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
 
 from syscalls.process import ExitStatus, Kill, Read
 from syscalls.sampling import TokenLogprobs
 from tests.gateway.harness import (
+    PATIENCE_SECONDS,
     Gateway,
     KernelThread,
     events_of,
@@ -43,26 +43,22 @@ def read_chunks(raw: Any) -> list[bytes]:
     return chunks
 
 
-def stepwise(kernel: KernelThread, *tokens: int) -> Any:
+def stepwise(*tokens: int) -> Any:
     """Make a program that outputs each token only after the one before was read."""
 
     async def program(process: ScriptedProcess) -> ExitStatus:
         for token in tokens:
             await process.emit(token)
-            await kernel_has_read(process)
+            await process.wait_read()
         await process.emit(END)
         return STOPPED_BY_MODEL
-
-    async def kernel_has_read(process: ScriptedProcess) -> None:
-        while Read(process.pid, len(process.output)) not in kernel.kernel.calls:  # noqa: ASYNC110
-            await trio.sleep(0.001)
 
     return program
 
 
 def test_order_and_shape_of_chat_chunks(gateway: Gateway, kernel: KernelThread) -> None:
     """Role, content, finish, usage, done: in this order, each with the same envelope."""
-    kernel.program = stepwise(kernel, *b"abc")
+    kernel.program = stepwise(*b"abc")
     response = gateway.post(CHAT, hello(stream=True, stream_options={"include_usage": True}))
     assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert response.headers["cache-control"] == "no-cache"
@@ -102,7 +98,7 @@ def test_no_usage_unless_asked(gateway: Gateway) -> None:
 
 def test_continuous_usage(gateway: Gateway, kernel: KernelThread) -> None:
     """With continuous statistics every chunk carries the count so far."""
-    kernel.program = stepwise(kernel, *b"abc")
+    kernel.program = stepwise(*b"abc")
     body = hello(stream=True, stream_options={"continuous_usage_stats": True})
     events = events_of(gateway.post(CHAT, body))
     assert [event["usage"]["completion_tokens"] for event in events] == [1, 1, 2, 3, 4]
@@ -110,7 +106,7 @@ def test_continuous_usage(gateway: Gateway, kernel: KernelThread) -> None:
 
 def test_completion_chunks(gateway: Gateway, kernel: KernelThread) -> None:
     """Text completions stream text, then a finish, without a role."""
-    kernel.program = stepwise(kernel, *b"ab")
+    kernel.program = stepwise(*b"ab")
     events = events_of(gateway.post(COMPLETIONS, {"prompt": "x", "stream": True}))
     assert [(e["choices"][0]["text"], e["choices"][0]["finish_reason"]) for e in events] == [
         ("a", None),
@@ -122,7 +118,7 @@ def test_completion_chunks(gateway: Gateway, kernel: KernelThread) -> None:
 
 def test_whole_events_are_written_at_once(gateway: Gateway, kernel: KernelThread) -> None:
     """Each HTTP chunk holds whole events, and a token is sent when it comes: no buffering, no splitting."""
-    kernel.program = stepwise(kernel, *b"abcdef")
+    kernel.program = stepwise(*b"abcdef")
     with gateway.connect() as raw:
         raw.sendall(http_request(CHAT, hello(stream=True)))
         chunks = read_chunks(raw)
@@ -188,7 +184,7 @@ def test_keep_alive_can_be_off(own_kernel: KernelThread, tmp_path: Path) -> None
         with pytest.raises(TimeoutError):
             raw.recv(1)
         own_kernel.call(resume.set)
-        raw.settimeout(10)
+        raw.settimeout(PATIENCE_SECONDS)
         assert b"[DONE]" in read_until(raw, b"[DONE]")
 
 
@@ -209,7 +205,7 @@ def test_error_after_200_is_an_event(gateway: Gateway, kernel: KernelThread) -> 
 def test_characters_are_never_split(gateway: Gateway, kernel: KernelThread, path: str) -> None:
     """Emoji, CJK and combining sequences over byte tokens: deltas are whole characters."""
     body: dict[str, Any] = hello() if path == CHAT else {"prompt": "x", "max_tokens": 200}
-    kernel.program = stepwise(kernel, *FAMILY.encode())
+    kernel.program = stepwise(*FAMILY.encode())
     events = events_of(gateway.post(path, {**body, "stream": True}))
     deltas = [event["choices"][0].get("delta", event["choices"][0]) for event in events]
     parts = [delta.get("content", delta.get("text", "")) for delta in deltas]

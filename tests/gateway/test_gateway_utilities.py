@@ -15,6 +15,7 @@ from shell.gateway.errors import ApiError
 from shell.gateway.process_errors import explaining_processes
 from syscalls.errno import Errno, SyscallError
 from tests.gateway.harness import (
+    PATIENCE_SECONDS,
     Gateway,
     KernelThread,
     hello,
@@ -110,7 +111,7 @@ def test_a_request_is_listed_described_and_cancelled(
         case "cancel":
             response = gateway.post(f"/v1/requests/mine-{way}/cancel", {})
         case "delete":
-            response = httpx.delete(f"{gateway.url}/v1/requests/mine-{way}")
+            response = httpx.delete(f"{gateway.url}/v1/requests/mine-{way}", timeout=PATIENCE_SECONDS)
         case "abort":
             response = gateway.post("/abort_request", {"rid": f"mine-{way}"})
         case _:

@@ -8,12 +8,19 @@ from pathlib import Path
 import httpx
 import msgspec
 import pytest
-import trio
 from prometheus_client.parser import text_string_to_metric_families
 
 from shell.gateway.vllm_metrics import FINISHED_REASONS, finished_reason
 from syscalls.process import ExitStatus
-from tests.gateway.harness import Gateway, KernelThread, hello, running_gateway, say_forever, says
+from tests.gateway.harness import (
+    PATIENCE_SECONDS,
+    Gateway,
+    KernelThread,
+    hello,
+    running_gateway,
+    say_forever,
+    says,
+)
 from tests.scripted_kernel import ScriptedProcess
 
 CHAT = "/v1/chat/completions"
@@ -60,13 +67,15 @@ def test_every_name_tells_what_happened(compatible: Gateway, own_kernel: KernelT
 
     async def program(process: ScriptedProcess) -> ExitStatus:
         await process.emit(ord("a"))
-        await trio.sleep(0.02)
+        await process.wait_read()
         await process.emit(ord("b"))
         return ExitStatus("length")
 
     own_kernel.program = program
     usage = compatible.post(CHAT, hello(n=2, max_tokens=2)).json()["usage"]
-    samples = scrape(compatible)
+    ended = ("vllm:request_success_total", (("finished_reason", "length"), *ROW))
+    # What a request was is counted when its answer is on its way.
+    samples = own_kernel.wait_until(lambda: (now := scrape(compatible)).get(ended) == 2 and now)
     names = {name for name, _ in samples}
     assert names >= PLAIN | {f"{name}_{part}" for name in HISTOGRAMS for part in ("bucket", "sum", "count")}
     assert all(dict(labels)["model_name"] == "scripted" for _, labels in samples)
@@ -85,7 +94,6 @@ def test_every_name_tells_what_happened(compatible: Gateway, own_kernel: KernelT
     first, decode = value("time_to_first_token_seconds_sum"), value("request_decode_time_seconds_sum")
     assert 0 < first + decode <= value("e2e_request_latency_seconds_sum")
     assert value("request_prefill_time_seconds_sum") == pytest.approx(0.5)  # the scripted kernel's 0.25 each
-    assert samples["vllm:request_success_total", (("finished_reason", "length"), *ROW)] == 2
     assert (value("num_requests_running"), value("num_requests_waiting")) == (3, 2)
     assert value("kv_cache_usage_perc") == pytest.approx(0.6)
     assert value("num_preemptions_total") == 5
@@ -101,7 +109,9 @@ def test_requests_are_counted_by_their_end(compatible: Gateway, own_kernel: Kern
     own_kernel.program = says("x", end=ExitStatus("error", message="broken"))
     assert compatible.post(CHAT, hello()).status_code == 500
     own_kernel.program = say_forever
-    with httpx.stream("POST", f"{compatible.url}{CHAT}", json=hello(stream=True)) as response:
+    with httpx.stream(
+        "POST", f"{compatible.url}{CHAT}", json=hello(stream=True), timeout=PATIENCE_SECONDS
+    ) as response:
         next(response.iter_bytes())
     own_kernel.wait_until(lambda: not own_kernel.kernel.processes)
     wanted = {"stop": 1.0, "error": 1.0, "abort": 1.0}

@@ -28,6 +28,14 @@ async def take_turn(client: Client, pid: int, offset: int) -> tuple[int, ...]:
     return tuple(tokens)
 
 
+async def read_tokens(client: Client, pid: int, num_tokens: int) -> tuple[int, ...]:
+    """Read the first tokens of a process that goes on."""
+    tokens: list[int] = []
+    while len(tokens) < num_tokens:
+        tokens += (await client.read(pid, len(tokens))).tokens
+    return tuple(tokens[:num_tokens])
+
+
 async def spawn_chat(client: Client) -> tuple[int, tuple[int, ...]]:
     """A chat after its first turn."""
     (pid,) = (
@@ -36,6 +44,23 @@ async def spawn_chat(client: Client) -> tuple[int, tuple[int, ...]]:
         )
     ).pids
     return pid, await take_turn(client, pid, 0)
+
+
+async def save_running(client: Client) -> int:
+    """Save a process under the name "running" while it decodes."""
+    while True:
+        (pid,) = (
+            await client.spawn(TURNS[0], max_tokens=400, sampling=SEEDED, detached=True, ignore_eos=True)
+        ).pids
+        await client.read(pid)
+        try:
+            await client.checkpoint(pid, "running")
+        except SyscallError as error:
+            if error.errno is not Errno.EBUSY:
+                raise
+            await client.wait(pid)  # we were too slow: it has ended
+        else:
+            return pid
 
 
 async def go_on(client: Client, pid: int, first: int) -> list[tuple[int, ...]]:
@@ -68,11 +93,7 @@ async def test_a_chat_outlives_the_system(tmp_path: Path, prefix_cache: str) -> 
             pid, first = await spawn_chat(client)
             saved = await client.checkpoint(pid, "chat")
             assert (saved.num_tokens, saved.num_saved_tokens) == (330, 329)
-            (running,) = (
-                await client.spawn(TURNS[0], max_tokens=400, sampling=SEEDED, detached=True, ignore_eos=True)
-            ).pids
-            await client.read(running)
-            await client.checkpoint(running, "running")
+            running = await save_running(client)
             expected = await go_on(client, pid, 1)
             expected_run = await take_turn(client, running, 0)
         kill_whole_system(server)
@@ -144,7 +165,7 @@ async def test_two_devices(tmp_path: Path) -> None:
 
 
 async def test_many_checkpoints_while_all_run(tmp_path: Path) -> None:
-    """Eight run, each is saved several times while it does; every image leads to the same end."""
+    """Eight run, each is saved several times while it does; every image leads to the same tokens."""
     options = ("--no-prefix-cache", "--image-folder", str(tmp_path / "images"))
     with running_server(*OPTIONS, *options, gateway=False) as server:
         before = count(server)
@@ -153,29 +174,30 @@ async def test_many_checkpoints_while_all_run(tmp_path: Path) -> None:
             for seed in range(8):
                 sampling = Sampling(temperature=0.8, seed=seed)
                 pids += (
-                    await client.spawn(TURNS[0][seed:], max_tokens=120, sampling=sampling, ignore_eos=True)
+                    await client.spawn(TURNS[0][seed:], max_tokens=1700, sampling=sampling, ignore_eos=True)
                 ).pids
             names: dict[str, int] = {}
 
             async def save(pid: int) -> None:
                 for number in range(3):
-                    try:
-                        await client.checkpoint(pid, f"{pid}-{number}")
-                    except SyscallError as error:  # it has ended
-                        if error.errno is not Errno.EBUSY:
-                            raise
-                    else:
-                        names[f"{pid}-{number}"] = pid
+                    names[f"{pid}-{number}"] = pid
+                    await client.checkpoint(pid, f"{pid}-{number}")
 
             await client.read(pids[-1])
             async with trio.open_nursery() as nursery:
                 for pid in pids:
                     nursery.start_soon(save, pid)
-            expected = {pid: await take_turn(client, pid, 0) for pid in pids}
-            assert len(names) >= 8
-            for name, pid in names.items():
-                (copy,) = (await client.restore(name, auto_reap=True)).pids
-                assert await take_turn(client, copy, 0) == expected[pid]
-            for pid in pids:
-                await client.wait(pid)
+            saved = {image.name: image.num_tokens for image in await client.images()}
+            num_tokens = max(saved.values()) - len(TURNS[0]) + 30  # of output: some that no image has
+            expected = {pid: await read_tokens(client, pid, num_tokens) for pid in pids}
+            await end(client, *pids)
+
+            async def check(name: str, pid: int) -> None:
+                (copy,) = (await client.restore(name)).pids
+                assert await read_tokens(client, copy, num_tokens) == expected[pid]
+                await end(client, copy)
+
+            async with trio.open_nursery() as nursery:
+                for name, pid in names.items():
+                    nursery.start_soon(check, name, pid)
         assert_no_leak(server, before)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import httpx
 import pytest
@@ -17,6 +17,7 @@ from tests.system.leaks import assert_no_leak, count
 LIMITS = {"flood": "", "light": "min_nice = 0", "small": "max_resident_mib = 1"}
 KEYS = {name: f"sk-llmos-{name}-{'y' * 30}" for name in LIMITS}
 NUM_FLOOD = 16
+LONG = 1900  # tokens: nearly a context, so that nothing of the flood is over soon
 MIB = 1 << 20
 
 
@@ -46,36 +47,39 @@ def get(server: Server, name: str, path: str) -> httpx.Response:
 
 
 def complete(
-    server: Server, name: str, number: int = 0, num_prompt: int = 60, **fields: object
+    server: Server,
+    name: str,
+    number: int = 0,
+    num_prompt: int = 60,
+    http: httpx.Client | None = None,
+    **fields: object,
 ) -> httpx.Response:
     """Complete a prompt of a tenant's own, greedily and to its limit."""
     prompt = [300 + (number * 31 + i) % 200 for i in range(num_prompt)]
     body = {"prompt": prompt, "temperature": 0, "ignore_eos": True, "max_tokens": 100, **fields}
     headers = {"x-api-key": KEYS[name]}
-    return httpx.post(f"{server.url}/v1/completions", json=body, headers=headers, timeout=120)
+    post = partial(httpx.post, timeout=120) if http is None else http.post
+    return post(f"{server.url}/v1/completions", json=body, headers=headers)
 
 
 def test_a_flood_does_not_keep_the_light_one_waiting(server: Server) -> None:
     """One tenant sends sixteen long requests at once; another's short ones are done before half of them."""
-    num_done = 0
-    lock = threading.Lock()
-
-    def one(number: int) -> int:
-        nonlocal num_done
-        status = complete(server, "flood", number, max_tokens=300).status_code
-        with lock:
-            num_done += 1
-        return status
-
-    with ThreadPoolExecutor(NUM_FLOOD) as pool:
-        answers = [pool.submit(one, number) for number in range(NUM_FLOOD)]
-        with SyncClient(server.socket_path) as client:
-            while client.statistics().num_waiting < NUM_FLOOD - 8:
-                assert num_done == 0
+    with (
+        ThreadPoolExecutor(NUM_FLOOD) as pool,
+        httpx.Client(timeout=120, limits=httpx.Limits(max_connections=NUM_FLOOD)) as http,
+        SyncClient(server.socket_path) as client,
+    ):
+        flood = partial(complete, server, "flood", max_tokens=LONG, http=http)
+        answers = [pool.submit(flood, number) for number in range(NUM_FLOOD)]
+        while client.statistics().num_waiting < NUM_FLOOD - 8:
+            assert not any(answer.done() for answer in answers)
         for number in range(4):
             assert complete(server, "light", number, max_tokens=20).status_code == 200
-        assert num_done < NUM_FLOOD // 2
-        assert {answer.result() for answer in answers} == {200}
+        assert sum(answer.done() for answer in answers) < NUM_FLOOD // 2
+        for process in client.ps(everyone=True):
+            if process.tenant == "flood" and process.status is None:
+                client.kill(process.pid)
+        assert {answer.result().status_code for answer in answers} <= {200, 500}
 
 
 def test_memory_is_capped_for_one_and_not_for_others(server: Server) -> None:
@@ -112,11 +116,11 @@ def test_doors_that_a_tenants_key_does_not_open(server: Server) -> None:
         with light.stream(
             "POST",
             "/v1/completions",
-            json={"prompt": "x", "max_tokens": 500, "ignore_eos": True, "stream": True},
+            json={"prompt": "x", "max_tokens": LONG, "ignore_eos": True, "stream": True},
         ) as stream:
             own = stream.headers["x-llmos-pid"]
             button = {"headers": {"x-api-key": KEYS["light"], "x-llmos-page": "1"}, "json": {"nice": -5}}
-            refused = httpx.post(f"{server.url}/ui/process/{own}/nice", **button)
+            refused = httpx.post(f"{server.url}/ui/process/{own}/nice", timeout=60, **button)
             assert refused.status_code == 403
             assert "may have 0 and above" in refused.json()["error"]["message"]
         with httpx.stream(

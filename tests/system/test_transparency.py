@@ -253,6 +253,9 @@ async def test_driver_killed(options: tuple[str, ...], quiet: list[tuple[int, ..
             nursery.start_soon(assassin)
             assert await run_together(server) == quiet
         async with open_client(server.socket_path) as client:
+            with trio.fail_after(60):  # all may have ended before it was killed
+                while not (await client.devices())[0].num_restarts:  # noqa: ASYNC110
+                    await trio.sleep(0.01)
             (device,) = await client.devices()
             assert device.num_restarts == 1
 

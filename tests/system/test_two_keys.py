@@ -46,7 +46,7 @@ def server(tenants_path: Path) -> Iterator[Server]:
     with running_server(*options) as running:
         for key in KEYS.values():  # the gateway keeps a session for each key that it has seen
             headers = {"x-api-key": key}
-            assert httpx.get(f"{running.url}/v1/models", headers=headers, timeout=30).status_code == 200
+            assert httpx.get(f"{running.url}/v1/models", headers=headers, timeout=60).status_code == 200
         before = count(running)
         yield running
         assert_no_leak(running, before)  # the last test gave one session's place to another
@@ -60,9 +60,15 @@ def ask(server: Server, name: str, **fields: object) -> openai.types.Completion:
         )
 
 
+def ask_on_and_on(server: Server, name: str) -> None:
+    """Until a limit is met: a rate of four a minute is, unless each answer takes a quarter of one."""
+    for _ in range(20):
+        ask(server, name)
+
+
 def test_nobody_gets_in_without_a_key(server: Server) -> None:
     """401 at the door and EPERM at the socket; health is public."""
-    assert httpx.get(f"{server.url}/health", timeout=30).status_code == 200
+    assert httpx.get(f"{server.url}/health", timeout=60).status_code == 200
     for key in ("nonsense", "x" * 5000):
         with OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0) as client:
             with pytest.raises(openai.AuthenticationError):
@@ -82,9 +88,8 @@ def test_tenants_share_nothing_and_limits_are_their_own(server: Server) -> None:
         raw = client.completions.with_raw_response.create(model="llmos-base", prompt=PROMPT, max_tokens=4)
         assert raw.headers["x-ratelimit-limit-requests"] == "4"
         assert int(raw.headers["x-ratelimit-remaining-tokens"]) < 2000
-    ask(server, "alice")
     with pytest.raises(openai.RateLimitError) as caught:
-        ask(server, "alice")
+        ask_on_and_on(server, "alice")
     assert int(caught.value.response.headers["retry-after"]) >= 1
     for _ in range(6):
         answer = ask(server, "bob")
