@@ -6,6 +6,7 @@ An arena turns page-table edits into something that kernels index with `page_ind
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
@@ -67,8 +68,8 @@ class Arena(Protocol):
     def copy_page(self, edit: CopyPage) -> None:
         """Copy frames. Raises ArenaError."""
 
-    def mark_step(self) -> None:
-        """A step was launched, and may run yet: what is mapped now stays until it is over."""
+    def mark_step(self, asids: Iterable[int]) -> None:
+        """A step with rows of these spaces was launched: their pages stay mapped until it is over."""
 
     def take_map_work(self) -> MapWork | None:
         """What was mapped and unmapped since this was last called; None: nothing."""

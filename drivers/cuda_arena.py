@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 
 import torch
 
@@ -18,7 +19,7 @@ __all__ = ["CudaArena"]
 
 
 class CudaArena(VirtualArena):
-    """A `VirtualArena` of a GPU's memory. A mapping goes only after the last step that was marked is over.
+    """A `VirtualArena` of a GPU's memory. A mapping goes only after the last step with a row of its space.
 
     The first page of each segment always has a frame: launchers ask the driver about the address of a tensor
     before they hand it to a kernel, and about one without memory it knows nothing.
@@ -45,6 +46,7 @@ class CudaArena(VirtualArena):
         debug: bool = False,
     ) -> None:
         super().__init__(kv, num_frames, max_spaces, pages_per_space, debug=debug)
+        self._last_steps = [0] * max_spaces  # for each space, whoever had it: the last with a row of it
 
         def stream() -> int:
             is_gpu = torch_device.type == "cuda"
@@ -52,7 +54,7 @@ class CudaArena(VirtualArena):
 
         with contextlib.ExitStack() as undo:
             self._frames = undo.enter_context(CudaPool(device, num_frames, kv.frame_bytes, stream))
-            self._place = undo.enter_context(CudaRange(self._frames, self.num_pages))
+            self._place = undo.enter_context(CudaRange(self._frames, self.num_pages, self._last_use))
             self._back_first_pages()
             mapper = CudaMapper(self._place)
             undo.pop_all()
@@ -68,9 +70,15 @@ class CudaArena(VirtualArena):
         """See Arena."""
         return CudaCopier(self._frames)
 
-    def mark_step(self) -> None:
+    def mark_step(self, asids: Iterable[int]) -> None:
         """See Arena."""
-        self._frames.mark_step()
+        number = self._frames.mark_step()
+        for asid in asids:
+            self._last_steps[asid] = number
+
+    def _last_use(self, page: int) -> int:
+        """The last step that may touch a page, by its number at the fence."""
+        return self._last_steps[page % self._pages_per_segment // self.pages_per_space]
 
     def _unmap(self, asid: int) -> None:
         super()._unmap(asid)

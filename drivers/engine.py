@@ -29,10 +29,13 @@ from drivers.model.grammar import GrammarTokens
 from drivers.model.kv_layout import poison_tail
 from drivers.model.pooler import Pooler
 from drivers.model.sampler import Sampler
+from drivers.model.step_queue import MAX_IN_FLIGHT
 from drivers.model.transformer import Model
 from drivers.page_table import ArenaError
 from drivers.profile import profile_model
+from drivers.step_pipeline import LaunchedStep, StepPipeline
 from drivers.step_results import StepResults
+from drivers.step_work import StepWork
 from drivers.tiers import Tiers
 from llmos.device import (
     Bind,
@@ -54,10 +57,8 @@ from llmos.device import (
     Segment,
     Step,
     StepDone,
-    TokenLogprobs,
     choose_kv_format,
 )  # fmt: skip
-from native.sampling import Draw
 
 __all__ = ["Engine"]
 
@@ -74,6 +75,7 @@ class _Session:
     arena: Arena
     tiers: Tiers
     grammars: Grammars
+    pipeline: StepPipeline | None  # None: a step is over when it was launched
     k_pages: list[torch.Tensor]
     v_pages: list[torch.Tensor]
 
@@ -131,7 +133,9 @@ class Engine:
         grammar_tokens = GrammarTokens.open(info.path, info.vocab_size, info.eos_token_ids)
         grammars = Grammars(grammar_tokens)
         sampler = Sampler(info.vocab_size)
-        session = _Session(model, sampler, Pooler(), arena, tiers, grammars, k_pages, v_pages)
+        queue = backend.open_queue(model, arena, k_pages, v_pages, load.max_spaces)
+        pipeline = None if queue is None else StepPipeline(queue)
+        session = _Session(model, sampler, Pooler(), arena, tiers, grammars, pipeline, k_pages, v_pages)
         loaded = Loaded(
             model=msgspec.structs.replace(info, weight_bytes=model.weight_bytes),
             kv=kv,
@@ -183,7 +187,18 @@ class Engine:
         return kv
 
     def run_step(self, step: Step) -> StepDone:
+        """Carry out a step, and wait for it; see `begin_step`. No other step is in flight."""
+        answers = [*self.begin_step(step), *self._finish_steps()]
+        return answers[-1]
+
+    def begin_step(self, step: Step) -> list[StepDone]:
         """Apply edits in order, run the rows as one batch, and sample.
+
+        Where the device does not wait for the host, the step may only be launched: `collect` answers it when
+        it is over.
+
+        Returns:
+            Answers that are there now, in order: of steps before this one, and its own if it has ended.
 
         Raises:
             RuntimeError: no model is loaded.
@@ -191,24 +206,93 @@ class Engine:
         """
         if (session := self._session) is None:
             raise RuntimeError(f"step {step.id} came before a model was loaded")
-        started = time.perf_counter()
+        pipeline = session.pipeline
+        answers: list[StepDone] = []
+        while pipeline is not None and pipeline.must_collect(step.rows):
+            answers.append(self._finish_step(session, pipeline))
+        began_at = time.perf_counter()
         results = StepResults(len(step.rows))
+        good = self._find_good_rows(session, step, results)
+        if pipeline is not None and good and not any(map(session.pooler.wanted, good.values())):
+            try:
+                self._launch(session, pipeline, step, good, results, began_at)
+            except Exception:  # it is run once more, by halves: what fails alone is at fault
+                traceback.print_exc()
+                self.backend.check_health()
+            else:
+                return answers
+        answers += self._finish_steps()
+        if good := self._fill_in(step.rows, good, results):
+            self._run_apart(session, step.rows, good, results)
+        for index in results.faults:
+            self._sampled.pop(step.rows[index].asid, None)
+        seconds = time.perf_counter() - began_at
+        return [*answers, results.done(step.id, seconds, session.arena.take_map_work())]
+
+    def _find_good_rows(self, session: _Session, step: Step, results: StepResults) -> dict[int, Row]:
+        """Apply edits; the rows that can run, by index, without a token where only the device knows it."""
         good: dict[int, Row] = {}
         failed = self._apply_edits(session, step.edits)
         seen: set[int] = set()
         for index, row in enumerate(step.rows):
-            resolved = self._resolve(row)
+            resolved = self._resolve(session, row)
             message = failed or self._explain_bad_row(session, row, resolved, row.asid in seen)
             seen.add(row.asid)
             if message is None and resolved is not None:
                 good[index] = resolved
             else:
                 results.faults[index] = message or "it has no tokens"
-        if good:
-            self._run_apart(session, step.rows, good, results)
-        for index in results.faults:
-            self._sampled.pop(step.rows[index].asid, None)
-        return results.done(step.id, time.perf_counter() - started, session.arena.take_map_work())
+        return good
+
+    def _fill_in(self, rows: tuple[Row, ...], good: dict[int, Row], results: StepResults) -> dict[int, Row]:
+        """Good rows, all with tokens: no step is in flight, so what was sampled is known."""
+        filled: dict[int, Row] = {}
+        assert self._session is not None
+        for index, row in good.items():
+            if (resolved := self._resolve(self._session, row)) is not None:
+                filled[index] = resolved
+            else:
+                results.faults[index] = _explain_no_token(rows[index])
+        return filled
+
+    def _launch(
+        self,
+        session: _Session,
+        pipeline: StepPipeline,
+        step: Step,
+        good: dict[int, Row],
+        results: StepResults,
+        began_at: float,
+    ) -> None:
+        """Launch good rows. Raises whatever the model raises; then nothing was launched that counts."""
+        if self.debug:
+            _poison_tails(session, list(good.values()))
+        work = StepWork.prepare(session.sampler, good)
+        try:
+            pipeline.launch(LaunchedStep(step, good, work, results, began_at))
+        finally:
+            session.arena.mark_step([row.asid for row in good.values()])
+
+    def _finish_step(self, session: _Session, pipeline: StepPipeline) -> StepDone:
+        """Wait for the oldest step in flight, and answer it. Raises: the device is beyond use."""
+        launched, choices, seconds = pipeline.collect()
+        step, results = launched.step, launched.results
+        for asid, sampled in launched.work.take(session.sampler, choices, results).items():
+            if asid not in launched.released:
+                self._sampled[asid] = sampled
+        failed = {step.rows[index].asid for index in results.faults} - launched.released
+        for asid in failed:
+            self._sampled.pop(asid, None)
+        pipeline.fail_fed_rows(failed, _explain_no_token)
+        return results.done(step.id, seconds, session.arena.take_map_work())
+
+    def _finish_steps(self) -> list[StepDone]:
+        """Wait for all steps in flight."""
+        answers: list[StepDone] = []
+        if self._session is not None and (pipeline := self._session.pipeline) is not None:
+            while pipeline.num_in_flight:
+                answers.append(self._finish_step(self._session, pipeline))
+        return answers
 
     def _apply_edits(self, session: _Session, edits: tuple[Edit, ...]) -> str | None:
         """Apply every edit; return why the whole step cannot run, if so. Raises when the device is lost."""
@@ -230,6 +314,8 @@ class Engine:
                         self._sampled.pop(asid, None)
                         session.sampler.release(asid)
                         session.pooler.release(asid)
+                        if session.pipeline is not None:
+                            session.pipeline.release(asid)
                         session.arena.release(asid)
                     case CopyPage():
                         session.arena.copy_page(edit)
@@ -244,12 +330,19 @@ class Engine:
                     self._broken[edit.asid] = message
         return failed
 
-    def _resolve(self, row: Row) -> Row | None:
-        """Fill in the token that the space sampled last; None when there is none for this position."""
+    def _resolve(self, session: _Session, row: Row) -> Row | None:
+        """Fill in the token that the space sampled last; none, where a step in flight samples it.
+
+        Returns:
+            The row, or None: nothing was sampled for this position, or will be.
+        """
         if row.tokens:
             return row
         position, token = self._sampled.get(row.asid, (-1, -1))
-        return Row(row.asid, row.start, (token,), row.sample) if position == row.start else None
+        if position == row.start:
+            return Row(row.asid, row.start, (token,), row.sample)
+        is_coming = session.pipeline is not None and session.pipeline.is_coming(row.asid, row.start)
+        return Row(row.asid, row.start, (), row.sample) if is_coming else None
 
     def _explain_bad_row(
         self, session: _Session, row: Row, resolved: Row | None, is_second: bool
@@ -260,8 +353,9 @@ class Engine:
         if is_second:
             return f"space {row.asid} has two rows in one step"
         if resolved is None:
-            return f"space {row.asid} has no sampled token for position {row.start}"
-        if (message := session.model.explain_bad_row(resolved)) is not None:
+            return _explain_no_token(row)
+        known = resolved if resolved.tokens else Row(row.asid, row.start, (0,), row.sample)
+        if (message := session.model.explain_bad_row(known)) is not None:
             return message
         if (message := session.pooler.explain_bad_row(row)) is not None:
             return message
@@ -286,7 +380,7 @@ class Engine:
             try:
                 self._run_rows(session, rows, good, results)
             finally:
-                session.arena.mark_step()
+                session.arena.mark_step([row.asid for row in good.values()])
         except Exception as error:
             traceback.print_exc()
             self.backend.check_health()
@@ -309,68 +403,54 @@ class Engine:
         batch = list(good.values())
         if self.debug:
             _poison_tails(session, batch)
-        sampling = [index for index, row in good.items() if row.sample]
-        wanted = [(rows[index].asid, rows[index].start + rows[index].num_tokens) for index in sampling]
-        for row in batch:
-            session.sampler.observe(row.asid, row.start, row.tokens)
-        own = iter(session.sampler.draws(wanted))
-        draws: list[Draw | None] = []
-        for row in batch:
-            draws += session.sampler.scores(row.asid, row.targets)
-            draws += [next(own)] if row.sample else []
+        work = StepWork.prepare(session.sampler, good)
         told, num_before = [], 0
         for row in batch if session.pooler.num_spaces else ():
             told += [num_before + index for index in session.pooler.wanted(row)]
             num_before += row.num_tokens
         index_of, keys, values = session.arena.page_index, session.k_pages, session.v_pages
         if told:
-            choices_made, hidden = session.model.choose_and_tell(batch, index_of, keys, values, draws, told)
+            choices, hidden = session.model.choose_and_tell(batch, index_of, keys, values, work.draws, told)
             _pool(session.pooler, good, hidden, results)
         else:
-            choices_made = session.model.choose(batch, index_of, keys, values, draws)
-        made = iter(choices_made)
-        choices = []
-        for index, row in good.items():
-            if row.targets:
-                given = [next(made) for _ in row.targets]
-                results.scores[index] = tuple(
-                    TokenLogprobs(each.logprob, each.top_ids, each.top_logprobs, each.rank) for each in given
-                )
-                if any(each.num_bad for each in given):
-                    results.faults[index] = (
-                        f"logits are not finite between {row.start} and {row.start + len(given)}"
-                    )
-            choices += [next(made)] if row.sample else []
-        for index, (asid, position), sampled in zip(
-            sampling, wanted, session.sampler.record(choices, wanted), strict=True
-        ):
-            if sampled.token is None:
-                results.faults[index] = sampled.fault or "no token was sampled"
-            else:
-                results.tokens[index], results.logprobs[index] = sampled.token, sampled.logprobs
-                self._sampled[asid] = (position, sampled.token)
-                if sampled.mu is not None:
-                    results.mus[index] = sampled.mu
+            choices = session.model.choose(batch, index_of, keys, values, work.draws)
+        self._sampled.update(work.take(session.sampler, choices, results))
 
     # --- what goes on beside the steps -------------------------------------------------------------------
 
     @property
     def is_busy(self) -> bool:
-        """True while a copy runs, or a grammar is being compiled: there will be something to collect."""
-        session = self._session
-        return session is not None and bool(session.tiers.num_running or session.grammars.num_compiling)
+        """True while a copy or a step runs, or a grammar is compiled: there will be something to collect."""
+        if (session := self._session) is None:
+            return False
+        num_steps = 0 if session.pipeline is None else session.pipeline.num_in_flight
+        return bool(num_steps or session.tiers.num_running or session.grammars.num_compiling)
+
+    @property
+    def wants_step(self) -> bool:
+        """True while a step runs, and another one could be launched behind it."""
+        pipeline = None if self._session is None else self._session.pipeline
+        return pipeline is not None and 0 < pipeline.num_in_flight < MAX_IN_FLIGHT
 
     def wait_for(self) -> tuple[tuple[int, ...], float | None]:
         """Descriptors, one of which is readable when there is something to collect; and seconds to wait."""
         assert self._session is not None
-        tiers, grammars = self._session.tiers, self._session.grammars
-        return (tiers.fileno(), grammars.fileno()), grammars.seconds_left()
+        tiers, grammars, pipeline = self._session.tiers, self._session.grammars, self._session.pipeline
+        steps = () if pipeline is None else (pipeline.fileno(),)
+        return (tiers.fileno(), grammars.fileno(), *steps), grammars.seconds_left()
 
-    def collect(self) -> list[CopyDone | Compiled]:
-        """Copies that have ended and grammars that are ready, or never will be, since the last call."""
-        if not self.is_busy or self._session is None:
+    def collect(self) -> list[StepDone | CopyDone | Compiled]:
+        """Since the last call: steps and copies that have ended, grammars that are ready or never will be.
+
+        Raises:
+            Exception: the device is beyond use.
+        """
+        if not self.is_busy or (session := self._session) is None:
             return []
-        return [*self._session.tiers.collect(), *self._session.grammars.collect()]
+        answers: list[StepDone | CopyDone | Compiled] = []
+        while (pipeline := session.pipeline) is not None and pipeline.is_ready:
+            answers.append(self._finish_step(session, pipeline))
+        return [*answers, *session.tiers.collect(), *session.grammars.collect()]
 
     def begin_grammars(self, orders: Sequence[Compile]) -> None:
         """Begin to compile grammars. Raises RuntimeError: no model is loaded."""
@@ -386,7 +466,7 @@ class Engine:
             self._session.grammars.forget(id)
 
     def begin_copy(self, copy: Copy) -> CopyDone | None:
-        """Begin a copy; None: it is under way. It finds what steps before it wrote: they have ended."""
+        """Begin a copy; None: it is under way. It finds what the steps write that were begun before it."""
         if self._session is None:
             message = "there is no model, and so no memory"
             return CopyDone(
@@ -394,23 +474,30 @@ class Engine:
             )
         return self._session.tiers.begin(copy)
 
-    def finish_copies(self) -> list[CopyDone]:
-        """Wait for the copies that were begun; those that were not collected yet."""
+    def finish(self) -> list[StepDone | CopyDone]:
+        """Wait for the steps and copies that were begun; those that were not collected yet."""
         if self._session is None:
             return []
+        steps = self._finish_steps()
         self._session.tiers.wait()
-        return self._session.tiers.collect()
+        return [*steps, *self._session.tiers.collect()]
 
     def close(self) -> None:
         """Unload the model, drop what the tiers hold, and give all memory back. Idempotent."""
         if self._session is not None:
             session, self._session = self._session, None
             session.grammars.close()
+            if session.pipeline is not None:
+                session.pipeline.close()
             session.tiers.close()
             session.arena.close()
             gc.unfreeze()
         self._sampled.clear()
         self._broken.clear()
+
+
+def _explain_no_token(row: Row) -> str:
+    return f"space {row.asid} has no sampled token for position {row.start}"
 
 
 def _pool(

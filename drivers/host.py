@@ -1,7 +1,8 @@
 """A driver's process: `python -m drivers.host --fd N --kind cpu --name cpu:0 --threads 1`.
 
 Reads messages from an inherited socket and answers them, one after the other, until it is told to stop or
-the kernel is gone. Copies run and grammars are compiled beside that, and are answered when they have ended.
+the kernel is gone. Copies run and grammars are compiled beside that, and are answered when they have ended;
+so are steps, on a device that does not wait for the host.
 Exit codes: 0 stopped or kernel gone, 2 the kernel sent garbage; anything else is a crash.
 """
 
@@ -20,10 +21,9 @@ from drivers.link import KernelLink, LinkError
 from llmos.device import (
     DRIVER_ABI,
     Compile,
-    Compiled,
     Copy,
-    CopyDone,
     Forget,
+    FromDriver,
     Hello,
     Load,
     Progress,
@@ -80,14 +80,18 @@ def serve(link: KernelLink, backend: Backend, name: str, encoder: EncoderEngine 
             os.getpid(),
         )
     )
-    while _send_all(link, engine.collect()):
-        if engine.is_busy and not link.wait_message(*engine.wait_for()):
-            continue
+    while True:
+        # a step that waits to be launched behind another one comes before answers: the device is not to idle
+        if not (engine.wants_step and link.wait_message((), 0.0)):
+            if not _send_all(link, engine.collect()):
+                break
+            if engine.is_busy and not link.wait_message(*engine.wait_for()):
+                continue
         is_read = True
         match link.receive():
             case Step() as step:
                 engine.begin_grammars(link.take_compiles())  # beside this very step
-                is_read = link.send(engine.run_step(step))
+                is_read = _send_all(link, engine.begin_step(step))
             case Compile() as order:
                 engine.begin_grammars([order])
             case Forget(id):
@@ -96,10 +100,10 @@ def serve(link: KernelLink, backend: Backend, name: str, encoder: EncoderEngine 
                 done = engine.begin_copy(copy)
                 is_read = done is None or link.send(done)
             case Load() as load:  # what it takes the memory of must have ended
-                is_read = _send_all(link, engine.finish_copies())
+                is_read = _send_all(link, engine.finish())
                 is_read = is_read and link.send(engine.load(load, ProgressReporter(link)))
             case StopDriver():
-                _send_all(link, engine.finish_copies())
+                _send_all(link, engine.finish())
                 break
             case None:
                 break
@@ -109,7 +113,7 @@ def serve(link: KernelLink, backend: Backend, name: str, encoder: EncoderEngine 
     backend.close()
 
 
-def _send_all(link: KernelLink, answers: Sequence[CopyDone | Compiled]) -> bool:
+def _send_all(link: KernelLink, answers: Sequence[FromDriver]) -> bool:
     """Send some messages. False when the kernel is gone."""
     return all(link.send(answer) for answer in answers)
 

@@ -10,7 +10,7 @@ Source: Prabhu et al. 2024, "vAttention", arXiv:2405.04437.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import attrs
@@ -183,7 +183,7 @@ class VirtualArena:
         self.table.check_copy(edit)
         self._pool.copy_frames(edit.sources, edit.targets)
 
-    def mark_step(self) -> None:
+    def mark_step(self, asids: Iterable[int]) -> None:
         """See Arena. Where steps are over when they return, there is nothing to remember."""
 
     def close(self) -> None:

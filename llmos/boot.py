@@ -327,6 +327,7 @@ def make_core(config: Config, name: str, system: System) -> Core:
         max_rows=config.max_running,
         max_chunk_tokens=config.max_chunk_tokens or config.max_step_tokens,
         target_seconds=config.step_target_ms / 1e3,
+        steps_in_flight=config.steps_in_flight,
     )
     return Core(
         name,

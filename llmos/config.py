@@ -144,6 +144,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             description="when pages are mapped: before they are needed; to compare, only then, or all at once"
         ),
     ] = "ahead"
+    steps_in_flight: Annotated[
+        int, Meta(ge=1, le=2, description="steps sent to a device ahead of its answers; 1: to compare")
+    ] = 2
     step_timeout_seconds: Annotated[
         float, Meta(gt=0, description="a driver whose step takes longer is restarted")
     ] = 120.0

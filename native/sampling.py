@@ -95,6 +95,12 @@ class Draw:
         """True when the token is drawn from other scores than the raw logits."""
         return len(self.seen_ids) + len(self.bias_ids) + len(self.banned_ids) + len(self.allowed_ids) > 0
 
+    @property
+    def is_plain(self) -> bool:
+        """True when it takes temperature, random number, top-k, top-p and min-p, and no more than logits."""
+        is_cut = self.cuts is not None or self.mirostat is not None
+        return not (self.is_adjusted or is_cut or self.num_top is not None or self.given is not None)
+
 
 class Choice(NamedTuple):
     """What a row's logits came to."""

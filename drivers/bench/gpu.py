@@ -92,15 +92,26 @@ def run(sections: Sequence[str], setup: Setup) -> Iterator[Plan | Started | Meas
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print one JSON object a line, as soon as it is known; 1: a check failed, 2: there is no such device."""
     parser = argparse.ArgumentParser(prog="drivers.bench.gpu", description=__doc__.splitlines()[0])
-    parser.add_argument("--sections", nargs="+", choices=list(SECONDS), default=list(SECONDS))
+    parser.add_argument("--sections", nargs="+", choices=list(SECONDS), required=True)
+    parser.add_argument(
+        "--served", nargs=4, type=float, metavar=("PROMPTS", "IN", "OUT", "RATE"),
+        help="what llmos was measured to serve: prompts at once, tokens of each, tokens a second",
+    )  # fmt: skip
     parser.add_argument("--rehearse", action="store_true", help="tiny, on the processor: no measurements")
     given = parser.parse_args(arguments)
+    if ("serving" in given.sections) != (given.served is not None):
+        parser.error("the section serving comes with --served, as llmos bench gpu gives it")
     os.environ["TRITON_INTERPRET"] = "1" if given.rehearse else "0"  # before kernels are decorated
     try:
         setup = open_setup(given.rehearse)
     except (OSError, RuntimeError) as error:
         print(f"no GPU to measure: {error}", file=sys.stderr)
         return 2
+    if given.served is not None:
+        from drivers.bench.gpu_setup import Served
+
+        *counts, rate = given.served
+        setup.served = Served(*map(int, counts), rate)
     are_checks_good = True
     try:
         for message in run(given.sections, setup):

@@ -19,7 +19,7 @@ PROPERTIES = (
     "test_triton_elementwise.py", "test_triton_linear.py", "test_triton_attention.py",
     "test_triton_sample.py",
 )  # fmt: skip
-WHOLE = ("test_triton_model.py", "test_step_queue.py")
+WHOLE = ("test_triton_model.py", "test_step_queue.py", "test_two_steps.py")
 MAX_SECONDS = 150
 
 

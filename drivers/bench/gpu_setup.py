@@ -14,13 +14,23 @@ from drivers.bench.rows import Measured
 from drivers.model.config import ModelConfig
 from native.cuda.device import CudaDevice
 
-__all__ = ["Setup", "Sizes", "full_sizes", "rehearsal_sizes"]
+__all__ = ["Served", "Setup", "Sizes", "full_sizes", "rehearsal_sizes"]
 
 CALLS = 10  # in one timing
 BENCH_8B = evolve(
     SHAPES["1b"], hidden_size=4096, intermediate_size=14336, num_layers=32, num_heads=32, num_kv_heads=8,
     head_dim=128, max_positions=1 << 17,
 )  # fmt: skip
+
+
+@frozen
+class Served:
+    """What llmos was measured to serve."""
+
+    num_prompts: int
+    prompt_tokens: int
+    output_tokens: int
+    rate: float  # tokens a second
 
 
 @frozen
@@ -33,9 +43,7 @@ class Sizes:
     batches: tuple[int, ...]
     contexts: tuple[int, ...]
     prompts: tuple[int, ...]  # tokens
-    served_batch: int
-    served_prompt: int
-    served_tokens: int
+    served_dtype: torch.dtype
     peak_bytes: int  # of the copy that bandwidth is measured by
     peak_side: int  # of the square matrices that the arithmetic peak is measured by
     num_calls: int  # of each call of the CUDA driver
@@ -48,7 +56,7 @@ def full_sizes() -> Sizes:
     return Sizes(
         model=BENCH_8B, served=evolve(SHAPES["1b"], max_positions=4096), dtype=torch.bfloat16,
         batches=(1, 4, 16, 64, 256), contexts=(1 << 10, 1 << 12, 1 << 14, 1 << 15, 1 << 17),
-        prompts=(512, 2048, 8192, 32768), served_batch=32, served_prompt=512, served_tokens=128,
+        prompts=(512, 2048, 8192, 32768), served_dtype=torch.float16,
         peak_bytes=1 << 30, peak_side=8192, num_calls=1000, swap_frames=512, runs=5,
     )  # fmt: skip
 
@@ -60,8 +68,8 @@ def rehearsal_sizes() -> Sizes:
         head_dim=16, max_positions=64,
     )  # fmt: skip
     return Sizes(
-        model=tiny, served=tiny, dtype=torch.float32, batches=(1, 2), contexts=(16,), prompts=(8,),
-        served_batch=2, served_prompt=4, served_tokens=2, peak_bytes=1 << 16, peak_side=64, num_calls=3,
+        model=tiny, served=SHAPES["tiny"], dtype=torch.float32, batches=(1, 2), contexts=(16,), prompts=(8,),
+        served_dtype=torch.float32, peak_bytes=1 << 16, peak_side=64, num_calls=3,
         swap_frames=4, runs=1,
     )  # fmt: skip
 
@@ -76,6 +84,7 @@ class Setup:
         sizes: see Sizes.
         deadline: by time.monotonic; a case that would begin later is left out.
         left_out: cases that were, and why.
+        served: what was measured before; None: serving is not to be measured.
     """
 
     device: torch.device
@@ -83,6 +92,7 @@ class Setup:
     sizes: Sizes
     deadline: float
     left_out: list[str] = field(factory=list)
+    served: Served | None = None
 
     @property
     def is_gpu(self) -> bool:

@@ -127,7 +127,7 @@ def measure_grammar(
                 choices.append(run())
                 seconds += time.thread_time() - began
             began = time.thread_time()
-            sampled = sampler.record(choices, rows)
+            sampled = sampler.record(choices, rows, sampler.states(rows))
             spent[follows] = (seconds + time.thread_time() - began) / batch
             for asid, outcome in enumerate(sampled):
                 positions[follows][asid] = 1 if outcome.token == END else positions[follows][asid] + 1

@@ -19,6 +19,8 @@ from drivers.model.config import ModelConfig
 
 __all__ = ["write_checkpoint"]
 
+MAX_DRAWN = 1 << 23  # numbers of a matrix; the rest repeats them
+
 
 def write_checkpoint(shape: str, folder: Path) -> None:
     """Write config.json and model.safetensors, in fp16.
@@ -54,8 +56,9 @@ def write_checkpoint(shape: str, folder: Path) -> None:
 def _draw(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     if len(shape) == 1:
         return np.ones(shape, dtype=np.float16)
-    drawn: np.ndarray = rng.standard_normal(shape, dtype=np.float32) / np.float32(shape[1] ** 0.5)
-    return drawn.astype(np.float16)
+    drawn: np.ndarray = rng.standard_normal(min(shape[0] * shape[1], MAX_DRAWN), dtype=np.float32)
+    drawn /= np.float32(shape[1] ** 0.5)
+    return np.resize(drawn.astype(np.float16), shape)
 
 
 def _shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:

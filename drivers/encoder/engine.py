@@ -82,6 +82,10 @@ class EncoderEngine:
             seconds=time.perf_counter() - started,
         )
 
+    def begin_step(self, step: Step) -> list[StepDone]:
+        """Carry a step out; its answer. See `run_step`."""
+        return [self.run_step(step)]
+
     def run_step(self, step: Step) -> StepDone:
         """Make the vectors of a step's rows, one text after the other.
 
@@ -141,6 +145,11 @@ class EncoderEngine:
         """Is something done beside the steps? Never."""
         return False
 
+    @property
+    def wants_step(self) -> bool:
+        """Could a step be launched behind one that runs? None ever runs when it was begun."""
+        return False
+
     def wait_for(self) -> tuple[tuple[int, ...], float | None]:
         """What to wait for while that is done: nothing."""
         return (), None
@@ -163,8 +172,8 @@ class EncoderEngine:
         """What was done beside the steps: nothing."""
         return []
 
-    def finish_copies(self) -> list[CopyDone]:
-        """The copies that were begun: none."""
+    def finish(self) -> list[CopyDone]:
+        """What was begun: nothing that is not over."""
         return []
 
     def close(self) -> None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol
 
 import torch
+from attrs import frozen
 
-__all__ = ["DirectLauncher", "Fence", "GraphLauncher", "Launcher"]
+__all__ = ["DirectLauncher", "Fence", "Graph", "GraphLauncher", "Launcher"]
 
 
 class Fence(Protocol):
     """A point in the device's work."""
 
     def synchronize(self) -> None:
-        """Wait until the device has come there."""
+        """Wait until the device has come there. Any thread may."""
 
 
 class Launcher(Protocol):
@@ -22,14 +23,21 @@ class Launcher(Protocol):
 
     num_recorded: int  # graphs
 
-    def run(self, key: Hashable, work: Callable[[], None]) -> None:
-        """Issue work. Under one key it always is the same calls on the same memory."""
+    def run(self, key: Hashable, work: Callable[[], None], places: Sequence[torch.Tensor]) -> None:
+        """Issue work. Under one key it is the same calls, and on the same memory while `places` stay."""
 
     def mark(self) -> Fence:
         """A fence behind what was issued so far."""
 
     def host_memory(self, size: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Zeros on the host that the device can reach while the host goes on."""
+
+
+class Graph(Protocol):
+    """Recorded work."""
+
+    def replay(self) -> None:
+        """Issue it again, as it was, on the memory of then."""
 
 
 class _Passed:
@@ -46,7 +54,7 @@ class DirectLauncher:
         self._device = device
         self.num_recorded = 0
 
-    def run(self, key: Hashable, work: Callable[[], None]) -> None:
+    def run(self, key: Hashable, work: Callable[[], None], places: Sequence[torch.Tensor]) -> None:
         """See Launcher."""
         work()
 
@@ -54,7 +62,7 @@ class DirectLauncher:
         """See Launcher."""
         if self._device.type == "cpu":
             return _Passed()
-        event = torch.cuda.Event()
+        event = torch.cuda.Event(blocking=True)  # who waits sleeps, and leaves its processor to others
         event.record()
         return event
 
@@ -63,27 +71,54 @@ class DirectLauncher:
         return torch.zeros(size, dtype=dtype, pin_memory=self._device.type == "cuda")
 
 
-class GraphLauncher(DirectLauncher):
-    """Records work as a CUDA graph, one for each key, and replays it: one launch for hundreds of kernels.
+class CudaRecorder:
+    """Records calls on a GPU as a CUDA graph: one launch for hundreds of kernels."""
 
-    The first time, work is called: triton compiles then, and libraries set themselves up, which cannot be
-    recorded. It is recorded right after that; recording carries nothing out.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        super().__init__(device)
-        self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+    def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()  # one replays at a time, so all share their memory
 
-    def run(self, key: Hashable, work: Callable[[], None]) -> None:
-        """See Launcher."""
-        if (graph := self._graphs.get(key)) is not None:
-            graph.replay()
-            return
-        work()
+    def __call__(self, work: Callable[[], None]) -> Graph:
+        """Record what `work` issues; nothing of it is carried out."""
         graph = torch.cuda.CUDAGraph()
         # other threads map memory and copy meanwhile, on streams of their own
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             work()
-        self._graphs[key] = graph
-        self.num_recorded = len(self._graphs)
+        return graph
+
+
+@frozen(eq=False)
+class _Recorded:
+    """A graph, and where the memory was that it is about."""
+
+    graph: Graph
+    addresses: tuple[int, ...]
+
+
+class GraphLauncher(DirectLauncher):
+    """Records work, one graph for each key, and replays it; records it again when its memory has moved.
+
+    The first time, work is called: triton compiles then, and libraries set themselves up, which cannot be
+    recorded. It is recorded right after that; recording carries nothing out.
+
+    Args:
+        device: where work is done.
+        record: makes a graph of work without carrying it out; None: a CUDA graph.
+    """
+
+    def __init__(
+        self, device: torch.device, record: Callable[[Callable[[], None]], Graph] | None = None
+    ) -> None:
+        super().__init__(device)
+        self._record = record or CudaRecorder()
+        self._recorded: dict[Hashable, _Recorded] = {}
+
+    def run(self, key: Hashable, work: Callable[[], None], places: Sequence[torch.Tensor]) -> None:
+        """See Launcher."""
+        addresses = tuple(place.data_ptr() for place in places)
+        recorded = self._recorded.get(key)
+        if recorded is not None and recorded.addresses == addresses:
+            recorded.graph.replay()
+            return
+        work()
+        self._recorded[key] = _Recorded(self._record(work), addresses)
+        self.num_recorded = len(self._recorded)

@@ -83,15 +83,19 @@ class Sampler:
             One outcome for each row, in order. Logits that are not finite, and a space that was never bound,
             are that row's fault alone.
         """
-        return self.record(choose_tokens(logits, self.draws(rows), self._ops), rows)
+        return self.record(choose_tokens(logits, self.draws(rows), self._ops), rows, self.states(rows))
 
     def draws(self, rows: Sequence[tuple[int, int]]) -> list[Draw | None]:
         """For each row as `sample` takes them: how its token is drawn, or None: plain greedy, or not bound.
 
         The arrays are views of what the spaces remember: `observe` comes before, `record` after their use.
         """
-        states = [(self._states.get(asid), position) for asid, position in rows]
-        return [None if state is None else state.draw(position) for state, position in states]
+        states = zip(self.states(rows), rows, strict=True)
+        return [None if state is None else state.draw(position) for state, (_asid, position) in states]
+
+    def states(self, rows: Sequence[tuple[int, int]]) -> list[SamplingState | None]:
+        """What `draws` of rows depends on, for `record`: by then a space may be somebody else's."""
+        return [self._states.get(asid) for asid, _position in rows]
 
     def scores(self, asid: int, targets: Sequence[int]) -> list[Draw]:
         """How the likelihood of tokens that are known is told, for a row's `targets`."""
@@ -99,11 +103,15 @@ class Sampler:
         num_top = None if state is None else state.sampling.prompt_logprobs
         return [Draw(given=token, num_top=num_top or 0) for token in targets]
 
-    def record(self, choices: Sequence[Choice], rows: Sequence[tuple[int, int]]) -> list[Sampled]:
-        """Outcomes of rows whose tokens were chosen as `draws` said; counts the tokens."""
+    def record(
+        self,
+        choices: Sequence[Choice],
+        rows: Sequence[tuple[int, int]],
+        states: Sequence[SamplingState | None],
+    ) -> list[Sampled]:
+        """Outcomes of rows whose tokens were chosen as `draws` said; counts the tokens in their states."""
         results: list[Sampled] = []
-        for choice, (asid, position) in zip(choices, rows, strict=True):
-            state = self._states.get(asid)
+        for choice, (asid, position), state in zip(choices, rows, states, strict=True):
             if state is None:
                 results.append(Sampled(None, None, f"space {asid} has no sampling parameters"))
             elif choice.num_bad:

@@ -94,6 +94,16 @@ class SamplingState:
             self.grammar.advance(fresh[num_prompt:])
         self._num_known = start + len(tokens)
 
+    @property
+    def looks_back(self) -> bool:
+        """True when the next draw may depend on the tokens before it, and not on its position alone."""
+        return (
+            self.counts is not None
+            or self.history is not None
+            or self.grammar is not None
+            or self.sampling.mirostat is not None
+        )
+
     def must_not_stop(self, position: int) -> bool:
         """True while the token at `position` is one of the first `min_tokens` of the output."""
         return position - self.num_prompt_tokens < self.min_tokens and len(self.stop_ids) > 0

@@ -140,6 +140,7 @@ class Transformer:
         segments: of every address space: how many bytes a token takes.
         device: where the weights are.
         shape: the constants of its attention.
+        ops: what it computes with.
     """
 
     def __init__(
@@ -155,7 +156,7 @@ class Transformer:
         self.segments = segments
         self.device = weights.embedding.device
         self._weights = weights
-        self._ops = ops
+        self.ops = ops
         # what the products of integers read is rounded where it is computed
         is_int8 = isinstance(weights.head, Int8Weight)
         self._rms_norm = ops.rms_norm_int8 if is_int8 else ops.rms_norm
@@ -216,7 +217,7 @@ class Transformer:
     ) -> list[Choice]:
         """See Model."""
         logits = self.run(rows, page_index, k_pages, v_pages)
-        return choose_tokens(logits, draws, self._ops)
+        return choose_tokens(logits, draws, self.ops)
 
     def choose_and_tell(
         self,
@@ -229,17 +230,17 @@ class Transformer:
     ) -> tuple[list[Choice], npt.NDArray[np.float32]]:
         """See Model."""
         batch = build_batch(rows, page_index, k_pages[0].shape[1], self.device)
-        plan = self._ops.plan_attention(batch, self.shape)
+        plan = self.ops.plan_attention(batch, self.shape)
         x, added = self._run_layers(batch, plan, k_pages, v_pages)
         hidden = self._normalise(x, added, torch.tensor(told, dtype=torch.int64, device=self.device))
         logits = self._project(x, added, batch)
-        return choose_tokens(logits, draws, self._ops), hidden.float().cpu().numpy()
+        return choose_tokens(logits, draws, self.ops), hidden.float().cpu().numpy()
 
     def forward(
         self, batch: Batch, k_pages: Sequence[torch.Tensor], v_pages: Sequence[torch.Tensor]
     ) -> torch.Tensor:
         """`run` for a batch that is already built."""
-        return self.forward_planned(batch, self._ops.plan_attention(batch, self.shape), k_pages, v_pages)
+        return self.forward_planned(batch, self.ops.plan_attention(batch, self.shape), k_pages, v_pages)
 
     @torch.inference_mode()
     def forward_planned(
@@ -262,7 +263,7 @@ class Transformer:
         v_pages: Sequence[torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states of all tokens, and what the last layer leaves to be added to them."""
-        ops, epsilon = self._ops, self.config.rms_norm_epsilon
+        ops, epsilon = self.ops, self.config.rms_norm_epsilon
         positions = batch.positions.clamp(min=0)  # padding has none
         cos, sin = self._cos[positions], self._sin[positions]
         x = ops.embedding(batch.token_ids, self._weights.embedding)
@@ -283,7 +284,7 @@ class Transformer:
     def _normalise(self, x: torch.Tensor, added: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
         """What is behind the last norm, of some tokens."""
         epsilon = self.config.rms_norm_epsilon
-        return self._ops.add_rms_norm(added[indices], x[indices], self._weights.final_norm, epsilon)
+        return self.ops.add_rms_norm(added[indices], x[indices], self._weights.final_norm, epsilon)
 
     @torch.inference_mode()
     def _project(self, x: torch.Tensor, added: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -291,7 +292,7 @@ class Transformer:
             return torch.empty((0, self.config.vocab_size), device=self.device)
         wanted, epsilon = batch.sample_indices, self.config.rms_norm_epsilon
         last = self._add_rms_norm(added[wanted], x[wanted], self._weights.final_norm, epsilon)
-        return self._ops.linear(last, self._weights.head, None).float()
+        return self.ops.linear(last, self._weights.head, None).float()
 
     def _attention(
         self,
@@ -304,7 +305,7 @@ class Transformer:
         batch: Batch,
         plan: AttentionPlan,
     ) -> torch.Tensor:
-        ops, config = self._ops, self.config
+        ops, config = self.ops, self.config
         num_heads = config.num_heads + 2 * config.num_kv_heads
         qkv = ops.linear(x, layer.qkv, layer.qkv_bias).view(-1, num_heads, config.head_dim)
         norms = None

@@ -122,13 +122,13 @@ def build_batch(
             torch.tensor(pages, dtype=torch.int64),
             position_tensor % tokens_per_page,
         )
-    ).to(device)  # one transfer
+    ).to(device, non_blocking=True)  # one transfer, which waits for no step
     return Batch(
         token_ids=flat[0],
         positions=flat[1],
         pages=flat[2],
         slots=flat[3],
-        sample_indices=torch.tensor(sample_indices, dtype=torch.int64, device=device),
+        sample_indices=torch.tensor(sample_indices, dtype=torch.int64).to(device, non_blocking=True),
         spans=tuple(spans),
         tokens_per_page=tokens_per_page,
     )

@@ -138,9 +138,12 @@ def _join_single(
     single = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     position = tl.load(singles + num_singles + single)
-    if position >= 0:
+    token = tl.load(singles + 2 * num_singles + single)
+    at = tl.arange(0, WIDTH)
+    if position < 0:  # padding, which is to be finite, whatever was in memory
+        tl.store(out + (token * num_heads + head) * DIM + at, tl.zeros((WIDTH,), tl.float32), mask=at < DIM)
+    else:
         one = tl.arange(0, 1)
-        at = tl.arange(0, WIDTH)
         inside = (at < DIM) & (one == 0)[:, None]
         first = tl.maximum(position - window + 1, 0) // SPLIT
         best = tl.full((1,), -float("inf"), tl.float32)
@@ -155,7 +158,6 @@ def _join_single(
                 best, total, weighted,
                 tl.load(part_best + part + split), tl.load(part_total + part + split), split_weighted,
             )  # fmt: skip
-        token = tl.load(singles + 2 * num_singles + single)
         row = token * num_heads + head + one
         tl.store(out + row[:, None] * DIM + at[None, :], weighted / total[:, None], mask=inside)
 
@@ -209,7 +211,7 @@ def attention(
         plan: which tokens there are. A row's pages are consecutive.
 
     Returns:
-        [num_tokens, num_heads, head_dim] in q's number format; sums are fp32. Padding is not written.
+        [num_tokens, num_heads, head_dim] in q's number format; sums are fp32. Padding is 0.
 
     Raises:
         ValueError: a shape does not fit, or a tensor has the wrong strides.

@@ -125,4 +125,4 @@ class TritonOps:
         self, logits: torch.Tensor, draws: Sequence[Draw | None]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Ops.draw_tokens`."""
-        return sample(logits, torch.from_numpy(draw_numbers(draws)).to(logits.device))
+        return sample(logits, torch.from_numpy(draw_numbers(draws)).to(logits.device, non_blocking=True))

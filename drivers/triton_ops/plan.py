@@ -70,7 +70,7 @@ def plan_attention(spans: Sequence[Span], shape: AttentionShape, device: torch.d
 
     def tensor(rows: Sequence[tuple[int, ...]], width: int) -> torch.Tensor:
         table = np.array(rows, dtype=np.int64).reshape(-1, width).T
-        return torch.from_numpy(np.ascontiguousarray(table)).to(device)
+        return torch.from_numpy(np.ascontiguousarray(table)).to(device, non_blocking=True)
 
     return TritonPlan(
         shape,

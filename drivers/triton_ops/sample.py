@@ -151,13 +151,7 @@ def _sample(logits, numbers, ids, num_bad, num_rows, vocab_size, BLOCK: tl.const
 
 def can_draw(draw: Draw | None) -> bool:
     """Whether a draw takes nothing but logits and the numbers of a row; None is plain greedy, and does."""
-    return draw is None or not (
-        draw.is_adjusted
-        or draw.num_top is not None
-        or draw.given is not None
-        or draw.cuts is not None
-        or draw.mirostat is not None
-    )
+    return draw is None or draw.is_plain
 
 
 def draw_numbers(draws: Sequence[Draw | None]) -> npt.NDArray[np.float64]:

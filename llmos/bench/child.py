@@ -87,7 +87,7 @@ def run_measurements(bench: str, module: str, options: Sequence[str], json_path:
     """
     report = Report(bench)
     try:
-        _gather(report, bench, module, options)
+        gather(report, bench, module, options)
     except MeasurementFailed:
         if report.rows:
             report.print_table()
@@ -98,7 +98,7 @@ def run_measurements(bench: str, module: str, options: Sequence[str], json_path:
     return 0
 
 
-def _gather(report: Report, bench: str, module: str, options: Sequence[str]) -> None:
+def gather(report: Report, bench: str, module: str, options: Sequence[str]) -> None:
     """Add what a child measures. Raises MeasurementFailed."""
     columns = (
         TextColumn(f"bench {bench}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),

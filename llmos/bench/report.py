@@ -60,7 +60,7 @@ class Report:
 
     def name_device(self, device: str) -> None:
         """Say what the rows that follow are of, beside the processor."""
-        self._machine = f"{device}, {self._machine}"
+        self._machine = f"{device}, {describe_machine()}"
 
     def add(
         self, case: str, metric: str, value: float, unit: str, *, against: str, ratio: float, runs: int

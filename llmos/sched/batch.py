@@ -39,6 +39,7 @@ class BatchLimits:
     max_rows: int
     max_chunk_tokens: int  # most tokens of one process in one step
     target_seconds: float = math.inf  # that a step with decodes may take, when its length can be predicted
+    steps_in_flight: int = STEPS_IN_FLIGHT  # planned ahead of the device's answers
 
 
 Share = tuple[Process, int]  # one process's part of a step: how many of its next positions
@@ -88,7 +89,7 @@ def compose(
         if num_expected - process.num_scheduled > 1:
             prompts.append(process)
         elif (
-            process.num_pending < STEPS_IN_FLIGHT
+            process.num_pending < limits.steps_in_flight
             and len(shares) < most
             and _wants_next(process, num_expected)
         ):

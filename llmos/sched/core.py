@@ -36,7 +36,6 @@ from llmos.mm.eviction import CostAware, make_eviction
 from llmos.mm.mapper import MappingMode
 from llmos.mm.swap import Swap, SwapStatistics
 from llmos.mm.vmm import VMM, VmmStatistics
-from llmos.params import STEPS_IN_FLIGHT
 from llmos.proc.image import platform_of
 from llmos.proc.lifecycle import ProcState
 from llmos.proc.pcb import Process
@@ -172,7 +171,7 @@ class Core(Actor[Message]):
             orders: list[ToDriver] = []
             if self._link is not None:
                 orders += self.residents.grammars.take_orders()
-                if len(self._in_flight) < STEPS_IN_FLIGHT:
+                if len(self._in_flight) < self.limits.steps_in_flight:
                     orders += self._plan()
             if not orders:
                 try:

@@ -39,6 +39,7 @@ class CudaCopy:
     slots: Sequence[int]
     piece_bytes: int = 0  # each copied by a call of its own, for comparison; 0: whole runs
     error: Exception | None = field(default=None, init=False)
+    _after: int = field(default=0, init=False)  # the last step that it comes behind
     _is_over: threading.Event = field(factory=threading.Event, init=False)
 
 
@@ -87,7 +88,7 @@ class CudaCopier:
         self._pool.check_frames(copy.pfns)
         if len(copy.pfns) != len(copy.slots) or not all(0 <= s < copy.area.num_slots for s in copy.slots):
             raise ValueError(f"{len(copy.pfns)} frames, slots {list(copy.slots)} of {copy.area.num_slots}")
-        self._pool.mark_step()
+        copy._after = self._pool.mark_step()
         self._running.append(copy)
         self._directions[copy.is_out].submit(copy)
 
@@ -187,7 +188,7 @@ class _Direction:
     def _launch(self, job: CudaCopy, event: Any) -> None:
         """Launch all of a copy; what was launched before something failed is to be waited for, too."""
         try:
-            self._pool.fence.hold(self._stream)
+            self._pool.fence.hold(self._stream, job._after)
             for pfn, slot, count in _pieces(job):
                 memory, frame = job.area.address(slot), self._pool.address(pfn)
                 size = count * self._pool.frame_bytes

@@ -20,6 +20,7 @@ class CudaMapJob:
 
     pages: tuple[int, ...]
     pfns: tuple[int, ...]
+    after: int  # the last step that may touch what is replaced
     done: threading.Event = field(factory=threading.Event, init=False)
     error: Exception | None = field(default=None, init=False)
     seconds: float = field(default=0.0, init=False)  # how long it took; it was waited for
@@ -47,7 +48,7 @@ class CudaMapper:
             ValueError: a page or frame is out of range.
         """
         self._place.check_pairs(pages, pfns)
-        job = CudaMapJob(tuple(pages), tuple(pfns))
+        job = CudaMapJob(tuple(pages), tuple(pfns), self._place.last_use(pages))
         self._jobs.put(job)
         return job
 
@@ -81,7 +82,7 @@ class CudaMapper:
                 if not is_current:
                     self._place.pool.device.make_current()
                     is_current = True
-                self._place.map_frames(job.pages, job.pfns)
+                self._place.map_frames(job.pages, job.pfns, job.after)
             except Exception as error:  # for who waits
                 job.error = error
             job.seconds = time.perf_counter() - began

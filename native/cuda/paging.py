@@ -10,7 +10,7 @@ Source: Prabhu et al. 2024, "vAttention", arXiv:2405.04437.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from native.cuda.device import CudaDevice, CudaFault, CudaRefused, ffi
 from native.cuda.fence import StepFence
@@ -55,12 +55,12 @@ class CudaPool(FramePool):
 
     @property
     def fence(self) -> StepFence:
-        """Where the last step was launched; see `mark_step`."""
+        """Where steps were launched; see `mark_step`."""
         return self._fence
 
-    def mark_step(self) -> None:
-        """A step was launched: what is mapped now stays until it is over, and copies come after it."""
-        self._fence.mark(self._stream())
+    def mark_step(self) -> int:
+        """A step was launched: what it may touch stays mapped until it is over. Returns its number."""
+        return self._fence.mark(self._stream())
 
     def copy_frames(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy frames one after the other, behind what was launched before and ahead of what comes after.
@@ -97,19 +97,22 @@ class CudaRange(PageRange[CudaPool]):
     """Contiguous device addresses without memory, until frames are mapped at its pages. Any thread may map.
 
     A kernel that touches a page without a mapping ends the use of the device. So one goes, or gives way
-    to another, only after the last step that was marked at the pool's fence is over.
+    to another, only after the last step that could touch it is over.
 
     Args:
         pool: whose frames back it.
         num_pages: at least 1; a page is as large as a frame.
+        last_use: of a page: the number that the last step which may touch it has at the pool's fence; None:
+            whatever was launched may touch any page.
 
     Raises:
         ValueError: a size is out of range.
         CudaRefused: there are no such addresses.
     """
 
-    def __init__(self, pool: CudaPool, num_pages: int) -> None:
+    def __init__(self, pool: CudaPool, num_pages: int, last_use: Callable[[int], int] | None = None) -> None:
         super().__init__(pool, num_pages)
+        self._last_use = last_use or (lambda page: pool.fence.num_marked)
         self._frames: dict[int, int] = {}  # by page: what is mapped there
         self._lock = threading.Lock()  # held for driver calls on pages, never while waiting for a step
         base = ffi.new("CUdeviceptr *")
@@ -122,8 +125,17 @@ class CudaRange(PageRange[CudaPool]):
         self.check_open()
         return self._base
 
-    def map_frames(self, pages: Sequence[int], pfns: Sequence[int]) -> None:
+    def last_use(self, pages: Iterable[int]) -> int:
+        """The number of the last step that was launched until now and may touch one of some pages."""
+        return max(map(self._last_use, pages), default=0)
+
+    def map_frames(self, pages: Sequence[int], pfns: Sequence[int], after: int | None = None) -> None:
         """Back pages[i] by pfns[i], replacing what was mapped there; the last of equal pages counts.
+
+        Args:
+            pages: of this range.
+            pfns: of its pool.
+            after: the last step that may touch what is replaced; None: `last_use` of now.
 
         Raises:
             ValueError: a page or frame is out of range; nothing was mapped.
@@ -132,7 +144,7 @@ class CudaRange(PageRange[CudaPool]):
         self.check_pairs(pages, pfns)
         wanted = dict(zip(pages, pfns, strict=True))
         wanted = {page: pfn for page, pfn in wanted.items() if self._frames.get(page) != pfn}
-        self._unmap([page for page in wanted if page in self._frames])
+        self._unmap([page for page in wanted if page in self._frames], after)
         with self._lock:
             for first, count in _runs(wanted):
                 self._map_run(first, [wanted[page] for page in range(first, first + count)])
@@ -148,7 +160,7 @@ class CudaRange(PageRange[CudaPool]):
         self._unmap([page for page in range(first, first + count) if page in self._frames])
 
     def close(self) -> None:
-        """Wait for the last step, unmap everything and give the addresses back. Idempotent."""
+        """Wait for steps that may touch them, unmap all pages and give the addresses back. Idempotent."""
         if not self.is_closed:
             self._unmap(sorted(self._frames))
             self.is_closed = True
@@ -170,11 +182,11 @@ class CudaRange(PageRange[CudaPool]):
             raise
         self._frames.update(enumerate(pfns, first))
 
-    def _unmap(self, pages: list[int]) -> None:
+    def _unmap(self, pages: list[int], after: int | None = None) -> None:
         if not pages:
             return
         try:
-            self.pool.fence.wait()
+            self.pool.fence.wait(self.last_use(pages) if after is None else after)
         except CudaFault:
             self._frames.clear()  # the driver has dropped them with the context
             raise

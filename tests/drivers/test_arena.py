@@ -117,7 +117,7 @@ class ArenaMachine(RuleBasedStateMachine):
         for segment, tensor in enumerate(self.arena.segments):
             index = self.arena.page_index(asid, vpn)
             self.launch(tensor[index * FRAME : (index + 1) * FRAME], (2 * value + segment) % 256)
-        self.arena.mark_step()
+        self.arena.mark_step([asid])
         self.contents[page] = ((2 * value) % 256, (2 * value + 1) % 256)
 
     def launch(self, frame: torch.Tensor, value: int) -> None:
@@ -453,7 +453,7 @@ def test_a_refusal_is_of_one_edit_and_a_fault_of_the_device(fake: FakeCuda) -> N
     with pytest.raises(CudaFault, match="cuMemMap: CUDA_ERROR_ILLEGAL_ADDRESS"):
         arena.finish_maps(0, 4)
     with pytest.raises(CudaFault, match="cuEventRecord"):
-        arena.mark_step()
+        arena.mark_step([0])
 
 
 def test_an_arena_that_does_not_fit_keeps_nothing(fake: FakeCuda) -> None:

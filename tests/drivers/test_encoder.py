@@ -200,7 +200,7 @@ def test_a_bad_row_fails_alone(tmp_path: Path) -> None:
     assert [vector is not None for vector in done.vectors] == [True, *[False] * 5]
     copied = engine.begin_copy(Copy(1, Place("device", (0,)), Place("host", (0,))))
     assert [fault.message for fault in copied.faults] == ["an encoder keeps nothing"]
-    assert (engine.collect(), engine.finish_copies(), engine.is_busy) == ([], [], False)
+    assert (engine.collect(), engine.finish(), engine.is_busy) == ([], [], False)
     with pytest.raises(RuntimeError, match="grammar 7 came to an encoder"):
         engine.begin_grammars([Compile(7, "start: ")])
     engine.close()

@@ -326,17 +326,17 @@ def test_a_process_that_was_swapped_out_and_in_goes_on(backend: Backend, checkpo
     assert engine.begin_copy(Copy(1, Place("device", frames), Place("host", tuple(range(8, 16))))) is None
     other = step(engine, (Release(0), *begin(1, 4)), Row(1, 0, PROMPT, True))  # while they leave
     assert other.tokens == (expected[0],)
-    assert [(done.id, done.faults) for done in engine.finish_copies()] == [(1, ())]
+    assert [(done.id, done.faults) for done in engine.finish()] == [(1, ())]
     step(engine, (*begin(2, 0), Release(1)), Row(2, 0, (1, 2, 3) * 20, True))  # others write to its frames
     assert (
         engine.begin_copy(Copy(2, Place("host", tuple(range(8, 16))), Place("disk", tuple(range(8))))) is None
     )
-    (out,) = engine.finish_copies()
+    (out,) = engine.finish()
     assert not out.faults
     back = (40, 41, 42, 43, 60, 61, 62, 63)
     engine.begin_copy(Copy(3, Place("disk", tuple(range(8))), Place("device", back), out.checksums))
     step(engine, (), Row(2, 60, (4,), True))
-    assert [(done.id, done.faults) for done in engine.finish_copies()] == [(3, ())]
+    assert [(done.id, done.faults) for done in engine.finish()] == [(3, ())]
     assert not engine.is_busy
     again = step(engine, begin(3, 40, *expected[:4]), Row(3, 48, (expected[3],), True))
     tokens += again.tokens
@@ -354,7 +354,7 @@ def test_copies_without_a_model_and_across_loads(checkpoint: Path) -> None:
     assert [(fault.index, fault.message) for fault in done.faults] == [
         (0, "there is no model, and so no memory"), (1, "there is no model, and so no memory")
     ]  # fmt: skip
-    assert engine.collect() == engine.finish_copies() == []
+    assert engine.collect() == engine.finish() == []
     load = Load(str(checkpoint), "tiny", "fp32", "auto", 1 << 19, FRAME_BYTES, 4, 128, 64, host_bytes=1 << 14)
     assert isinstance(engine.load(load, lambda *progress: None), Loaded)
     assert engine.begin_copy(copy) is None

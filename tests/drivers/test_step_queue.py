@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from model_zoo import Memory, random_model
+from stand_in_graph import StandInGraph, record
 from triton_device import DEVICE, IS_INTERPRETED
 
 from drivers.model.launch import DirectLauncher, GraphLauncher
@@ -22,7 +23,8 @@ from native.sampling import Choice, Draw
 
 pytest.importorskip("triton", reason="triton is not installed (extra: cuda)")
 
-from drivers.model.step_queue import MAX_IN_FLIGHT, StepQueue, bucket_size
+from drivers.model.decode_buckets import bucket_size
+from drivers.model.step_queue import MAX_IN_FLIGHT, StepQueue
 from drivers.triton_ops.ops import TritonOps
 
 NUM_SPACES = 4
@@ -47,10 +49,10 @@ class RecordingLauncher(DirectLauncher):
         super().__init__(DEVICE)
         self.keys: list[Hashable] = []
 
-    def run(self, key: Hashable, work: Callable[[], None]) -> None:
+    def run(self, key: Hashable, work: Callable[[], None], places: Sequence[torch.Tensor]) -> None:
         """See Launcher."""
         self.keys.append(key)
-        super().run(key, work)
+        super().run(key, work, places)
 
 
 def open_queue(launcher: DirectLauncher | None = None) -> tuple[StepQueue, Memory]:
@@ -174,3 +176,76 @@ def test_broken_rows_are_told_and_targets_are_scored() -> None:
     scored = queue.collect()
     assert [choice.token for choice in scored[:2]] == [2, 3]
     assert all(choice.logprob < 0 and choice.rank >= 1 for choice in scored[:2])
+
+
+def test_replayed_steps_emit_what_called_ones_do() -> None:
+    """Batches of changing size, padded, fed by the device and by the host, as graphs: the quiet tokens."""
+    launcher = GraphLauncher(DEVICE, record if IS_INTERPRETED else None)
+    queue, _ = open_queue(launcher)
+    tokens: dict[int, list[int]] = {space: [] for space in range(NUM_SPACES)}
+    for space in range(NUM_SPACES):
+        queue.launch(
+            [Row(space, 0, PROMPT[space % 2 :], True)], [draw_at(space, len(PROMPT[space % 2 :]), False)]
+        )
+        tokens[space] += [choice.token for choice in queue.collect()]
+    batches = [(0, 1, 2), (0, 1, 2), (0, 1, 2, 3), (2,), (1, 3, 0), (3, 1)]
+    launched: list[tuple[int, ...]] = []
+    lengths = {space: len(PROMPT[space % 2 :]) for space in range(NUM_SPACES)}
+    for number, batch in enumerate(batches):
+        while len(launched) == MAX_IN_FLIGHT:
+            for space, choice in zip(launched.pop(0), queue.collect(), strict=True):
+                tokens[space].append(choice.token)
+        rows = []
+        for space in batch:
+            is_known = number % 2 and lengths[space] < len(PROMPT[space % 2 :]) + len(tokens[space])
+            given = (tokens[space][-1],) if is_known else ()
+            rows.append(Row(space, lengths[space], given, True))
+            lengths[space] += 1
+        queue.launch(rows, [draw_at(space, lengths[space], False) for space in batch])
+        launched.append(batch)
+    while launched:
+        for space, choice in zip(launched.pop(0), queue.collect(), strict=True):
+            tokens[space].append(choice.token)
+    for space, found in tokens.items():
+        assert found == quiet_run(space, False, 6)[: len(found)]
+    assert launcher.num_recorded == 3  # of 4, 1 and 2 rows
+
+
+@pytest.mark.skipif(not IS_INTERPRETED, reason="graphs are recorded on a stand-in")
+def test_a_graph_is_recorded_anew_when_its_memory_has_moved() -> None:
+    """One for each key; a replay takes what lies in memory by then; one that is elsewhere is not replayed."""
+    graphs: list[StandInGraph] = []
+
+    def recording(work: Callable[[], None]) -> StandInGraph:
+        graphs.append(record(work))
+        return graphs[-1]
+
+    launcher = GraphLauncher(DEVICE, recording)
+    given, total = torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
+    num_calls = 0
+
+    def work() -> None:
+        nonlocal num_calls
+        num_calls += 1
+        total.add_(torch.where(given > 1, 2 * given, given)[:3])
+
+    with torch.inference_mode():
+        for value in range(4):
+            given.fill_(value)
+            launcher.run("three", work, (given, total))
+    assert total.tolist() == [0 + 1 + 4 + 6] * 3
+    assert (num_calls, len(graphs), graphs[0].num_replays) == (2, 1, 3)
+    launcher.run("other", work, (given, total))
+    assert launcher.num_recorded == len(graphs) == 2
+    given = torch.full((3,), 5, dtype=torch.int64)
+    launcher.run("three", work, (given, total))
+    launcher.run("three", work, (given, total))
+    assert total.tolist() == [11 + 6 + 10 + 10] * 3
+    assert (launcher.num_recorded, len(graphs), graphs[0].num_replays, graphs[2].num_replays) == (2, 3, 3, 1)
+
+    def reading() -> None:
+        if int(total[0]):
+            total.zero_()
+
+    with pytest.raises(RuntimeError, match="the host reads what the device computes"):
+        launcher.run("reading", reading, (total,))

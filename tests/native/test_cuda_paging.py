@@ -34,7 +34,8 @@ class CudaPagingMachine(RuleBasedStateMachine):
         self.fake.be_lazy()
         self.device = self.fake.open()
         self.pool = CudaPool(self.device, NUM_FRAMES, granules * GRANULE)
-        self.place = CudaRange(self.pool, NUM_PAGES)
+        self.last_steps = dict.fromkeys(range(NUM_PAGES), 0)
+        self.place = CudaRange(self.pool, NUM_PAGES, self.last_steps.__getitem__)
         self.mapper = CudaMapper(self.place)
         self.table: dict[int, int] = {}
         self.contents = dict.fromkeys(range(NUM_FRAMES), 0)
@@ -66,7 +67,7 @@ class CudaPagingMachine(RuleBasedStateMachine):
         page = data.draw(st.sampled_from(sorted(self.table)))
         size = self.pool.frame_bytes
         self.fake.launch_fill(self.place.base + page * size, size, value)
-        self.pool.mark_step()
+        self.last_steps[page] = self.pool.mark_step()
         self.contents[self.table[page]] = value
 
     @rule(source=st.integers(0, NUM_FRAMES - 1), step=st.integers(1, NUM_FRAMES - 1))
@@ -187,6 +188,40 @@ def test_without_the_fence_memory_is_pulled_away(fake: FakeCuda, device: CudaDev
     fake.launch_fill(place.base, GRANULE, 1)
     with pytest.raises(CudaFault, match="cuMemUnmap: CUDA_ERROR_ILLEGAL_ADDRESS"):
         place.unmap_pages(0, 1)
+
+
+def test_a_page_waits_for_its_own_last_step_and_for_no_later_one(fake: FakeCuda, device: CudaDevice) -> None:
+    """Of three steps in flight the first is over when its page goes, by either thread; the others run on."""
+    pool = CudaPool(device, 4, GRANULE)
+    last_steps = [0, 0, 0]
+    place = CudaRange(pool, 3, last_steps.__getitem__)
+    mapper = CudaMapper(place)
+    place.map_frames([0, 1, 2], [0, 1, 2])
+    for page in range(3):
+        fake.launch_fill(place.base + page * GRANULE, GRANULE, 1 + page)
+        last_steps[page] = pool.mark_step()
+    assert fake.count().waiting == 3
+    place.map_frames([0], [3])
+    assert fake.count().waiting == 2
+    job = mapper.submit([1], [0])
+    last_steps[1] = pool.mark_step()  # launched since: it is nothing to the page as it was
+    mapper.wait(job)
+    assert fake.count().waiting == 1
+    place.unmap_pages(0, 3)
+    assert fake.count().waiting == 0
+    mapper.close()
+
+
+def test_more_steps_than_events(fake: FakeCuda, device: CudaDevice) -> None:
+    """Whose event was used again waits for a later step, and never for none."""
+    pool = CudaPool(device, 1, GRANULE)
+    place = CudaRange(pool, 1, lambda page: 1)
+    place.map_frames([0], [0])
+    for value in range(20):
+        fake.launch_fill(place.base, GRANULE, value) if value == 0 else None
+        pool.mark_step()
+    place.unmap_pages(0, 1)
+    assert fake.count().waiting == 0
 
 
 def test_a_mapper_tells_who_waits(fake: FakeCuda, device: CudaDevice) -> None:

@@ -1,0 +1,147 @@
+"""Decode steps on memory of fixed places in a few sizes, so that they can be recorded as graphs.
+
+A batch of lone tokens is padded to a bucket, and the grid of attention to a power of two of splits. Neither
+changes a bit of a row.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from attrs import frozen
+
+from drivers.model.launch import Launcher
+from drivers.model.transformer import Transformer
+from drivers.ops.batch import Batch, ContiguousPages, ResolvedRow
+from drivers.triton_ops.attention import SPLIT
+from drivers.triton_ops.plan import plan_singles
+from drivers.triton_ops.sample import NUM_NUMBERS, draw_numbers, sample
+from native.sampling import Draw
+
+__all__ = ["DecodeBuckets", "bucket_size"]
+
+MAX_POWER = 16  # up to here buckets are powers of 2, then multiples of it
+NO_TOKEN = -1  # in place of an id: the one that the space sampled last
+ASID, POSITION, TOKEN = range(3)  # rows of a decode step's integers
+
+
+def bucket_size(num_rows: int) -> int:
+    """Rows that a step of so many is padded to: 1, 2, 4, 8, 16, 32, 48, 64, ..."""
+    if num_rows > MAX_POWER:
+        return -(-num_rows // MAX_POWER) * MAX_POWER
+    return int(1 << (num_rows - 1).bit_length())
+
+
+@frozen(eq=False)
+class _Bucket:
+    """Memory of fixed places for steps of up to `size` lone tokens."""
+
+    size: int
+    ints: torch.Tensor  # [3, size], int64
+    numbers: torch.Tensor  # [NUM_NUMBERS, size], fp64
+    ids: torch.Tensor  # [size], int64
+    num_bad: torch.Tensor
+    staged: tuple[tuple[torch.Tensor, torch.Tensor], ...]  # of ints and numbers, on the host, for each turn
+
+
+class DecodeBuckets:
+    """Launches steps of lone tokens, each of which is sampled, by draws that triton carries out.
+
+    Args:
+        model: on triton's operations.
+        k_pages: see `Transformer.run`.
+        v_pages: likewise.
+        page_index: pages of a space.
+        last: [max_spaces + 1], int64 on the device: the token that each space sampled last; the last entry
+            is that of padding.
+        launcher: of the model's device.
+        num_turns: steps in flight at most: a copy to the device may be under way for each.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        k_pages: Sequence[torch.Tensor],
+        v_pages: Sequence[torch.Tensor],
+        page_index: ContiguousPages,
+        last: torch.Tensor,
+        launcher: Launcher,
+        num_turns: int,
+    ) -> None:
+        self._model, self._k_pages, self._v_pages = model, k_pages, v_pages
+        self._page_index, self._last, self._launcher = page_index, last, launcher
+        self._num_turns = num_turns
+        self._tokens_per_page = k_pages[0].shape[1]
+        self._nobody = len(last) - 1
+        self._buckets: dict[int, _Bucket] = {}
+
+    def launch(
+        self, rows: Sequence[ResolvedRow], draws: Sequence[Draw | None], turn: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Launch a step; the tokens and how many logits are bad, [bucket_size] each, on the device.
+
+        They, and what was staged in this turn, are used again by the next step of the bucket and the turn.
+        """
+        bucket = self._bucket(bucket_size(len(rows)))
+        ints, numbers = bucket.staged[turn]
+        count = len(rows)
+        table = ints.numpy()
+        table[:] = [[self._nobody], [-1], [0]]
+        table[ASID, :count] = [row.asid for row in rows]
+        table[POSITION, :count] = [row.start for row in rows]
+        table[TOKEN, :count] = [row.tokens[0] if row.tokens else NO_TOKEN for row in rows]
+        numbers.numpy()[:, :count] = draw_numbers(draws)
+        numbers.numpy()[:, count:] = 0.0
+        bucket.ints.copy_(ints, non_blocking=True)
+        bucket.numbers.copy_(numbers, non_blocking=True)
+        num_splits = max(row.start for row in rows) // SPLIT + 1
+        num_splits = 1 << (num_splits - 1).bit_length()
+        work = functools.partial(self._decode, bucket, num_splits * SPLIT)
+        places = (
+            bucket.ints, bucket.numbers, bucket.ids, bucket.num_bad, self._last, self._k_pages[0],
+            self._v_pages[0],
+        )  # fmt: skip
+        self._launcher.run((bucket.size, num_splits), work, places)
+        return bucket.ids, bucket.num_bad
+
+    def _bucket(self, size: int) -> _Bucket:
+        """The memory of a size, made when it is first needed."""
+        if (bucket := self._buckets.get(size)) is None:
+            device, host = self._model.device, self._launcher.host_memory
+            bucket = self._buckets[size] = _Bucket(
+                size,
+                torch.zeros((3, size), dtype=torch.int64, device=device),
+                torch.zeros((NUM_NUMBERS, size), dtype=torch.float64, device=device),
+                torch.zeros(size, dtype=torch.int64, device=device),
+                torch.zeros(size, dtype=torch.int64, device=device),
+                tuple(
+                    (host((3, size), torch.int64), host((NUM_NUMBERS, size), torch.float64))
+                    for _ in range(self._num_turns)
+                ),
+            )
+        return bucket
+
+    def _decode(self, bucket: _Bucket, max_length: int) -> None:
+        """The device's part of a step: tensors only, at places that stay."""
+        asids, positions, given = bucket.ints
+        token_ids = torch.where(given == NO_TOKEN, self._last[asids], given)
+        first_pages = asids * self._page_index.pages_per_space
+        pages = torch.where(positions >= 0, first_pages + positions // self._tokens_per_page, -1)
+        order = torch.arange(bucket.size, device=asids.device)
+        batch = Batch(
+            token_ids=token_ids,
+            positions=positions,
+            pages=pages,
+            slots=positions.clamp(min=0) % self._tokens_per_page,
+            sample_indices=order,
+            spans=(),
+            tokens_per_page=self._tokens_per_page,
+        )
+        plan = plan_singles(self._model.shape, torch.stack((first_pages, positions, order)), max_length)
+        logits = self._model.forward_planned(batch, plan, self._k_pages, self._v_pages)
+        ids, num_bad = sample(logits, bucket.numbers)
+        self._last[asids] = ids
+        bucket.ids.copy_(ids)
+        bucket.num_bad.copy_(num_bad)

@@ -1,0 +1,358 @@
+"""Two steps in flight, beside one after the other: the same answers, whatever happens between them.
+
+On a GPU where `make gpu` runs this; else on the stand-in for the library, with torch on the processor.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import msgspec
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from model_zoo import save_checkpoint
+
+from drivers.cuda import CudaDriver
+from drivers.engine import Engine
+from drivers.model.step_queue import MAX_IN_FLIGHT
+from llmos.device import (
+    Bind,
+    CopyPage,
+    Edit,
+    Load,
+    Loaded,
+    Map,
+    Release,
+    Reserve,
+    Row,
+    Sampling,
+    Step,
+    StepDone,
+)  # fmt: skip
+from tests.fake_cuda import load_fake
+
+ON_GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
+FRAME_BYTES = 2 << 20 if ON_GPU else 1 << 13
+NUM_FRAMES, NUM_SPACES, MAX_LEN = 64, 4, 64
+NAN_TOKEN = 99
+WAYS = (
+    Sampling(),
+    Sampling(temperature=0.8, seed=3, top_k=20),
+    Sampling(temperature=0.9, seed=4, top_p=0.9, frequency_penalty=0.7),  # looks back: the host draws
+    Sampling(logprobs=2),  # the host draws
+    Sampling(bad_words=((1, 2), (7,))),  # the host draws some
+)
+
+
+class OneStepDriver(CudaDriver):
+    """A GPU whose every step is waited for."""
+
+    def open_queue(self, *arguments: object) -> None:  # type: ignore[override]
+        """See Backend."""
+
+
+@attrs.define(eq=False)
+class Process:
+    """One space's process as a kernel knows it."""
+
+    tokens: list[int]  # known
+    way: int
+    frames: list[tuple[int, ...]]  # of its pages
+    num_prompt: int
+    num_scheduled: int = 0
+    num_pending: int = 0
+    is_failed: bool = False
+
+
+class Kernel:
+    """Plans steps before it knows the tokens of those in flight, as `llmos.sched.core` does."""
+
+    def __init__(self, engine: Engine, loaded: Loaded) -> None:
+        self.engine = engine
+        self.kv = loaded.kv
+        self.free = list(range(NUM_FRAMES))
+        self.processes: dict[int, Process] = {}
+        self.edits: list[Edit] = []
+        self.in_flight: list[tuple[Step, list[Process | None]]] = []
+        self.steps: list[Step] = []
+        self.answers: list[StepDone] = []
+
+    def begin(self, asid: int, tokens: list[int], way: int, num_prompt: int) -> Process:
+        """Open a space and bind it."""
+        count = self.kv.frames_per_page
+        frames = []
+        self.edits.append(Reserve(asid))
+        for vpn in range(self.kv.num_pages(MAX_LEN)):
+            frames.append(tuple(self.free.pop(0) for _ in range(count)))
+            self.edits.append(Map(asid, vpn, frames[-1]))
+        self.edits.append(Bind(asid, WAYS[way], tuple(tokens), num_prompt))
+        process = self.processes[asid] = Process(list(tokens), way, frames, num_prompt)
+        return process
+
+    def end(self, asid: int) -> Process:
+        """Close a space; whoever comes next may have its frames while a step in flight still writes there."""
+        process = self.processes.pop(asid)
+        self.edits.append(Release(asid))
+        self.free = [pfn for page in process.frames for pfn in page] + self.free
+        return process
+
+    def preempt(self, asid: int) -> None:
+        """Its memory is gone, and what is known is computed again; a token in flight is thrown away."""
+        process = self.end(asid)
+        self.begin(asid, process.tokens, process.way, process.num_prompt)
+
+    def fork(self, asid: int, child: int) -> None:
+        """Copy pages, and go on from what is known."""
+        parent = self.processes[asid]
+        shared = min(parent.num_scheduled, len(parent.tokens) - 1)
+        process = self.begin(child, parent.tokens, parent.way, parent.num_prompt)
+        process.num_scheduled = shared
+        self.edits += [CopyPage(a, b) for a, b in zip(parent.frames, process.frames, strict=True)]
+
+    def turn(self, asid: int) -> None:
+        """The last token was an end: what was launched behind it does not count, and the next turn comes."""
+        process = self.processes[asid]
+        known = process.tokens
+        process.num_scheduled = min(process.num_scheduled, len(known))
+        process.tokens = [*known, 5, 11]
+        process.num_prompt = len(process.tokens)
+        process.num_pending = 0
+        for _step, entries in self.in_flight:
+            entries[:] = [None if entry is process else entry for entry in entries]
+        self.edits.append(Bind(asid, WAYS[process.way], tuple(process.tokens), process.num_prompt))
+
+    def issue(self, skipped: set[int], chunk: int) -> None:
+        """Send a step with a row of each process that has one, behind at most one other."""
+        if len(self.in_flight) == MAX_IN_FLIGHT:
+            self.take_oldest()
+        rows, entries = [], []
+        for asid, process in self.processes.items():
+            expected = len(process.tokens) + process.num_pending
+            if asid in skipped or process.num_pending == MAX_IN_FLIGHT or expected + 1 >= MAX_LEN:
+                continue
+            start, known = process.num_scheduled, len(process.tokens)
+            tokens = tuple(process.tokens[start : start + chunk])
+            end = start + max(1, len(tokens))
+            rows.append(Row(asid, start, tokens, end >= known))
+            entries.append(process)
+            process.num_scheduled = end
+            process.num_pending += end >= known
+        step = Step(len(self.steps), tuple(self.edits), tuple(rows))
+        self.edits = []
+        self.steps.append(step)
+        self.in_flight.append((step, entries))
+        self.take(self.engine.begin_step(step))
+        assert len(self.in_flight) <= MAX_IN_FLIGHT
+
+    def take(self, answers: list[StepDone]) -> None:
+        """Tokens of those who still want them; who failed is ended."""
+        for answer in answers:
+            step, entries = self.in_flight.pop(0)
+            assert answer.id == step.id
+            self.answers.append(answer)
+            faults = {fault.row for fault in answer.faults}
+            for index, (row, process) in enumerate(zip(step.rows, entries, strict=True)):
+                if process is None or self.processes.get(row.asid) is not process or not row.sample:
+                    continue
+                process.num_pending -= 1
+                if index in faults:
+                    process.is_failed = True
+                else:
+                    token = answer.tokens[index]
+                    assert token is not None
+                    process.tokens.append(token)
+
+    def take_oldest(self) -> None:
+        """Take one answer, waiting for it."""
+        session = self.engine._session
+        assert session is not None
+        assert session.pipeline is not None
+        self.take([self.engine._finish_step(session, session.pipeline)])
+
+    def finish(self) -> None:
+        """Take all answers."""
+        self.take([answer for answer in self.engine.finish() if isinstance(answer, StepDone)])
+        assert not self.in_flight
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random Llama of one layer whose embedding of a token is NaN."""
+    folder = tmp_path_factory.mktemp("llama")
+    save_checkpoint(folder, "LlamaForCausalLM", num_hidden_layers=1)
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.embed_tokens.weight"][NAN_TOKEN] = torch.nan
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def load_engine(driver: CudaDriver, checkpoint: Path) -> tuple[Engine, Loaded]:
+    """An engine in debug mode."""
+    engine = Engine(driver, debug=True)
+    pool = NUM_FRAMES * FRAME_BYTES
+    load = Load(str(checkpoint), "tiny", "fp32", "auto", pool, FRAME_BYTES, NUM_SPACES, MAX_LEN, 64)
+    loaded = engine.load(load, lambda *progress: None)
+    assert isinstance(loaded, Loaded), loaded
+    return engine, loaded
+
+
+@pytest.fixture(scope="module")
+def engines(checkpoint: Path) -> Iterator[tuple[Engine, Engine, Loaded]]:
+    """With two steps in flight, and one after the other."""
+    fake = load_fake()
+    with pytest.MonkeyPatch.context() as patch:
+        if not ON_GPU:
+            fake.reset()
+            fake.set_granule(FRAME_BYTES)
+            patch.setenv("LLMOS_LIBCUDA", fake.library)
+            patch.delenv("TRITON_INTERPRET", raising=False)  # torch's operations: a hundred times as fast
+        drivers = [CudaDriver(), OneStepDriver()]
+        (two, loaded), (one, _) = (load_engine(driver, checkpoint) for driver in drivers)
+        yield two, one, loaded
+        for engine, driver in zip((two, one), drivers, strict=True):
+            engine.close()
+            driver.close()
+    if not ON_GPU:
+        assert not any(fake.count_live())
+        fake.reset()
+
+
+def without_time(answer: StepDone) -> StepDone:
+    """All but how long it took, and what was mapped meanwhile."""
+    return msgspec.structs.replace(answer, seconds=0.0, maps=None)
+
+
+Action = tuple[str, int, int]
+ACTIONS = st.tuples(
+    st.sampled_from(["spawn", "spawn", "end", "preempt", "fork", "turn", "finish", "skip", "none", "none"]),
+    st.integers(0, NUM_SPACES - 1),
+    st.integers(0, 2 * len(WAYS)),
+)
+
+
+def carry_out(kernel: Kernel, action: Action) -> set[int]:
+    """What happens before a step; the spaces that have no row in it."""
+    name, asid, number = action
+    process = kernel.processes.get(asid)
+    for failed in [asid for asid, each in kernel.processes.items() if each.is_failed]:
+        kernel.end(failed)
+    if name == "spawn" and process is None:
+        is_bad = number == 2 * len(WAYS)
+        prompt = [(7 * i + 3 * number) % NAN_TOKEN for i in range(3 + 9 * (number % 3))]
+        kernel.begin(asid, [*prompt, NAN_TOKEN] if is_bad else prompt, number % len(WAYS), len(prompt))
+    elif name == "finish":
+        kernel.finish()
+    elif name == "skip":
+        return {asid}
+    elif process is None or process.is_failed:
+        return set()
+    elif name == "end":
+        kernel.end(asid)
+    elif name == "preempt":
+        kernel.preempt(asid)
+    elif name == "turn" and process.num_scheduled >= len(process.tokens) - 1 >= process.num_prompt:
+        if len(process.tokens) < MAX_LEN // 2:
+            kernel.turn(asid)
+    elif name == "fork" and (free := sorted(set(range(NUM_SPACES)) - set(kernel.processes))):
+        kernel.fork(asid, free[0])
+    return set()
+
+
+@settings(
+    max_examples=60 if ON_GPU else 40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(actions=st.lists(ACTIONS, min_size=4, max_size=24), chunk=st.sampled_from([4, 64]))
+@example(
+    actions=[("spawn", 0, 0), ("spawn", 1, 1), *[("none", 0, 0)] * 6, ("end", 0, 0), ("spawn", 0, 1)]
+    + [("none", 0, 0)] * 4,
+    chunk=64,
+)
+@example(actions=[("spawn", asid, asid) for asid in range(4)] + [("none", 0, 0)] * 8, chunk=4)
+@example(actions=[("spawn", 0, 10), ("none", 0, 0), ("none", 0, 0), ("none", 0, 0)], chunk=64)
+def test_answers_are_those_of_one_step_after_the_other(
+    engines: tuple[Engine, Engine, Loaded], actions: list[Action], chunk: int
+) -> None:
+    """Spawn, end, preempt, fork, next turn, faults: each answer of each step, late tokens included."""
+    two, one, loaded = engines
+    kernel = Kernel(two, loaded)
+    for action in actions:
+        kernel.issue(carry_out(kernel, action), chunk)
+    kernel.finish()
+    for asid in list(kernel.processes):
+        kernel.end(asid)
+    kernel.issue(set(), chunk)
+    kernel.finish()
+    expected = [one.run_step(step) for step in kernel.steps]
+    assert list(map(without_time, kernel.answers)) == list(map(without_time, expected))
+
+
+def test_tokens_are_fed_on_the_device(engines: tuple[Engine, Engine, Loaded]) -> None:
+    """Greedy and seeded processes go on before the host knows their tokens; others wait for the host."""
+    two, _, loaded = engines
+    assert two._session is not None
+    pipeline = two._session.pipeline
+    assert pipeline is not None
+    for way, is_fed in enumerate((True, True, False, False, False)):
+        kernel = Kernel(two, loaded)
+        before = pipeline.num_fed
+        kernel.begin(0, [3, 1, 4], way, 3)
+        for _ in range(5):
+            kernel.issue(set(), 64)
+        assert pipeline.num_fed == before + (4 if is_fed else 0), WAYS[way]
+        assert len(kernel.in_flight) == (2 if is_fed else 1)
+        assert two.is_busy
+        assert two.wants_step == (not is_fed)
+        while kernel.in_flight:  # answers come without another step
+            kernel.take([answer for answer in two.collect() if isinstance(answer, StepDone)])
+            select.select(two.wait_for()[0], (), ()) if kernel.in_flight else None
+        assert not two.is_busy
+        kernel.end(0)
+        kernel.issue(set(), 64)
+        kernel.finish()
+
+
+def test_a_batch_that_cannot_be_launched_is_run_by_halves(
+    engines: tuple[Engine, Engine, Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in flight is answered first; then only the row that fails alone is at fault."""
+    two, _, loaded = engines
+    assert two._session is not None
+    kernel = Kernel(two, loaded)
+    for asid in range(3):
+        kernel.begin(asid, [3, 1, 4 + asid], 0, 3)
+    kernel.issue(set(), 64)
+    kernel.begin(3, [13, 13], 0, 2)
+    model = two._session.model
+    embedding = type(model.ops).embedding  # type: ignore[attr-defined]
+
+    def short_of_memory(self: object, token_ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        if bool((token_ids[:-1] == 13).any() & (token_ids[1:] == 13).any()):
+            raise torch.OutOfMemoryError("13 and 13 are too heavy")
+        return embedding(self, token_ids, table)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(type(model.ops), "embedding", short_of_memory)  # type: ignore[attr-defined]
+    kernel.issue(set(), 64)
+    assert not kernel.in_flight
+    assert [(fault.row, fault.message) for fault in kernel.answers[1].faults] == [
+        (3, "OutOfMemoryError: 13 and 13 are too heavy")
+    ]
+    kernel.end(3)
+    monkeypatch.undo()
+    for _ in range(3):
+        kernel.issue(set(), 64)
+    kernel.finish()
+    assert [len(kernel.processes[asid].tokens) for asid in range(3)] == [8, 8, 8]
+    for asid in range(3):
+        kernel.end(asid)
+    kernel.issue(set(), 64)
+    kernel.finish()
