@@ -16,6 +16,7 @@ from syscalls.codec import (
     FrameSplitter,
     FrameTooLarge,
     Hello,
+    Reply,
     Request,
     Welcome,
     encode_frame,
@@ -196,17 +197,17 @@ class ClientSession:
             raise ConnectionLost(f"the kernel sent a frame that cannot be read: {error}") from error
         answers: list[tuple[int, Answer]] = []
         for frame in frames:
-            if isinstance(frame, Welcome):
+            if isinstance(frame, Reply) and 0 < frame.id < self._next_id and self.welcome is not None:
+                answers.append((frame.id, frame.body))  # the ordinary case first: one comes for each token
+            elif isinstance(frame, Welcome):
                 self._open(frame)
             elif frame.id == 0:
                 self._ending = self._explain_close(frame.body)
                 if not answers:
                     raise self._ending
                 break
-            elif self.welcome is None or frame.id >= self._next_id:
-                raise ConnectionLost(f"the kernel answered call {frame.id}, which was never made")
             else:
-                answers.append((frame.id, frame.body))
+                raise ConnectionLost(f"the kernel answered call {frame.id}, which was never made")
         return answers
 
     def _open(self, welcome: Welcome) -> None:

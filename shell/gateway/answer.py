@@ -52,6 +52,13 @@ class Shape(Protocol):
         """Return the stream's next objects for a choice: none when there is nothing to tell."""
         ...
 
+    def text_event(self, choice: Choice, delta: Delta) -> bytes | None:
+        """Return what `chunks` would, framed, where a delta is nothing but text; None: call `chunks`.
+
+        With the null `usage` of a stream that ends with its usage; nothing else is added to such chunks.
+        """
+        ...
+
     def usage_chunk(self) -> Json:
         """Return the object, without choices, that carries a stream's usage."""
         ...
@@ -170,10 +177,18 @@ class Streamer:
     generation: Generation
     shape: Shape
     writer: EventWriter
+    _is_bare: bool = attrs.field(init=False)  # nothing that changes is added to the shape's chunks
+
+    @_is_bare.default
+    def _find_bare(self) -> bool:
+        job = self.generation.job
+        return not (job.continuous_usage or job.has_timings)
 
     def put(self, choice: Choice, delta: Delta) -> bool:
         """See Sink."""
         job = self.generation.job
+        if self._is_bare and (event := self.shape.text_event(choice, delta)) is not None:
+            return not event or self.writer.put(event)
         chunks = self.shape.chunks(choice, delta)
         if job.continuous_usage:
             usage = make_usage(self.generation)

@@ -15,6 +15,7 @@ from shell.gateway.choice import Choice, Delta, TokenEntry
 from shell.gateway.logprobs import chat_logprobs, prompt_logprobs
 from shell.gateway.parameters import Job
 from shell.gateway.parsers.events import CallArguments, CallBegun, CallEnded, Content, Event, Reasoning
+from shell.gateway.text_event import TextEvent
 
 
 def make_call_id() -> str:
@@ -43,6 +44,7 @@ class _Told:
     tokens: list[int] = attrs.field(factory=list)  # to be told with the next chunk
     times: list[float] = attrs.field(factory=list)  # likewise
     entries: list[TokenEntry] = attrs.field(factory=list)  # likewise
+    event: TextEvent | None = None  # with which it is told of text
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -99,6 +101,30 @@ class ChatShape:
             more["stop_reason"] = delta.stop_reason
             found.append(self._chunk(choice, {}, **more))
         return found
+
+    def text_event(self, choice: Choice, delta: Delta) -> bytes | None:
+        """See Shape."""
+        told = self._told[choice.index]
+        parts = delta.parts
+        if delta.finish_reason is not None or delta.entries or told.entries or not told.has_role:
+            return None
+        if len(parts) != 1 or type(part := parts[0]) is not Content:
+            return None
+        if told.event is None:
+            content: Json = {"content": ""}
+            row: Json = {"index": choice.index, "delta": content, "logprobs": None, "finish_reason": None}
+            row |= self._take_details(_Told())
+            chunk = self._envelope([row])
+            if self.job.include_usage:
+                chunk["usage"] = None
+            told.event = TextEvent.make(chunk, row, content, "content")
+        tokens: Sequence[int] = delta.tokens
+        times: Sequence[float] = delta.times
+        if told.tokens:
+            tokens, told.tokens = [*told.tokens, *tokens], []
+        if told.times:
+            times, told.times = [*told.times, *times], []
+        return told.event.write(part.text, tokens, times)
 
     def _write_part(self, told: _Told, part: Event) -> Json:
         """Return the delta for a part of the message; {}: there is nothing to tell."""

@@ -95,6 +95,10 @@ class Choice:
 
     def feed(self, output: Output) -> Delta:
         """Take what was read. Tokens past a stop string are not counted; they should not have been made."""
+        if len(output.tokens) == 1 and output.end is None and self.reader.is_plain and not output.logprobs:
+            token = output.tokens[0]
+            if token not in self.end_tokens and not self._pending and not output.prompt_logprobs:
+                return self._feed_plain(token, output)
         self.usage = output.usage
         self.prompt_logprobs = output.prompt_logprobs or self.prompt_logprobs
         self._untold_times += output.times
@@ -126,6 +130,20 @@ class Choice:
             return self._make_delta(parts)
         self.num_tokens = max(self.num_tokens, output.usage.num_output_tokens)
         return self._end(parts, end)
+
+    def _feed_plain(self, token: int, output: Output) -> Delta:
+        """What `feed` does, in the ordinary case: one more token, and nothing to look for in its text."""
+        self.num_tokens += 1
+        self.usage = output.usage
+        text = self.decoder.push_one(token)
+        if not text:
+            return Delta(parts=(), entries=(), tokens=output.tokens, times=output.times)
+        num_characters = len(text)
+        self.num_decoded += num_characters
+        self.reader.pass_on(num_characters)
+        self.num_shown = self.reader.num_released
+        self.has_newline = self.has_newline or "\n" in text
+        return Delta(parts=(Content(text),), entries=(), tokens=output.tokens, times=output.times)
 
     def cut_short(self) -> Delta:
         """End here, as if the process had come to its limit; it has not, and must be killed."""

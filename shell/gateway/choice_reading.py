@@ -42,23 +42,24 @@ class ChoiceReading:
     is_scored: bool = False  # the prompt's scores come first: its deltas are for the task
     offset: int = 0
     left: Delta | None = None  # fed, and not put yet: it is for the task
+    _clock: trio.abc.Clock = attrs.field(factory=trio.lowlevel.current_clock)
     _last_read: float | None = None
     _first_at: float | None = None  # when its first token was read
 
     def take(self, output: Output) -> bool:
         """Deal with an output that is not the last; False: the task is wanted."""
-        delta = self.feed(output)
-        if self.choice.is_finished or self.is_scored or self.is_overdue:
+        delta, choice = self.feed(output), self.choice
+        if choice.is_finished or self.is_scored or self.is_overdue:
             self.left = delta
             return False
-        return self.sink.put(self.choice, delta)
+        return self.sink.put(choice, delta)
 
     def feed(self, output: Output) -> Delta:
         """Take an output into the choice and the metrics."""
         self.offset = output.offset + len(output.tokens)
         delta = self.choice.feed(output)
         if output.tokens:
-            now = trio.current_time()
+            now = self._clock.current_time()
             if self._last_read is None:
                 self._first_at = now
                 self.on_first_token(now)

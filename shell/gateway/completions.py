@@ -32,9 +32,11 @@ from shell.gateway.parameters import (
     make_job,
     read_stream_options,
 )
+from shell.gateway.parsers.events import Content
 from shell.gateway.replies.completions import TextChunk, TextCompletion
 from shell.gateway.sampler_fields import list_replaced
 from shell.gateway.service import Endpoint, Service
+from shell.gateway.text_event import TextEvent
 from syscalls.process import MAX_SAMPLES
 from syscalls.sampling import MAX_LOGPROBS
 
@@ -66,6 +68,7 @@ class CompletionShape:
     id: str = attrs.field(factory=lambda: f"cmpl-{secrets.token_hex(14)}")
     created: int = attrs.field(factory=lambda: int(time.time()))
     _begun: set[int] = attrs.field(factory=set)  # choices of which something was told
+    _events: dict[int, TextEvent] = attrs.field(factory=dict)  # of choices, with which their text is told
     _untold: defaultdict[int, list[int]] = attrs.field(factory=lambda: defaultdict(list))  # token ids
     _untold_times: defaultdict[int, list[float]] = attrs.field(factory=lambda: defaultdict(list))
 
@@ -112,6 +115,31 @@ class CompletionShape:
             reasons = {"finish_reason": delta.finish_reason, "stop_reason": delta.stop_reason}
             found.append(self._chunk(choice, "", **more, **reasons))
         return found
+
+    def text_event(self, choice: Choice, delta: Delta) -> bytes | None:
+        """See Shape."""
+        index, parts = choice.index, delta.parts
+        if delta.finish_reason is not None or delta.entries or index not in self._begun:
+            return None
+        if len(parts) != 1 or type(part := parts[0]) is not Content or self.job.num_top_logprobs is not None:
+            return None
+        event = self._events.get(index)
+        if event is None:
+            details: Json = {"token_ids": []} if self.job.return_token_ids else {}
+            if self.job.return_token_times:
+                details["token_times"] = []
+            chunk = self._chunk(choice, "", **details)
+            if self.job.include_usage:
+                chunk["usage"] = None
+            (row,) = chunk["choices"]
+            event = self._events[index] = TextEvent.make(chunk, row, row, "text")
+        tokens: Sequence[int] = delta.tokens
+        times: Sequence[float] = delta.times
+        if self._untold:
+            tokens = [*self._untold.pop(index, ()), *tokens]
+        if self._untold_times:
+            times = [*self._untold_times.pop(index, ()), *times]
+        return event.write(part.text, tokens, times)
 
     def usage_chunk(self) -> Json:
         """A chunk without choices."""

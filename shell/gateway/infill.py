@@ -91,6 +91,10 @@ class InfillShape:
             found.append(self._end(choice, "", []))
         return found
 
+    def text_event(self, choice: Choice, delta: Delta) -> None:
+        """Its objects count tokens: none is like the one before."""
+        return None
+
     def usage_chunk(self) -> Json:
         """An end without content."""
         return {"index": 0, "content": "", "tokens": [], "stop": True, "id_slot": -1}

@@ -77,6 +77,8 @@ class MessageReader:
         self._tools = tools
         self._is_forced = is_forced
         self._has_one_call = has_one_call
+        # Text is told as it comes: there is nothing to look for in it.
+        self.is_plain = reasoning is None and tools is None and not matcher.has_stops
         self._num_read = 0
         self._answer_start: int | None = None  # in characters of the text
 
@@ -104,6 +106,13 @@ class MessageReader:
         if self._answer_start is None:
             self.num_released = self._num_read - self._reasoning.num_held
         return parts
+
+    def pass_on(self, num_characters: int) -> None:
+        """Take note of more text that is told as it is, which a plain reader's `push` would return whole."""
+        if self._answer_start is None:
+            self._answer_start = self._num_read
+        self._num_read += num_characters
+        self.num_released = self._num_read
 
     def flush(self) -> list[Event]:
         """End the text. Returns what was held back."""

@@ -41,6 +41,7 @@ class EventWriter:
     _has_begun: bool = False
     _pending: list[bytes] = attrs.field(factory=list)
     _lock: trio.Lock = attrs.field(factory=trio.Lock)
+    _clock: trio.abc.Clock = attrs.field(factory=trio.lowlevel.current_clock)
     _last_write: float = attrs.field(factory=trio.current_time)
     _write_began: float | None = None  # set while a write is under way
 
@@ -59,7 +60,7 @@ class EventWriter:
             self._pending.append(data)
             return False
         self.num_writes += 1
-        self._last_write = trio.current_time()
+        self._last_write = self._clock.current_time()
         return outlet.write_nowait(data)
 
     async def flush(self) -> None:

@@ -28,6 +28,11 @@ class StopMatcher:
         self._automata = [_Automaton(stop) for stop in stops]
         self._held = ""
 
+    @property
+    def has_stops(self) -> bool:
+        """False: every text is let through."""
+        return bool(self._automata)
+
     def push(self, text: str) -> tuple[str, str | None]:
         """Take more text. Returns what may be shown now, and the stop string once one has been found.
 
