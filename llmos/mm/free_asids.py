@@ -46,11 +46,13 @@ class FreeAsids:
 
     Args:
         max_spaces: asids are below it.
+        best_fit: False, to compare with it: whichever has been free the longest, whatever is there.
 
     Source: the best fit of Prabhu et al. 2024, vAttention, over all candidates and not the first two.
     """
 
     max_spaces: int
+    best_fit: bool = True
     _by_size: list[tuple[int, int, int]] = field(init=False)  # keys, ascending
     _free: dict[Asid, FreeAsid] = field(init=False)
     _by_landmark: dict[PageFrames, list[Asid]] = field(init=False)
@@ -85,11 +87,14 @@ class FreeAsids:
         """
         if not self._free:
             raise OutOfSpaces(1, 0)
-        best = (
-            self._find_shared(shared, num_pages)
-            or self._find_free(num_pages, pool)
-            or self._free[Asid(self._by_size[0][2])]
-        )
+        if self.best_fit:
+            best = (
+                self._find_shared(shared, num_pages)
+                or self._find_free(num_pages, pool)
+                or self._free[Asid(self._by_size[0][2])]
+            )
+        else:
+            best = min(self._free.values(), key=lambda free: (free.released, free.asid))
         del self._free[best.asid]
         del self._by_size[bisect_left(self._by_size, best.key)]
         for page in best.landmarks:

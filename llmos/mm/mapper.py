@@ -48,11 +48,13 @@ class Mapper:
         frames_per_page: one for each segment.
         mode: "ahead"; or, to compare with it, "sync": every page is mapped in the step that writes it, or
             "premapped": every page that a space can have is mapped at its first, while frames are free.
+        reuse: take frames where they are mapped already; False, to compare with it: whichever come first.
     """
 
     pool: FramePool
     frames_per_page: int
     mode: MappingMode = "ahead"
+    reuse: bool = True
     edits: list[Edit] = field(init=False, factory=list)  # in the order in which the device must see them
     num_ahead_frames: int = field(init=False, default=0)  # mapped ahead and unused; they count as free
     _holders: dict[AddressSpace, None] = field(init=False, factory=dict)  # of such frames, longest first
@@ -87,7 +89,7 @@ class Mapper:
         pages: dict[int, PageFrames] = {}
         mappings = space.mappings
         for vpn in vpns:
-            if vpn < len(mappings) and self.pool.try_take(mappings[vpn]):
+            if self.reuse and vpn < len(mappings) and self.pool.try_take(mappings[vpn]):
                 pages[vpn] = mappings[vpn]
         rest = [vpn for vpn in vpns if vpn not in pages]
         if rest:

@@ -49,6 +49,7 @@ class VMM:
         prefix_cache: keep the pages of closed spaces for others.
         eviction: which of them go first when frames are short; None: by what they cost to compute again.
         mapping: when pages are mapped, see Mapper.
+        map_reuse: give a space the asid and the frames that are mapped as it needs them; False, to compare.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class VMM:
         prefix_cache: bool = True,
         eviction: Eviction | None = None,
         mapping: MappingMode = "ahead",
+        map_reuse: bool = True,
     ) -> None:
         if max_spaces < 1:
             raise ValueError(f"a device has at least 1 address space, not {max_spaces}")
@@ -72,8 +74,8 @@ class VMM:
         self._tokens_per_page = kv.tokens_per_page
         self._refcounts = self._pool.refcounts
         self._spaces: dict[Asid, AddressSpace] = {}
-        self._free_asids = FreeAsids(max_spaces)
-        self._mapper = Mapper(self._pool, kv.frames_per_page, mapping)
+        self._free_asids = FreeAsids(max_spaces, map_reuse)
+        self._mapper = Mapper(self._pool, kv.frames_per_page, mapping, map_reuse)
         self._edits: list[Edit] = self._mapper.edits
         self._pins: Counter[PageFrames] = Counter()  # pages that copies between tiers read or write
         self._num_copies = self._num_tail_copies = 0

@@ -104,3 +104,14 @@ def test_leftovers_whose_frames_are_taken_do_not_count() -> None:
     free.give_back(Asid(0), [page(3)], 1, ())
     assert pool.try_take(page(3))
     assert free.take((), 1, pool).asid == 1
+
+
+def test_without_best_fit_whoever_was_free_longest_goes() -> None:
+    """Whatever is mapped there: spaces take turns."""
+    free, pool = FreeAsids(3, best_fit=False), FramePool(2 * NUM_FRAMES)
+    given_out = []
+    for _ in range(7):
+        asid = free.take([page(0)], 1, pool).asid
+        given_out.append(asid)
+        free.give_back(asid, [page(0)], 1, (page(0),))
+    assert given_out == [0, 1, 2, 0, 1, 2, 0]

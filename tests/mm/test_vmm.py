@@ -83,10 +83,13 @@ class VmmMachine(RuleBasedStateMachine):
     """
 
     mapping: MappingMode = "ahead"
+    map_reuse = True
 
     def __init__(self) -> None:
         super().__init__()
-        self.vmm = VMM(KV, NUM_FRAMES, MAX_SPACES, MAX_MODEL_LEN, mapping=self.mapping)
+        self.vmm = VMM(
+            KV, NUM_FRAMES, MAX_SPACES, MAX_MODEL_LEN, mapping=self.mapping, map_reuse=self.map_reuse
+        )
         self.device = FakeDevice()
         self.models: list[Model] = []
         self.rows: list[tuple[Model, int]] = []  # and the first position to compute
@@ -268,11 +271,19 @@ class PremappedMachine(VmmMachine):
     mapping: MappingMode = "premapped"
 
 
+class FirstFreeMachine(VmmMachine):
+    """The same without a look at what is mapped already."""
+
+    map_reuse = False
+
+
 TestVmm = VmmMachine.TestCase
 TestSync = SyncMachine.TestCase
 TestPremapped = PremappedMachine.TestCase
+TestFirstFree = FirstFreeMachine.TestCase
 TestVmm.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestSync.settings = TestPremapped.settings = settings(TestVmm.settings, max_examples=50)
+TestFirstFree.settings = settings(TestVmm.settings, max_examples=20)
 
 
 def new_vmm(num_frames: int = NUM_FRAMES, *, prefix_cache: bool = True, mapping: MappingMode = "sync") -> VMM:
