@@ -20,7 +20,7 @@ from llmos.config import num_cores
 from llmos.params import VERSION
 
 LIBRARIES = (
-    "torch", "triton", "cffi", "trio", "msgspec", "tokenizers", "safetensors", "starlette", "hypercorn",
+    "torch", "triton", "cffi", "trio", "msgspec", "tokenizers", "safetensors", "starlette", "h11",
     "prompt_toolkit", "rich", "jinja2", "huggingface_hub", "prometheus_client",
 )  # fmt: skip
 MAX_MAP_COUNT = Path("/proc/sys/vm/max_map_count")

@@ -1,4 +1,4 @@
-"""One connection of the plain port: HTTP/1.1 by h11, one request after the other, each to the application.
+"""One connection: HTTP/1.1 by h11, over TLS or not, one request after the other, each to the application.
 
 The application pulls: what it does not `receive` stays in the system's buffer, and a client that goes away is
 noticed by whoever receives. Bytes of an answer are written at once, without a task, and waited for only when
@@ -8,6 +8,7 @@ the client is slower than we are: a token's way out is short when 256 others wai
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ import structlog
 import trio
 
 from shell.gateway.errors import ApiError
+from shell.gateway.tls import TlsCodec
 
 App = Callable[..., Awaitable[None]]
 Message = dict[str, Any]
@@ -61,12 +63,14 @@ class Connection:
     Args:
         stream: to the client; closed at the end.
         app: the ASGI application.
-        keep_alive_timeout: seconds for the whole head of a request to come.
+        keep_alive_timeout: seconds for the whole head of a request, and a handshake before it, to come.
+        tls: what the bytes of the stream go through; None: nothing.
     """
 
     stream: trio.SocketStream
     app: App
     keep_alive_timeout: float
+    tls: TlsCodec | None = None
     is_stopping: bool = False  # no request follows the one that is answered
     _http: h11.Connection = attrs.field(
         factory=lambda: h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
@@ -93,6 +97,8 @@ class Connection:
                 await self._answer(request)
                 if not await self._can_go_on():
                     break
+            if self.tls is not None and not self._is_broken:
+                self._write_wire(self.tls.farewell())
             await self.drain()
             await self.stream.send_eof()
             if self._http.their_state in (h11.SEND_BODY, h11.ERROR):
@@ -112,6 +118,45 @@ class Connection:
         if self._idle is not None:
             self._idle.cancel()
 
+    # --- the wire ----------------------------------------------------------------------------------------
+
+    async def _receive_some(self) -> bytes:
+        """Wait for what the client says next; b"": it says nothing more. A checkpoint, but for that.
+
+        Raises trio.BrokenResourceError: the connection was reset, or what comes is no TLS.
+        """
+        while self.tls is None or not self.tls.is_over:
+            data = await self.stream.receive_some(RECEIVE_BYTES)
+            if self.tls is None:
+                return bytes(data)
+            try:
+                said = self.tls.open(data)
+            except ssl.SSLError as error:
+                self._write_wire(self.tls.take_output())
+                raise trio.BrokenResourceError("what the client sends is not TLS") from error
+            self._write_wire(self.tls.take_output())
+            if said:
+                return said
+        return b""
+
+    def _write_wire(self, data: bytes) -> bool:
+        """Write bytes now, or as soon as the client lets us; True: all are written."""
+        if self._is_broken:
+            return True
+        if self._unsent or self._is_draining:
+            self._unsent += data
+            return False
+        try:
+            num_sent = os.write(self._descriptor, data)
+        except BlockingIOError:
+            num_sent = 0
+        except OSError:
+            self._is_broken = True  # whoever receives finds out the same
+            return True
+        if num_sent < len(data):
+            self._unsent += data[num_sent:]
+        return num_sent == len(data)
+
     # --- requests ----------------------------------------------------------------------------------------
 
     async def _next_request(self) -> h11.Request | None:
@@ -124,7 +169,7 @@ class Connection:
                 if not isinstance(event, h11.Request):
                     return None
                 if not event.http_version.startswith(b"1."):
-                    raise h11.RemoteProtocolError("this port speaks HTTP/1.1; TLS has HTTP/2, too", 505)
+                    raise h11.RemoteProtocolError("this port speaks HTTP/1.1", 505)
                 return event
         except h11.RemoteProtocolError as error:
             await self._refuse(error)
@@ -140,7 +185,7 @@ class Connection:
         while (event := self._http.next_event()) is h11.NEED_DATA:
             if self._http.they_are_waiting_for_100_continue:
                 self.write_raw(self._http.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
-            self._http.receive_data(await self.stream.receive_some(RECEIVE_BYTES))
+            self._http.receive_data(await self._receive_some())
         assert not isinstance(event, type) or event is h11.PAUSED
         return event
 
@@ -183,7 +228,7 @@ class Connection:
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": request.http_version.decode(),
             "method": request.method.decode().upper(),
-            "scheme": "http",
+            "scheme": "http" if self.tls is None else "https",
             "path": unquote(path.decode("latin-1")),
             "raw_path": path,
             "query_string": query,
@@ -231,7 +276,7 @@ class Connection:
 
     async def _wait_closed(self) -> None:
         """Wait until the client closes its side; the beginning of its next request is kept."""
-        while data := await self.stream.receive_some(RECEIVE_BYTES):
+        while data := await self._receive_some():
             self._http.receive_data(data)
             if len(self._http.trailing_data[0]) > MAX_AHEAD_BYTES:
                 await trio.sleep_forever()
@@ -280,22 +325,16 @@ class Connection:
         return self.write_raw(b"%x\r\n%b\r\n" % (len(data), data) if self._is_chunked else data)
 
     def write_raw(self, data: bytes) -> bool:
-        """Write bytes as they are, now or as soon as the client lets us; True: all are written."""
+        """Say bytes as they are, now or as soon as the client lets us; True: all are written."""
         if self._is_broken:
             return True
-        if self._unsent or self._is_draining:
-            self._unsent += data
-            return False
-        try:
-            num_sent = os.write(self._descriptor, data)
-        except BlockingIOError:
-            num_sent = 0
-        except OSError:
-            self._is_broken = True  # whoever receives finds out the same
-            return True
-        if num_sent < len(data):
-            self._unsent += data[num_sent:]
-        return num_sent == len(data)
+        if self.tls is not None:
+            try:
+                data = self.tls.seal(data)
+            except ssl.SSLError:
+                self._is_broken = True
+                return True
+        return self._write_wire(data)
 
     async def drain(self) -> None:
         """See Outlet. Cancelled means that the answer was cut, and the connection with it."""

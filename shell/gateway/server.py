@@ -6,32 +6,26 @@ is told `draining`. A second signal ends the process at once; the kernel ends th
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import socket
 import ssl
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 import trio
-from hypercorn.config import Config
-from hypercorn.trio import serve
 
 from shell.gateway.app import make_app
 from shell.gateway.config import GatewayConfig
 from shell.gateway.http1 import App, Connection
 from shell.gateway.response_prepare import prepare_again
 from shell.gateway.service import Service, make_service
+from shell.gateway.tls import TlsCodec, make_server_context
 from syscalls.collector import settle_collector
 
 CLOSE_SECONDS = 1.0  # for connections that are idle, or stalled, when everything else is done
 SEND_BUFFER_BYTES = 256 << 10  # what a slow reader may leave lying in the system, for each connection
 BACKLOG = 1024
-
-if TYPE_CHECKING:
-    from hypercorn.typing import Framework
 
 log = structlog.get_logger("gateway")
 
@@ -40,7 +34,7 @@ def open_socket(config: GatewayConfig) -> socket.socket:
     """Bind the listening socket. Raises OSError.
 
     Connections inherit TCP_USER_TIMEOUT: without it a client that stops reading holds its task, and the
-    shutdown, for ever, since the server shields its writes from cancellation.
+    shutdown, for ever, since a write that has begun is not cancelled.
     """
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -65,28 +59,20 @@ def describe_address(listener: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def check_certificate(config: GatewayConfig) -> None:
-    """Read the certificate and its key once, before anything listens. Raises OSError that names the files."""
-    if config.tls_cert is None or config.tls_key is None:
-        return
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(config.tls_cert, config.tls_key)
-    except OSError as error:  # SSLError is one, too
-        raise OSError(f"--tls-cert {config.tls_cert}, --tls-key {config.tls_key}: {error}") from error
-
-
-async def serve_plain(
+async def serve_http(
     app: App,
     listener: socket.socket,
     stop: trio.Event,
     keep_alive_timeout: float,
+    tls: ssl.SSLContext | None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve HTTP/1.1 until `stop`; then idle connections are closed, and the others soon."""
+    """Serve HTTP/1.1, over TLS where there is a context, until `stop`; then end connections, soon."""
     connections: set[Connection] = set()
 
     async def handle(stream: trio.SocketStream) -> None:
-        connection = Connection(stream, app, keep_alive_timeout)
+        codec = None if tls is None else TlsCodec(tls)
+        connection = Connection(stream, app, keep_alive_timeout, codec)
         connections.add(connection)
         try:
             await connection.run()
@@ -103,23 +89,6 @@ async def serve_plain(
         handling.cancel_scope.deadline = trio.current_time() + CLOSE_SECONDS
         for connection in connections:
             connection.stop()
-
-
-def configure_server(listener: socket.socket, gateway: GatewayConfig) -> Config:
-    """Return the settings of Hypercorn, which serves TLS; it takes the socket's descriptor over."""
-    config = Config()
-    config.bind = [f"fd://{listener.detach()}"]
-    config.certfile, config.keyfile = gateway.tls_cert, gateway.tls_key
-    config.accesslog = None  # the front door writes the one line
-    config.errorlog = logging.getLogger("hypercorn.error")
-    config.errorlog.setLevel(max(logging.WARNING, logging.getLogger().level))
-    config.include_server_header = False
-    config.backlog = BACKLOG
-    config.keep_alive_timeout = gateway.keep_alive_timeout
-    config.keep_alive_max_requests = 1_000_000
-    config.h11_max_incomplete_size = 64 << 10
-    config.graceful_timeout = CLOSE_SECONDS
-    return config
 
 
 async def _watch_signals(service: Service, stop: trio.Event) -> None:
@@ -158,10 +127,12 @@ async def _drain(service: Service, stop: trio.Event) -> None:
 
 async def run_gateway(config: GatewayConfig) -> None:
     """Serve until a signal, then drain. Raises OSError when the address cannot be bound."""
-    check_certificate(config)
+    tls = None
+    if config.tls_cert is not None and config.tls_key is not None:
+        tls = make_server_context(config.tls_cert, config.tls_key)
     service = make_service(config)
     listener = open_socket(config)
-    url = f"{'http' if config.tls_cert is None else 'https'}://{describe_address(listener)}"
+    url = f"{'http' if tls is None else 'https'}://{describe_address(listener)}"
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
         await nursery.start(service.sessions.run)
@@ -173,19 +144,13 @@ async def run_gateway(config: GatewayConfig) -> None:
         if config.life_fd is not None:
             nursery.start_soon(_watch_life_line, service, stop, config.life_fd)
 
-        async def serve_http(task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED) -> None:
-            app = make_app(service)
-            if config.tls_cert is None:
-                await serve_plain(app, listener, stop, config.keep_alive_timeout, task_status)
-            else:
-                framework = cast("Framework", app)  # Hypercorn's own types say more than ASGI's
-                server = configure_server(listener, config)
-                await serve(
-                    framework, server, shutdown_trigger=stop.wait, task_status=task_status, mode="asgi"
-                )
+        async def serve(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+            await serve_http(
+                make_app(service), listener, stop, config.keep_alive_timeout, tls, task_status=task_status
+            )
             nursery.cancel_scope.cancel()
 
-        await nursery.start(serve_http)
+        await nursery.start(serve)
         log.info("ready", url=url, pid=os.getpid())
         if config.ready_fd is not None:
             with os.fdopen(config.ready_fd, "w") as ready:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 
 from tests.gateway.harness import Gateway, KernelThread, running_gateway
 
@@ -51,3 +53,28 @@ def own_kernel(tmp_path: Path) -> Iterator[KernelThread]:
     """A kernel for one test only."""
     with KernelThread(tmp_path / "kernel") as kernel:
         yield kernel
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    """A certificate authority of the tests' own."""
+    return trustme.CA()
+
+
+@pytest.fixture(scope="session")
+def tls_options(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The options that serve a certificate for 127.0.0.1."""
+    folder = tmp_path_factory.mktemp("tls")
+    issued = authority.issue_cert("127.0.0.1")
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+    issued.private_key_pem.write_to_path(str(key))
+    return ["--tls-cert", str(certificate), "--tls-key", str(key)]
+
+
+@pytest.fixture(scope="session")
+def trusting(authority: trustme.CA) -> ssl.SSLContext:
+    """A client's side of TLS that knows the authority."""
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -145,6 +146,7 @@ class Gateway:
     process: subprocess.Popen[bytes]
     url: str
     log_path: Path
+    trusting: ssl.SSLContext | None = None  # what its clients go through; None: it serves without TLS
 
     @property
     def base_url(self) -> str:
@@ -153,14 +155,16 @@ class Gateway:
 
     def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
         """Send a JSON body."""
-        return httpx.post(f"{self.url}{path}", json=body, timeout=PATIENCE_SECONDS, **options)
+        verify = self.trusting or True
+        return httpx.post(f"{self.url}{path}", json=body, timeout=PATIENCE_SECONDS, verify=verify, **options)
 
     def get(self, path: str, **options: Any) -> httpx.Response:
         """Fetch a page."""
-        return httpx.get(f"{self.url}{path}", timeout=PATIENCE_SECONDS, **options)
+        verify = self.trusting or True
+        return httpx.get(f"{self.url}{path}", timeout=PATIENCE_SECONDS, verify=verify, **options)
 
     def connect(self, receive_buffer_bytes: int | None = None) -> socket.socket:
-        """Open a raw connection."""
+        """Open a raw connection, through TLS where that is served."""
         address = urlsplit(self.url)
         assert address.hostname is not None
         raw = socket.socket()
@@ -168,6 +172,8 @@ class Gateway:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
         raw.settimeout(PATIENCE_SECONDS)
         raw.connect((address.hostname, address.port))
+        if self.trusting is not None:
+            return self.trusting.wrap_socket(raw, server_hostname=address.hostname)
         return raw
 
     def log_lines(self) -> list[dict[str, Any]]:
@@ -177,7 +183,7 @@ class Gateway:
 
     def wait_ready(self) -> None:
         """Wait until it has a kernel with a model."""
-        with httpx.Client(timeout=PATIENCE_SECONDS) as client:
+        with httpx.Client(timeout=PATIENCE_SECONDS, verify=self.trusting or True) as client:
             deadline = time.monotonic() + PATIENCE_SECONDS
             while client.get(f"{self.url}/health/ready").status_code != 200:
                 assert time.monotonic() < deadline, "the gateway did not become ready"
@@ -186,7 +192,11 @@ class Gateway:
 
 @contextmanager
 def running_gateway(
-    kernel: KernelThread, folder: Path, *options: str, wait: bool = True
+    kernel: KernelThread,
+    folder: Path,
+    *options: str,
+    wait: bool = True,
+    trusting: ssl.SSLContext | None = None,
 ) -> Iterator[Gateway]:
     """Start a gateway on a free port and wait until it serves; it is killed at the end if it still runs."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -201,7 +211,7 @@ def running_gateway(
         with os.fdopen(reading) as ready:
             line = ready.readline()
         assert line, log_path.read_text()
-        gateway = Gateway(process, line.strip(), log_path)
+        gateway = Gateway(process, line.strip(), log_path, trusting)
         if wait:
             gateway.wait_ready()
         yield gateway

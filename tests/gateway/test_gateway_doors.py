@@ -10,7 +10,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 from openai import OpenAI
@@ -24,29 +23,10 @@ CHAT = "/v1/chat/completions"
 PAGE = "https://chat.example"
 
 
-@pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    """A certificate authority of the tests' own."""
-    return trustme.CA()
-
-
-@pytest.fixture(scope="module")
-def tls_options(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The options that serve a certificate for 127.0.0.1."""
-    folder = tmp_path_factory.mktemp("tls")
-    issued = authority.issue_cert("127.0.0.1")
-    certificate, key = folder / "certificate.pem", folder / "key.pem"
-    certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
-    issued.private_key_pem.write_to_path(str(key))
-    return ["--tls-cert", str(certificate), "--tls-key", str(key)]
-
-
 def test_https_with_the_real_client(
-    own_kernel: KernelThread, authority: trustme.CA, tls_options: list[str], tmp_path: Path
+    own_kernel: KernelThread, trusting: ssl.SSLContext, tls_options: list[str], tmp_path: Path
 ) -> None:
     """Whole and streamed answers over TLS; a stranger to the authority, or plain HTTP, gets nothing."""
-    trusting = ssl.create_default_context()
-    authority.configure_trust(trusting)
     with running_gateway(own_kernel, tmp_path / "g", *tls_options, wait=False) as gateway:
         assert gateway.url.startswith("https://127.0.0.1:")
         with httpx.Client(verify=trusting, timeout=PATIENCE_SECONDS) as http:

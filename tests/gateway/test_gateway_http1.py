@@ -1,23 +1,27 @@
-"""The plain port's HTTP/1.1: heads, bodies and ends of connections, byte by byte."""
+"""HTTP/1.1, plain and over TLS: heads, bodies and ends of connections, byte by byte."""
 
 from __future__ import annotations
 
 import json
 import os
 import socket
+import ssl
 import struct
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import h11
 import pytest
 import trio
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shell.gateway.http1 import OUTLET, Connection
+from shell.gateway.tls import TlsCodec, make_server_context
 from tests.gateway.harness import (
     PATIENCE_SECONDS,
     Gateway,
@@ -30,6 +34,36 @@ from tests.gateway.harness import (
 
 CHAT = "/v1/chat/completions"
 RESET = struct.pack("ii", 1, 0)
+
+
+Way = tuple[list[str], ssl.SSLContext | None]
+"""How clients come: the gateway's options, and what the clients go through."""
+
+
+@pytest.fixture(params=["plain", "tls"])
+def way(request: pytest.FixtureRequest, tls_options: list[str], trusting: ssl.SSLContext) -> Way:
+    """Each of the two ways to the same server."""
+    return ([], None) if request.param == "plain" else (tls_options, trusting)
+
+
+@pytest.fixture(scope="module")
+def tls_gateway(
+    shared_kernel: KernelThread,
+    tmp_path_factory: pytest.TempPathFactory,
+    tls_options: list[str],
+    trusting: ssl.SSLContext,
+) -> Iterator[Gateway]:
+    """A gateway with a certificate, for the tests that do not break it."""
+    folder = tmp_path_factory.mktemp("tls-gateway")
+    with running_gateway(shared_kernel, folder, *tls_options, trusting=trusting) as gateway:
+        yield gateway
+
+
+@pytest.fixture(params=["plain", "tls"])
+def gateway(request: pytest.FixtureRequest, kernel: KernelThread) -> Gateway:
+    """The shared gateways, one after the other."""
+    found: Gateway = request.getfixturevalue("shared_gateway" if request.param == "plain" else "tls_gateway")
+    return found
 
 
 def far_ends(gateway: Gateway, *raws: socket.socket) -> set[str]:
@@ -55,10 +89,11 @@ def open_files(gateway: Gateway) -> set[str]:
 @pytest.mark.parametrize("how", ["close", "reset"])
 @pytest.mark.parametrize("said", [b"", http_request("/version", b"", "GET")])
 def test_a_descriptor_goes_with_its_client(
-    own_kernel: KernelThread, tmp_path: Path, how: str, said: bytes
+    own_kernel: KernelThread, tmp_path: Path, way: Way, how: str, said: bytes
 ) -> None:
     """A client that leaves an idle connection leaves nothing, long before the keep-alive timeout."""
-    with running_gateway(own_kernel, tmp_path / "g", "--keep-alive-timeout", "3600") as gateway:
+    options = [*way[0], "--keep-alive-timeout", "3600"]
+    with running_gateway(own_kernel, tmp_path / "g", *options, trusting=way[1]) as gateway:
         raws = [gateway.connect() for _ in range(20)]
         for raw in raws:
             raw.sendall(said)
@@ -73,9 +108,13 @@ def test_a_descriptor_goes_with_its_client(
         own_kernel.wait_until(lambda: not ends & open_files(gateway))
 
 
-def test_a_head_that_does_not_come_in_time(own_kernel: KernelThread, tmp_path: Path) -> None:
+def test_a_head_that_does_not_come_in_time(own_kernel: KernelThread, tmp_path: Path, way: Way) -> None:
     """Silence, and a head that trickles, end with the keep-alive timeout; others are served meanwhile."""
-    with running_gateway(own_kernel, tmp_path / "g", "--keep-alive-timeout", "0.5") as gateway:
+    options = [*way[0], "--keep-alive-timeout", "0.5"]
+    with running_gateway(own_kernel, tmp_path / "g", *options, trusting=way[1]) as gateway:
+        address = urlsplit(gateway.url)
+        with socket.create_connection((address.hostname, address.port), PATIENCE_SECONDS) as mute:
+            assert mute.recv(1) == b""  # not even a handshake came
         with gateway.connect() as silent, gateway.connect() as slow:
             slow.settimeout(0.05)
             began = time.monotonic()
@@ -87,7 +126,7 @@ def test_a_head_that_does_not_come_in_time(own_kernel: KernelThread, tmp_path: P
                         break
                 except TimeoutError:
                     pass
-                except ConnectionError:
+                except (ConnectionError, ssl.SSLEOFError):
                     break
                 assert gateway.get("/version").status_code == 200
             assert silent.recv(1) == b""
@@ -158,10 +197,11 @@ def test_what_is_no_http_is_told(gateway: Gateway, junk: bytes, status: int) -> 
     assert json.loads(body)["error"]["code"] == "bad_request"
 
 
-def test_a_stalled_client_is_cut_at_once(own_kernel: KernelThread, tmp_path: Path) -> None:
+def test_a_stalled_client_is_cut_at_once(own_kernel: KernelThread, tmp_path: Path, way: Way) -> None:
     """A client that takes nothing for the send timeout loses its process and its connection."""
     own_kernel.program = flood
-    with running_gateway(own_kernel, tmp_path / "g", "--send-timeout", "0.5") as gateway:
+    options = [*way[0], "--send-timeout", "0.5"]
+    with running_gateway(own_kernel, tmp_path / "g", *options, trusting=way[1]) as gateway:
         with gateway.connect(receive_buffer_bytes=4096) as raw:
             raw.sendall(http_request(CHAT, hello(stream=True, logprobs=True, top_logprobs=20)))
             (end,) = own_kernel.wait_until(lambda: far_ends(gateway, raw))
@@ -181,12 +221,17 @@ async def flood(process: Any) -> Any:
 # --- one connection, in this process -----------------------------------------------------------------------
 
 
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     parts=st.lists(st.tuples(st.binary(min_size=1, max_size=300_000), st.booleans()), max_size=6),
     takes=st.lists(st.integers(1, 200_000), max_size=8),
 )
-def test_bytes_arrive_as_they_were_written(parts: list[tuple[bytes, bool]], takes: list[int]) -> None:
+def test_bytes_arrive_as_they_were_written(
+    way: Way, parts: list[tuple[bytes, bool]], takes: list[int]
+) -> None:
     """However parts are written and taken: whole, and in order."""
+    options, trusting = way
+    server_side = make_server_context(options[1], options[3]) if trusting is not None else None
 
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -204,9 +249,12 @@ def test_bytes_arrive_as_they_were_written(parts: list[tuple[bytes, bool]], take
         client = h11.Connection(h11.CLIENT)
         content = b""
         async with trio.open_nursery() as nursery:
-            raw = await trio.open_tcp_stream("127.0.0.1", port)
-            connection = Connection(await listeners[0].accept(), app, 10.0)
+            raw: trio.abc.Stream = await trio.open_tcp_stream("127.0.0.1", port)
+            codec = TlsCodec(server_side) if server_side is not None else None
+            connection = Connection(await listeners[0].accept(), app, 10.0, codec)
             nursery.start_soon(connection.run)
+            if trusting is not None:
+                raw = trio.SSLStream(raw, trusting, server_hostname="127.0.0.1", https_compatible=True)
             request = h11.Request(method="GET", target="/", headers=[("Host", "a"), ("Connection", "close")])
             await raw.send_all((client.send(request) or b"") + (client.send(h11.EndOfMessage()) or b""))
             sizes = iter(takes)
