@@ -311,10 +311,15 @@ def add_serve_options(serve: argparse.ArgumentParser) -> None:
     add = serve.add_argument
     add("--url", default=None, help="load this OpenAI-compatible server, not llmos")
     add("--model", dest="served_name", default=None, metavar="NAME", help="to ask for (default: its first)")
-    add("--api-key", default=None, metavar="KEY", help="sent as a bearer token")
+    add("--api-key", default=None, metavar="KEY", help="a bearer token (default with --url: $OPENAI_API_KEY)")
+    kinds = ("tokens", "text", "chat")
+    add("--prompts", default=kinds[0], choices=kinds, help="ids, words, or a chat of words (default: ids)")
+    add("--plain", action="store_true", help="send OpenAI's own fields alone: answers may end early")
     add("--trace", default=None, metavar="FILE", help="CSV of TIMESTAMP, ContextTokens, GeneratedTokens")
     add("--speed", type=float, default=None, metavar="X", help="play the trace so many times faster")
-    add("--rate", type=float, default=None, metavar="R", help="mean requests/s (default: 1, or the trace's)")
+    add(
+        "--rate", type=float, default=None, metavar="R", help="mean requests/s; inf: all at once (default: 1)"
+    )
     add("--burstiness", type=float, default=None, metavar="B", help="gamma gaps; 1: Poisson, less: bursts")
     add("--input-tokens", default=None, metavar="N|MEAN:SIGMA", help="fixed or lognormal (default: 128)")
     add("--output-tokens", default=None, metavar="N|MEAN:SIGMA", help="fixed or lognormal (default: 32)")
@@ -366,6 +371,7 @@ def run_serve_bench(options: argparse.Namespace) -> int:
     """Load a server."""
     from llmos.bench import serve
     from llmos.bench.arrivals import plan_requests
+    from llmos.bench.ask import Prompts, Style
 
     planned = plan_requests(
         trace=options.trace, speed=options.speed, rate=options.rate, burstiness=options.burstiness,
@@ -374,8 +380,9 @@ def run_serve_bench(options: argparse.Namespace) -> int:
     )  # fmt: skip
     return serve.main(
         planned, folder=options.folder, url=options.url, served_name=options.served_name,
-        api_key=options.api_key, concurrency=options.concurrency, seed=options.seed,
-        slo=serve.Slo(options.slo_ttft_ms, options.slo_tbt_ms), json_path=options.json,
+        api_key=options.api_key or (os.environ.get("OPENAI_API_KEY") if options.url else None),
+        style=Style(Prompts(options.prompts), options.plain), concurrency=options.concurrency,
+        seed=options.seed, slo=serve.Slo(options.slo_ttft_ms, options.slo_tbt_ms), json_path=options.json,
     )  # fmt: skip
 
 

@@ -68,8 +68,11 @@ def plan_requests(
         "--seconds": seconds,
     }  # fmt: skip
     for option, value in positive.items():
-        if value is not None and not 0 < value < math.inf:
+        is_at_once = option == "--rate" and value == math.inf and trace is None
+        if value is not None and not 0 < value < math.inf and not is_at_once:
             raise ConfigError(f"{option} {value} is not a number above 0")
+    if rate == math.inf and num_requests is None and seconds is not None:
+        raise ConfigError("--rate inf sends all at once: --requests says how many")
     if trace is None:
         if speed is not None:
             raise ConfigError("--speed goes with --trace")
@@ -96,11 +99,11 @@ def plan_requests(
 def _drawn(
     rate: float, burstiness: float, inputs: Lengths, outputs: Lengths, seed: int
 ) -> Iterator[PlannedRequest]:
-    """Endless; gaps of a gamma distribution with mean 1/rate and shape `burstiness`."""
+    """Endless; gaps of a gamma distribution with mean 1/rate, 0 for inf, and shape `burstiness`."""
     lengths, times = random.Random(f"lengths {seed}"), random.Random(f"times {seed}")
     now = 0.0
     while True:
-        now += times.gammavariate(burstiness, 1 / (rate * burstiness))
+        now += times.gammavariate(burstiness, 1 / (rate * burstiness)) if rate < math.inf else 0.0
         yield PlannedRequest(now, inputs.draw(lengths), outputs.draw(lengths))
 
 

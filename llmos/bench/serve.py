@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import signal
+import statistics
 import sys
 import time
 from collections import Counter
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from llmos.bench.arrivals import PlannedRequest
+from llmos.bench.ask import Prompts, Style, words
 from llmos.bench.report import Report
 from llmos.bench.server import Server, running_server
 from llmos.bench.sse_client import RequestFailed, stream_completion
@@ -44,17 +46,22 @@ class Finished:
 
     arrived: float
     tokens: Sequence[float]  # when each came; at least one
+    num_prompt_tokens: int = 0  # as the server counts them; 0: it does not say
 
     @property
     def ttft(self) -> float:
         """Time to first token, in seconds."""
         return self.tokens[0] - self.arrived
 
+    @property
+    def tpot(self) -> float:
+        """Time per output token after the first, in seconds; 0 where there is only one."""
+        return (self.tokens[-1] - self.tokens[0]) / max(1, len(self.tokens) - 1)
+
     def keeps(self, slo: Slo) -> bool:
         """Whether it is good."""
-        mean_gap = (self.tokens[-1] - self.tokens[0]) / max(1, len(self.tokens) - 1)
         is_prompt = slo.ttft_ms is None or 1e3 * self.ttft <= slo.ttft_ms
-        return is_prompt and (slo.tbt_ms is None or 1e3 * mean_gap <= slo.tbt_ms)
+        return is_prompt and (slo.tbt_ms is None or 1e3 * self.tpot <= slo.tbt_ms)
 
 
 @attrs.define
@@ -65,6 +72,7 @@ class Measured:
     num_arrived: int = 0
     finished: list[Finished] = attrs.field(factory=list)
     errors: Counter[str] = attrs.field(factory=Counter)  # by RequestFailed.kind
+    first_errors: dict[str, str] = attrs.field(factory=dict)  # what the first of each kind said
 
     def add_rows(self, report: Report, case: str, slo: Slo) -> None:
         """Write it into a report; what nothing was measured of has no row."""
@@ -75,15 +83,21 @@ class Measured:
         finished, seconds = self.finished, max(self.seconds, 1e-9)
         times = {
             "TTFT": [request.ttft for request in finished],
+            "TPOT": [request.tpot for request in finished if len(request.tokens) > 1],
             "TBT": [b - a for request in finished for a, b in pairwise(request.tokens)],
             "end to end": [request.tokens[-1] - request.arrived for request in finished],
         }
         for name, values in times.items():
+            if values:
+                add(f"mean {name}", 1e3 * statistics.fmean(values), "ms")
             for percent in PERCENTS if values else ():
                 add(f"P{percent} {name}", 1e3 * percentile(values, percent), "ms")
         of_arrived = 1 / max(1, self.num_arrived)
         add("finished", len(finished), "requests", "arrived", len(finished) * of_arrived)
+        add("duration", self.seconds, "s")
         add("request throughput", len(finished) / seconds, "requests/s")
+        if num_prompt_tokens := sum(request.num_prompt_tokens for request in finished):
+            add("prompt throughput", num_prompt_tokens / seconds, "tokens/s")
         add("output throughput", sum(len(request.tokens) for request in finished) / seconds, "tokens/s")
         if slo != Slo():
             num_good = sum(request.keeps(slo) for request in finished)
@@ -96,24 +110,26 @@ class Measured:
 
 async def load(
     target: Target, planned: Sequence[PlannedRequest], measured: Measured, *, api_key: str | None,
-    concurrency: int | None, seed: int, advance: Callable[[], None],
+    style: Style, concurrency: int | None, seed: int, advance: Callable[[], None],
 ) -> None:  # fmt: skip
     """Send every request at its time; SIGINT ends it early. `measured` is up to date at any moment."""
     limit = trio.CapacityLimiter(concurrency or math.inf)
     began = time.perf_counter()
 
     async def one(number: int, request: PlannedRequest) -> None:
-        prompt = target.prompt(request.num_input_tokens, f"serve {seed}.{number}")
+        make = target.prompt if style.prompts is Prompts.TOKENS else words
+        prompt = make(request.num_input_tokens, f"serve {seed}.{number}")
         arrived = began + request.at
         try:
             async with limit:
                 times = await stream_completion(
-                    target.url, target.served_name, prompt, request.num_output_tokens, api_key
+                    target.url, target.served_name, prompt, request.num_output_tokens, api_key, style
                 )
         except RequestFailed as error:
             measured.errors[error.kind] += 1
+            measured.first_errors.setdefault(error.kind, str(error))
         else:
-            measured.finished.append(Finished(arrived, times.arrivals))
+            measured.finished.append(Finished(arrived, times.arrivals, times.num_prompt_tokens))
         advance()
 
     with trio.open_signal_receiver(signal.SIGINT) as interrupts:
@@ -147,7 +163,7 @@ def find_target(url: str, served_name: str | None, api_key: str | None) -> Targe
 
 def main(
     planned: Sequence[PlannedRequest], *, folder: str | None, url: str | None, served_name: str | None,
-    api_key: str | None, concurrency: int | None, seed: int, slo: Slo, json_path: str | None,
+    api_key: str | None, style: Style, concurrency: int | None, seed: int, slo: Slo, json_path: str | None,
 ) -> int:  # fmt: skip
     """Measure, print a table, write the rows; 1 when no request was answered.
 
@@ -161,8 +177,8 @@ def main(
             raise ConfigError(f"{option} {value} is not a number above 0")
     if url and folder:
         raise ConfigError(f"--url loads a server that runs; the model folder {folder} is for one of our own")
-    if url and not url.startswith("http://"):
-        raise ConfigError(f"--url {url} is not an http:// address")
+    if url and not url.startswith(("http://", "https://")):
+        raise ConfigError(f"--url {url} is not an http:// or https:// address")
     options = ["--device", "cpu", *(["--model", folder] if folder else [])]
     context = nullcontext(Server(url, "", 0.0)) if url else running_server(*options)
     console, measured = Console(stderr=True), Measured()
@@ -172,7 +188,7 @@ def main(
 
         async def run() -> None:
             await load(
-                target, planned, measured, api_key=api_key, concurrency=concurrency, seed=seed,
+                target, planned, measured, api_key=api_key, style=style, concurrency=concurrency, seed=seed,
                 advance=lambda: bar.advance(task),
             )  # fmt: skip
 
@@ -180,6 +196,8 @@ def main(
     report = Report("serve")
     measured.add_rows(report, f"{target.served_name}, {len(planned)} requests", slo)
     report.print_table()
+    for message in measured.first_errors.values():
+        console.print(f"first of its kind: {message}", markup=False, highlight=False)
     if json_path:
         report.write_json(json_path)
     return 0 if measured.finished else 1

@@ -10,9 +10,15 @@ import h11
 import msgspec
 import trio
 
+from llmos.bench.ask import Style, path_at, tokens_of
 from llmos.errors import LlmosError
 
 RECEIVE_BYTES = 64 << 10
+MAX_ERROR_BYTES = 500  # of a refusal that are told
+PORTS = {"http": 80, "https": 443}
+
+
+COMPLETIONS = Style()
 
 
 class RequestFailed(LlmosError):
@@ -28,24 +34,39 @@ class StreamTimes(msgspec.Struct):
 
     arrivals: list[float]  # perf_counter seconds, one for each token
     num_tokens: int  # by the server's own count
+    num_prompt_tokens: int = 0  # by the server's own count; 0: it says nothing
+
+
+async def _connect(url: str, scheme: str, host: str, port: int) -> trio.abc.Stream:
+    try:
+        if scheme == "http":
+            return await trio.open_tcp_stream(host, port)
+        secure = await trio.open_ssl_over_tcp_stream(host, port, https_compatible=True)
+    except OSError as error:
+        raise RequestFailed(f"nobody answers at {url}: {error}", "no connection") from None
+    try:
+        await secure.do_handshake()
+    except BaseException as error:
+        await trio.aclose_forcefully(secure)
+        if isinstance(error, trio.BrokenResourceError):
+            raise RequestFailed(f"no TLS with {url}: {error.__cause__ or error}", "no connection") from None
+        raise
+    return secure
 
 
 async def _exchange(
     url: str, method: str, path: str, body: bytes, api_key: str | None
-) -> tuple[trio.SocketStream, h11.Connection]:
+) -> tuple[trio.abc.Stream, h11.Connection]:
     address: SplitResult = urlsplit(url)
-    if address.scheme != "http" or not address.hostname:
-        raise RequestFailed(f"{url} is not an http:// address", "no connection")
-    try:
-        stream = await trio.open_tcp_stream(address.hostname, address.port or 80)
-    except OSError as error:
-        raise RequestFailed(f"nobody answers at {url}: {error}", "no connection") from None
+    if address.scheme not in PORTS or not address.hostname:
+        raise RequestFailed(f"{url} is not an http:// or https:// address", "no connection")
+    stream = await _connect(url, address.scheme, address.hostname, address.port or PORTS[address.scheme])
     connection = h11.Connection(h11.CLIENT)
     headers = [("Host", address.netloc), ("Content-Type", "application/json"), ("Connection", "close")]
     headers.append(("Content-Length", str(len(body))))
     if api_key:
         headers.append(("Authorization", f"Bearer {api_key}"))
-    request = h11.Request(method=method, target=path, headers=headers)
+    request = h11.Request(method=method, target=path_at(address, path), headers=headers)
     data = (connection.send(request) or b"") + (connection.send(h11.Data(data=body)) or b"")
     try:
         await stream.send_all(data + (connection.send(h11.EndOfMessage()) or b""))
@@ -57,10 +78,10 @@ async def _exchange(
     return stream, connection
 
 
-async def _next_event(stream: trio.SocketStream, connection: h11.Connection) -> Any:
+async def _next_event(stream: trio.abc.Stream, connection: h11.Connection) -> Any:
     try:
         while (event := connection.next_event()) is h11.NEED_DATA:
-            connection.receive_data(await stream.receive_some(RECEIVE_BYTES))
+            connection.receive_data(bytes(await stream.receive_some(RECEIVE_BYTES)))
     except (h11.RemoteProtocolError, trio.BrokenResourceError) as error:
         raise RequestFailed(f"the server hung up: {error}", "hung up") from None
     return event
@@ -79,14 +100,20 @@ async def fetch(url: str, method: str, path: str, body: bytes = b"", api_key: st
             elif isinstance(event, h11.ConnectionClosed):
                 raise RequestFailed(f"{url}{path}: the server hung up", "hung up")
         if status != 200:
-            raise RequestFailed(f"{url}{path}: status {status}: {received[:500]!r}", f"status {status}")
+            raise _refusal(f"{url}{path}", status, received)
         return received
 
 
+def _refusal(url: str, status: int, body: bytes) -> RequestFailed:
+    text = body[:MAX_ERROR_BYTES].decode(errors="replace").strip()
+    return RequestFailed(f"{url}: status {status}: {text}", f"status {status}")
+
+
 async def stream_completion(
-    url: str, model: str | None, prompt: list[int], num_tokens: int, api_key: str | None = None
-) -> StreamTimes:
-    """Stream a greedy completion of token ids, end tokens ignored; `model` None is the server's default.
+    url: str, model: str | None, prompt: list[int] | str, num_tokens: int, api_key: str | None = None,
+    style: Style = COMPLETIONS,
+) -> StreamTimes:  # fmt: skip
+    """Stream a greedy completion, end tokens ignored; `model` None is the server's default.
 
     A server may put several tokens into one event, and may hold text back; events that carry text or token
     ids count as arrivals, and where the server's own count is higher, the rest arrived with the last event.
@@ -94,28 +121,24 @@ async def stream_completion(
     Raises:
         RequestFailed.
     """
-    body = msgspec.json.encode(
-        {
-            "model": model, "prompt": prompt, "max_tokens": num_tokens, "min_tokens": num_tokens,
-            "ignore_eos": True, "temperature": 0, "stream": True, "return_token_ids": True,
-            "stream_options": {"include_usage": True},
-        }
-    )  # fmt: skip
-    stream, connection = await _exchange(url, "POST", "/v1/completions", body, api_key)
+    body = style.body(model, prompt, num_tokens)
+    stream, connection = await _exchange(url, "POST", style.path, body, api_key)
     arrivals: list[float] = []
-    counted = 0
+    counted = num_prompt_tokens = status = 0
     pending = b""
     async with stream:
         while not isinstance(event := await _next_event(stream, connection), h11.EndOfMessage):
-            if isinstance(event, h11.Response) and event.status_code != 200:
-                status = f"status {event.status_code}"
-                raise RequestFailed(f"{url}: {status}", status)
+            if isinstance(event, h11.Response):
+                status = event.status_code
             if isinstance(event, h11.ConnectionClosed):
                 raise RequestFailed(f"{url}: the server hung up in mid-stream", "hung up")
             if not isinstance(event, h11.Data):
                 continue
+            if status != 200:
+                pending += bytes(event.data)
+                continue
             now = time.perf_counter()
-            *events, pending = (pending + bytes(event.data)).split(b"\n\n")
+            *events, pending = (pending + bytes(event.data)).replace(b"\r\n", b"\n").split(b"\n\n")
             for line in events:
                 data = line.removeprefix(b"data:").strip()
                 if not line.startswith(b"data:") or data == b"[DONE]":
@@ -124,12 +147,14 @@ async def stream_completion(
                 if "error" in chunk:
                     raise RequestFailed(f"{url}: {chunk['error']}")
                 for choice in chunk["choices"]:
-                    carried = len(choice.get("token_ids") or ()) or int(bool(choice.get("text")))
-                    arrivals += [now] * carried
+                    arrivals += [now] * tokens_of(choice)
                 if chunk.get("usage"):
                     counted = chunk["usage"]["completion_tokens"]
+                    num_prompt_tokens = chunk["usage"]["prompt_tokens"]
+    if status != 200:
+        raise _refusal(url, status, pending)
     num_generated = counted or len(arrivals)
     if not arrivals:
         raise RequestFailed(f"{url}: no token came", "no token")
     arrivals = arrivals[:num_generated] + [arrivals[-1]] * (num_generated - len(arrivals))
-    return StreamTimes(arrivals, num_generated)
+    return StreamTimes(arrivals, num_generated, num_prompt_tokens)

@@ -214,7 +214,9 @@ def describe(url: str, name: str | None, api_key: str | None = None) -> Target:
     """Ask a server for its model. Vocabulary: what it says, or 32,000 where it says nothing."""
     models = msgspec.json.decode(trio.run(fetch, url, "GET", "/v1/models", b"", api_key))["data"]
     model = models[0]
-    return Target(url, model["id"], name or model["id"], (model.get("meta") or {}).get("vocab_size", 32_000))
+    meta = model.get("meta") or {}
+    vocab_size = meta.get("vocab_size") or meta.get("n_vocab") or 32_000  # n_vocab: llama.cpp's
+    return Target(url, model["id"], name or model["id"], vocab_size)
 
 
 def main(

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import json
 import math
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,7 +49,10 @@ def test_statistics_follow_the_model(
 ) -> None:
     """Every row is what numpy makes of the same times."""
     streams = [(at, (at + np.cumsum(waits)).tolist()) for at, waits in drawn]
-    measured = Measured(4.0, len(streams) + 3, [Finished(*stream) for stream in streams])
+    prompts = range(len(streams))  # tokens; 0: the server did not say
+    measured = Measured(
+        4.0, len(streams) + 3, [Finished(*each, size) for each, size in zip(streams, prompts, strict=True)]
+    )
     measured.errors.update({"status 429": 2})
     report = Report("serve")
     measured.add_rows(report, "case", Slo(ttft_ms, tbt_ms))
@@ -56,13 +62,17 @@ def test_statistics_follow_the_model(
     between = np.concatenate([np.diff(tokens) for _, tokens in streams] or [np.empty(0)])
     whole = [tokens[-1] - at for at, tokens in streams]
     mean_gap = [float(np.mean(np.diff(tokens))) if len(tokens) > 1 else 0.0 for _, tokens in streams]
-    expected = {"finished": len(streams), "errors: status 429": 2, "cut off": 1}
+    several = [gap for gap, (_, tokens) in zip(mean_gap, streams, strict=True) if len(tokens) > 1]
+    expected = {"finished": len(streams), "errors: status 429": 2, "cut off": 1, "duration": 4.0}
+    expected |= {"prompt throughput": sum(prompts) / 4} if sum(prompts) else {}
     expected |= {
         "request throughput": len(streams) / 4,
         "output throughput": sum(len(t) for _, t in streams) / 4,
     }
-    for name, values in (("TTFT", first), ("TBT", between), ("end to end", whole)):
+    named = {"TTFT": first, "TPOT": several, "TBT": between, "end to end": whole}
+    for name, values in named.items():
         if len(values):
+            expected[f"mean {name}"] = 1e3 * float(np.mean(values))
             expected |= {f"P{p} {name}": 1e3 * float(np.percentile(values, p)) for p in (50, 95, 99)}
     goodput = found.pop("goodput", None)
     assert found == pytest.approx(expected)
@@ -119,6 +129,15 @@ def test_a_trace_is_scaled(tmp_path: Path) -> None:
     for wrong in ({"speed": 2.0}, {"input_tokens": "x"}, {"output_tokens": "0"}, {"num_requests": 0}):
         with pytest.raises(ConfigError):
             plan(**wrong)
+
+
+def test_all_at_once() -> None:
+    """A rate of inf has no gaps, and needs a number of requests."""
+    assert {request.at for request in plan(rate=math.inf, num_requests=9)} == {0.0}
+    assert len(plan(rate=math.inf, num_requests=9, seconds=1.0)) == 9
+    for wrong in ({"seconds": 1.0}, {"trace": "trace.csv"}):
+        with pytest.raises(ConfigError, match="--rate inf"):
+            plan(rate=math.inf, **wrong)
 
 
 def command(*arguments: str) -> list[str]:
@@ -182,11 +201,18 @@ class Silent(Refusing):
 
 
 @contextlib.contextmanager
-def scripted(handler: type[Refusing]) -> Iterator[str]:
+def scripted(
+    handler: type[http.server.BaseHTTPRequestHandler], authority: trustme.CA | None = None
+) -> Iterator[str]:
+    """A server; with an authority it speaks TLS."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        if authority:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            authority.issue_cert("127.0.0.1").configure_cert(context)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"http{'s' if authority else ''}://127.0.0.1:{server.server_port}"
         server.shutdown()
         thread.join()
 
@@ -200,10 +226,65 @@ def test_errors_are_counted_by_kind(tmp_path: Path) -> None:
         for address, key, kind in cases:
             options = ["--url", address, "--api-key", key, "--model", "m", "--json", str(out)]
             run = command(*options, "--requests", "3", "--rate", "100")
-            assert subprocess.run(run, stdout=subprocess.DEVNULL, timeout=60, check=False).returncode == 1
+            done = subprocess.run(run, capture_output=True, text=True, timeout=60, check=False)
+            assert done.returncode == 1
+            assert {"no connection": "nobody answers"}.get(kind, kind) in done.stderr
             rows = rows_of(out)
             assert rows[f"errors: {kind}"].value == 3
             assert rows["finished"].value == 0
+
+
+class Recording(http.server.BaseHTTPRequestHandler):
+    """Answers in two tokens, as a server does that only knows OpenAI's fields; notes what it was asked."""
+
+    asked: ClassVar[list[tuple[str, dict[str, Any], str | None]]] = []
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append((self.path, body, self.headers["Authorization"]))
+        said: list[dict[str, Any]] = [{"text": "a"}, {"text": "b"}]
+        if "messages" in body:
+            said = [{"delta": {"role": "assistant", "content": ""}}]  # which is no token
+            said += [{"delta": {"reasoning_content": "a"}}, {"delta": {"content": "b"}}, {"delta": {}}]
+        events: list[dict[str, Any]] = [{"choices": [each]} for each in said]
+        events.append({"choices": [], "usage": {"prompt_tokens": 11, "completion_tokens": 2}})
+        self.send_response(200)
+        self.end_headers()
+        lines = [json.dumps(event) for event in events]
+        self.wfile.write("".join(f"data: {line}\r\n\r\n" for line in [*lines, "[DONE]"]).encode())
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("prompts", "is_plain"), [("tokens", False), ("text", True), ("chat", False), ("chat", True)]
+)
+def test_how_it_is_asked(tmp_path: Path, prompts: str, is_plain: bool) -> None:
+    """Ids, words or a chat, with or without fields of others, below a base URL like an SDK's, by TLS."""
+    out, authority = tmp_path / "rows.jsonl", trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    environment = {**os.environ, "SSL_CERT_FILE": str(tmp_path / "ca.pem"), "OPENAI_API_KEY": "from outside"}
+    Recording.asked.clear()
+    with scripted(Recording, authority) as url:
+        options = ["--url", f"{url}/some/v1/", "--model", "m", "--prompts", prompts, "--json", str(out)]
+        options += ["--requests", "2", "--rate", "inf", "--input-tokens", "7", "--output-tokens", "5"]
+        run = command(*options, *(["--plain"] if is_plain else []))
+        subprocess.run(run, check=True, stdout=subprocess.DEVNULL, timeout=60, env=environment)
+    rows = rows_of(out)
+    assert rows["finished"].value == 2
+    assert rows["output throughput"].value == pytest.approx(2 * rows["request throughput"].value)
+    assert rows["prompt throughput"].value == pytest.approx(11 * rows["request throughput"].value)
+    (path, body, key), (_, other, _) = Recording.asked
+    assert key == "Bearer from outside"
+    assert path == ("/some/v1/chat/completions" if prompts == "chat" else "/some/v1/completions")
+    assert body != other
+    prompt = body["messages"][0]["content"] if prompts == "chat" else body["prompt"]
+    assert len(prompt if prompts == "tokens" else prompt.split()) == 7
+    assert all(isinstance(each, int if prompts == "tokens" else str) for each in prompt)
+    assert body["max_completion_tokens" if prompts == "chat" and is_plain else "max_tokens"] == 5
+    known = {"model", "messages", "prompt", "max_tokens", "max_completion_tokens", "stream", "stream_options"}
+    assert (set(body) <= {*known, "temperature"}) == is_plain
 
 
 def test_an_interrupted_load_prints_what_it_has(tmp_path: Path) -> None:
