@@ -35,7 +35,7 @@ def open_terminal(
         ["-m", "shell.llmsh.main", "--socket", str(folder / "llmos.sock"), *arguments],
         env=environment,  # type: ignore[arg-type]
         encoding="utf-8",
-        timeout=20,
+        timeout=60,
         dimensions=size,
         preexec_fn=_heed_hangups,
     )

@@ -202,7 +202,7 @@ async def test_half_a_terminal(tmp_path: Path) -> None:
         command = f"{sys.executable} -m shell.llmsh.main --socket {tmp_path / 'llmos.sock'} | cat"
 
         def use() -> None:
-            child = pexpect.spawn("/bin/sh", ["-c", command], encoding="utf-8", timeout=20)
+            child = pexpect.spawn("/bin/sh", ["-c", command], encoding="utf-8", timeout=60)
             child.setecho(False)
             child.sendline("run hi")
             child.sendline("lsdev")
@@ -230,7 +230,7 @@ class Tmux:
     def __call__(self, *arguments: str) -> str:
         """Run a tmux command and return what it prints."""
         command = ["tmux", "-S", str(self.socket), "-f", "/dev/null", *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
 
     def type(self, line: str) -> None:
         """Type a line and press Enter."""
@@ -238,8 +238,8 @@ class Tmux:
         self("send-keys", "Enter")
 
     def wait_for(self, condition: Callable[[str], object]) -> str:
-        """Return the screen once it is as wanted; fails after 20 seconds."""
-        for _ in range(400):
+        """Return the screen once it is as wanted; fails after a minute or so."""
+        for _ in range(1200):
             screen = self("capture-pane", "-p")
             if condition(screen):
                 return screen

@@ -70,13 +70,13 @@ def test_documents_are_ranked(client: OpenAI, server: Server) -> None:
         ],
         "return_documents": True,
     }  # fmt: skip
-    rows = httpx.post(f"{server.url}/v1/rerank", json=fields, timeout=30).json()["results"]
+    rows = httpx.post(f"{server.url}/v1/rerank", json=fields, timeout=60).json()["results"]
     assert [row["index"] for row in rows] == [1, 2, 0]
     assert rows[0]["document"]["text"].startswith("Berlin has")
     scores = httpx.post(
         f"{server.url}/v1/score",
         json={"text_1": fields["query"], "text_2": fields["documents"]},
-        timeout=30,
+        timeout=60,
     ).json()["data"]
     assert [row["score"] for row in scores] == [
         next(row["relevance_score"] for row in rows if row["index"] == index) for index in range(3)

@@ -16,6 +16,7 @@ from syscalls.sync import SyncClient
 from tests.system.leaks import assert_no_leak, count
 
 PROMPT = tuple(300 + i % 150 for i in range(120))
+LONG = 1900  # tokens: nearly a context, so that it still runs when somebody comes to look
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +40,10 @@ async def bring_into(client: Client, state: str) -> list[int]:
     pids: list[int] = []
     if state == "waiting":
         for _ in range(2):
-            pids += (await client.spawn(PROMPT, max_tokens=500, ignore_eos=True)).pids
+            pids += (await client.spawn(PROMPT, max_tokens=LONG, ignore_eos=True)).pids
     pids += (
         await client.spawn(
-            PROMPT, max_tokens=4 if state in ("input", "zombie") else 500, ignore_eos=True,
+            PROMPT, max_tokens=4 if state in ("input", "zombie") else LONG, ignore_eos=True,
             interactive=state == "input",
         )
     ).pids  # fmt: skip

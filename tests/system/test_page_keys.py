@@ -47,7 +47,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with running_server(*options, "--listen", f"127.0.0.1:{free_port()}") as running:
         for key in KEYS.values():  # the gateway keeps a session for each key that it has seen
             headers = {"x-api-key": key}
-            assert httpx.get(f"{running.url}/v1/models", headers=headers, timeout=30).status_code == 200
+            assert httpx.get(f"{running.url}/v1/models", headers=headers, timeout=60).status_code == 200
         before = count(running)
         yield running
         assert_no_leak(running, before)
@@ -133,4 +133,4 @@ def test_the_page_comes_back_with_the_gateway(server: Server, browser: Any) -> N
         root.wait(pid)
     for key in KEYS.values():  # as at the beginning: a session for each key
         headers = {"x-api-key": key}
-        assert httpx.get(f"{server.url}/v1/models", headers=headers, timeout=30).status_code == 200
+        assert httpx.get(f"{server.url}/v1/models", headers=headers, timeout=60).status_code == 200

@@ -16,7 +16,7 @@ from openai import OpenAI
 from llmos.bench.server import Server, running_server
 from tests.system.leaks import assert_no_leak, count
 
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 60.0
 
 
 @pytest.fixture(scope="module")

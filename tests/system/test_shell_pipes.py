@@ -19,7 +19,7 @@ from syscalls.process import ProcessInfo
 from syscalls.sync import SyncClient
 from tests.system.leaks import assert_no_leak, count
 
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 60.0
 LONG = 'run --raw -t 0.8 --seed 3 --max-tokens 1900 "It was a dark night"'  # most of a context
 
 
@@ -43,7 +43,7 @@ def start(server: Server, commands: str, *options: str) -> subprocess.Popen[str]
 def run(server: Server, commands: str, *options: str) -> tuple[int, str, str]:
     """Run a shell on commands. Returns its exit code, output and errors."""
     with start(server, commands, *options) as shell:
-        out, err = shell.communicate(timeout=60)
+        out, err = shell.communicate(timeout=2 * PATIENCE_SECONDS)
     return shell.returncode, out, err
 
 
@@ -100,7 +100,7 @@ def test_what_if_ctrl_c_comes_amid_a_pipe(server: Server) -> None:
     with start(server, f"{LONG} | grep -v nothing | tee /dev/null") as shell:
         wait_for_processes(server, are_decoding)
         shell.send_signal(signal.SIGINT)
-        shell.communicate(timeout=30)
+        shell.communicate(timeout=PATIENCE_SECONDS)
     assert shell.returncode == 130
     wait_for_processes(server, lambda processes: not processes)
 
