@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import select
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,20 +22,29 @@ from model_zoo import save_checkpoint
 
 from drivers.cuda import CudaDriver
 from drivers.engine import Engine
+from drivers.host import serve
+from drivers.link import KernelLink
 from drivers.model.step_queue import MAX_IN_FLIGHT
 from llmos.device import (
+    LENGTH,
     Bind,
     CopyPage,
     Edit,
+    FromDriver,
+    Hello,
     Load,
     Loaded,
     Map,
+    Progress,
     Release,
     Reserve,
     Row,
     Sampling,
     Step,
     StepDone,
+    StopDriver,
+    encode_message,
+    from_driver_decoder,
 )  # fmt: skip
 from tests.fake_cuda import load_fake
 
@@ -194,12 +205,16 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def load_message(checkpoint: Path) -> Load:
+    """What each driver loads."""
+    pool = NUM_FRAMES * FRAME_BYTES
+    return Load(str(checkpoint), "tiny", "fp32", "auto", pool, FRAME_BYTES, NUM_SPACES, MAX_LEN, 64)
+
+
 def load_engine(driver: CudaDriver, checkpoint: Path) -> tuple[Engine, Loaded]:
     """An engine in debug mode."""
     engine = Engine(driver, debug=True)
-    pool = NUM_FRAMES * FRAME_BYTES
-    load = Load(str(checkpoint), "tiny", "fp32", "auto", pool, FRAME_BYTES, NUM_SPACES, MAX_LEN, 64)
-    loaded = engine.load(load, lambda *progress: None)
+    loaded = engine.load(load_message(checkpoint), lambda *progress: None)
     assert isinstance(loaded, Loaded), loaded
     return engine, loaded
 
@@ -319,6 +334,45 @@ def test_tokens_are_fed_on_the_device(engines: tuple[Engine, Engine, Loaded]) ->
         kernel.end(0)
         kernel.issue(set(), 64)
         kernel.finish()
+
+
+def test_a_driver_answers_in_order(engines: tuple[Engine, Engine, Loaded], checkpoint: Path) -> None:
+    """Steps that lie ready in the socket, more than are ever in flight: the same answers, one by one."""
+    two, _, loaded = engines
+    kernel = Kernel(two, loaded)
+    for action in [("spawn", 0, 0), ("spawn", 1, 1), ("none", 0, 0), ("spawn", 2, 2), ("fork", 1, 0)]:
+        kernel.issue(carry_out(kernel, action), 64)
+    for asid in range(4):
+        kernel.issue({asid}, 64)
+    kernel.finish()
+    for asid in list(kernel.processes):
+        kernel.end(asid)
+    kernel.issue(set(), 64)
+    kernel.finish()
+    ours, theirs = socket.socketpair()
+
+    def run_driver() -> None:
+        serve(KernelLink(theirs), CudaDriver(), "cuda:0")  # made here: a context is a thread's
+
+    thread = threading.Thread(target=run_driver, daemon=True)
+    with ours, theirs, ours.makefile("rb") as answers:
+
+        def receive() -> FromDriver:
+            (size,) = LENGTH.unpack(answers.read(LENGTH.size))
+            return from_driver_decoder.decode(answers.read(size))
+
+        thread.start()
+        assert isinstance(receive(), Hello)
+        ours.sendall(encode_message(load_message(checkpoint)))
+        while not isinstance(message := receive(), Loaded):
+            assert isinstance(message, Progress), message
+        ours.sendall(b"".join(map(encode_message, kernel.steps)))
+        found = [receive() for _ in kernel.steps]
+        ours.sendall(encode_message(StopDriver()))
+        thread.join()
+    assert [without_time(each) for each in found if isinstance(each, StepDone)] == list(
+        map(without_time, kernel.answers)
+    )
 
 
 def test_a_batch_that_cannot_be_launched_is_run_by_halves(
