@@ -77,7 +77,7 @@ class CudaDriver:
     def load_model(self, load: Load, report: ProgressCallback) -> tuple[Model, Quality | None]:
         """See Backend."""
         device, opened = self.torch_device, open_model(load.path, load.max_model_len)
-        if load.weights == "w8a8":
+        if load.weights in ("w8a8", "w4a8"):
             return load_int8(opened, load, device, self.num_threads, report, self._choose_ops()), None
         return load_reference(opened, load, device, report, self._choose_ops()), None
 

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from drivers.bench.gpu_setup import Setup
 from drivers.bench.rows import Measured
 from drivers.ops.batch import ContiguousPages, build_batch
-from drivers.ops.int8 import SCALE_BYTES, Int8Weight, scales_of
+from drivers.ops.int8 import GROUP, SCALE_BYTES, Int4Weight, Int8Weight, scales_of
 from drivers.ops.interface import AttentionShape
 from drivers.triton_ops.attention import attention
 from drivers.triton_ops.linear import HEIGHTS, linear
+from drivers.triton_ops.linear_int4 import linear_int4
 from drivers.triton_ops.linear_int8 import linear_int8
 from drivers.triton_ops.plan import TritonPlan, plan_attention
 from drivers.triton_ops.rounding import round_rows
@@ -45,7 +46,8 @@ def measure_kernels(setup: Setup) -> Iterator[Measured]:
         yield from _prefill_attention(setup, tokens)
     for rows in (1, HEIGHTS[-1]):
         yield from _product(setup, rows)
-        yield from _int8_product(setup, rows)
+        for integers in (8, 4):
+            yield from _integer_product(setup, rows, integers)
     case = f"kernels: sampling by top-k and top-p, batch {sizes.batches[-1]}"
     if setup.has_time(case):
         logits = torch.randn(sizes.batches[-1], config.vocab_size, device=setup.device)
@@ -162,18 +164,31 @@ def _product(setup: Setup, rows: int) -> Iterator[Measured]:
     yield setup.beside(case, seconds, "the library", setup.seconds(lambda: x @ weight.T))
 
 
-def _int8_product(setup: Setup, rows: int) -> Iterator[Measured]:
-    """W8A8 with its rows rounded before it, beside the library's product in the model's format."""
+def _integer_product(setup: Setup, rows: int, num_bits: int) -> Iterator[Measured]:
+    """W8A8 or W4A8 with its rows rounded before it, beside the library's product in the model's format."""
     config = setup.sizes.model
     size_in, size_out = config.hidden_size, 2 * config.intermediate_size
-    case = f"kernels: W8A8 product of {rows} rows, {size_out} x {size_in}"
+    case = f"kernels: W{num_bits}A8 product of {rows} rows, {size_out} x {size_in}"
     if not setup.has_time(case):
         return
-    values = torch.randint(-127, 128, (size_out, size_in), dtype=torch.int8, device=setup.device)
     scale = torch.full((size_out,), 1e-3, device=setup.device)
-    weight = Int8Weight(values, scale, setup.sizes.dtype)
+    weight: Int8Weight | Int4Weight
+    if num_bits == 8:
+        values = torch.randint(-127, 128, (size_out, size_in), dtype=torch.int8, device=setup.device)
+        weight, num_bytes = Int8Weight(values, scale, setup.sizes.dtype), values.nbytes
+    else:
+        num_groups = -(-size_in // GROUP)
+        size = (size_out, num_groups * GROUP // 2)
+        codes = torch.randint(0, 256, size, dtype=torch.uint8, device=setup.device)
+        step, offset = (
+            torch.full((size_out, num_groups), number, dtype=torch.uint8, device=setup.device)
+            for number in (16, 8)
+        )
+        weight = Int4Weight(codes, step, offset, scale, setup.sizes.dtype, size_in)
+        num_bytes = codes.nbytes + step.nbytes + offset.nbytes
+    multiply = linear_int8 if isinstance(weight, Int8Weight) else linear_int4
     x = torch.randn(rows, size_in, dtype=setup.sizes.dtype, device=setup.device)
-    seconds = setup.seconds(lambda: linear_int8(round_rows(x), weight))
-    yield setup.against_bandwidth(case, seconds, values.nbytes)
-    wide = values.to(setup.sizes.dtype)
+    seconds = setup.seconds(lambda: multiply(round_rows(x), weight))
+    yield setup.against_bandwidth(case, seconds, num_bytes)
+    wide = weight.values.to(setup.sizes.dtype)
     yield setup.beside(case, seconds, "the library", setup.seconds(lambda: x @ wide.T))

@@ -17,7 +17,7 @@ from drivers.model.reference_sampler import choose_tokens
 from drivers.model.rope import rope_tables
 from drivers.model.weights import LayerWeights, Weights
 from drivers.ops.batch import Batch, PageIndex, ResolvedRow, build_batch
-from drivers.ops.int8 import Activations, Int8Weight
+from drivers.ops.int8 import Activations
 from drivers.ops.interface import AttentionPlan, AttentionShape, HeadNorms, Ops
 from llmos.device import EmbeddingInfo, KVFormat, ModelInfo, Segment
 from native.sampling import Choice, Draw
@@ -158,7 +158,7 @@ class Transformer:
         self._weights = weights
         self.ops = ops
         # what the products of integers read is rounded where it is computed
-        is_int8 = isinstance(weights.head, Int8Weight)
+        is_int8 = not isinstance(weights.head, torch.Tensor)
         self._rms_norm = ops.rms_norm_int8 if is_int8 else ops.rms_norm
         self._add_rms_norm = ops.add_rms_norm_int8 if is_int8 else ops.add_rms_norm
         self._silu_mul = ops.silu_mul_int8 if is_int8 else ops.silu_mul

@@ -14,9 +14,20 @@ from __future__ import annotations
 import torch
 from attrs import frozen
 
-__all__ = ["Activations", "Int8Rows", "Int8Weight", "Weight", "linear_int8", "round_rows", "scales_of"]
+__all__ = [
+    "GROUP",
+    "Activations",
+    "Int4Weight",
+    "Int8Rows",
+    "Int8Weight",
+    "Weight",
+    "linear_int8",
+    "round_rows",
+    "scales_of",
+]
 
 SCALE_BYTES = 4  # fp32
+GROUP = 128  # inputs that share a second-level scale in W4A8
 # float64 holds every sum of products of 8 bits up to 2^39 of them
 EXACT = torch.float64
 
@@ -38,8 +49,31 @@ class Int8Rows:
     scale: torch.Tensor  # [num_tokens] fp32
 
 
+@frozen(eq=False)
+class Int4Weight:
+    """A linear layer's weights in W4A8: the integers of 8 bits are code * group's scale + its offset - 128.
+
+    Source: Lin et al. 2024, "QServe", arXiv:2405.04532, progressive quantisation.
+    """
+
+    codes: torch.Tensor  # [out, groups * 64] uint8: a byte holds inputs j (low half) and j + 64 of its group
+    group_scale: torch.Tensor  # [out, groups] uint8
+    group_offset: torch.Tensor  # [out, groups] uint8
+    scale: torch.Tensor  # [out] fp32
+    dtype: torch.dtype  # that its products are rounded to
+    size_in: int
+
+    @property
+    def values(self) -> torch.Tensor:
+        """The integers, [out, in] int8."""
+        by_group = self.codes.unflatten(1, (-1, GROUP // 2))
+        wide = torch.cat((by_group & 15, by_group >> 4), dim=2).int()
+        wide = wide * self.group_scale[..., None].int() + self.group_offset[..., None].int() - 128
+        return wide.flatten(1)[:, : self.size_in].to(torch.int8)
+
+
 Activations = torch.Tensor | Int8Rows
-Weight = torch.Tensor | Int8Weight
+Weight = torch.Tensor | Int8Weight | Int4Weight
 
 
 def round_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -50,7 +84,7 @@ def round_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return numbers.to(torch.int8), (largest / 127.0)[..., 0]
 
 
-def linear_int8(x: Int8Rows, weight: Int8Weight, bias: torch.Tensor | None) -> torch.Tensor:
+def linear_int8(x: Int8Rows, weight: Int8Weight | Int4Weight, bias: torch.Tensor | None) -> torch.Tensor:
     """Products of integers, exact; then in fp32 times the row's scale, times the output's, plus bias [out].
 
     Rounded once, to the weight's dtype: [num_tokens, in] -> [num_tokens, out].

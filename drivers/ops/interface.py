@@ -66,7 +66,7 @@ class Ops(Protocol):
     def linear(self, x: Activations, weight: Weight, bias: torch.Tensor | None) -> torch.Tensor:
         """x @ weight.T + bias: [num_tokens, in], [out, in], [out] -> [num_tokens, out].
 
-        An int8 weight takes int8 rows; x is rounded first where it is not. Their products and sums are exact.
+        A weight of integers takes int8 rows; x is rounded first where it is not. Sums are exact.
         """
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch
 
 from drivers.ops.attention import ReferencePlan, paged_attention, plan_attention
 from drivers.ops.batch import Batch
-from drivers.ops.int8 import Activations, Int8Rows, Int8Weight, Weight, linear_int8, round_rows, scales_of
+from drivers.ops.int8 import Activations, Int8Rows, Weight, linear_int8, round_rows, scales_of
 from drivers.ops.interface import AttentionPlan, AttentionShape, HeadNorms
 from drivers.ops.tiling import TiledLinear, fold_sum
 from native.sampling import Draw
@@ -62,7 +62,7 @@ class ReferenceOps:
 
     def linear(self, x: Activations, weight: Weight, bias: torch.Tensor | None) -> torch.Tensor:
         """See `Ops.linear`."""
-        if isinstance(weight, Int8Weight):
+        if not isinstance(weight, torch.Tensor):
             rows = x if isinstance(x, Int8Rows) else Int8Rows(*round_rows(x.float()))
             return linear_int8(rows, weight, bias)
         assert isinstance(x, torch.Tensor)

@@ -13,10 +13,31 @@ import triton.language as tl
 from drivers.ops.int8 import Int8Rows, Int8Weight
 from drivers.triton_ops.linear import COLUMNS, HEIGHTS, NUM_WARPS
 
-__all__ = ["linear_int8"]
+__all__ = ["MAX_SIZE_IN", "linear_int8", "store_scaled"]
 
 STEP = 128  # of the inner dimension: bytes
 MAX_SIZE_IN = 1 << 16  # sums of 127 * 127 stay below 2^31
+
+
+@triton.jit
+def store_scaled(
+    total, x_scale, weight_scale, bias, out, rows, columns, num_tokens, size_out, BIASED: tl.constexpr
+):  # fmt: skip
+    """Sums of a tile times their two scales, and the bias: rounded once."""
+    are_rows, are_columns = rows < num_tokens, columns < size_out
+    by_row = tl.load(x_scale + rows, mask=are_rows, other=0.0)[:, None]
+    by_column = tl.load(weight_scale + columns, mask=are_columns, other=0.0)[None, :]
+    result = total.to(tl.float32) * by_row
+    if BIASED:
+        added = tl.load(bias + columns, mask=are_columns, other=0.0).to(tl.float32)[None, :]
+        result = tl.fma(result, by_column, added)
+    else:
+        result = result * by_column
+    tl.store(
+        out + rows[:, None] * size_out + columns[None, :],
+        result,
+        mask=are_rows[:, None] & are_columns[None, :],
+    )
 
 
 # the compiler must not make other code for another number of tokens
@@ -36,19 +57,9 @@ def _linear_int8(
         real = are_columns[:, None] & (at < size_in)[None, :]
         right = tl.load(weight + columns[:, None] * size_in + at[None, :], mask=real, other=0)
         total = tl.dot(left, tl.trans(right), total, out_dtype=tl.int32)
-    by_row = tl.load(x_scale + rows, mask=are_rows, other=0.0)[:, None]
-    by_column = tl.load(weight_scale + columns, mask=are_columns, other=0.0)[None, :]
-    result = total.to(tl.float32) * by_row
-    if BIASED:
-        added = tl.load(bias + columns, mask=are_columns, other=0.0).to(tl.float32)[None, :]
-        result = tl.fma(result, by_column, added)
-    else:
-        result = result * by_column
-    tl.store(
-        out + rows[:, None] * size_out + columns[None, :],
-        result,
-        mask=are_rows[:, None] & are_columns[None, :],
-    )
+    store_scaled(
+        total, x_scale, weight_scale, bias, out, rows, columns, num_tokens, size_out, BIASED
+    )  # fmt: skip
 
 
 def linear_int8(

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch
 
 from drivers.ops.batch import Batch
-from drivers.ops.int8 import Activations, Int8Rows, Int8Weight, Weight
+from drivers.ops.int8 import Activations, Int4Weight, Int8Rows, Int8Weight, Weight
 from drivers.ops.interface import AttentionPlan, AttentionShape, HeadNorms
 from drivers.ops.tiling import BASE_TILE, TiledLinear
 from drivers.triton_ops.attention import attention
 from drivers.triton_ops.linear import TritonLinear
+from drivers.triton_ops.linear_int4 import linear_int4
 from drivers.triton_ops.linear_int8 import linear_int8
 from drivers.triton_ops.plan import TritonPlan, plan_attention
 from drivers.triton_ops.rms_norm import add_rms_norm, add_rms_norm_int8, rms_norm, rms_norm_int8
@@ -59,6 +60,8 @@ class TritonOps:
         """See `Ops.linear`."""
         if isinstance(weight, Int8Weight):
             return linear_int8(x if isinstance(x, Int8Rows) else round_rows(x), weight, bias)
+        if isinstance(weight, Int4Weight):
+            return linear_int4(x if isinstance(x, Int8Rows) else round_rows(x), weight, bias)
         assert isinstance(x, torch.Tensor)
         if not self.uses_library(weight):
             return self._linear(x, weight, bias)

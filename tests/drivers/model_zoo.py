@@ -75,7 +75,7 @@ def random_model(
     info = ModelDescription(config.architecture, "", vocab_size, 512, (0,), dtype, kv, embedding.numel())
     if native_threads:
         return make_native(config, weights, info, native_threads)
-    if dtype == "w8a8":
+    if dtype in ("w8a8", "w4a8"):
         arrays = pack_arrays(dtype, embedding, weights.final_norm, weights.head, weights.layers)
         packed = PackedWeights.from_arrays(config, dtype, published, dict(arrays))
         weights = unpack_weights(packed, KV_DTYPES[published], torch.device(device))

@@ -26,6 +26,7 @@ KERNELS = {
     "_join_single",
     "_rope_write_kv",
     "_sample",
+    "_linear_int4",
     "_linear_int8",
     "_round_rows",
     "_silu_mul_int8",
@@ -48,7 +49,7 @@ def test_kernels_compile(tmp_path: Path, capability: str) -> None:
         assert kernel["stack_bytes"] <= MAX_STACK_BYTES[capability], line
         assert kernel["shared_bytes"] <= SHARED_BYTES[capability], line
     assert set(found) == KERNELS
-    for name in ("_linear", "_linear_int8", "_attend_tile", "_attend_single"):
+    for name in ("_linear", "_linear_int4", "_linear_int8", "_attend_tile", "_attend_single"):
         assert all(kernel["products"] for kernel in found[name]), name
     # the two that must agree to the bit have products of one kind
     assert {kernel["products"] for name in ("_attend_tile", "_attend_single") for kernel in found[name]} == {

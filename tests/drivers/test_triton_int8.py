@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from triton_device import DEVICE, draw
 
+from drivers.model.int8_loader import unpack_linear
 from drivers.ops.int8 import Int8Rows, Int8Weight
 from drivers.ops.int8 import linear_int8 as reference_linear
 from drivers.ops.int8 import round_rows as reference_rows
@@ -18,6 +20,7 @@ from native.gemm import WeightFormat, pack_weight, quantise_rows
 pytest.importorskip("triton", reason="triton is not installed (extra: cuda)")
 
 from drivers.triton_ops.linear import HEIGHTS
+from drivers.triton_ops.linear_int4 import linear_int4
 from drivers.triton_ops.linear_int8 import linear_int8
 from drivers.triton_ops.ops import TritonOps
 from drivers.triton_ops.rms_norm import add_rms_norm, add_rms_norm_int8, rms_norm_int8
@@ -160,6 +163,41 @@ def test_weights_are_those_of_the_cache(rows: int, size_in: int, size_out: int, 
     ops, made = TritonOps(), Int8Weight(values, scale, torch.float32)
     ops.prepare_linear(made)
     assert torch.equal(ops.linear(x, made, None), ops.linear(round_rows(x), made, None))
+
+
+@few
+@given(
+    rows=st.integers(1, 17),
+    size_in=st.sampled_from([1, 5, 8, 100, 128, 129, 200, 263]),
+    size_out=st.integers(1, 70),
+    dtype=DTYPES,
+    has_bias=st.booleans(),
+    height=st.sampled_from(HEIGHTS),
+    seed=st.integers(0, 99),
+)
+@example(rows=3, size_in=263, size_out=65, dtype=torch.float32, has_bias=True, height=16, seed=0)
+def test_four_bits_give_the_integers_of_eight(rows, size_in, size_out, dtype, has_bias, height, seed) -> None:
+    """Codes are the processor's; sums are NumPy's in int32; products are those of W8A8."""
+    numbers = draw(size_out, size_in, seed=seed).cpu()
+    packed = pack_weight(WeightFormat.W4A8, numbers.numpy())
+    made = unpack_linear(packed, dtype, DEVICE)
+    integers_of = packed.unpack_int8()
+    np.testing.assert_array_equal(made.values.cpu().numpy(), integers_of)
+    x = round_rows(draw(rows, size_in, seed=seed + 1))
+    ones = attrs.evolve(made, scale=torch.ones_like(made.scale), dtype=torch.float32)
+    sums = x.values.cpu().numpy().astype(np.int32) @ integers_of.astype(np.int32).T
+    plain = Int8Rows(x.values, torch.ones_like(x.scale))
+    np.testing.assert_array_equal(
+        linear_int4(plain, ones, None, height).cpu().numpy(), sums.astype(np.float32)
+    )
+    bias = draw(size_out, seed=seed + 2) if has_bias else None
+    wide = Int8Weight(torch.from_numpy(integers_of).to(DEVICE), made.scale, dtype)
+    out = linear_int4(x, made, bias, height)
+    assert torch.equal(out, linear_int8(x, wide, bias))
+    last = Int8Rows(x.values[-1:].clone(), x.scale[-1:].clone())
+    assert torch.equal(linear_int4(last, made, bias), out[-1:])
+    if bias is None:
+        assert torch.equal(TritonOps().linear(x, made, None), out)
 
 
 def test_what_does_not_fit_is_refused() -> None:

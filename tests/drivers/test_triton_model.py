@@ -19,7 +19,7 @@ pytest.importorskip("triton", reason="triton is not installed (extra: cuda)")
 from drivers.triton_ops.ops import TritonOps
 
 # of logits that go up to about 30
-TOLERANCE = {"fp32": 2e-4, "fp16": 0.1, "bf16": 1.5, "w8a8": 0.4}
+TOLERANCE = {"fp32": 2e-4, "fp16": 0.1, "bf16": 1.5, "w8a8": 0.4, "w4a8": 0.4}
 SIZES = {"hidden_size": 40, "intermediate_size": 72, "num_heads": 3, "num_kv_heads": 1, "head_dim": 16}
 
 

@@ -21,9 +21,10 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from drivers.ops.batch import Span
-from drivers.ops.int8 import Int8Weight
+from drivers.ops.int8 import GROUP, Int4Weight, Int8Weight
 from drivers.ops.interface import AttentionShape, HeadNorms
 from drivers.triton_ops.linear import HEIGHTS, linear
+from drivers.triton_ops.linear_int4 import linear_int4
 from drivers.triton_ops.linear_int8 import linear_int8
 from drivers.triton_ops.ops import TritonOps
 from drivers.triton_ops.plan import plan_attention
@@ -104,8 +105,12 @@ def call_int8(ops: TritonOps, x: torch.Tensor, norm: torch.Tensor) -> None:
     ops.silu_mul_int8(x)
     weight = Int8Weight(torch.zeros(512, x.shape[1], dtype=torch.int8), torch.zeros(512), x.dtype)
     ops.linear(x, weight, None)
+    groups = torch.zeros(512, x.shape[1] // GROUP, dtype=torch.uint8)
+    halves = torch.zeros(512, x.shape[1] // 2, dtype=torch.uint8)
+    codes = Int4Weight(halves, groups, groups, torch.zeros(512), x.dtype, x.shape[1])
     for height in HEIGHTS:
         linear_int8(rows, weight, torch.zeros(512), height)
+        linear_int4(rows, codes, None, height)
 
 
 def measure(name: str, kernel: Any) -> dict[str, Any]:
