@@ -12,7 +12,7 @@ from shell.gateway.fields import drop_nulls
 _decoder = msgspec.json.Decoder()
 
 
-def parse_body(raw: bytes) -> dict[str, Any]:
+def parse_body(raw: bytes | bytearray) -> dict[str, Any]:
     """Decode a body, whatever its content type says. Null members are dropped at any depth.
 
     Raises:

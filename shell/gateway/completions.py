@@ -22,11 +22,13 @@ from shell.gateway.fields import FieldTable, convert, implemented, refused, take
 from shell.gateway.infill import require_fill_in
 from shell.gateway.logprobs import completion_logprobs, prompt_entries, prompt_logprobs
 from shell.gateway.parameters import (
+    CUT,
     SHARED_FIELDS,
     STREAM_OPTIONS_FIELDS,
     Job,
     SharedFields,
     TokenId,
+    check_encoded,
     check_length,
     choose_id,
     make_job,
@@ -285,6 +287,8 @@ async def prepare_completion(service: Service, exchange: Exchange, body: Json) -
         )
 
     size = sum(map(len, prompts)) + len(fields.suffix)
+    if fields.truncate_prompt_tokens is not None:
+        check_encoded(sum(len(prompt) for prompt in prompts if isinstance(prompt, str)), "prompt", CUT)
     encoded = await service.do_text_work(size, encode)
     if fields.dry_multiplier:  # its breakers are looked for in every token
         await service.do_text_work(model.info.vocab_size, lambda: model.text.piece_search)

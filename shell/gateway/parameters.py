@@ -21,6 +21,8 @@ from syscalls.sampling import MAX_LOGIT_BIAS, MAX_LOGPROBS, Sampling
 from syscalls.session import SpawnOptions
 
 MAX_STOP_STRINGS = 32
+CUT = "with 'truncate_prompt_tokens' "
+MAX_ENCODED_CHARACTERS = 4 << 20  # of a text that no context bounds: encoding takes 60 times as many bytes
 
 SHARED_FIELDS: FieldTable = {
     **implemented(
@@ -210,17 +212,27 @@ def check_context(model: ServedModel, num_prompt: int, max_tokens: int | None, p
         raise context_length_exceeded(limit, num_prompt, wanted, param)
 
 
+def check_encoded(num_characters: int, param: str, when: str = "") -> None:
+    """Check that texts together are not too long to be encoded whole. Raises ApiError 400 `invalid_value`."""
+    if num_characters > MAX_ENCODED_CHARACTERS:
+        limit = f"{when}at most {MAX_ENCODED_CHARACTERS} are encoded"
+        raise invalid_value(param, f"'{param}' has {num_characters} characters; {limit}.")
+
+
 def check_length(
     fields: SharedFields, model: ServedModel, num_characters: int, max_tokens: int | None, param: str
 ) -> None:
     """Check that a text can fit, by the fewest tokens that it may have.
 
-    To encode 64 MiB takes gigabytes and seconds, and what is far too long is to cost others neither.
+    To encode 64 MiB takes gigabytes and seconds, and what is far too long is to cost others neither. A text
+    that is cut to its last tokens must be encoded from its start, so there its length has a limit of its own.
 
     Raises:
-        ApiError: 400 `context_length_exceeded`.
+        ApiError: 400 `context_length_exceeded`; 400 `invalid_value` for a text that is too long to be cut.
     """
-    if fields.truncate_prompt_tokens is None and num_characters > model.info.max_model_len:
+    if fields.truncate_prompt_tokens is not None:
+        check_encoded(num_characters, param, CUT)
+    elif num_characters > model.info.max_model_len:
         check_context(model, num_characters // model.text.longest_piece, max_tokens, param)
 
 

@@ -13,7 +13,8 @@ from shell.gateway.chat import ChatBody, ChatPrompt, encode_chat, read_chat_fiel
 from shell.gateway.errors import invalid, invalid_value
 from shell.gateway.exchange import Exchange
 from shell.gateway.fields import FieldTable, convert, implemented, refused, take_fields
-from shell.gateway.parameters import TokenId
+from shell.gateway.messages import count_characters
+from shell.gateway.parameters import TokenId, check_encoded
 from shell.gateway.replies.server import DetokenizedText, RenderedConversation, TokenizedText, TokenizerReport
 from shell.gateway.service import Endpoint
 from shell.gateway.tools import read_tool_use
@@ -70,6 +71,7 @@ class TextEndpoint(Endpoint):
         fields, messages = read_chat_fields(body, ignored)
         tool_use = read_tool_use(fields.tools or [], fields.tool_choice, fields.parallel_tool_calls, ignored)
         model = await self.service.catalog.resolve(fields.model)
+        check_encoded(count_characters(messages), "messages")
         return model, await encode_chat(self.service, model.text, fields, messages, tool_use)
 
 
@@ -98,6 +100,7 @@ class Tokenize(TextEndpoint):
             fields = convert(take_fields(body, TOKENIZE_FIELDS, exchange.ignored), TokenizeFields)
             text = fields.prompt if fields.prompt is not None else fields.content or ""
             wants_strings = fields.return_token_strs
+            check_encoded(len(text), given[0])
             model = await self.service.catalog.resolve(fields.model)
             tokens = await self.service.do_text_work(
                 len(text), lambda: model.text.encode(text, fields.add_special_tokens)

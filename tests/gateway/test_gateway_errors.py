@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -11,6 +12,7 @@ import pytest
 from shell.gateway.chat import CHAT_FIELDS
 from shell.gateway.completions import COMPLETION_FIELDS
 from shell.gateway.fields import FieldTable
+from shell.gateway.parameters import MAX_ENCODED_CHARACTERS, check_encoded
 from shell.gateway.response_input import RESPONSE_FIELDS
 from shell.gateway.tokenize import DETOKENIZE_FIELDS, TOKENIZE_FIELDS
 from syscalls.errno import Errno, SyscallError
@@ -245,6 +247,33 @@ def test_context_length_text_is_exact(gateway: Gateway) -> None:
     )
     long = [{"role": "user", "content": "x" * CONTEXT}]
     check_error(gateway.post(CHAT, {"messages": long}), 400, "context_length_exceeded", "messages")
+
+
+def say(text: str) -> dict[str, Any]:
+    """The body of a conversation."""
+    return {"messages": [{"role": "user", "content": text}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "make_body", "param"),
+    [
+        ("/tokenize", lambda text: {"prompt": text}, "prompt"),
+        ("/tokenize", lambda text: {"content": text}, "content"),
+        ("/tokenize", say, "messages"),
+        ("/apply-template", say, "messages"),
+        (CHAT, lambda text: {**say(text), "truncate_prompt_tokens": 3}, "messages"),
+        (COMPLETIONS, lambda text: {"prompt": [text[1:], "x"], "truncate_prompt_tokens": 3}, "prompt"),
+    ],
+)
+def test_a_text_that_no_context_bounds(
+    gateway: Gateway, path: str, make_body: Callable[[str], Any], param: str
+) -> None:
+    """Where a long text is no mistake it may still be too long; the limit itself is not."""
+    over = "x" * (MAX_ENCODED_CHARACTERS + 1)
+    error = check_error(gateway.post(path, make_body(over)), 400, "invalid_value", param)
+    assert str(MAX_ENCODED_CHARACTERS) in error["message"]
+    check_encoded(MAX_ENCODED_CHARACTERS, param)
+    assert gateway.post(path, make_body(over[: CONTEXT // 2])).status_code == 200
 
 
 def test_unknown_model(gateway: Gateway) -> None:
