@@ -1,4 +1,4 @@
-"""The `llmos` command: up, down, key, doctor, bench."""
+"""The `llmos` command: up, down, key, doctor, size, bench."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from typing import Any, BinaryIO
 import msgspec
 import trio
 
-from llmos import doctor
+from llmos import doctor, size
 from llmos.bench.conversations import DEFAULT_TRACE
 from llmos.boot import Ready, serve
 from llmos.config import Config, ConfigError, field_types, load_config
 from llmos.device import Progress
 from llmos.errors import LlmosError, first_leaf
 from llmos.log import configure_logging
+from llmos.notify import notify_manager
 from llmos.params import VERSION
 from llmos.tenants_file import make_key
 from syscalls.client import ConnectionLost
@@ -45,6 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check = commands.add_parser("doctor", help="what devices, kernels and libraries are usable, and why not")
     check.add_argument("--json", action="store_true", help="one JSON object")
     check.set_defaults(run=lambda options: doctor.main(as_json=options.json))
+    sizes = commands.add_parser("size", help="how much memory keys and values of a model take, by format")
+    sizes.add_argument("model", nargs="?", default="builtin", help="folder, GGUF file or hub id")
+    sizes.add_argument(
+        "--context", type=int, default=None, metavar="N", help="tokens (default: all it takes)"
+    )
+    sizes.add_argument("--processes", type=int, default=1, metavar="N", help="at once (default: %(default)s)")
+    sizes.set_defaults(run=lambda options: size.main(options.model, options.context, options.processes))
     add_bench(commands)
     options = parser.parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = options.run
@@ -124,6 +132,7 @@ def run_up(options: argparse.Namespace) -> int:
         if ready_file is not None:
             with ready_file:
                 ready_file.write(msgspec.json.encode(ready) + b"\n")
+        notify_manager("READY=1")
 
     code = 0
     try:

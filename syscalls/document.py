@@ -86,8 +86,8 @@ def _write_head() -> Iterator[str]:
     yield "A struct marked *array* is a msgpack array of its fields in order, with the tag, where there is"
     yield "one, before the first. The others are maps by field name, with the tag under `type`. A field with"
     yield "a default may be left out (of an array: from the end). Unknown fields are ignored, so that later"
-    yield "versions can append. A call of a kind that the kernel does not know does not decode, so it ends"
-    yield "the session: look at the version in the welcome first."
+    yield "versions can append. A call whose body does not fit its struct is answered with `EINVAL`, one of a"
+    yield "kind that the kernel does not know with `ENOSYS`; the session goes on."
     yield ""
     for kind in (Hello, Welcome, Call, Reply):
         yield from _write_struct(kind)

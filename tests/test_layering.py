@@ -28,12 +28,14 @@ ARROWS: dict[str, set[str]] = {
     "llmos.errors": set(),
     "llmos.params": set(),
     "llmos.log": set(),
+    "llmos.notify": set(),
     "llmos.cost": set(),
     "llmos.device": {"llmos.cost", "syscalls"},
     "llmos.config": {"llmos.errors"},
     "llmos.tenants_file": {"llmos.config", "syscalls"},
     "llmos.models": {"llmos.errors"},
     "llmos.doctor": {"llmos.config", "llmos.params"},
+    "llmos.size": {"llmos.config", "llmos.device", "llmos.errors", "llmos.models", "drivers.builtin"},
     **{package: SHARED | set(SPINE[:place]) for place, package in enumerate(SPINE)},
     "llmos.boot": SHARED
     | set(SPINE)
@@ -41,7 +43,16 @@ ARROWS: dict[str, set[str]] = {
     | WIRED_DRIVERS,
     "llmos.bench": SHARED | set(SPINE) | {"llmos.boot", "llmos.config", "llmos.log", "drivers.sim"},
     "llmos.cli": SHARED
-    | {"llmos.boot", "llmos.config", "llmos.doctor", "llmos.log", "llmos.bench", "llmos.tenants_file"},
+    | {
+        "llmos.boot",
+        "llmos.config",
+        "llmos.doctor",
+        "llmos.log",
+        "llmos.notify",
+        "llmos.bench",
+        "llmos.size",
+        "llmos.tenants_file",
+    },
     # Between themselves drivers are free; of the kernel they know the interface and its framing.
     "drivers": {"llmos.cost", "llmos.device", "llmos.ipc", "native"},
     # User space: the contract, and nothing of each other.

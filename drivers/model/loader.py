@@ -94,7 +94,7 @@ def open_model(path: str | Path, max_model_len: int | None = None) -> OpenModel:
     for token in config.eos_token_ids:
         if not 0 <= token < config.vocab_size:
             raise ModelError(f"eos_token_id {token} is outside the vocabulary of {config.vocab_size}")
-    wanted = list(_wanted(config))
+    wanted = list(wanted_tensors(config))
     entries = tuple(source.entry(name, shape) for name, shape in wanted)
     _refuse_strangers(source, config, {name for name, _ in wanted})
     return OpenModel(config, source, entries, max_model_len)
@@ -146,7 +146,7 @@ def choose_kv(config: ModelConfig, kv: str, dtype: str) -> str:
     return dtype if kv == "auto" else kv
 
 
-def _wanted(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+def wanted_tensors(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yield (name, shape) of every tensor that the forward pass needs, in reading order."""
     hidden, inner = config.hidden_size, config.intermediate_size
     q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from llmos import cli
 from llmos.config import Config, load_config
 
 ROOT = Path(__file__).parents[2]
@@ -73,19 +74,81 @@ def test_a_name_that_is_gone_would_be_seen() -> None:
     assert "llmos_map_frames" in defined_names(ROOT / "native/cpu/paging.c")
 
 
+def prose(page: str) -> str:
+    """A page without its fenced blocks: what looks like a heading or a link in there is none."""
+    return re.sub(r"^```.*?^```$", "", page, flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(page: str) -> set[str]:
+    """Where links may lead in a page: its headings as GitHub spells them, numbered where there are two."""
+    found: dict[str, int] = {}
+    for heading in re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE):
+        words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading.strip())
+        name = re.sub(r"[^\w\- ]", "", words.lower()).replace(" ", "-")
+        number = found[name] = found.get(name, -1) + 1
+        if number:
+            found[f"{name}-{number}"] = 0
+    return set(found)
+
+
+def links(page: str) -> list[str]:
+    """Where a page's links and pictures lead, those of HTML too."""
+    text = re.sub(r"`[^`\n]*`", "``", prose(page))
+    return [
+        *re.findall(r"\]\(\s*([^)\s]+)[^)]*\)", text),
+        *re.findall(r"""(?:href|src)=["']([^"']+)["']""", text),
+        *re.findall(r"^\[[^\]]+\]: (\S+)", text, re.MULTILINE),
+    ]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     """Every relative link names a file or folder of the tree, and a heading that is there."""
-    for link in re.findall(r"\]\(([^)\s]+)\)", read(page)):
+    for link in links(read(page)):
         if "://" in link:
             continue
         path, _, anchor = link.partition("#")
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), link
-        if anchor:
-            headings = re.findall(r"^#+ (.+)$", read(target), re.MULTILINE)
-            anchors = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
-            assert anchor in anchors, link
+        assert target.is_relative_to(ROOT), link
+        assert not anchor or anchor in anchors(read(target)), link
+
+
+def test_links_and_anchors_are_found() -> None:
+    """What the test above looks at: all kinds of links and headings, and none of those in code."""
+    page = (
+        '# A `b`, c!\n[x](y.md#z) <img src="p.png">\n![q](r.svg)\n'
+        "```sh\n# no\n[n](o)\n```\n`[v](w)`\n\n## D\n## D\n[e]: f.md\n"
+    )
+    assert links(page) == ["y.md#z", "r.svg", "p.png", "f.md"]
+    assert anchors(page) == {"a-b-c", "d", "d-1"}
+
+
+def test_every_page_can_be_reached() -> None:
+    """From the README, link by link, one comes to every page and every picture."""
+    seen: set[Path] = set()
+    waiting = [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop()
+        if page in seen or not page.is_file():
+            continue
+        seen.add(page)
+        if page.suffix == ".md":
+            waiting += [
+                (page.parent / link.partition("#")[0]).resolve()
+                for link in links(read(page))
+                if "://" not in link
+            ]
+    parts = set((DOCS / "benchmarks").glob("*.md"))  # of the page that is made of them
+    wanted = {*PAGES, *(DOCS / "examples").glob("*.py")} - parts
+    assert wanted <= seen, wanted - seen
+
+
+def test_no_licence_is_claimed_that_is_not_there() -> None:
+    """The tree has no LICENSE: neither the package nor a page may speak of one."""
+    assert not list(ROOT.glob("LICEN[SC]E*"))
+    for path in (ROOT / "pyproject.toml", ROOT / "setup.py", *PAGES):
+        assert not re.search(r"\blicen[sc]e", read(path), re.IGNORECASE), path.name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -148,6 +211,22 @@ def test_every_option_is_in_the_operators_page() -> None:
         value = getattr(default, name)
         spelled = "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
         assert shown == spelled, name
+
+
+def test_options_mean_in_the_page_what_the_program_says(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each row has the help of its option in `llmos up --help`, and the values that it may have."""
+    with pytest.raises(SystemExit):
+        cli.main(["up", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    told = re.sub(r"- (?=\w)", "-", told)  # argparse breaks lines behind hyphens
+    rows = re.findall(r"^\| `([a-z_]+)` \| [^|]* \| (.*) \|$", read(DOCS / "operators.md"), re.MULTILINE)
+    assert len(rows) > 50
+    for name, meaning in rows:
+        words, _, values = re.fullmatch(r"(.*?)( \((`.*`)\))?", meaning).groups("")  # type: ignore[union-attr]
+        assert f"--{name.replace('_', '-')}" in told
+        assert re.sub(r"- (?=\w)", "-", words) in told, name
+        if values:
+            assert "{" + ",".join(sorted(re.findall(r"`([\w-]+)`", values))) + "}" in told, name
 
 
 def test_the_eviction_experiment_still_runs(tmp_path: Path) -> None:
