@@ -106,3 +106,21 @@ async def test_the_driver_does_not_grow(server: Server) -> None:
     later = driver_resources(server)
     assert later[0] == descriptors
     assert later[1] < maps + 600  # at most one for each page of the few spaces, not one for each life
+
+
+async def test_the_driver_tells_what_steps_waited_for(server: Server) -> None:
+    """What a prompt needs is mapped in its step, the pages of an answer beside steps, ahead of need."""
+    before = count(server)
+    async with open_client(server.socket_path) as client:
+        (first,) = await client.devices()
+        (pid,) = (await client.spawn(range(300, 500), max_tokens=400, ignore_eos=True)).pids
+        await client.wait(pid)
+        (device,) = await client.devices()
+        old, new = first.maps, device.maps
+        assert old is not None
+        assert new is not None
+        assert new.num_sync > old.num_sync
+        assert new.num_ahead > old.num_ahead
+        assert new.num_waiting_steps - old.num_waiting_steps < (device.num_steps - first.num_steps) / 10
+        assert new.wait_seconds + new.beside_seconds > 0
+    assert_no_leak(server, before)
