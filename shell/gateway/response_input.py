@@ -21,17 +21,24 @@ PASSED_ON = (
 RESPONSE_FIELDS: FieldTable = {
     **implemented(
         "input", "instructions", "max_output_tokens", "stream", "store", "background", "previous_response_id",
-        "tools", "tool_choice", "reasoning", "text", "metadata", *PASSED_ON,
+        "tools", "tool_choice", "reasoning", "text", "metadata", "include", *PASSED_ON,
     ),
     **accepted("user", "service_tier", "safety_identifier", "prompt_cache_key", "stream_options"),
     **refused(
-        include=([],), conversation=(), prompt=(), max_tool_calls=(), top_logprobs=0, truncation="disabled",
+        conversation=(), prompt=(), max_tool_calls=(), top_logprobs=0, truncation="disabled",
         stop=([], ""), n=1,
     ),
 }  # fmt: skip
 TEXT_FIELDS: FieldTable = {**implemented("format"), **accepted("verbosity")}
 FORMAT_NAMES = ("name", "schema", "strict", "description")
 REASONING_FIELDS: FieldTable = {**implemented("effort"), **accepted("summary", "generate_summary")}
+OF_HOSTED_TOOLS = (  # whose items never occur, so that there is nothing to include
+    "file_search_call.results", "web_search_call.results", "web_search_call.action.sources",
+    "message.input_image.image_url", "computer_call_output.output.image_url", "code_interpreter_call.outputs",
+)  # fmt: skip
+ENCRYPTED_THOUGHTS = (
+    "reasoning.encrypted_content"  # not needed: a thought is sent in the clear, and taken back
+)
 PART_KINDS = ("input_text", "output_text", "text", "refusal")
 
 
@@ -50,6 +57,7 @@ class ResponseFields(msgspec.Struct, kw_only=True):
     reasoning: Json = {}
     text: Json = {}
     metadata: dict[str, Any] = {}
+    include: list[str] = []
 
 
 def read_response_fields(body: Json, ignored: list[str]) -> tuple[ResponseFields, Json]:
@@ -59,6 +67,7 @@ def read_response_fields(body: Json, ignored: list[str]) -> tuple[ResponseFields
     fields = convert(taken, ResponseFields)
     if fields.background and not fields.store:
         raise invalid_value("background", "'background' needs 'store': nobody could read the response.")
+    _check_include(fields.include, ignored)
     text = take_fields(fields.text, TEXT_FIELDS, ignored, "text")
     if "format" in text:
         chat["response_format"] = _read_format(text["format"])
@@ -77,6 +86,17 @@ def read_response_fields(body: Json, ignored: list[str]) -> tuple[ResponseFields
             else choice
         )
     return fields, chat
+
+
+def _check_include(include: list[str], ignored: list[str]) -> None:
+    for index, value in enumerate(include):
+        where = f"include[{index}]"
+        if value == ENCRYPTED_THOUGHTS:
+            ignored.append(where)
+        elif value == "message.output_text.logprobs":
+            raise unsupported(where)
+        elif value not in OF_HOSTED_TOOLS:
+            raise invalid_value(where, f"Invalid value for '{where}': '{value[:60]}' is nothing to include.")
 
 
 def _read_format(given: Any) -> Any:

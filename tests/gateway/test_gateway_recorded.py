@@ -1,7 +1,8 @@
 """What other programs were seen to send, to the letter: each is answered, and nothing in it is refused.
 
 Recorded from LlamaIndex's OpenAILike 0.8, lm-eval 0.4 and guidellm 0.8 as they ran against this gateway;
-those of aider, Continue, aiperf and Open WebUI are written after their source. Where a real package is
+those of aider (with options that a run seldom has), Continue, aiperf and Open WebUI are written after their
+source; more of real runs are in test_gateway_captured.py. Where a real package is
 installed, test_gateway_clients.py runs it; these run everywhere.
 """
 

@@ -282,6 +282,12 @@ def test_refusals(place: tuple[KernelThread, Gateway], kernel: KernelThread) -> 
         ({"input": "x", "tools": [{"type": "web_search"}]}, "unsupported_parameter", "tools[0].type"),
         ({"input": "x", "background": True, "store": False}, "invalid_value", "background"),
         ({"input": "x", "conversation": "c"}, "unsupported_parameter", "conversation"),
+        (
+            {"input": "x", "include": ["file_search_call.results", "message.output_text.logprobs"]},
+            "unsupported_parameter",
+            "include[1]",
+        ),
+        ({"input": "x", "include": ["weather"]}, "invalid_value", "include[0]"),
         ({"input": [{"type": "item_reference"}]}, "unsupported_parameter", "input[0].type"),
         ({"input": "x", "max_output_tokens": 0}, "invalid_value", "max_output_tokens"),
         ({"input": [{"role": "user"}]}, "missing_required_parameter", "input[0].content"),
