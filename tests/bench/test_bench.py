@@ -82,7 +82,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run `llmos bench …`."""
     return subprocess.run(
         [sys.executable, "-m", "llmos.cli", "bench", *arguments],
-        capture_output=True, text=True, timeout=200, check=False,
+        capture_output=True, text=True, timeout=480, check=False,
     )  # fmt: skip
 
 

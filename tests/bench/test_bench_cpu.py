@@ -22,7 +22,7 @@ def bench_cpu(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run `llmos bench cpu …`."""
     return subprocess.run(
         [sys.executable, "-m", "llmos.cli", "bench", "cpu", *arguments],
-        capture_output=True, text=True, timeout=200, check=False,
+        capture_output=True, text=True, timeout=480, check=False,
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ def bench_map(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run `llmos bench map …`."""
     return subprocess.run(
         [sys.executable, "-m", "llmos.cli", "bench", "map", *arguments],
-        capture_output=True, text=True, timeout=200, check=False,
+        capture_output=True, text=True, timeout=480, check=False,
     )  # fmt: skip
 
 

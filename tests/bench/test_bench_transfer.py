@@ -16,7 +16,7 @@ def bench_transfer(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run `llmos bench transfer …`."""
     return subprocess.run(
         [sys.executable, "-m", "llmos.cli", "bench", "transfer", *arguments],
-        capture_output=True, text=True, timeout=200, check=False,
+        capture_output=True, text=True, timeout=480, check=False,
     )  # fmt: skip
 
 

@@ -235,7 +235,7 @@ def test_the_eviction_experiment_still_runs(tmp_path: Path) -> None:
     (tmp_path / "trace.jsonl").write_text("\n".join(json.dumps({"hash_ids": ids}) for ids in prompts))
     result = subprocess.run(
         [sys.executable, str(DOCS / "experiments/eviction.py"), str(tmp_path / "trace.jsonl")],
-        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("3 prompts, 6 distinct blocks")
@@ -247,7 +247,7 @@ def test_experiments_still_run(name: str) -> None:
     """The scripts behind the numbers in the decision records run; what they print is not judged."""
     path = DOCS / "experiments" / f"{name}.py"
     result = subprocess.run(
-        [sys.executable, str(path), "1"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, str(path), "1"], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout

@@ -40,7 +40,7 @@ def run_python(server: Server, *arguments: str, code: str | None = None) -> str:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert result.returncode == 0, result.stderr
@@ -60,7 +60,7 @@ def readme_program(marker: str) -> str:
 def test_curl(server: Server) -> None:
     """The body that the README sends with curl is answered as shown, but for ids and words."""
     command, shown = re.search(r"-d '(\{.*?\})'\n(\{.*\})$", README, re.DOTALL | re.MULTILINE).groups()  # type: ignore[union-attr]
-    answer = httpx.post(f"{server.url}/v1/chat/completions", json=json.loads(command), timeout=60)
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json=json.loads(command), timeout=120)
     assert answer.status_code == 200
     assert answer.json().keys() == json.loads(shown).keys()
     assert answer.json()["choices"][0].keys() == json.loads(shown)["choices"][0].keys()
@@ -108,7 +108,7 @@ def test_experiments_with_a_model(name: str, count: str) -> None:
     """The experiments that need the built-in model still run; what they print is not judged."""
     path = ROOT / "docs/experiments" / f"{name}.py"
     result = subprocess.run(
-        [sys.executable, str(path), count], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
+        [sys.executable, str(path), count], cwd=ROOT, capture_output=True, text=True, timeout=480, check=False
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout

@@ -130,7 +130,7 @@ def test_the_experiment_with_formats_runs(tmp_path):
     path = write_gguf(base_path(), tmp_path / "m.gguf", "Q8_0", tokenizer=True)
     script = ROOT / "docs" / "experiments" / "gguf_formats.py"
     command = [sys.executable, str(script), str(base_path()), str(path)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=480, check=False)
     assert result.returncode == 0, result.stderr
     folder, file = (line.split() for line in result.stdout.splitlines()[1:])
     assert (folder[0], folder[3]) == ("base", "0.00000")  # as it was published

@@ -116,12 +116,12 @@ class Driver:
 
     def wait(self) -> int:
         """Wait for the process to end; returns its exit code."""
-        return self.process.wait(timeout=60)
+        return self.process.wait(timeout=120)
 
     def close(self) -> str:
         """Close the line, wait, and return what was written to stderr."""
         self.sock.close()
-        _, errors = self.process.communicate(timeout=60)
+        _, errors = self.process.communicate(timeout=120)
         return errors
 
 

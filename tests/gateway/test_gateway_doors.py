@@ -49,7 +49,9 @@ def test_a_certificate_that_cannot_be_used_is_told_at_start(tls_options: list[st
     """A missing file is one log line that names it, and exit status 1."""
     command = [sys.executable, "-m", "shell.gateway", "--listen", "127.0.0.1:0", "--log-format", "json"]
     wrong = [*tls_options[:3], "/nowhere/key.pem"]
-    ended = subprocess.run([*command, *wrong], capture_output=True, cwd=ROOT, timeout=60, check=False)
+    ended = subprocess.run(
+        [*command, *wrong], capture_output=True, cwd=ROOT, timeout=PATIENCE_SECONDS, check=False
+    )
     assert ended.returncode == 1
     assert b"/nowhere/key.pem" in ended.stderr
     assert b"Traceback" not in ended.stderr

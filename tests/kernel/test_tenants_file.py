@@ -83,7 +83,7 @@ def test_a_file_that_is_wrong_is_a_usage_error(tmp_path: Path) -> None:
     path.write_text("[tenant.a]\nweigth = 1")
     command = [sys.executable, "-m", "llmos.cli", "up", "--device", "sim", "--listen", ""]
     command += ["--socket", str(tmp_path / "llmos.sock"), "--tenants", str(path)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 2
     assert "weigth" in result.stderr
 

@@ -27,7 +27,7 @@ from tests.scripted_kernel import Program, ScriptedKernel, open_scripted_kernel
 ROOT = Path(__file__).parents[2]
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 PRIVILEGE_SEPARATION = Path("/run/sshd")  # which a root's sshd wants to be there
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 60
 OPTIONS = {
     "BatchMode": "yes", "IdentitiesOnly": "yes", "LogLevel": "ERROR", "ControlPath": "none",
     "StrictHostKeyChecking": "no", "UserKnownHostsFile": "/dev/null", "GlobalKnownHostsFile": "/dev/null",
