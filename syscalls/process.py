@@ -123,7 +123,7 @@ class Read(msgspec.Struct, frozen=True, tag="read"):
     offset: int = 0
 
 
-class Output(msgspec.Struct, frozen=True, tag="output"):
+class Output(msgspec.Struct, frozen=True, tag="output", omit_defaults=True):
     """Reply to `Read`."""
 
     offset: int  # of tokens[0]

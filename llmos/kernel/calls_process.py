@@ -130,13 +130,16 @@ def read(system: System, session: Session, call_id: int, body: p.Read) -> Answer
     return None
 
 
+_NO_USAGE = p.Output(0, ()).usage  # the default itself, which is not sent: there is one for each token
+
+
 def _output(process: Process, offset: int) -> p.Output:
     return p.Output(
         offset=offset,
         tokens=tuple(process.output[offset:]),
         logprobs=tuple(process.logprobs[offset:]),
         end=process.status,
-        usage=process.usage(trio.current_time()) if process.status else p.Usage(),
+        usage=process.usage(trio.current_time()) if process.status else _NO_USAGE,
         prompt_logprobs=tuple(process.prompt_logprobs) if offset == 0 else (),
         times=_unix_times(process.token_times[offset:]) if process.token_times else (),
         vector=process.vector,
