@@ -30,7 +30,7 @@ bench: $(VENV)/.installed-dev  ## measure the kernel's cost
 
 # The machine may have torch and no internet: nothing is installed. REHEARSE=1: tiny, without a GPU, no file.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
-gpu:  ## check and measure a GPU, in 8 minutes: writes docs/benchmarks/gpu.jsonl, prints the table last
+gpu:  ## check and measure a GPU, in 8 minutes: writes docs/benchmarks/gpu.jsonl as it goes, prints the table last
 	$(GPU_PYTHON) setup.py -q build_ext --inplace
 ifdef REHEARSE
 	mkdir -p build

@@ -6,7 +6,8 @@
  * stream, so the default stream runs at once, unless a test makes it lazy, too.
  *
  * FAKE_CUDA_CONTROL names a file. When it exists it holds "CALL AFTER CODE", an order as for `fake_fail`, and is
- * removed as it is read: so a test reaches a driver in another process.
+ * removed as it is read: so a test reaches a driver in another process. With ".start" behind its name it holds
+ * "CALL AFTER CODE TIMES": an order for each of so many processes that come next, taken as they initialise.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -58,15 +59,35 @@ static void look_for_orders(void)
     unlink(path);
 }
 
+static void take_order_of_start(void)
+{
+    const char *control = getenv("FAKE_CUDA_CONTROL");
+    char path[4096];
+    int times = 0;
+    if (!control || (size_t)snprintf(path, sizeof path, "%s.start", control) >= sizeof path) return;
+    FILE *file = fopen(path, "r");
+    if (!file) return;
+    if (fscanf(file, "%63s %d %d %d", failing, &failing_after, &failing_code, &times) != 4) failing[0] = 0;
+    fclose(file);
+    if (times > 1 && (file = fopen(path, "w"))) {
+        fprintf(file, "%s %d %d %d\n", failing, failing_after, failing_code, times - 1);
+        fclose(file);
+    } else {
+        unlink(path);
+    }
+}
+
 static int enter(const char *name, int needs_context)
 {
     pthread_mutex_lock(&lock);
+    if (!is_initialised && !strcmp(name, "cuInit")) take_order_of_start();
     look_for_orders();
     if (broken) return broken;
     if (!is_initialised && strcmp(name, "cuInit")) return NOT_INITIALIZED;
     if (needs_context && (!current || !num_contexts)) return NO_CONTEXT;
     if (!strcmp(name, failing) && failing_after-- == 0) {
         failing[0] = 0;
+        while (failing_code < 0) pause(); /* an order to hang */
         if (failing_code >= 700) broken = failing_code;
         return failing_code;
     }

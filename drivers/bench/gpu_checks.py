@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,45 +17,70 @@ from drivers.bench.rows import Measured
 __all__ = ["check_device"]
 
 TESTS = Path(__file__).parents[2] / "tests" / "drivers"
-PROPERTIES = (
-    "test_triton_elementwise.py", "test_triton_linear.py", "test_triton_attention.py",
-    "test_triton_sample.py",
-)  # fmt: skip
-WHOLE = ("test_triton_model.py", "test_step_queue.py", "test_two_steps.py")
-MAX_SECONDS = 150
+GROUPS = {
+    "properties and parity": (
+        "test_triton_elementwise.py", "test_triton_linear.py", "test_triton_attention.py",
+        "test_triton_sample.py", "test_triton_int8.py", "test_triton_kv_int8.py",
+    ),
+    "transparency of steps": ("test_triton_model.py", "test_step_queue.py", "test_two_steps.py"),
+}  # fmt: skip
+REHEARSED = {"properties and parity": ("test_triton_elementwise.py",)}
 
 
 def check_device(setup: Setup) -> Iterator[Measured]:
     """Properties and parity with the reference, then transparency of whole steps.
+
+    Each file has a process, and all run at once: most of their time goes to compiling. What has not ended in
+    time is ended, and counts as far as it came.
 
     Raises:
         FileNotFoundError: this is not a checkout: tests are not shipped.
     """
     if not TESTS.is_dir():
         raise FileNotFoundError(f"{TESTS} is not there: run this in a checkout")
-    groups = {"properties and parity": PROPERTIES, "transparency of steps": WHOLE}
-    if not setup.is_gpu:
-        groups = {"properties and parity": PROPERTIES[:1]}
-    for name, files in groups.items():
-        passed, failed = _run(files)
-        yield Measured(
-            f"checks: {name}", "passed", passed, "tests", f"{failed} failed", passed / (passed + failed), 1
-        )
+    groups = GROUPS if setup.is_gpu else REHEARSED
+    with tempfile.TemporaryDirectory() as folder:
+        runs = {file: _Run(Path(folder), file) for files in groups.values() for file in files}
+        try:
+            for name, files in groups.items():
+                counts = [runs[file].wait(setup) for file in files]
+                passed, failed = (sum(column) for column in zip(*counts, strict=True))
+                ratio = passed / (passed + failed) if passed else 0.0
+                yield Measured(f"checks: {name}", "passed", passed, "tests", f"{failed} failed", ratio, 1)
+        finally:
+            for each in runs.values():
+                each.end()
 
 
-def _run(files: tuple[str, ...]) -> tuple[int, int]:
-    """How many tests passed, and how many did not. What they print goes to standard error."""
-    command = [sys.executable, "-m", "pytest", "-q", *(str(TESTS / file) for file in files)]
-    try:
-        result = subprocess.run(
-            command, cwd=TESTS.parents[1], env=dict(os.environ), stdout=subprocess.PIPE, text=True,
-            timeout=MAX_SECONDS, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        print(f"{', '.join(files)} took more than {MAX_SECONDS} s", file=sys.stderr)
-        return 0, 1
-    if result.returncode:
-        print(result.stdout, file=sys.stderr)
-    counts = {kind: int(count) for count, kind in re.findall(r"(\d+) (passed|failed|error)", result.stdout)}
-    failed = counts.get("failed", 0) + counts.get("error", 0)
-    return counts.get("passed", 0), failed or int(result.returncode != 0)
+class _Run:
+    """One file's tests, in a process."""
+
+    def __init__(self, folder: Path, file: str) -> None:
+        self._file = file
+        self._output = folder / f"{file}.txt"
+        with self._output.open("wb") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", str(TESTS / file)],
+                cwd=TESTS.parents[1], env=os.environ | {"PYTHONUNBUFFERED": "1"}, stdout=output,
+                stderr=subprocess.STDOUT,
+            )  # fmt: skip
+
+    def wait(self, setup: Setup) -> tuple[int, int]:
+        """How many tests passed by the deadline, and how many failed. What failed goes to standard error."""
+        try:
+            code = self._process.wait(max(0.0, setup.deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self.end()
+            setup.left_out.append((f"checks: {self._file}", "the rest of it: no time was left"))
+            code = 0
+        told = self._output.read_text(errors="replace")
+        ends = re.findall(r"^\S+::.* (PASSED|FAILED|ERROR)\b", told, re.MULTILINE)
+        failed = len(ends) - ends.count("PASSED")
+        if code or failed:
+            print(told, file=sys.stderr)
+        return ends.count("PASSED"), failed or int(code != 0)
+
+    def end(self) -> None:
+        """End the process, if it has not."""
+        self._process.kill()
+        self._process.wait()

@@ -46,8 +46,8 @@ def measure_kernels(setup: Setup) -> Iterator[Measured]:
         yield from _prefill_attention(setup, tokens)
     for rows in (1, HEIGHTS[-1]):
         yield from _product(setup, rows)
-        for integers in (8, 4):
-            yield from _integer_product(setup, rows, integers)
+        for num_bits in (8, 4) if setup.is_gpu or rows == 1 else ():  # interpreted, high tiles take long
+            yield from _integer_product(setup, rows, num_bits)
     case = f"kernels: sampling by top-k and top-p, batch {sizes.batches[-1]}"
     if setup.has_time(case):
         logits = torch.randn(sizes.batches[-1], config.vocab_size, device=setup.device)

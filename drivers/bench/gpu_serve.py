@@ -24,7 +24,7 @@ def measure_serving(setup: Setup) -> Iterator[Measured]:
     what = f"{served.num_prompts} prompts of {served.prompt_tokens} tokens, {served.output_tokens} out"
     case = f"serving: llmos up, {what}"
     if importlib.util.find_spec("transformers") is None:
-        setup.left_out.append(f"{case}: transformers is not installed")
+        setup.left_out.append((case, "transformers is not installed"))
         return
     if not setup.has_time(case):
         return

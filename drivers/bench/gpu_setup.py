@@ -83,7 +83,7 @@ class Setup:
         memory: the same, as the CUDA driver has it.
         sizes: see Sizes.
         deadline: by time.monotonic; a case that would begin later is left out.
-        left_out: cases that were, and why.
+        left_out: cases that were, each with why.
         served: what was measured before; None: serving is not to be measured.
     """
 
@@ -91,7 +91,7 @@ class Setup:
     memory: CudaDevice
     sizes: Sizes
     deadline: float
-    left_out: list[str] = field(factory=list)
+    left_out: list[tuple[str, str]] = field(factory=list)
     served: Served | None = None
 
     @property
@@ -103,7 +103,7 @@ class Setup:
         """Whether a case may begin; if not, it is noted."""
         if time.monotonic() < self.deadline:
             return True
-        self.left_out.append(f"{case}: no time was left")
+        self.left_out.append((case, "no time was left"))
         return False
 
     def has_memory(self, case: str, num_bytes: int) -> bool:
@@ -113,7 +113,7 @@ class Setup:
         free_bytes = torch.cuda.mem_get_info(self.device)[0] if self.is_gpu else 1 << 30
         if num_bytes < 0.9 * free_bytes:
             return True
-        self.left_out.append(f"{case}: takes {num_bytes / 2**30:.0f} GiB, {free_bytes / 2**30:.0f} are free")
+        self.left_out.append((case, f"takes {num_bytes / 2**30:.0f} GiB, {free_bytes / 2**30:.0f} are free"))
         return False
 
     def synchronize(self) -> None:

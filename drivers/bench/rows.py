@@ -8,7 +8,17 @@ from typing import Generic, Protocol, TypeVar
 import msgspec
 from attrs import field, frozen
 
-__all__ = ["Case", "Latest", "Measured", "Options", "Plan", "RoofMeasurement", "Started", "against_roof"]
+__all__ = [
+    "Case",
+    "Dropped",
+    "Latest",
+    "Measured",
+    "Options",
+    "Plan",
+    "RoofMeasurement",
+    "Started",
+    "against_roof",
+]
 
 T = TypeVar("T")
 
@@ -24,6 +34,15 @@ class Started(msgspec.Struct, frozen=True, tag="started"):
     """A case begins."""
 
     case: str
+    seconds: float = 0.0  # that it may take before whoever waits for it ends this process; 0: any
+
+
+class Dropped(msgspec.Struct, frozen=True, tag="dropped"):
+    """A case, or what is left of it, is not measured."""
+
+    case: str
+    reason: str
+    is_failure: bool = False  # False: there was no time, or it does not fit
 
 
 class Measured(msgspec.Struct, frozen=True, tag="measured"):

@@ -35,6 +35,15 @@ class Started(msgspec.Struct, frozen=True, tag="started", forbid_unknown_fields=
     """A case begins."""
 
     case: str
+    seconds: float = 0.0  # that it may take; 0: any
+
+
+class Dropped(msgspec.Struct, frozen=True, tag="dropped", forbid_unknown_fields=True):
+    """A case, or what is left of it, is not measured."""
+
+    case: str
+    reason: str
+    is_failure: bool = False  # False: there was no time, or it does not fit
 
 
 class Measured(msgspec.Struct, frozen=True, tag="measured", forbid_unknown_fields=True):
@@ -49,7 +58,7 @@ class Measured(msgspec.Struct, frozen=True, tag="measured", forbid_unknown_field
     runs: int
 
 
-Message = Plan | Started | Measured
+Message = Plan | Started | Dropped | Measured
 
 
 @contextmanager
@@ -87,7 +96,7 @@ def run_measurements(bench: str, module: str, options: Sequence[str], json_path:
     """
     report = Report(bench)
     try:
-        gather(report, bench, module, options)
+        _gather(report, bench, module, options)
     except MeasurementFailed:
         if report.rows:
             report.print_table()
@@ -98,7 +107,7 @@ def run_measurements(bench: str, module: str, options: Sequence[str], json_path:
     return 0
 
 
-def gather(report: Report, bench: str, module: str, options: Sequence[str]) -> None:
+def _gather(report: Report, bench: str, module: str, options: Sequence[str]) -> None:
     """Add what a child measures. Raises MeasurementFailed."""
     columns = (
         TextColumn(f"bench {bench}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),

@@ -33,32 +33,34 @@ FULL = Served("1b", 32, 512, 128)
 REHEARSAL = Served("tiny", 2, 4, 4)
 
 
-def measure_rate(served: Served, *options: str) -> float:
+def measure_rate(served: Served, *options: str, seconds: float) -> float:
     """Tokens a second of the fastest turn, from the first prompt's begin to the last token. Blocks.
 
     Raises:
         MeasurementFailed: the model could not be written, or a process did not end with its tokens.
         ServerDidNotStart: see standard error.
+        TooSlowError: serving took longer than `seconds`.
     """
     with tempfile.TemporaryDirectory(prefix="llmos-bench-model-") as folder:
         command = [sys.executable, "-m", "drivers.bench.random_checkpoint", served.shape, folder]
         if code := subprocess.run(command, check=False).returncode:
             raise MeasurementFailed(f"{' '.join(command)} ended with {code}")
         with running_server("--model", folder, *options, gateway=False) as server:
-            return trio.run(_measure, server.socket_path, served)
+            return trio.run(_measure, server.socket_path, served, seconds)
 
 
-async def _measure(socket_path: str, served: Served) -> float:
+async def _measure(socket_path: str, served: Served, seconds: float) -> float:
     times = []
-    async with open_client(socket_path) as client:
-        for turn in range(NUM_TURNS):
-            began = time.perf_counter()
-            async with trio.open_nursery() as nursery:
-                for number in range(served.num_prompts):
-                    seed = 11 * number + 13 * turn
-                    prompt = tuple((seed + 7 * place) % 500 for place in range(served.prompt_tokens))
-                    nursery.start_soon(_run_one, client, prompt, served.output_tokens)
-            times.append(time.perf_counter() - began)
+    with trio.fail_after(seconds):
+        async with open_client(socket_path) as client:
+            for turn in range(NUM_TURNS):
+                began = time.perf_counter()
+                async with trio.open_nursery() as nursery:
+                    for number in range(served.num_prompts):
+                        seed = 11 * number + 13 * turn
+                        prompt = tuple((seed + 7 * place) % 500 for place in range(served.prompt_tokens))
+                        nursery.start_soon(_run_one, client, prompt, served.output_tokens)
+                times.append(time.perf_counter() - began)
     return served.num_prompts * served.output_tokens / min(times[1:])
 
 

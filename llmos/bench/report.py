@@ -57,6 +57,7 @@ class Report:
         self._machine = describe_machine()
         self._commit = current_commit()
         self.rows: list[BenchRow] = []
+        self._json_path: str | None = None
 
     def name_device(self, device: str) -> None:
         """Say what the rows that follow are of, beside the processor."""
@@ -66,11 +67,18 @@ class Report:
         self, case: str, metric: str, value: float, unit: str, *, against: str, ratio: float, runs: int
     ) -> None:
         """Add one measured number."""
-        self.rows.append(
-            BenchRow(
-                self._bench, case, metric, value, unit, against, ratio, runs, self._machine, self._commit
-            )
+        row = BenchRow(
+            self._bench, case, metric, value, unit, against, ratio, runs, self._machine, self._commit
         )
+        self.rows.append(row)
+        if self._json_path is not None:
+            with open(self._json_path, "ab") as file:
+                file.write(msgspec.json.encode(row) + b"\n")
+
+    def open_json(self, path: str) -> None:
+        """Begin a file anew; each row is in it as soon as it is added. Raises OSError."""
+        Path(path).write_bytes(b"")
+        self._json_path = path
 
     def print_table(self) -> None:
         """Show the rows on standard output."""

@@ -42,7 +42,11 @@ OpenLink = Callable[[], Awaitable[DriverLink]]
 
 
 class LoadRefused(LlmosError):
-    """The driver will not load what it was told to; trying again cannot help. The message says why."""
+    """The driver will not load what it was told to; the message says why.
+
+    At the first load trying again cannot help. What was loaded once may be again: memory that was short, or
+    a device that was beyond use, comes back.
+    """
 
 
 class HostState(enum.Enum):
@@ -103,7 +107,8 @@ class DriverHost:
         """Keep a driver alive until cancelled; started() when it can serve for the first time.
 
         Raises:
-            LoadRefused: the first load failed. Later ones, and too many restarts, fail the device instead.
+            LoadRefused: the first load failed. Too many restarts, and later loads that fail count as such,
+                fail the device instead.
         """
         has_served = False
         while True:
@@ -119,7 +124,7 @@ class DriverHost:
                     await self._pump(link)
                 finally:
                     await link.aclose()
-            except (DriverLost, OSError) as error:
+            except (DriverLost, LoadRefused, OSError) as error:
                 if not has_served:  # it never worked here: trying again would hide why
                     self._fail(str(error))
                     raise LoadRefused(f"device {self.name}: {error}") from error
@@ -131,11 +136,6 @@ class DriverHost:
                 self._events.record("driver", f"{self.name}: {error}; restarting", level="warning")
                 self._tell(DriverDown(str(error), is_final=False))
                 await trio.sleep(0.1 * 2 ** len(self._deaths))
-            except LoadRefused as error:
-                self._fail(str(error))
-                if not has_served:
-                    raise LoadRefused(f"device {self.name}: {error}") from None
-                return
 
     async def _bring_up(self, link: DriverLink) -> Loaded:
         """Hello, Load, Progress*, Loaded."""

@@ -14,15 +14,17 @@ pytest.importorskip("triton", reason="triton is not installed (extra: cuda)")
 from drivers.bench.gpu import SECONDS
 from llmos.bench import gpu
 from llmos.bench.gpu import REHEARSAL, SECTIONS
+from llmos.bench.gpu_child import TOTAL_SECONDS
+from llmos.bench.report import Report, read_rows
 from llmos.config import ConfigError
 from tests.fake_cuda import load_fake
 
 ROOT = Path(__file__).parents[2]
 
 
-def bench_gpu(library: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `llmos bench gpu …`."""
-    environment = os.environ | {"LLMOS_LIBCUDA": library}
+def bench_gpu(library: str, *arguments: str, control: str = "") -> subprocess.CompletedProcess[str]:
+    """Run `llmos bench gpu …`; `control` names the stand-in's file of orders."""
+    environment = os.environ | {"LLMOS_LIBCUDA": library, "FAKE_CUDA_CONTROL": control}
     environment.pop("TRITON_INTERPRET", None)  # tests of kernels set it; served is by torch
     return subprocess.run(
         [sys.executable, "-m", "llmos.cli", "bench", "gpu", *arguments], cwd=ROOT,
@@ -36,7 +38,7 @@ def test_a_rehearsal_runs_every_part() -> None:
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0] == lines[-1] == REHEARSAL
-    assert "left out" not in result.stderr
+    assert "not measured" not in result.stdout
     for case in (
         "checks: properties and parity", "peaks: matrix product", "attention: decode, batch 2",
         "attention: prompt of 8", "kernels: product of 1 rows", "kernels: sampling",
@@ -45,6 +47,41 @@ def test_a_rehearsal_runs_every_part() -> None:
     ):  # fmt: skip
         assert case in result.stdout, case
     assert "transformers" in result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("order", "reason"),
+    [
+        ("cuMemCreate 1 700", "CudaFault: cuMemCreate: CUDA_ERROR_ILLEGAL_ADDRESS"),
+        ("cuMemCreate 1 -1", "it took more than 30 s, and was ended"),
+    ],
+    ids=["fails", "hangs"],
+)
+def test_a_section_that_fails_or_hangs_takes_no_other_with_it(
+    tmp_path: Path, order: str, reason: str
+) -> None:
+    """The rest is measured in another process; the table is last, and the command fails by name."""
+    control = tmp_path / "orders"
+    control.write_text(order)
+    result = bench_gpu(load_fake().library, "--rehearse", "--only", "paging,swap", control=str(control))
+    assert result.returncode != 0
+    assert f"not all of it was measured, or good: paging: {reason}" in result.stderr
+    _, table = result.stdout.split(f"not measured: paging: {reason}")
+    assert "swap: host to device" in table
+    assert result.stdout.splitlines()[-1] == REHEARSAL
+
+
+def test_rows_are_in_the_file_as_they_come(tmp_path: Path) -> None:
+    """Whoever ends the command has what was measured by then."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("old\n")
+    report = Report("gpu")
+    report.open_json(str(path))
+    for count in (1, 2):
+        report.add("a case", "time", 1.0, "us", against="itself", ratio=1.0, runs=1)
+        assert read_rows([path]) == report.rows
+        assert len(report.rows) == count
 
 
 def test_without_a_gpu_it_refuses() -> None:
@@ -62,6 +99,7 @@ def test_without_a_gpu_it_refuses() -> None:
 def test_both_sides_have_the_same_sections() -> None:
     """In the same order, in less than 8 minutes; a file of a rehearsal is refused."""
     assert tuple(SECONDS) == SECTIONS
-    assert sum(SECONDS.values()) < 480 - 30
+    assert sum(SECONDS.values()) - SECONDS["serving"] < TOTAL_SECONDS - 30
+    assert TOTAL_SECONDS + 2 * gpu.SERVING_SECONDS < 480 - 20
     with pytest.raises(ConfigError, match="nothing to write"):
         gpu.main(only=None, is_rehearsal=True, json_path="rows.jsonl")

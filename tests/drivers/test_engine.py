@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
+import select
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_zoo import Memory, load_model, save_checkpoint
 
+from drivers import device_copies
 from drivers.backend import Backend
 from drivers.cpu import CpuDriver
 from drivers.cuda import CudaDriver
@@ -27,6 +29,7 @@ from drivers.ops.reference import ReferenceOps
 from llmos.device import (
     Bind,
     Copy,
+    CopyDone,
     CopyPage,
     Edit,
     Failed,
@@ -386,4 +389,29 @@ def test_a_step_tells_what_was_mapped_for_it(backend: Backend, checkpoint: Path)
     assert (maps.num_sync, maps.num_ahead) == (0, 0)
     assert maps.beside_seconds > 0
     assert step(engine, (), Row(0, size + 1, (), True)).maps is None
+    engine.close()
+
+
+def test_copies_to_files_go_on_while_nothing_else_happens(
+    backend: Backend, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More pieces than buffers, two stages each: an idle driver is woken for every one of them."""
+    monkeypatch.setattr(device_copies, "BUFFER_BYTES", FRAME_BYTES)
+    engine = Engine(backend, debug=True)
+    load = Load(str(checkpoint), "tiny", "fp32", "auto", 1 << 19, FRAME_BYTES, 4, 128, 64, disk_bytes=1 << 18)
+    assert isinstance(engine.load(load, lambda *progress: None), Loaded)
+    frames, checksums = tuple(range(16)), ()
+    for copy_id, (source, target) in enumerate((("device", "disk"), ("disk", "device"))):
+        copy = Copy(copy_id, Place(source, frames), Place(target, frames), checksums)
+        assert engine.begin_copy(copy) is None
+        answers: list[object] = []
+        while not answers:
+            descriptors, _ = engine.wait_for()
+            assert select.select(descriptors, [], [], 60.0)[0], "nobody wakes the driver"
+            answers = list(engine.collect())
+        (done,) = answers
+        assert isinstance(done, CopyDone)
+        assert not done.faults
+        checksums = done.checksums
+    assert not engine.is_busy
     engine.close()

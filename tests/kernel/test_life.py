@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from drivers.sim import SimDriver, SimFaults
 from drivers.sim_model import SimModel
 from llmos.cost import CostModel
 from llmos.device import FromDriver, StepDone
-from llmos.params import ZOMBIE_SECONDS
+from llmos.params import MAX_DRIVER_RESTARTS, ZOMBIE_SECONDS
 from syscalls.client import open_client
 from syscalls.errno import Errno, SyscallError
 from syscalls.process import ExitStatus
@@ -292,6 +293,48 @@ async def test_the_driver_dies(autojump_clock, tmp_path: Path) -> None:
             await kernel.client.wait(pid)
         (device,) = await kernel.client.devices()
         assert (device.state, device.num_restarts) == ("ready", 2)
+
+
+async def test_a_later_load_fails(autojump_clock, tmp_path: Path) -> None:
+    """A driver that died is started until its model loads again; no process can tell."""
+    short = SimFaults(fail_load="there is no memory")
+    lives = iter([SimFaults(die_after_step=7), short, short, SimFaults()])
+
+    def make(name: str) -> SimDriver:
+        return SimDriver(name=name, faults=next(lives))
+
+    async with running_kernel(tmp_path, make) as kernel:
+        (pid,) = (await kernel.client.spawn(PROMPT, max_tokens=40)).pids
+        tokens, _ = await read_all(kernel.client, pid)
+        assert tokens == MODEL.expected_tokens(PROMPT, 40)
+        await kernel.client.wait(pid)
+        (device,) = await kernel.client.devices()
+        assert (device.state, device.num_restarts) == ("ready", 3)
+
+
+async def test_no_later_load_works(autojump_clock, tmp_path: Path) -> None:
+    """After a few attempts, each later than the one before, the device is failed and says why."""
+    starts: list[float] = []
+
+    def make(name: str) -> SimDriver:
+        starts.append(trio.current_time())
+        fails = len(starts) > 1
+        return SimDriver(
+            name=name, faults=SimFaults(fail_load="there is no memory" if fails else None, die_after_step=7)
+        )
+
+    async with running_kernel(tmp_path, make) as kernel:
+        (pid,) = (await kernel.client.spawn(PROMPT, max_tokens=40)).pids
+        _, end = await read_all(kernel.client, pid)
+        assert end.reason == "error"
+        assert "there is no memory" in end.message
+        await kernel.client.wait(pid)
+        (device,) = await kernel.client.devices()
+        assert device.state == "failed"
+        assert device.message == f"there is no memory; {MAX_DRIVER_RESTARTS} restarts did not help"
+        assert len(starts) == 1 + MAX_DRIVER_RESTARTS
+        pauses = [later - earlier for earlier, later in itertools.pairwise(starts[1:])]
+        assert pauses == sorted(pauses)
 
 
 async def test_the_driver_hangs(autojump_clock, tmp_path: Path) -> None:

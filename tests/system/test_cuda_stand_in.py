@@ -38,6 +38,12 @@ class StandIn:
         draft.write_text(f"{call} {after} {code}\n")
         draft.rename(self.orders)
 
+    def fail_at_start(self, call: str, code: int, times: int) -> None:
+        """Let a call fail in each of the next so many drivers."""
+        draft = self.orders.with_suffix(".draft")
+        draft.write_text(f"{call} 0 {code} {times}\n")
+        draft.rename(self.orders.with_name(self.orders.name + ".start"))
+
 
 @pytest.fixture(scope="module")
 def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
@@ -197,7 +203,20 @@ async def test_a_device_beyond_use_is_restarted(
     assert await run_together_sabotaged(fresh_server, stand_in, "cuEventRecord") == quiet
 
 
-async def run_together_sabotaged(server: Server, stand_in: StandIn, call: str) -> list[tuple[int, ...]]:
+async def test_a_device_that_is_beyond_use_for_a_while_comes_back(
+    fresh_server: Server, stand_in: StandIn, quiet: list[tuple[int, ...]]
+) -> None:
+    """The next two drivers meet the error as they load; the one after them goes on with all processes."""
+    stand_in.fail_at_start("cuMemAddressReserve", ILLEGAL_ADDRESS, times=2)
+    assert await run_together_sabotaged(fresh_server, stand_in, "cuEventRecord", num_restarts=3) == quiet
+    async with open_client(fresh_server.socket_path) as client:
+        texts = [event.text for event in await client.events()]
+    assert sum("CudaFault" in text and "restarting" in text for text in texts) == 2
+
+
+async def run_together_sabotaged(
+    server: Server, stand_in: StandIn, call: str, num_restarts: int = 1
+) -> list[tuple[int, ...]]:
     """All requests at once; in the middle a call says that the device is beyond use."""
     async with open_client(server.socket_path) as client:
         before = (await client.devices())[0]
@@ -212,7 +231,7 @@ async def run_together_sabotaged(server: Server, stand_in: StandIn, call: str) -
             nursery.start_soon(saboteur)
             outputs = await run_together(server)
         after = (await client.devices())[0]
-    assert after.num_restarts == before.num_restarts + 1
+    assert after.num_restarts == before.num_restarts + num_restarts
     assert after.driver_pid != before.driver_pid
     return outputs
 
