@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -34,10 +35,12 @@ from llmos.kernel.driver_link import open_driver
 from llmos.kernel.gateway_process import GatewayProcess
 from llmos.kernel.image_store import ImageStore, default_image_folder
 from llmos.kernel.server import SyscallServer
+from llmos.kernel.spent import BudgetsUnreadable, Spent, default_budget_file
 from llmos.kernel.system import System
 from llmos.kernel.tenant_reload import BadAgreement, TenantReload
 from llmos.kernel.tenants import Agreement, Tenants, Terms
 from llmos.models import NoSuchModel, resolve_model, served_name
+from llmos.params import KEYS_VARIABLE
 from llmos.proc.lifecycle import ProcState
 from llmos.sched.accounts import Accounts
 from llmos.sched.batch import BatchLimits
@@ -47,7 +50,7 @@ from llmos.sched.messages import Kill
 from llmos.sched.policy import FirstComeFirstServed, ResidencyPolicy
 from llmos.sched.preemption import PreemptionCosts
 from llmos.sched.rerank import Rerank
-from llmos.tenants_file import read_tenants
+from llmos.tenants_file import add_keys, read_tenants
 from native.memory import available_memory_bytes
 from syscalls.collector import settle_collector
 from syscalls.errno import SyscallError
@@ -97,12 +100,19 @@ async def boot(
     system = System(accounts=tenants.accounts, tenants=tenants, images=images, max_waiting=config.max_waiting)
     shutdown = ShutdownRequest()
     system.request_shutdown = shutdown.request
+    warn = partial(system.events.record, "boot", level="warning")
     gateway = None
     await clean_image_store(system)
     prepare_socket_directory(Path(socket_path))
     # First: two kernels on one socket must not both load a model.
     listener = listen_unix(socket_path, socket_mode(tenants))
     try:
+        if tenants.has_budgets:
+            try:
+                await trio.to_thread.run_sync(tenants.spent.open)
+            except BudgetsUnreadable as error:
+                await listener.aclose()
+                raise ConfigError(str(error)) from error
         async with open_supervisor() as init:
             load = load_message(config, model_path)
             loads = dict.fromkeys(device_names(config, device_kind), load)
@@ -133,6 +143,9 @@ async def boot(
                     starting.start_soon(
                         init.start, ChildSpec(name="gateway", run=gateway.run)
                     )  # the OpenAI door
+            if tenants.has_budgets:
+                keep = partial(tenants.spent.keep, system.errands.run_blocking, warn)
+                await init.start(ChildSpec(name="budgets", run=keep))  # what is spent of them
             await init.start(ChildSpec(name="reaper", run=system.reap_forgotten))  # old zombies
             await init.start(
                 ChildSpec(name="sweeper", run=partial(system.sweep_idle, config.swap_idle_seconds))
@@ -142,13 +155,16 @@ async def boot(
             grace_seconds = await shutdown.wait()
             await drain(system, gateway, grace_seconds)
     finally:
+        tenants.spent.close(warn)
         Path(socket_path).unlink(missing_ok=True)  # noqa: ASYNC240 - one call, at the very end
 
 
 def make_tenants(config: Config) -> Tenants:
     """Who is agreed what at the start. Raises ConfigError."""
     agreement = read_agreement(config)
-    tenants = Tenants(Accounts(agreement.weights), agreement.terms, agreement.default)
+    budget_file = Path(config.budget_file).expanduser() if config.budget_file else default_budget_file()
+    spent = Spent(budget_file)
+    tenants = Tenants(Accounts(agreement.weights), agreement.terms, agreement.default, spent)
     if (
         config.listen
         and listens_beyond_loopback(config.listen)
@@ -156,14 +172,14 @@ def make_tenants(config: Config) -> Tenants:
     ):
         raise ConfigError(
             f"listen is {config.listen!r}, which other machines reach, and no tenant has a key: give keys in "
-            "tenants (see `llmos key`), listen on 127.0.0.1, or set insecure_no_keys"
+            "tenants (see `llmos key`) or in LLMOS_KEYS, listen on 127.0.0.1, or set insecure_no_keys"
         )
     return tenants
 
 
 def read_agreement(config: Config) -> Agreement:
-    """Who is agreed what, from the tenants file and the weights. Blocks. Raises ConfigError."""
-    file = read_tenants(config.tenants)
+    """Who is agreed what, by file, environment and weights. Blocks. Raises ConfigError."""
+    file = add_keys(os.environ.get(KEYS_VARIABLE, ""), read_tenants(config.tenants))
     weights = parse_weights(config.tenant_weights)
     if twice := sorted(weights.keys() & file.tenant.keys()):
         raise ConfigError(f"the weight of {twice[0]} is in tenant_weights and in {config.tenants}")

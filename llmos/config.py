@@ -89,6 +89,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     tenants: Annotated[str | None, Meta(description="TOML file of tenants: keys, users, weights, limits")] = (
         None
     )
+    budget_file: Annotated[
+        str | None,
+        Meta(description="where tokens of budgets are counted; default: budgets.json in the state folder"),
+    ] = None
     rerank_steps: Annotated[
         int, Meta(ge=1, description="under policy = rerank: steps between draws of priorities")
     ] = 25

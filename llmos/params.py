@@ -30,3 +30,4 @@ DRIVER_START_SECONDS: Final = 60.0  # from exec to Hello
 DRIVER_STOP_SECONDS: Final = 5.0  # from StopDriver to SIGKILL
 MAX_DRIVER_RESTARTS: Final = 5  # within DRIVER_RESTART_WINDOW_SECONDS; then the device is failed
 DRIVER_RESTART_WINDOW_SECONDS: Final = 300.0
+KEYS_VARIABLE: Final = "LLMOS_KEYS"  # NAME=KEY, …: tenants' keys in the environment of the kernel alone

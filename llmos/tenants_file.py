@@ -1,4 +1,4 @@
-"""The tenants file: who may use the kernel, by key or by user, and how much."""
+"""The tenants file, and keys in the environment: who may use the kernel, by key or by user, and how much."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from llmos.config import ConfigError
+from llmos.params import KEYS_VARIABLE
 from syscalls.tenant import Limits
 
 MAX_KEYS = 2048  # each may come to hold a session of the gateway
@@ -34,6 +35,7 @@ class LimitsEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     tokens_per_minute: PerMinute | None = None
     max_resident_mib: Count | None = None
     min_nice: Annotated[int, Meta(ge=-20, le=19)] | None = None
+    token_budget: Count | None = None
 
     def limits(self, default: LimitsEntry) -> Limits:
         """What is set here, else in `default`."""
@@ -79,6 +81,30 @@ def read_tenants(path: str | None) -> TenantsFile:
         raise ConfigError(f"{path} is not TOML: {error}") from error
     if (problem := _find_problem(file)) is not None:
         raise ConfigError(f"{path}: {problem}")
+    return file
+
+
+def add_keys(text: str, file: TenantsFile) -> TenantsFile:
+    """Add the keys of the environment to those of the file.
+
+    Args:
+        text: NAME=KEY, parted by commas or blanks; a name that is not in the file has the default's limits.
+        file: without them.
+
+    Raises:
+        ConfigError: an entry is wrong, or somebody has the key already. No key is repeated.
+    """
+    tenants = dict(file.tenant)
+    for number, entry in enumerate(re.findall(r"[^,\s]+", text), 1):
+        name, _, key = entry.partition("=")
+        if not key:
+            raise ConfigError(f"{KEYS_VARIABLE}: entry {number} is not NAME=KEY")
+        known = tenants.get(name, TenantEntry())
+        digests = (*known.keys_sha256, hashlib.sha256(key.encode()).hexdigest())
+        tenants[name] = msgspec.structs.replace(known, keys_sha256=digests)
+    file = msgspec.structs.replace(file, tenant=tenants)
+    if text and (problem := _find_problem(file)) is not None:
+        raise ConfigError(f"{KEYS_VARIABLE}: {problem}")
     return file
 
 

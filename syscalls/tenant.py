@@ -14,6 +14,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_minute: float | None = None  # of prompts, when they are admitted, and of output, as it is made
     max_resident_bytes: int | None = None  # memory of its processes, on each device
     min_nice: int | None = None  # the most important level that it may ask for; beyond: EPERM
+    token_budget: int | None = None  # in all, over restarts, counted like those per minute
 
 
 class Rate(msgspec.Struct, frozen=True):
@@ -69,6 +70,7 @@ class TenantInfo(msgspec.Struct, frozen=True):
     num_processes: int  # that have not exited
     num_refused: int  # calls, with EDQUOT, since boot
     usage: TenantShare
+    num_spent_tokens: int = 0  # of its budget; 0 without one
 
 
 class TenantList(msgspec.Struct, frozen=True, tag="tenant_list"):

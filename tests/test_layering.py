@@ -32,7 +32,7 @@ ARROWS: dict[str, set[str]] = {
     "llmos.cost": set(),
     "llmos.device": {"llmos.cost", "syscalls"},
     "llmos.config": {"llmos.errors"},
-    "llmos.tenants_file": {"llmos.config", "syscalls"},
+    "llmos.tenants_file": {"llmos.config", "llmos.params", "syscalls"},
     "llmos.models": {"llmos.errors"},
     "llmos.doctor": {"llmos.config", "llmos.params"},
     "llmos.size": {"llmos.config", "llmos.device", "llmos.errors", "llmos.models", "drivers.builtin"},

@@ -45,6 +45,7 @@ def tenants(system: System, session: Session, call_id: int, body: Tenants) -> An
                 num_processes=len(tenant.processes),
                 num_refused=tenant.num_refused,
                 usage=usage[tenant.name],
+                num_spent_tokens=tenant.num_spent,
             )
             for tenant in chosen
         )

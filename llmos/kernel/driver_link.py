@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
 import sys
@@ -20,6 +19,7 @@ from llmos.device import (
     from_driver_decoder,
 )
 from llmos.ipc.framing import FrameError, FrameStream
+from llmos.kernel.child_environment import child_environment
 from llmos.params import DRIVER_STOP_SECONDS
 
 # Read before the driver's first line runs: threads that wait must not spin (on a busy core a spinning barrier
@@ -123,7 +123,7 @@ async def open_driver(kind: str, name: str, num_threads: int, cpus: tuple[int, .
                 pass_fds=[theirs.fileno()],
                 stdin=None,
                 start_new_session=True,
-                env={**DRIVER_ENVIRONMENT, **os.environ},
+                env=child_environment(DRIVER_ENVIRONMENT),
             )
         except BaseException:
             ours.close()

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import trio
 
 from llmos.errors import LlmosError
+from llmos.kernel.child_environment import child_environment
 from llmos.kernel.events import EventLog
 
 START_SECONDS = 30.0
@@ -81,7 +82,11 @@ class GatewayProcess:
         try:
             # A session of its own: a Ctrl-C in the terminal is for the kernel, which drains both.
             self._process = await trio.lowlevel.open_process(
-                command, pass_fds=[ready_writing, life_reading], stdin=None, start_new_session=True
+                command,
+                pass_fds=[ready_writing, life_reading],
+                stdin=None,
+                start_new_session=True,
+                env=child_environment(),
             )
         except BaseException:
             os.close(ready_reading)

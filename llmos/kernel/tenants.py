@@ -12,6 +12,7 @@ import trio
 
 from llmos.kernel.bucket import Bucket
 from llmos.kernel.recent import LastMinute
+from llmos.kernel.spent import Spent
 from llmos.proc.lifecycle import WAITING, Grammar, Prefill, ProcState
 from llmos.proc.pcb import Process
 from llmos.sched.accounts import Account, Accounts
@@ -56,7 +57,8 @@ class Tenant:
 
     Requests are counted when they are admitted. So are tokens of a prompt; those of the output are counted as
     they are made, and may make a debt that the next request waits for: how much output there will be is not
-    known before, and most requests ask for far more than they take.
+    known before, and most requests ask for far more than they take. A budget is spent in the same way, and
+    does not come back.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Tenant:
     account: Account
     requests: Bucket | None
     tokens: Bucket | None
+    spent: Spent
     processes: set[Process] = attrs.field(factory=set)  # that have not exited
     service: LastMinute = attrs.field(factory=LastMinute)
     num_refused: int = 0  # calls
@@ -85,6 +88,10 @@ class Tenant:
         if most is not None and self.num_waiting + num_processes > most:
             later = QUEUE_RETRY_SECONDS if num_processes <= most else None
             raise self._refuse("max_waiting", most, f"{self.num_waiting} wait, {num_processes} more", later)
+        budget = self.limits.token_budget
+        if budget is not None and (self.num_spent >= budget or self.num_spent + num_tokens > budget):
+            left = max(0, budget - self.num_spent)
+            raise self._refuse("token_budget", budget, f"{num_tokens} tokens more, {left} left", None)
         buckets = (("requests", self.requests, 1), ("tokens", self.tokens, num_tokens))
         for what, bucket, amount in buckets:
             if bucket is not None and (wait := bucket.wait_seconds(amount, now)) != 0:
@@ -93,6 +100,11 @@ class Tenant:
         for _, bucket, amount in buckets:
             if bucket is not None:
                 bucket.take(amount, now)
+        self._spend(num_tokens)
+
+    def _spend(self, num_tokens: int) -> None:
+        if self.limits.token_budget is not None and num_tokens:
+            self.spent.add(self.name, num_tokens)
 
     def check_nice(self, nice: int) -> None:
         """Raise SyscallError EPERM for a level that is more important than the tenant may have."""
@@ -106,6 +118,7 @@ class Tenant:
     def _refuse(self, limit: str, value: float, detail: str, later: float | None) -> SyscallError:
         self.num_refused += 1
         when = "never fits" if later is None else f"try again in {later:.3g} s"
+        when = "it does not come back" if limit == "token_budget" else when
         return SyscallError(
             Errno.EDQUOT,
             f"{limit} of tenant {self.name} is {value:g}: {detail}; {when}",
@@ -118,6 +131,7 @@ class Tenant:
         for bucket, amount in ((self.requests, 1), (self.tokens, num_tokens)):
             if bucket is not None:
                 bucket.give_back(amount, now)
+        self._spend(-num_tokens)
 
     def observe_service(self, service: float, num_output_tokens: int) -> None:
         """It was served: told by its account, as it is charged."""
@@ -125,8 +139,14 @@ class Tenant:
         self.service.add(service, now)
         if num_output_tokens and self.tokens is not None:
             self.tokens.take(num_output_tokens, now)
+        self._spend(num_output_tokens)
 
     # --- looking -----------------------------------------------------------------------------------------
+
+    @property
+    def num_spent(self) -> int:
+        """Tokens of its budget that are spent; 0 without one."""
+        return self.spent.of(self.name) if self.limits.token_budget is not None else 0
 
     @property
     def num_waiting(self) -> int:
@@ -142,6 +162,12 @@ class Tenant:
         """What is left of the limits per minute."""
         now = trio.current_time()
         return Rates(_rate(self.requests, now), _rate(self.tokens, now))
+
+
+def has_budgets(terms: Mapping[str, Terms], default: Limits) -> bool:
+    """True when somebody may spend only so much."""
+    limits = (default, *(each.limits for each in terms.values()))
+    return any(each.token_budget is not None for each in limits)
 
 
 def hash_key(key: str) -> str:
@@ -176,11 +202,13 @@ class Tenants:
         accounts: where their service is counted.
         terms: by name.
         default: limits of those that have no terms.
+        spent: counts what budgets there are.
     """
 
     accounts: Accounts
     terms: Mapping[str, Terms] = attrs.field(factory=dict)
     default: Limits = UNLIMITED
+    spent: Spent = attrs.field(factory=Spent)
     _tenants: dict[str, Tenant] = attrs.field(init=False, factory=dict)
     _by_uid: dict[int, str] = attrs.field(init=False)
     _by_key: dict[str, str] = attrs.field(init=False)
@@ -203,6 +231,11 @@ class Tenants:
         return bool(self._by_key)
 
     @property
+    def has_budgets(self) -> bool:
+        """True when somebody may spend only so much."""
+        return has_budgets(self.terms, self.default)
+
+    @property
     def names_users(self) -> bool:
         """True when some tenant has users: others of this machine may not open a session."""
         return bool(self._by_uid)
@@ -214,7 +247,7 @@ class Tenants:
         return tenant
 
     def _open(self, name: str) -> Tenant:
-        tenant = Tenant(name, UNLIMITED, self.accounts.of(name), None, None)
+        tenant = Tenant(name, UNLIMITED, self.accounts.of(name), None, None, self.spent)
         self._set_limits(tenant)
         tenant.account.observe = tenant.observe_service
         return tenant
@@ -233,13 +266,19 @@ class Tenants:
         A tenant that is named no longer keeps its processes, under the default limits.
 
         Raises:
-            SyscallError: EINVAL, there would be the first keys, or none any more; nothing was changed.
+            SyscallError: EINVAL, there would be the first keys, or none any more, or the first budget;
+                nothing was changed.
         """
         has_keys = any(terms.keys_sha256 for terms in agreement.terms.values())
         if has_keys != self.needs_key:
             which = "the first key" if has_keys else "no key any more"
             raise SyscallError(
                 Errno.EINVAL, f"there would be {which}, and doors ask for keys from their start on: restart"
+            )
+        if not self.spent.is_open and has_budgets(agreement.terms, agreement.default):
+            raise SyscallError(
+                Errno.EINVAL,
+                "there would be the first token_budget, and they are counted from a start on: restart",
             )
         before = {name: (terms, self.accounts.of(name).weight) for name, terms in self.terms.items()}
         self.terms, self.default = agreement.terms, agreement.default

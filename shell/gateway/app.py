@@ -73,6 +73,7 @@ def make_app(service: Service) -> Front | Cors:
         Route("/drain", Drain(service), methods=["POST"]),
         Route("/is_sleeping", IsSleeping(service), methods=["GET"]),
         *(Route(path, Unsupported(service), methods=["POST"]) for path in REASONS),
+        Route("/lora-adapters", Unsupported(service), methods=["GET"]),
     ]
     routes.append(Route("/openapi.json", OpenApi(service, routes), methods=["GET"]))
     front = Front(service, Router(routes, redirect_slashes=False))

@@ -119,7 +119,9 @@ def _read_response_format(given: dict[str, Any]) -> Iterator[Constraint]:
             param = "response_format.json_schema.schema"
             raise invalid("missing_required_parameter", f"Missing required parameter: '{param}'.", param)
     elif kind == "structural_tag":
-        raise unsupported("response_format.type", " 'structural_tag'")
+        raise unsupported(
+            "response_format.type", ": 'text', 'json_object' and 'json_schema' are, not 'structural_tag'"
+        )
     else:
         message = "'response_format.type' must be 'text', 'json_object' or 'json_schema'."
         raise invalid_value("response_format.type", message)

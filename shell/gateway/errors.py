@@ -100,8 +100,11 @@ def rate_limited(error: SyscallError) -> ApiError:
     exceeded = error.exceeded
     if exceeded is None:
         return ApiError(429, "requests", "rate_limit_exceeded", error.message)
-    message = f"Rate limit reached: {error.message}."
     headers = refusal_headers(exceeded)
+    if exceeded.limit == "token_budget":
+        message = f"You exceeded your current quota: {error.message}."
+        return ApiError(429, "insufficient_quota", "insufficient_quota", message, None, headers)
+    message = f"Rate limit reached: {error.message}."
     return ApiError(429, limited_kind(exceeded), "rate_limit_exceeded", message, None, headers)
 
 

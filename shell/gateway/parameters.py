@@ -42,7 +42,7 @@ SHARED_FIELDS: FieldTable = {
     **refused(
         documents=([],), chat_template=(),
         return_progress=False, lora=([],), lora_path=(), speculative=({},),
-        pin_ttl_s=0,
+        pin_ttl_s=0, use_beam_search=False, length_penalty=1.0, early_stopping=False,
     ),
 }  # fmt: skip
 

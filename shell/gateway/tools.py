@@ -122,7 +122,7 @@ def read_tool_use(
         message = "'tool_choice' must be 'none', 'auto', 'required' or an object that names a function."
         raise invalid_value("tool_choice", message)
     if isinstance(kind := choice.get("type"), str) and kind != "function":
-        raise unsupported("tool_choice.type", f" '{kind[:40]}': only functions can be chosen")
+        raise unsupported("tool_choice.type", f": only functions can be chosen, not '{kind[:40]}'")
     name = convert(choice, _Choice, "tool_choice").function.name
     for function in functions:
         if function.name == name:

@@ -166,6 +166,9 @@ def check_error(response: httpx.Response, status: int, code: str, param: str | N
         (CHAT, hello(request_id="a\n"), "invalid_value", "request_id"),
         (CHAT, hello(request_id="a", rid="b"), "invalid_value", "rid"),
         (CHAT, hello(pin_ttl_s=60), "unsupported_parameter", "pin_ttl_s"),
+        (CHAT, hello(use_beam_search=True), "unsupported_parameter", "use_beam_search"),
+        (CHAT, hello(length_penalty=1.2), "unsupported_parameter", "length_penalty"),
+        (CHAT, hello(early_stopping=True), "unsupported_parameter", "early_stopping"),
         (COMPLETIONS, {}, "missing_required_parameter", "prompt"),
         (COMPLETIONS, {"prompt": []}, "invalid_value", "prompt"),
         (COMPLETIONS, {"prompt": ""}, "invalid_value", "prompt"),
@@ -471,6 +474,7 @@ def test_neutral_values_of_refused_fields_are_accepted(gateway: Gateway) -> None
         "mirostat": 0,
         "mirostat_tau": 5.0, "dry_multiplier": 0.0, "dry_base": 1.75, "modalities": ["text"], "lora": [],
         "cache_prompt": True, "parallel_tool_calls": True, "store": False, "service_tier": "auto",
+        "use_beam_search": False, "length_penalty": 1, "early_stopping": False,
     }  # fmt: skip
     response = gateway.post(CHAT, hello(**neutral))
     assert response.status_code == 200, response.text

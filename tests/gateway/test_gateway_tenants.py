@@ -156,6 +156,28 @@ def test_a_limit_is_a_429(
         assert rate_limit_headers(response)["remaining-tokens"] == "0"
 
 
+def test_a_spent_budget_is_no_rate(gateway: Gateway, kernel: KernelThread) -> None:
+    """429 `insufficient_quota`, which nobody's library tries again."""
+    exceeded = Exceeded("token_budget", 1000.0, None)
+    message = "token_budget of tenant a is 1000: 9 tokens more, 4 left; it does not come back"
+    kernel.kernel.refusals[Spawn] = SyscallError(Errno.EDQUOT, message, exceeded)
+    for body in (hello(), hello(stream=True)):
+        response = gateway.post(CHAT, body)
+        error = check_error(response, 429, "insufficient_quota")
+        assert error["type"] == "insufficient_quota"
+        assert "9 tokens more, 4 left" in error["message"]
+        assert response.headers["x-should-retry"] == "false"
+        assert "retry-after" not in response.headers
+    num_calls = len(kernel.kernel.calls)
+    with OpenAI(base_url=gateway.base_url, api_key="any", max_retries=3) as client:
+        with pytest.raises(openai.RateLimitError) as caught:
+            client.chat.completions.create(model="scripted", messages=[{"role": "user", "content": "Hi"}])
+    assert caught.value.code == "insufficient_quota"
+    spawns = [call for call in kernel.kernel.calls[num_calls:] if isinstance(call, Spawn)]
+    assert len(spawns) == 1
+    kernel.reset()
+
+
 def rate_limit_headers(response: httpx.Response) -> dict[str, str]:
     """The x-ratelimit headers, without their prefix."""
     prefix = "x-ratelimit-"

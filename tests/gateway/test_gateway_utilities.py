@@ -160,6 +160,8 @@ def test_bad_slots(gateway: Gateway) -> None:
 def test_what_the_kernel_cannot_do_is_refused_by_name(gateway: Gateway, path: str) -> None:
     """No silent 200."""
     assert path in check_error(gateway.post(path, {}), 400, "unsupported")["message"]
+    if path == "/lora-adapters":
+        assert "no adapters" in check_error(gateway.get(path), 400, "unsupported")["message"]
 
 
 def test_drain_reaches_the_kernel(own_kernel: KernelThread, tmp_path: Path) -> None:

@@ -100,6 +100,7 @@ async def test_a_file_that_is_wrong_changes_nothing(autojump_clock, tmp_path: Pa
             ("[tenant", "is not TOML"),
             ("[tenant.alice]\nmax_runing = 2", "unknown field `max_runing`"),
             (table("alice", CAROL) + table("carol", CAROL), "is there twice, first in tenant.alice"),
+            (table("alice", CAROL) + "token_budget = 5\n", "the first token_budget"),
             ("[tenant.alice]\nmax_waiting = 9", "no key any more, and doors ask for keys"),
         ):
             path.write_text(text)

@@ -23,11 +23,12 @@ from llmos.config import ConfigError
 from llmos.cost import CostModel
 from llmos.ipc.credentials import PeerCredentials
 from llmos.kernel import server
+from llmos.kernel.spent import SAVE_SECONDS, Spent
 from llmos.kernel.tenants import Tenant
 from llmos.sched.caps import has_place
 from syscalls.client import Client, open_client
 from syscalls.errno import Errno, SyscallError
-from tests.kernel.harness import RunningKernel, running_kernel, wait_until
+from tests.kernel.harness import RunningKernel, run_in_place, running_kernel, wait_until
 
 BIG_PAGES = msgspec.structs.replace(DEFAULT_KV, frame_bytes=64 << 10)  # a MiB has few of them
 KEYS = {name: f"sk-llmos-{name}" for name in ("alice", "bob")}
@@ -244,6 +245,70 @@ async def test_tokens_per_minute(autojump_clock, tmp_path) -> None:
         error = await refused(pair.alice.spawn([1] * 601, max_tokens=1))  # more than a minute's worth: never
         assert error.exceeded.retry_seconds is None
         await finish(pair.bob, *(await pair.bob.spawn([1] * 601, max_tokens=1)).pids)
+
+
+async def test_a_budget_lasts_over_restarts(autojump_clock, tmp_path) -> None:
+    """Prompts count when they are admitted, output as it is made; what is spent is spent after a restart."""
+    options = {"alice": "token_budget = 150", "budget_file": str(tmp_path / "budgets.json")}
+    async with two_tenants(tmp_path, **options) as pair:
+        await finish(pair.alice, *(await pair.alice.spawn(range(1, 101), max_tokens=20)).pids)
+        (alice,) = await pair.alice.tenants()
+        assert (alice.num_spent_tokens, alice.limits.token_budget) == (120, 150)
+        with pytest.raises(SyscallError, match="E2BIG"):
+            await pair.alice.spawn([1] * 10, max_tokens=10**6)
+        await finish(pair.bob, *(await pair.bob.spawn([1] * 601, max_tokens=1)).pids)
+    async with two_tenants(tmp_path, **options) as pair:
+        error = await refused(pair.alice.spawn([1] * 31, max_tokens=1))
+        assert error.message == (
+            "token_budget of tenant alice is 150: 31 tokens more, 30 left; it does not come back"
+        )
+        assert error.exceeded.retry_seconds is None
+        (pid,) = (await pair.alice.spawn([1] * 20, max_tokens=50)).pids  # what has begun is not cut
+        assert (await pair.alice.wait(pid)).usage.num_output_tokens == 50
+        for call in (pair.alice.spawn([1], max_tokens=1), pair.alice.embed([[1]])):
+            await refused(call)
+        (bob,) = await pair.bob.tenants()
+        assert (bob.num_spent_tokens, bob.limits.token_budget) == (0, None)
+    assert Spent(tmp_path / "budgets.json").of("alice") == 0
+    opened = Spent(tmp_path / "budgets.json")
+    opened.open()
+    assert opened.of("alice") == 190
+    opened.close(print)
+
+
+async def test_budgets_are_one_kernels(autojump_clock, tmp_path) -> None:
+    """A second kernel may not count in the same file, nor one in what is no such file: refused by name."""
+    path = tmp_path / "budgets.json"
+    first = Spent(path)
+    first.open()
+    options = {"tenants": write_tenants(tmp_path, "token_budget = 5"), "budget_file": str(path)}
+    for message in (f"another kernel counts in {path}", f"{path}: .*spent"):
+        with pytest.RaisesGroup(pytest.RaisesExc(ConfigError, match=message), flatten_subgroups=True):
+            async with running_kernel(tmp_path, **options):
+                raise AssertionError
+        first.close(print)
+        path.write_text('{"spent": 7}')
+
+
+async def test_budgets_are_saved_meanwhile(autojump_clock, tmp_path) -> None:
+    """A second after they change, so that a kernel may be killed; a disk that is full ends nothing."""
+    spent, notes = Spent(tmp_path / "budgets.json"), []
+    spent.open()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(spent.keep, run_in_place, notes.append)
+        for total in (5, 7):
+            spent.add("alice", 5 if total == 5 else 2)
+            await trio.sleep(SAVE_SECONDS + 0.1)
+            assert spent.path.read_bytes() == b'{"spent":{"alice":%d}}' % total
+        tmp_path.joinpath(".budgets.json.part").mkdir()
+        spent.add("alice", -3)
+        await trio.sleep(SAVE_SECONDS + 0.1)
+        assert "budgets were not saved" in notes[0]
+        tmp_path.joinpath(".budgets.json.part").rmdir()
+        await trio.sleep(SAVE_SECONDS + 0.1)
+        assert spent.path.read_bytes() == b'{"spent":{"alice":4}}'
+        nursery.cancel_scope.cancel()
+    spent.close(notes.append)
 
 
 async def test_what_did_not_come_about_is_not_counted(autojump_clock, tmp_path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from llmos.cli import main
 from llmos.config import ConfigError
-from llmos.tenants_file import TenantsFile, make_key, read_tenants
+from llmos.tenants_file import TenantEntry, TenantsFile, add_keys, make_key, read_tenants
 from syscalls.tenant import Limits
 
 DIGEST = "ab" * 32
@@ -68,6 +68,35 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None
     with pytest.raises(ConfigError, match=r"tenants\.toml") as refusal:
         read(tmp_path, text)
     assert message in str(refusal.value)
+    assert "secret" not in str(refusal.value)
+
+
+def test_keys_of_the_environment(tmp_path: Path) -> None:
+    """They join those of the file, or make a tenant of the default's limits."""
+    file = read(
+        tmp_path, f'[default]\nmax_running = 4\n[tenant.a]\nkeys_sha256 = ["{DIGEST}"]\nadmin = true\n'
+    )
+    file = add_keys(" a=sk-one, b=sk-two\nb=sk==three ", file)
+    one, two, three = (hashlib.sha256(key.encode()).hexdigest() for key in ("sk-one", "sk-two", "sk==three"))
+    assert file.tenant["a"] == TenantEntry(keys_sha256=(DIGEST, one), admin=True)
+    assert file.tenant["b"] == TenantEntry(keys_sha256=(two, three))
+    assert file.tenant["b"].limits(file.default) == Limits(max_running=4)
+    assert add_keys("", file) == file
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("secret", "entry 1 is not NAME=KEY"),
+        ("a=k,b=", "entry 2 is not NAME=KEY"),
+        ("a:b=secret", "tenant.a:b: a name has"),
+        ("a=secret b=secret", "tenant.b: the key .* is there twice, first in tenant.a"),
+    ],
+)
+def test_what_is_wrong_in_the_environment_is_named(text: str, message: str) -> None:
+    """By place or tenant; never the secret."""
+    with pytest.raises(ConfigError, match=f"LLMOS_KEYS: {message}") as refusal:
+        add_keys(text, TenantsFile())
     assert "secret" not in str(refusal.value)
 
 

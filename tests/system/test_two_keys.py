@@ -8,6 +8,7 @@ import signal
 import stat
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -20,7 +21,7 @@ from syscalls.errno import Errno, SyscallError
 from syscalls.sync import SyncClient
 from tests.system.leaks import assert_no_leak, count
 
-KEYS = {name: f"sk-llmos-{name}-{'x' * 30}" for name in ("alice", "bob")}
+KEYS = {name: f"sk-llmos-{name}-{'x' * 30}" for name in ("alice", "bob", "dave")}
 PROMPT = [300 + i % 200 for i in range(400)]
 
 
@@ -32,8 +33,8 @@ def tenants_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(tenants_path: Path) -> Iterator[Server]:
-    """A server whose file has two tenants; one is limited."""
-    lines = []
+    """A server with three tenants: one is limited; one has a budget, and a key in the environment."""
+    lines = ["[tenant.dave]\ntoken_budget = 1000\n"]
     for name, limits in (
         ("alice", "requests_per_minute = 4\ntokens_per_minute = 2000"),
         ("bob", "weight = 2"),
@@ -43,7 +44,10 @@ def server(tenants_path: Path) -> Iterator[Server]:
     path = tenants_path
     path.write_text("".join(lines))
     options = ("--device", "cpu", "--threads", "1", "--pool-mib", "256", "--tenants", str(path))
-    with running_server(*options) as running:
+    options += ("--budget-file", str(path.with_name("budgets.json")))
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
+        patch.setenv("LLMOS_KEYS", f"dave={KEYS['dave']}")
+        running = stack.enter_context(running_server(*options))
         for key in KEYS.values():  # the gateway keeps a session for each key that it has seen
             headers = {"x-api-key": key}
             assert httpx.get(f"{running.url}/v1/models", headers=headers, timeout=60).status_code == 200
@@ -80,7 +84,7 @@ def test_nobody_gets_in_without_a_key(server: Server) -> None:
 
 def test_tenants_share_nothing_and_limits_are_their_own(server: Server) -> None:
     """Equal prompts are found in the own cache only; one tenant runs into its limits, not the other."""
-    for name in KEYS:
+    for name in ("alice", "bob"):
         cached = [ask(server, name).usage.prompt_tokens_details.cached_tokens for _ in range(2)]
         assert cached[0] == 0
         assert cached[1] > 0
@@ -103,6 +107,23 @@ def test_tenants_share_nothing_and_limits_are_their_own(server: Server) -> None:
         assert found["alice"].num_refused >= 2
         assert (found["bob"].num_refused, found["bob"].usage.weight) == (0, 2.0)
         assert found["alice"].share + found["bob"].share == pytest.approx(1)
+
+
+def test_a_budget_is_spent_once(server: Server) -> None:
+    """Two requests fit, a third is refused for good; no child of the kernel has inherited the key."""
+    for _ in range(2):
+        ask(server, "dave")
+    with pytest.raises(openai.RateLimitError) as refused:
+        ask(server, "dave")
+    assert refused.value.code == refused.value.type == "insufficient_quota"
+    assert refused.value.response.headers["x-should-retry"] == "false"
+    with SyncClient(server.socket_path) as administrator:
+        found = {tenant.name: tenant for tenant in administrator.tenants(everyone=True)}
+        assert found["dave"].num_spent_tokens == 2 * (len(PROMPT) + 4)
+        (device,) = administrator.devices()
+    environment = Path(f"/proc/{device.driver_pid}/environ").read_bytes()
+    assert b"PATH=" in environment
+    assert b"LLMOS_KEYS" not in environment
 
 
 def test_a_tenant_sees_only_its_own(server: Server) -> None:

@@ -34,7 +34,7 @@ async def list_tenants(shell: Shell, arguments: Arguments) -> int:
     columns = (
         Column("TENANT"),
         *(Column(name, True) for name in ("WEIGHT", "SHARE", "RUN", "WAIT", "MEMORY", "TOKENS")),
-        *(Column(name, True, is_minor=True) for name in ("REQUESTS/MIN", "TOKENS/MIN", "REFUSED")),
+        *(Column(name, True, is_minor=True) for name in ("REQUESTS/MIN", "TOKENS/MIN", "BUDGET", "REFUSED")),
     )
     shell.screen.show(make_table(columns, [_describe(tenant) for tenant in tenants]))
     return 0
@@ -71,6 +71,7 @@ def _describe(tenant: TenantInfo) -> tuple[str | int, ...]:
         usage.num_prompt_tokens + usage.num_output_tokens,
         _left(tenant.rates.requests),
         _left(tenant.rates.tokens),
+        "" if limits.token_budget is None else f"{tenant.num_spent_tokens} of {limits.token_budget}",
         tenant.num_refused,
     )
 
@@ -98,9 +99,9 @@ COMMANDS = (
         summary="Show your tenant, or with -a all",
         details=(
             "Its share of the last minute, what it has now and what it may have, and what is left of its "
-            "limits per minute. Administrators may see all. 'tenants reload' (administrators) has the kernel "
-            "read its tenants file again: names, keys, weights and limits hold from then on; a file that is "
-            "wrong changes nothing."
+            "limits per minute and spent of its budget. Administrators may see all. 'tenants reload' "
+            "(administrators) has the kernel read its tenants file again: names, keys, weights and limits "
+            "hold from then on; a file that is wrong changes nothing."
         ),
         operands="[reload]",
         max_operands=1,
