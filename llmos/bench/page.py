@@ -166,10 +166,11 @@ def main(*, json_path: str | None, num_runs: int, is_quick: bool) -> int:
         against=f"the whole state each look, {whole:.0f} KiB/s", ratio=whole / rate, runs=num_runs,
     )  # fmt: skip
     for name, values in (("kernel", kernel), ("gateway", gateway)):
-        value = max(statistics.median(values), 0.01)
+        value = statistics.median(values)  # a difference of two measurements: the runs say what it is worth
         report.add(
             f"processor: {case}", f"{name}, for each look", value, "ms",
-            against=f"budget {LOOK_BUDGET_MS:.0f} ms", ratio=LOOK_BUDGET_MS / value, runs=num_runs,
+            against=f"budget {LOOK_BUDGET_MS:.0f} ms; runs {min(values):.1f} to {max(values):.1f}",
+            ratio=LOOK_BUDGET_MS / max(value, 1.0), runs=num_runs,
         )  # fmt: skip
     for name in MAIN_THREAD if browsers else ():
         value = max(statistics.median(each[name] for each in browsers), 0.01)
