@@ -21,7 +21,7 @@ from llmos.kernel.driver_link import DRIVER_ENVIRONMENT
 
 
 class MeasurementFailed(LlmosError):
-    """The process that measures ended early; what it wrote to standard error says why."""
+    """Whoever measures ended early, or was refused; what was written to standard error says why."""
 
 
 class Plan(msgspec.Struct, frozen=True, tag="plan", forbid_unknown_fields=True):

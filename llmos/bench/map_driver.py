@@ -13,6 +13,7 @@ from typing import NamedTuple
 import msgspec
 from attrs import define, field
 
+from llmos.bench.child import MeasurementFailed
 from llmos.device import (
     LENGTH,
     Bind,
@@ -35,14 +36,9 @@ from llmos.device import (
     encode_message,
     from_driver_decoder,
 )  # fmt: skip
-from llmos.errors import LlmosError
 from llmos.kernel.driver_link import DRIVER_ENVIRONMENT
 from llmos.mm.address_space import AddressSpace
 from llmos.mm.vmm import VMM
-
-
-class MeasurementFailed(LlmosError):
-    """The driver refused a load, or a step."""
 
 
 class CallTimes(msgspec.Struct, frozen=True):
