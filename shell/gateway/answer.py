@@ -12,8 +12,8 @@ from shell.gateway.choice import Choice, Delta, TokenEntry
 from shell.gateway.deadline import kept_deadline
 from shell.gateway.exchange import Exchange
 from shell.gateway.generation import Generation, open_generation
+from shell.gateway.job import Job
 from shell.gateway.limits import rate_headers
-from shell.gateway.parameters import Job
 from shell.gateway.parsers.events import Content, Event
 from shell.gateway.service import Service
 from shell.gateway.sse import DONE, EventWriter, SendStalled, encode_event

@@ -16,23 +16,22 @@ from shell.gateway.conversation import adapt_messages, takes_documents, takes_to
 from shell.gateway.errors import invalid, invalid_value, unsupported
 from shell.gateway.exchange import Asker, Exchange
 from shell.gateway.fields import FieldTable, accepted, convert, implemented, refused, take_fields
+from shell.gateway.job import Job, make_job
 from shell.gateway.messages import MessageFields, count_characters, read_messages
-from shell.gateway.parameters import (
-    SHARED_FIELDS,
-    STREAM_OPTIONS_FIELDS,
-    Job,
-    SharedFields,
-    check_length,
-    choose_id,
-    make_job,
-    read_stream_options,
-)
 from shell.gateway.parsers.choose import AUTO, choose_reasoning_marks, choose_tool_parser
 from shell.gateway.parsers.generic import JsonParser
+from shell.gateway.prompt_length import check_length
 from shell.gateway.reader import Reading
 from shell.gateway.replies.chat import ChatChunk, ChatCompletion
 from shell.gateway.sampler_fields import list_replaced
 from shell.gateway.service import Endpoint, Service
+from shell.gateway.shared_fields import (
+    SHARED_FIELDS,
+    STREAM_OPTIONS_FIELDS,
+    SharedFields,
+    choose_id,
+    read_stream_options,
+)
 from shell.gateway.template_process import Rendering, render_apart
 from shell.gateway.tool_grammar import SCHEMA_CHARACTERS, CallGrammar, find_loose, wants_grammar
 from shell.gateway.tools import ToolUse, read_tool_use

@@ -12,8 +12,8 @@ import attrs
 
 from shell.gateway.answer import Collected, Json
 from shell.gateway.choice import Choice, Delta, TokenEntry
+from shell.gateway.job import Job
 from shell.gateway.logprobs import chat_logprobs, prompt_logprobs
-from shell.gateway.parameters import Job
 from shell.gateway.parsers.events import CallArguments, CallBegun, CallEnded, Content, Event, Reasoning
 from shell.gateway.text_event import TextEvent
 

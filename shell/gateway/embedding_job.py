@@ -17,8 +17,9 @@ from shell.gateway.exchange import Exchange
 from shell.gateway.fields import FieldTable, accepted, implemented
 from shell.gateway.generation import explain_exit
 from shell.gateway.limits import rate_headers
-from shell.gateway.parameters import RequestId, check_context
+from shell.gateway.prompt_length import check_context
 from shell.gateway.service import Service
+from shell.gateway.shared_fields import RequestId
 from syscalls.embedding import MAX_INPUTS
 from syscalls.process import Output
 from syscalls.session import EmbedOptions

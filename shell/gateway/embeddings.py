@@ -21,9 +21,9 @@ from shell.gateway.embedding_job import (
 from shell.gateway.errors import invalid_value, unsupported
 from shell.gateway.exchange import Exchange
 from shell.gateway.fields import FieldTable, convert, implemented, refused, take_fields
-from shell.gateway.parameters import TokenId
 from shell.gateway.replies.embeddings import EmbeddingList
 from shell.gateway.service import Endpoint
+from shell.gateway.shared_fields import TokenId
 from syscalls.embedding import read_vector
 
 Json = dict[str, Any]

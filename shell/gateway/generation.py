@@ -13,8 +13,8 @@ import trio
 from shell.gateway.choice import Choice, Delta
 from shell.gateway.choice_reading import ChoiceReading, Sink
 from shell.gateway.errors import ApiError, process_killed, unavailable
+from shell.gateway.job import Job
 from shell.gateway.metrics import Metrics
-from shell.gateway.parameters import Job
 from shell.gateway.vllm_metrics import RequestMetrics, finished_reason
 from syscalls.client import Client, ConnectionLost
 from syscalls.errno import SyscallError

@@ -17,18 +17,17 @@ from shell.gateway.constraints import compile_constraint, read_constraint
 from shell.gateway.errors import invalid_value, unsupported
 from shell.gateway.exchange import Exchange
 from shell.gateway.fields import FieldTable, convert, implemented, refused, take_fields
-from shell.gateway.parameters import (
-    SHARED_FIELDS,
-    STREAM_OPTIONS_FIELDS,
-    Job,
-    SharedFields,
-    choose_id,
-    make_job,
-    read_stream_options,
-)
+from shell.gateway.job import Job, make_job
 from shell.gateway.replies.infill import InfillChunk, Infilled
 from shell.gateway.sampler_fields import list_replaced
 from shell.gateway.service import Endpoint, Service
+from shell.gateway.shared_fields import (
+    SHARED_FIELDS,
+    STREAM_OPTIONS_FIELDS,
+    SharedFields,
+    choose_id,
+    read_stream_options,
+)
 from syscalls.text.fill_in import FillIn, find_fill_in
 from syscalls.text.tokenizer import TextModel
 
@@ -69,18 +68,21 @@ def require_fill_in(model: ServedModel, param: str) -> FillIn:
 
 @attrs.define(eq=False)
 class InfillShape:
-    """Writes llama.cpp's objects."""
+    """Writes llama.cpp's objects. The `tokens` of all chunks of a stream are those of the whole answer."""
 
     job: Job
+    _untold: list[int] = attrs.field(factory=list)  # token ids whose text has not come, or that have none
 
     def chunks(self, choice: Choice, delta: Delta) -> list[Json]:
         """Text, then the end."""
         found = []
+        self._untold += delta.tokens
         if delta.text:
+            tokens, self._untold = self._untold, []
             row = {
                 "index": choice.index,
                 "content": delta.text,
-                "tokens": list(delta.tokens),
+                "tokens": tokens,
                 "stop": False,
                 "id_slot": -1,
                 "tokens_predicted": choice.num_tokens,
@@ -88,7 +90,7 @@ class InfillShape:
             }
             found.append(row)
         if delta.finish_reason is not None:
-            found.append(self._end(choice, "", []))
+            found.append(self._end(choice, "", self._untold))
         return found
 
     def text_event(self, choice: Choice, delta: Delta) -> None:
@@ -154,6 +156,10 @@ async def prepare_infill(service: Service, exchange: Exchange, body: Json) -> tu
         raise invalid_value("n_predict", "'n_predict' is 0: nothing would be written.")
     if fields.truncate_prompt_tokens is not None:
         raise unsupported("truncate_prompt_tokens", ": a text with a hole cannot be cut at its beginning")
+    if fields.prompt_logprobs is not None:
+        raise unsupported("prompt_logprobs")
+    if fields.return_token_times:
+        raise unsupported("return_token_times")
     exchange.request_id = choose_id(fields, exchange.request_id)
     constraint = read_constraint(fields, exchange.ignored)
     model = await service.catalog.resolve(fields.model)

@@ -13,7 +13,8 @@ from shell.gateway.chat import ChatFields, prepare_chat
 from shell.gateway.chat_shape import ChatShape
 from shell.gateway.errors import ApiError, invalid
 from shell.gateway.exchange import Asker, Exchange
-from shell.gateway.parameters import Job, check_context
+from shell.gateway.job import Job
+from shell.gateway.prompt_length import check_context
 from shell.gateway.response_input import (
     PASSED_ON,
     Json,

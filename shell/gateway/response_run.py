@@ -12,7 +12,7 @@ import trio
 from shell.gateway.choice import Choice
 from shell.gateway.errors import ApiError, as_api_error
 from shell.gateway.generation import explain_exit, open_choice
-from shell.gateway.parameters import Job
+from shell.gateway.job import Job
 from shell.gateway.response_events import ResponseEvents, note_reasoning
 from shell.gateway.response_record import Record
 from syscalls.client import Client, ConnectionLost

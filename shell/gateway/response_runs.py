@@ -12,8 +12,8 @@ import structlog
 import trio
 
 from shell.gateway.errors import ApiError, kernel_lost
+from shell.gateway.job import Job
 from shell.gateway.kernel_link import KernelLink
-from shell.gateway.parameters import Job
 from shell.gateway.response_record import Record, ResponseStore
 from shell.gateway.response_run import Prepared, ResponseRun, adopt_process, end_process
 from syscalls.client import Client, ConnectionLost

@@ -14,9 +14,10 @@ from shell.gateway.errors import invalid, invalid_value
 from shell.gateway.exchange import Exchange
 from shell.gateway.fields import FieldTable, convert, implemented, refused, take_fields
 from shell.gateway.messages import count_characters
-from shell.gateway.parameters import TokenId, check_encoded
+from shell.gateway.prompt_length import check_encoded
 from shell.gateway.replies.server import DetokenizedText, RenderedConversation, TokenizedText, TokenizerReport
 from shell.gateway.service import Endpoint
+from shell.gateway.shared_fields import TokenId
 from shell.gateway.tools import read_tool_use
 from syscalls.text.template import TemplateError
 

@@ -12,7 +12,7 @@ import pytest
 from shell.gateway.chat import CHAT_FIELDS
 from shell.gateway.completions import COMPLETION_FIELDS
 from shell.gateway.fields import FieldTable
-from shell.gateway.parameters import MAX_ENCODED_CHARACTERS, check_encoded
+from shell.gateway.prompt_length import MAX_ENCODED_CHARACTERS, check_encoded
 from shell.gateway.response_input import RESPONSE_FIELDS
 from shell.gateway.tokenize import DETOKENIZE_FIELDS, TOKENIZE_FIELDS
 from syscalls.errno import Errno, SyscallError

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from openai import OpenAI
 
 from shell.gateway.replies.infill import InfillChunk, Infilled
@@ -97,6 +100,32 @@ def test_how_it_ended(
     assert (chunks[-1]["stop_type"], chunks[-1]["stopping_word"]) == (kind, word)
 
 
+@given(
+    text=st.text(alphabet="aé語🙂\n", max_size=8),
+    cuts=st.lists(st.integers(1, 3), min_size=1, max_size=40),
+    stop=st.sampled_from([None, "a", "語🙂"]),
+)
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)  # the fixtures hold nothing that an example leaves behind
+def test_chunks_have_every_token(
+    gateway: Gateway, kernel: KernelThread, coder: str, text: str, cuts: list[int], stop: str | None
+) -> None:
+    """The ids of a stream's chunks are those of the whole answer, however the bytes of characters are cut."""
+    data, pieces = text.encode(), []
+    for size in itertools.cycle(cuts):
+        pieces.append(data[:size])
+        data = data[size:]
+        if not data:
+            break
+    kernel.program = says(*pieces)
+    fields = {"model": coder, "input_prefix": "a", "input_suffix": "b", "stop": stop}
+    whole = gateway.post("/infill", fields).json()
+    chunks = events_of(gateway.post("/infill", {**fields, "stream": True}))
+    assert [token for chunk in chunks for token in chunk["tokens"]] == whole["tokens"]
+    assert whole["tokens_predicted"] == chunks[-1]["tokens_predicted"] == len(whole["tokens"])
+
+
 def test_completions_take_a_suffix(gateway: Gateway, kernel: KernelThread, coder: str) -> None:
     """By the official client; each prompt has it, and tokens are taken as they are."""
     with OpenAI(base_url=gateway.base_url, api_key="any", max_retries=0) as client:
@@ -123,6 +152,8 @@ BOTH = {"prompt": "a", "suffix": "b"}
         ("/infill", {"n_predict": 0}, INVALID, "n_predict"),
         ("/infill", {"n": 2}, INVALID, "n"),
         ("/infill", {"n_probs": 3}, UNSUPPORTED, "n_probs"),
+        ("/infill", {"prompt_logprobs": 0}, UNSUPPORTED, "prompt_logprobs"),
+        ("/infill", {"return_token_times": True}, UNSUPPORTED, "return_token_times"),
         ("/infill", {"truncate_prompt_tokens": 3}, UNSUPPORTED, "truncate_prompt_tokens"),
         (
             "/infill",

@@ -11,7 +11,7 @@ from shell.gateway.catalog import ServedModel
 from shell.gateway.chat_shape import ChatShape
 from shell.gateway.choice import Choice, Delta
 from shell.gateway.completions import CompletionShape
-from shell.gateway.parameters import Job
+from shell.gateway.job import Job
 from shell.gateway.parsers.events import Content, Reasoning
 from shell.gateway.reader import PLAIN_TEXT, MessageReader
 from shell.gateway.sse import encode_event
