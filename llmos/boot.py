@@ -3,44 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import trio
-import trio.lowlevel
 
 from drivers.builtin import base_path
-from drivers.sim import SimDriver
-from drivers.sim_model import SimModel
-from llmos.config import (
-    Config,
-    ConfigError,
-    listens_beyond_loopback,
-    parse_weights,
-    processors_of,
-    threads_per_device,
-)
-from llmos.cost import CostModel
-from llmos.device import DriverLink, Load, Progress
+from llmos.agreements import make_tenant_reload, make_tenants, socket_mode
+from llmos.config import Config, ConfigError
+from llmos.device import Progress
+from llmos.gateway_options import gateway_options
 from llmos.ipc.credentials import listen_unix
-from llmos.ipc.supervisor import ChildSpec, open_supervisor
+from llmos.ipc.supervisor import ChildSpec, Runnable, open_supervisor
 from llmos.kernel.driver_host import DriverHost, OpenLink
-from llmos.kernel.driver_link import open_driver
 from llmos.kernel.gateway_process import GatewayProcess
 from llmos.kernel.image_store import ImageStore, default_image_folder
 from llmos.kernel.server import SyscallServer
-from llmos.kernel.spent import BudgetsUnreadable, Spent, default_budget_file
+from llmos.kernel.spent import BudgetsUnreadable
 from llmos.kernel.system import System
-from llmos.kernel.tenant_reload import BadAgreement, TenantReload
-from llmos.kernel.tenants import Agreement, Tenants, Terms
-from llmos.models import NoSuchModel, resolve_model, served_name
-from llmos.params import KEYS_VARIABLE
+from llmos.loads import ENCODER, device_names, encoder_load_message, load_message, num_spaces
+from llmos.models import resolve_model
+from llmos.openers import link_opener
 from llmos.proc.lifecycle import ProcState
 from llmos.sched.accounts import Accounts
 from llmos.sched.batch import BatchLimits
@@ -50,15 +37,9 @@ from llmos.sched.messages import Kill
 from llmos.sched.policy import FirstComeFirstServed, ResidencyPolicy
 from llmos.sched.preemption import PreemptionCosts
 from llmos.sched.rerank import Rerank
-from llmos.tenants_file import add_keys, read_tenants
-from native.memory import available_memory_bytes
 from syscalls.collector import settle_collector
 from syscalls.errno import SyscallError
 from syscalls.paths import default_socket_path, prepare_socket_directory
-
-SWAP_SHARE = 8  # all devices' host areas take this part of what is available, as they are written
-ENCODER = "encoder:0"  # the device that only makes vectors
-MAX_DEFAULT_SWAP_BYTES = 4 << 30  # of a device
 
 
 class Ready(msgspec.Struct, frozen=True):
@@ -114,6 +95,10 @@ async def boot(
                 await listener.aclose()
                 raise ConfigError(str(error)) from error
         async with open_supervisor() as init:
+
+            async def start(name: str, run: Runnable, stop: Callable[[], None] | None = None) -> None:
+                await init.start(ChildSpec(name=name, run=run, stop=stop))
+
             load = load_message(config, model_path)
             loads = dict.fromkeys(device_names(config, device_kind), load)
             if encoder_path is not None:  # last: the first model is the default
@@ -125,31 +110,24 @@ async def boot(
                 system.hosts[name] = DriverHost(
                     core, opener, load, config.step_timeout_seconds, system.events, on_progress
                 )
-                await init.start(
-                    ChildSpec(name=f"core {name}", run=core.run, stop=core.stop)
-                )  # run queue, memory
-            await init.start(
-                ChildSpec(name="errands", run=system.errands.run)
-            )  # calls that wait for the disk
+                await start(f"core {name}", core.run, core.stop)  # run queue, memory
+            await start("errands", system.errands.run)  # calls that wait for the disk
             server = SyscallServer(system, listener)
             if config.tenants is not None:
                 system.reload_tenants = make_tenant_reload(config, system, server, socket_path).reload
-            await init.start(ChildSpec(name="server", run=server.run))  # syscall socket
+            await start("server", server.run)  # syscall socket
             async with trio.open_nursery() as starting:
                 for name, host in system.hosts.items():  # drivers: all devices load at once
-                    starting.start_soon(init.start, ChildSpec(name=f"host {name}", run=host.run))
+                    starting.start_soon(start, f"host {name}", host.run)
                 if config.listen:
                     gateway = GatewayProcess(gateway_options(config, socket_path), system.events)
-                    starting.start_soon(
-                        init.start, ChildSpec(name="gateway", run=gateway.run)
-                    )  # the OpenAI door
+                    starting.start_soon(start, "gateway", gateway.run)  # the OpenAI door
             if tenants.has_budgets:
                 keep = partial(tenants.spent.keep, system.errands.run_blocking, warn)
-                await init.start(ChildSpec(name="budgets", run=keep))  # what is spent of them
-            await init.start(ChildSpec(name="reaper", run=system.reap_forgotten))  # old zombies
-            await init.start(
-                ChildSpec(name="sweeper", run=partial(system.sweep_idle, config.swap_idle_seconds))
-            )  # memory of chats that wait for their people
+                await start("budgets", keep)  # what is spent of them
+            await start("reaper", system.reap_forgotten)  # old zombies
+            sweep = partial(system.sweep_idle, config.swap_idle_seconds)
+            await start("sweeper", sweep)  # memory of chats that wait for their people
             ready = announce(system, gateway, socket_path, trio.current_time() - began)
             task_status.started((system, ready))
             grace_seconds = await shutdown.wait()
@@ -157,64 +135,6 @@ async def boot(
     finally:
         tenants.spent.close(warn)
         Path(socket_path).unlink(missing_ok=True)  # noqa: ASYNC240 - one call, at the very end
-
-
-def make_tenants(config: Config) -> Tenants:
-    """Who is agreed what at the start. Raises ConfigError."""
-    agreement = read_agreement(config)
-    budget_file = Path(config.budget_file).expanduser() if config.budget_file else default_budget_file()
-    spent = Spent(budget_file)
-    tenants = Tenants(Accounts(agreement.weights), agreement.terms, agreement.default, spent)
-    if (
-        config.listen
-        and listens_beyond_loopback(config.listen)
-        and not (tenants.needs_key or config.insecure_no_keys)
-    ):
-        raise ConfigError(
-            f"listen is {config.listen!r}, which other machines reach, and no tenant has a key: give keys in "
-            "tenants (see `llmos key`) or in LLMOS_KEYS, listen on 127.0.0.1, or set insecure_no_keys"
-        )
-    return tenants
-
-
-def read_agreement(config: Config) -> Agreement:
-    """Who is agreed what, by file, environment and weights. Blocks. Raises ConfigError."""
-    file = add_keys(os.environ.get(KEYS_VARIABLE, ""), read_tenants(config.tenants))
-    weights = parse_weights(config.tenant_weights)
-    if twice := sorted(weights.keys() & file.tenant.keys()):
-        raise ConfigError(f"the weight of {twice[0]} is in tenant_weights and in {config.tenants}")
-    weights |= {name: entry.weight for name, entry in file.tenant.items()}
-    terms = {
-        name: Terms(
-            limits=entry.limits(file.default),
-            keys_sha256=entry.keys_sha256,
-            uids=entry.uids,
-            is_admin=entry.admin,
-        )
-        for name, entry in file.tenant.items()
-    }
-    return Agreement(terms=terms, default=file.default.limits(file.default), weights=weights)
-
-
-def make_tenant_reload(
-    config: Config, system: System, server: SyscallServer, socket_path: str
-) -> TenantReload:
-    """What reads the tenants file again."""
-
-    def read() -> Agreement:
-        try:
-            return read_agreement(config)
-        except ConfigError as error:
-            raise BadAgreement(str(error)) from error
-
-    return TenantReload(
-        system, server, read, lambda system: Path(socket_path).chmod(socket_mode(system.tenants))
-    )
-
-
-def socket_mode(tenants: Tenants) -> int:
-    """Other users of the machine may open the socket if some are named; the kernel turns away the others."""
-    return 0o666 if tenants.names_users else 0o600
 
 
 def announce(system: System, gateway: GatewayProcess | None, socket_path: str, seconds: float) -> Ready:
@@ -276,49 +196,6 @@ async def drain(system: System, gateway: GatewayProcess | None, grace_seconds: f
     await trio.sleep(0.05)  # the last replies reach their readers
 
 
-def gateway_options(config: Config, socket_path: str) -> list[str]:
-    """The gateway's command line, from the configuration."""
-    options: dict[str, object] = {
-        "listen": config.listen,
-        "socket": socket_path,
-        "sampling-defaults": config.sampling_defaults,
-        "tool-parser": config.tool_parser,
-        "reasoning-parser": config.reasoning_parser,
-        "reasoning-field": config.reasoning_field,
-        "max-responses": config.max_responses,
-        "response-ttl": config.response_ttl_seconds,
-        "max-body-bytes": config.max_body_mib << 20,
-        "body-timeout": config.body_timeout_seconds,
-        "keep-alive-timeout": config.keep_alive_timeout_seconds,
-        "sse-ping-interval": config.sse_ping_interval,
-        "send-timeout": config.send_timeout_seconds,
-        "shutdown-timeout": config.shutdown_grace_seconds,
-        "priority-order": config.priority_order,
-        "metrics-compat": config.metrics_compat,
-        "log-level": config.log_level,
-        "log-format": config.log_format,
-    }
-    if config.max_uploads_mib is not None:
-        options["max-uploads-bytes"] = config.max_uploads_mib << 20
-    if config.response_folder is not None:
-        options["response-folder"] = config.response_folder
-    switches = ["--allow-chat-template"] if config.allow_chat_template else []
-    switches += ["--timings"] if config.timings else []
-    if config.insecure_no_keys:
-        switches.append("--insecure-no-keys")
-    if config.tls_cert is not None and config.tls_key is not None:
-        options |= {"tls-cert": config.tls_cert, "tls-key": config.tls_key}
-    switches += [
-        f"--cors-origin={origin.strip()}" for origin in config.cors_origins.split(",") if origin.strip()
-    ]
-    return [f"--{name}={value}" for name, value in options.items()] + switches
-
-
-def device_names(config: Config, kind: str) -> list[str]:
-    """cpu:0, cpu:1, …"""
-    return [f"{kind}:{i}" for i in range(config.devices)]
-
-
 def make_policy(config: Config, accounts: Accounts) -> ResidencyPolicy:
     """The policy that the configuration names; each device has its own, and all have one set of accounts."""
     match config.policy:
@@ -360,112 +237,6 @@ def make_core(config: Config, name: str, system: System) -> Core:
         partial(system.events.record, level="warning"),
         config.mapping,
     )
-
-
-def load_message(config: Config, model_path: str) -> Load:
-    """What each driver is told to load."""
-    return Load(
-        path=model_path,
-        name=config.name or ("llmos-base" if config.model == "builtin" else served_name(model_path)),
-        weights=config.weights,
-        kv=config.kv,
-        pool_bytes=config.pool_mib << 20 if config.pool_mib else None,
-        frame_bytes=config.frame_kib << 10 if config.frame_kib else None,
-        max_spaces=num_spaces(config),
-        max_model_len=config.max_model_len,
-        max_step_tokens=config.max_step_tokens,
-        max_divergence=config.max_divergence,
-        quality_text=config.quality_text,
-        host_bytes=swap_bytes(config),
-        disk_bytes=config.swap_file_mib << 20,
-        disk_folder=config.swap_folder,
-        copy_piece_bytes=config.swap_piece_kib << 10 if config.swap_piece_kib else None,
-    )
-
-
-def encoder_load_message(config: Config, load: Load, encoder_path: str) -> Load:
-    """What the encoder's driver is told to load, beside the model.
-
-    Raises ConfigError: both models have one name.
-    """
-    name = config.embedding_name or served_name(encoder_path)
-    if name == load.name:
-        raise ConfigError(f"the model and the encoder are both called {name!r}: set embedding_name")
-    return msgspec.structs.replace(
-        load, path=encoder_path, name=name, host_bytes=0, disk_bytes=0, max_model_len=None
-    )
-
-
-def swap_bytes(config: Config) -> int:
-    """Host memory that a device may swap to: what is asked for, or a share of what there is.
-
-    The memory of a simulated device is not that of the machine it is simulated on: it has what is asked for.
-    """
-    if config.swap_mib is not None:
-        return config.swap_mib << 20
-    if config.device == "sim":
-        return 0
-    return min(available_memory_bytes() // (SWAP_SHARE * config.devices), MAX_DEFAULT_SWAP_BYTES)
-
-
-def num_spaces(config: Config) -> int:
-    """Address spaces of a device: those who run, and as many again who only hold memory."""
-    return 2 * config.max_running
-
-
-def make_sim_model(shape: dict[str, Any]) -> SimModel:
-    """What a simulated device computes in place of a model, of which `shape` is the config.json."""
-    eos = shape.get("eos_token_id")
-    eos_ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),)
-    return SimModel(shape["vocab_size"], eos_ids, eos_every=100)
-
-
-def simulated_opener(config: Config, name: str, model_path: str) -> OpenLink:
-    """A simulated device that speaks the vocabulary of a real model, so that its text can be decoded.
-
-    Raises NoSuchModel: the model is no folder; only drivers make a tokenizer of a GGUF file.
-    """
-    if not Path(model_path).is_dir():
-        raise NoSuchModel(f"{model_path}: a simulated device needs a Hugging Face folder")
-    shape = msgspec.json.decode((Path(model_path) / "config.json").read_bytes())
-    model = make_sim_model(shape)
-
-    async def open_link() -> DriverLink:
-        await trio.lowlevel.checkpoint()
-        return SimDriver(
-            name=name,
-            model=model,
-            max_model_len=shape["max_position_embeddings"],
-            cost=CostModel(base=config.sim_step_ms / 1e3),
-            num_frames=32_768,
-            encodes=name == ENCODER,
-        )
-
-    return open_link
-
-
-def link_opener(config: Config, kind: str, name: str, model_path: str) -> OpenLink:
-    """How a device's driver is started."""
-    if kind == "sim":
-        return simulated_opener(config, name, model_path)
-    if name == ENCODER:
-        return encoder_opener(config)
-    threads = threads_per_device(config)
-    processors = processors_of(config, int(name.rpartition(":")[2]))
-
-    async def open_link() -> DriverLink:
-        return await open_driver(kind, name, threads, processors)
-
-    return open_link
-
-
-def encoder_opener(config: Config) -> OpenLink:
-    """How the encoder's driver is started: on the processor, wherever the model runs."""
-
-    async def open_link() -> DriverLink:
-        return await open_driver("encoder", ENCODER, threads_per_device(config))
-
-    return open_link
 
 
 async def serve(

@@ -37,11 +37,17 @@ ARROWS: dict[str, set[str]] = {
     "llmos.doctor": {"llmos.config", "llmos.params"},
     "llmos.size": {"llmos.config", "llmos.device", "llmos.errors", "llmos.models", "drivers.builtin"},
     **{package: SHARED | set(SPINE[:place]) for place, package in enumerate(SPINE)},
+    "llmos.agreements": SHARED | set(SPINE) | {"llmos.config", "llmos.tenants_file"},
+    "llmos.loads": SHARED | {"llmos.config", "llmos.models", "native"},
+    "llmos.openers": SHARED | set(SPINE) | {"llmos.config", "llmos.loads", "llmos.models"} | WIRED_DRIVERS,
+    "llmos.gateway_options": {"llmos.config"},
     "llmos.boot": SHARED
     | set(SPINE)
-    | {"llmos.config", "llmos.models", "llmos.tenants_file", "native"}
-    | WIRED_DRIVERS,
-    "llmos.bench": SHARED | set(SPINE) | {"llmos.boot", "llmos.config", "llmos.log", "drivers.sim"},
+    | {"llmos.agreements", "llmos.config", "llmos.gateway_options", "llmos.loads", "llmos.models"}
+    | {"llmos.openers", "drivers.builtin"},
+    "llmos.bench": SHARED
+    | set(SPINE)
+    | {"llmos.boot", "llmos.config", "llmos.log", "llmos.openers", "drivers.sim"},
     "llmos.cli": SHARED
     | {
         "llmos.boot",

@@ -27,8 +27,8 @@ from llmos.bench.report import Report
 from llmos.bench.server import Server, running_server
 from llmos.bench.stream_load import Stream, StreamLoad
 from llmos.bench.workload import percentile
-from llmos.boot import make_sim_model
 from llmos.config import ConfigError
+from llmos.openers import make_sim_model
 from syscalls.sync import SyncClient
 from syscalls.text.tokenizer import TextModel
 

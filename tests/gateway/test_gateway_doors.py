@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai import OpenAI
 
-from llmos.boot import gateway_options, make_tenants
+from llmos.agreements import make_tenants
 from llmos.config import ConfigError, listens_beyond_loopback, load_config
+from llmos.gateway_options import gateway_options
 from shell.gateway.config import parse_arguments
 from tests.gateway.harness import PATIENCE_SECONDS, ROOT, Gateway, KernelThread, hello, running_gateway
 

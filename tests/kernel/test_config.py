@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmos import boot
+from llmos import loads
 from llmos.config import Config, ConfigError, load_config, parse_weights, processors_of
 
 
@@ -96,6 +96,6 @@ def test_memory_to_swap_to(
     expected: tuple[int, int, str | None],
 ) -> None:
     """A share of what is available, or what is said; drivers are told in bytes."""
-    monkeypatch.setattr(boot, "available_memory_bytes", lambda: available_gib << 30)
-    load = boot.load_message(load_config(None, values), "/model")
+    monkeypatch.setattr(loads, "available_memory_bytes", lambda: available_gib << 30)
+    load = loads.load_message(load_config(None, values), "/model")
     assert (load.host_bytes, load.disk_bytes, load.disk_folder) == expected

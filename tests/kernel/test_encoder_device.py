@@ -9,8 +9,8 @@ import trio
 
 from drivers.builtin import base_path
 from drivers.sim import SimDriver
-from llmos.boot import ENCODER, encoder_load_message, load_message
 from llmos.config import Config, ConfigError
+from llmos.loads import ENCODER, encoder_load_message, load_message
 from syscalls.embedding import Pooling
 from syscalls.errno import Errno, SyscallError
 from tests.kernel.harness import MODEL, running_kernel
