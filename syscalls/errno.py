@@ -16,7 +16,6 @@ class Errno(enum.StrEnum):
     EAGAIN = "EAGAIN"  # a table or queue is full now; retrying later may succeed
     EDQUOT = "EDQUOT"  # a limit of the tenant; `exceeded` names it, and says when to try again
     ESRCH = "ESRCH"  # no such process
-    ECHILD = "ECHILD"  # the process is not the caller's to wait for
     EPERM = "EPERM"  # the caller's credentials do not allow it
     EBUSY = "EBUSY"  # the object is in a state that forbids the call
     EEXIST = "EEXIST"  # there is one of that name
