@@ -216,9 +216,9 @@ class Engine:
         if pipeline is not None and good and not any(map(session.pooler.wanted, good.values())):
             try:
                 self._launch(session, pipeline, step, good, results, began_at)
-            except Exception:  # it is run once more, by halves: what fails alone is at fault
+            except Exception as error:  # it is run once more, by halves: what fails alone is at fault
                 traceback.print_exc()
-                self.backend.check_health()
+                self._outlive(error)
             else:
                 return answers
         answers += self._finish_steps()
@@ -273,6 +273,13 @@ class Engine:
         finally:
             session.arena.mark_step([row.asid for row in good.values()])
 
+    def _outlive(self, error: Exception) -> None:
+        """Go on after an exception. Raises it if the device is beyond use: it was the first to say so."""
+        try:
+            self.backend.check_health()
+        except Exception as loss:
+            raise error from loss
+
     def _finish_step(self, session: _Session, pipeline: StepPipeline) -> StepDone:
         """Wait for the oldest step in flight, and answer it. Raises: the device is beyond use."""
         launched, choices, seconds = pipeline.collect()
@@ -321,7 +328,7 @@ class Engine:
                         session.arena.copy_page(edit)
             except Exception as error:  # the edits behind it must still be applied
                 if not isinstance(error, ArenaError | OSError):
-                    self.backend.check_health()
+                    self._outlive(error)
                 message = f"{type(edit).__name__}: {error}"
                 print(message, file=sys.stderr, flush=True)
                 if isinstance(edit, CopyPage):
@@ -383,7 +390,7 @@ class Engine:
                 session.arena.mark_step([row.asid for row in good.values()])
         except Exception as error:
             traceback.print_exc()
-            self.backend.check_health()
+            self._outlive(error)
             message = f"{type(error).__name__}: {error}"
         else:
             return

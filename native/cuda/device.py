@@ -28,7 +28,7 @@ class CudaRefused(OSError):
 
 
 class CudaFault(RuntimeError):
-    """The device is beyond use for this process."""
+    """The device is beyond use for this process; says which call was the first to find that."""
 
 
 class CudaDevice:
@@ -46,6 +46,7 @@ class CudaDevice:
 
     def __init__(self, index: int = 0, library: str | None = None) -> None:
         self.index = index
+        self._fault = ""  # the first error that ended the use of the device
         path = library or library_path()
         try:
             self._lib: Any = ffi.dlopen(path)
@@ -105,16 +106,19 @@ class CudaDevice:
         """Make one call of the driver.
 
         Raises:
-            CudaFault: the device is beyond use.
-            CudaRefused: anything else but success; both name the call and the error.
+            CudaFault: the device is beyond use. It names the first call that failed so, and its error,
+                whichever call this is: what cleans up behind a failure must not hide it.
+            CudaRefused: anything else but success; names the call and the error.
         """
         try:
             function = getattr(self._lib, name)
         except AttributeError:
             raise CudaRefused(f"the CUDA driver is too old: it has no {name}") from None
         if result := function(*arguments):
-            kind = CudaFault if result in STICKY else CudaRefused
-            raise kind(f"{name}: {self._name_error(result)}")
+            message = f"{name}: {self._name_error(result)}"
+            if result in STICKY:
+                self._fault = self._fault or message
+            raise CudaFault(self._fault) if self._fault else CudaRefused(message)
 
     def make_current(self) -> None:
         """Give the calling thread this device's context."""

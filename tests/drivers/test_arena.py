@@ -452,8 +452,22 @@ def test_a_refusal_is_of_one_edit_and_a_fault_of_the_device(fake: FakeCuda) -> N
     arena.map(Map(0, 3, (0, 1), is_ahead=True))
     with pytest.raises(CudaFault, match="cuMemMap: CUDA_ERROR_ILLEGAL_ADDRESS"):
         arena.finish_maps(0, 4)
-    with pytest.raises(CudaFault, match="cuEventRecord"):
+    with pytest.raises(CudaFault, match="cuMemMap: CUDA_ERROR_ILLEGAL_ADDRESS"):
         arena.mark_step([0])
+    with pytest.raises(CudaFault, match="cuMemMap: CUDA_ERROR_ILLEGAL_ADDRESS"):
+        arena.close()
+
+
+@pytest.mark.parametrize(
+    "call", ["cuMemCreate", "cuMemAddressReserve", "cuMemMap", "cuEventCreate", "cuMemSetAccess"]
+)
+def test_a_fault_on_the_way_is_told_by_the_call_that_met_it(fake: FakeCuda, call: str) -> None:
+    """What gives back the half of an arena fails as well, and does not hide which call was the first."""
+    fake.reset()
+    device = fake.open()
+    fake.fail(call, ILLEGAL_ADDRESS, after=0 if call == "cuEventCreate" else 1)
+    with pytest.raises(CudaFault, match=f"^{call}: CUDA_ERROR_ILLEGAL_ADDRESS$"):
+        CudaArena(KV, 9, 3, 4, device=device, torch_device=CPU)
 
 
 def test_an_arena_that_does_not_fit_keeps_nothing(fake: FakeCuda) -> None:

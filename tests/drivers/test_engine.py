@@ -278,8 +278,26 @@ def test_a_device_that_is_beyond_use_ends_the_driver(stand_in: FakeCuda, checkpo
     edits = (Reserve(0), Map(0, 0, (0, 1)), Bind(0, GREEDY, (5,), 1))
     assert step(engine, edits, Row(0, 0, (5,), True)).faults == ()
     stand_in.fail(call, ILLEGAL_ADDRESS)
-    with pytest.raises(CudaFault, match="CUDA_ERROR_ILLEGAL_ADDRESS"):
+    with pytest.raises(CudaFault, match=f"^{call}: CUDA_ERROR_ILLEGAL_ADDRESS$"):
         step(engine, (CopyPage((0, 1), (2, 3)), Map(0, 0, (2, 3))), Row(0, 1, (), True))
+
+
+def test_what_found_the_device_beyond_use_is_what_is_raised(
+    stand_in: FakeCuda, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel's launch fails first, and then every call of the driver: the launch is told, as it was."""
+    engine, _ = load_engine(CudaDriver(), checkpoint)
+    assert engine._session is not None
+
+    def fail(*arguments: object) -> None:
+        stand_in.fail("cuCtxSynchronize", ILLEGAL_ADDRESS)
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(type(engine._session.model.ops), "embedding", fail)  # type: ignore[attr-defined]
+    edits = (Reserve(0), Map(0, 0, (0, 1)), Bind(0, GREEDY, (5,), 1))
+    with pytest.raises(RuntimeError, match="an illegal memory access was encountered") as raised:
+        step(engine, edits, Row(0, 0, (5,), True))
+    assert "cuCtxSynchronize" in str(raised.value.__cause__)
 
 
 @pytest.mark.gpu

@@ -168,15 +168,17 @@ def test_a_pool_that_does_not_fit_keeps_nothing(fake: FakeCuda, device: CudaDevi
 
 
 def test_a_fault_is_for_good(fake: FakeCuda, device: CudaDevice) -> None:
-    """An illegal access, whenever it is seen, is not taken for a refusal; every later call says the same."""
+    """An illegal access, whenever it is seen, is not taken for a refusal; later calls name the first."""
     pool = CudaPool(device, 2, GRANULE)
     place = CudaRange(pool, 2)
     fake.launch_fill(place.base, GRANULE, 1)  # nothing is mapped there
     for _ in range(2):
         with pytest.raises(CudaFault, match="CUDA_ERROR_ILLEGAL_ADDRESS"):
             device.synchronize()
-    with pytest.raises(CudaFault, match="cuMemMap: CUDA_ERROR_ILLEGAL_ADDRESS"):
+    with pytest.raises(CudaFault, match="cuCtxSynchronize: CUDA_ERROR_ILLEGAL_ADDRESS"):
         place.map_frames([0], [0])
+    with pytest.raises(CudaFault, match="cuCtxSynchronize: CUDA_ERROR_ILLEGAL_ADDRESS"):
+        device.call("cuMemRelease", 12345)  # by now it is no matter what else is wrong
     assert ILLEGAL_ADDRESS == 700
 
 
