@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -21,13 +21,10 @@ PASSED_ON = (
 RESPONSE_FIELDS: FieldTable = {
     **implemented(
         "input", "instructions", "max_output_tokens", "stream", "store", "background", "previous_response_id",
-        "tools", "tool_choice", "reasoning", "text", "metadata", "include", *PASSED_ON,
+        "tools", "tool_choice", "reasoning", "text", "metadata", "include", "truncation", *PASSED_ON,
     ),
     **accepted("user", "service_tier", "safety_identifier", "prompt_cache_key", "stream_options"),
-    **refused(
-        conversation=(), prompt=(), max_tool_calls=(), top_logprobs=0, truncation="disabled",
-        stop=([], ""), n=1,
-    ),
+    **refused(conversation=(), prompt=(), max_tool_calls=(), top_logprobs=0, stop=([], ""), n=1),
 }  # fmt: skip
 TEXT_FIELDS: FieldTable = {**implemented("format"), **accepted("verbosity")}
 FORMAT_NAMES = ("name", "schema", "strict", "description")
@@ -58,6 +55,7 @@ class ResponseFields(msgspec.Struct, kw_only=True):
     text: Json = {}
     metadata: dict[str, Any] = {}
     include: list[str] = []
+    truncation: Literal["auto", "disabled"] = "disabled"
 
 
 def read_response_fields(body: Json, ignored: list[str]) -> tuple[ResponseFields, Json]:
@@ -78,14 +76,25 @@ def read_response_fields(body: Json, ignored: list[str]) -> tuple[ResponseFields
         chat["max_completion_tokens"] = fields.max_output_tokens
     if fields.tools:
         chat["tools"] = [_read_tool(tool, index) for index, tool in enumerate(fields.tools)]
-    if (choice := fields.tool_choice) is not None:
-        is_named = isinstance(choice, dict) and choice.get("type") == "function" and "name" in choice
-        chat["tool_choice"] = (
-            {"type": "function", "function": {"name": choice["name"]}}
-            if is_named and isinstance(choice, dict)
-            else choice
-        )
+    if fields.tool_choice is not None:
+        chat["tool_choice"] = _read_choice(fields.tool_choice)
     return fields, chat
+
+
+def _read_choice(choice: str | Json) -> Any:
+    """Return a choice of tools as a chat completion has it: there names lie one level deeper."""
+    if not isinstance(choice, dict):
+        return choice
+    match choice.get("type"):
+        case "function" if "name" in choice:
+            return {"type": "function", "function": {"name": choice["name"]}}
+        case "allowed_tools":
+            allowed = {name: choice[name] for name in ("mode", "tools") if name in choice}
+            if isinstance(tools := allowed.get("tools"), list):
+                allowed["tools"] = [_read_choice(tool) for tool in tools]
+            return {"type": "allowed_tools", "allowed_tools": allowed}
+        case _:
+            return choice
 
 
 def _check_include(include: list[str], ignored: list[str]) -> None:

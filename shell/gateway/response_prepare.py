@@ -24,7 +24,9 @@ from shell.gateway.response_input import (
     read_response_fields,
 )
 from shell.gateway.response_record import Record
+from shell.gateway.response_references import resolve_references
 from shell.gateway.response_run import Prepared
+from shell.gateway.response_truncation import prepare_truncated
 from shell.gateway.service import Service
 
 # Paths of a chat completion's fields, under the names that a response has for them.
@@ -34,6 +36,8 @@ RENAMED = (
     ("response_format.json_schema", "text.format"),
     ("response_format", "text.format"),
     ("reasoning_effort", "reasoning.effort"),
+    ("tool_choice.allowed_tools", "tool_choice"),
+    (".function.", "."),
 )
 
 # The whole body of a response, for its description: what is passed on has the type that it has there.
@@ -63,9 +67,23 @@ async def prepare_job(service: Service, asker: Asker, chat: Json, messages: list
     return job
 
 
-def with_instructions(instructions: str | None, messages: list[Json]) -> list[Json]:
-    """Put the instructions first. Those of earlier responses are not carried over."""
-    return messages if instructions is None else [{"role": "system", "content": instructions}, *messages]
+async def prepare_conversation(
+    service: Service, asker: Asker, fields: ResponseFields, chat: Json, messages: list[Json]
+) -> Job:
+    """Prepare the answer to a conversation, or with `truncation` "auto" to as much of its end as fits.
+
+    The instructions come first; those of earlier responses are not carried over. Raises ApiError.
+    """
+    ignored = list(asker.ignored)
+    first = [] if fields.instructions is None else [{"role": "system", "content": fields.instructions}]
+
+    async def prepare(kept: list[Json]) -> Job:
+        asker.ignored[:] = ignored  # each try finds the same
+        return await prepare_job(service, asker, chat, [*first, *kept])
+
+    if fields.truncation == "auto":
+        return await prepare_truncated(prepare, messages)
+    return await prepare(messages)
 
 
 @attrs.define(eq=False)
@@ -80,7 +98,7 @@ async def prepare_again(service: Service, record: Record) -> Job:
     """Prepare the job of a record once more, to read its tokens. Raises ApiError."""
     asker = Bygone(record.id)
     fields, chat = read_response_fields({**record.body, "input": "x"}, asker.ignored)
-    return await prepare_job(service, asker, chat, with_instructions(fields.instructions, record.messages))
+    return await prepare_conversation(service, asker, fields, chat, record.messages)
 
 
 async def prepare_response(
@@ -88,9 +106,11 @@ async def prepare_response(
 ) -> Prepared:
     """Check a body and encode its conversation. Raises ApiError."""
     fields, chat = read_response_fields(body, exchange.ignored)
+    if isinstance(fields.input, list):
+        fields.input = resolve_references(fields.input, service.responses.store, tenant)
     items = read_input(fields.input)
     messages = [*previous.messages, *list_output_messages(previous.output), *items] if previous else items
-    job = await prepare_job(service, exchange, chat, with_instructions(fields.instructions, messages))
+    job = await prepare_conversation(service, exchange, fields, chat, messages)
     (prompt,) = job.prompts
     sampling = job.spawn["sampling"]
     text = job.model.text.decode(prompt, skip_special_tokens=False)
@@ -117,7 +137,7 @@ async def prepare_response(
             "tools": [{"parameters": None, "strict": None, **tool} for tool in fields.tools],
             "top_logprobs": 0,
             "top_p": sampling.top_p,
-            "truncation": "disabled",
+            "truncation": fields.truncation,
         },
         model=job.model.name,
         input_items=_describe_items(fields.input),
@@ -131,6 +151,11 @@ async def prepare_response(
     if previous is None or not suffix:
         return Prepared(record=record, job=job)
     prompt = (*previous.prompt, *previous.tokens, *suffix)
+    if (
+        fields.truncation == "auto"
+        and len(prompt) + (fields.max_output_tokens or 1) > job.model.info.max_model_len
+    ):
+        return Prepared(record=record, job=job)  # the same text in fewer tokens fits
     check_context(job.model, len(prompt), fields.max_output_tokens, "input")
     record.prompt = list(prompt)
     record.prompt_text = job.model.text.decode(prompt, skip_special_tokens=False)

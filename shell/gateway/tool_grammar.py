@@ -44,8 +44,10 @@ def find_loose(tool_use: ToolUse) -> frozenset[str]:
 
 
 def wants_grammar(tool_use: ToolUse) -> bool:
-    """True when calls are forced, or some function is strict."""
-    return tool_use.is_forced or any(function.strict for function in tool_use.functions)
+    """True when calls are forced, some function is strict, or some may not be called."""
+    if tool_use.is_forced or tool_use.allowed is not None:
+        return True
+    return any(function.strict for function in tool_use.functions)
 
 
 @attrs.frozen(kw_only=True)
@@ -89,7 +91,7 @@ class CallGrammar:
 
     def _write_calls(self, tool_use: ToolUse) -> list[str]:
         style = self.parser.STYLE
-        functions = [tool_use.named] if tool_use.named is not None else tool_use.functions
+        functions = tool_use.callable_functions
         rules = [f"named: {' | '.join(f'named_{index}' for index in range(len(functions)))}"]
         for index, function in enumerate(functions):
             head, tail = (

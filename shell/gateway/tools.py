@@ -51,19 +51,38 @@ class _Choice(msgspec.Struct):
     function: _Named
 
 
+class _AllowedTools(msgspec.Struct):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[_Choice], Meta(min_length=1, max_length=MAX_TOOLS)]
+
+
+class _AllowedChoice(msgspec.Struct):
+    allowed_tools: _AllowedTools
+
+
 @attrs.frozen(kw_only=True)
 class ToolUse:
-    """What a request says about calls. `functions` are all that are offered, by index in `tools`."""
+    """What a request says about calls. `functions` are all that the model is told of, by index in `tools`."""
 
     functions: tuple[Function, ...]
     choice: ToolChoice
     named: Function | None = None
+    allowed: frozenset[str] | None = None  # names of those that may be called; None: all may
     is_parallel: bool = True  # False: at most one call
 
     @property
+    def callable_functions(self) -> tuple[Function, ...]:
+        """Those of which a call may be made."""
+        if self.named is not None:
+            return (self.named,)
+        if self.allowed is None:
+            return self.functions
+        return tuple(function for function in self.functions if function.name in self.allowed)
+
+    @property
     def names(self) -> frozenset[str]:
-        """The functions' names."""
-        return frozenset(function.name for function in self.functions)
+        """The names of those functions."""
+        return frozenset(function.name for function in self.callable_functions)
 
     @property
     def is_forced(self) -> bool:
@@ -121,7 +140,10 @@ def read_tool_use(
     if isinstance(choice, str):
         message = "'tool_choice' must be 'none', 'auto', 'required' or an object that names a function."
         raise invalid_value("tool_choice", message)
-    if isinstance(kind := choice.get("type"), str) and kind != "function":
+    kind = choice.get("type")
+    if kind == "allowed_tools":
+        return _read_allowed(functions, choice, parallel)
+    if isinstance(kind, str) and kind != "function":
         raise unsupported("tool_choice.type", f": only functions can be chosen, not '{kind[:40]}'")
     name = convert(choice, _Choice, "tool_choice").function.name
     for function in functions:
@@ -129,6 +151,23 @@ def read_tool_use(
             return ToolUse(functions=functions, choice=ToolChoice.NAMED, named=function)
     where = "tool_choice.function.name"
     raise invalid_value(where, f"'{where}' is '{name[:128]}', which is not among 'tools'.")
+
+
+def _read_allowed(functions: tuple[Function, ...], choice: Json, parallel: bool) -> ToolUse:
+    """The model is told of all functions, as in every request of the conversation, and calls some only."""
+    allowed = convert(choice, _AllowedChoice, "tool_choice").allowed_tools
+    known = {function.name for function in functions}
+    for index, each in enumerate(allowed.tools):
+        if each.function.name not in known:
+            where = f"tool_choice.allowed_tools.tools[{index}].function.name"
+            message = f"'{where}' is '{each.function.name[:128]}', which is not among 'tools'."
+            raise invalid_value(where, message)
+    return ToolUse(
+        functions=functions,
+        choice=ToolChoice(allowed.mode),
+        allowed=frozenset(each.function.name for each in allowed.tools),
+        is_parallel=parallel,
+    )
 
 
 def _read_function(tool: Json, path: str, ignored: list[str]) -> Function:

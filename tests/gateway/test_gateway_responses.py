@@ -241,6 +241,50 @@ def test_function_calls(client: OpenAI, kernel: KernelThread) -> None:
     assert "sun" in read_tokens(kernel.kernel.spawned[-1].tokens)
 
 
+def test_items_are_named(client: OpenAI, kernel: KernelThread) -> None:
+    """An item of a stored response may be sent by its id, as the AI SDK does it; a call and a text alike."""
+    tool = {"type": "function", "name": "weather", "strict": False, "parameters": {"type": "object"}}
+    kernel.program = says('{"name": "weather", "parameters": {"city": "Bern"}}')
+    first = client.responses.create(model="scripted", input="Weather?", tools=[tool])
+    (made,) = first.output
+    kernel.program = says("sunny")
+    turn: list[Any] = [
+        {"role": "user", "content": "Weather?"},
+        {"type": "item_reference", "id": made.id},
+        {"type": "function_call_output", "call_id": made.call_id, "output": "sun"},
+    ]
+    second = client.responses.create(model="scripted", input=turn, tools=[tool])
+    said = kernel.kernel.spawned[-1].prompt
+    assert said.index("Weather?") < said.index("Bern") < said.index("sun<|end|>")
+    (text,) = second.output
+    client.responses.create(model="scripted", input=[{"id": text.id}, {"role": "user", "content": "And?"}])
+    prompt = read_tokens(kernel.kernel.spawned[-1].spawn.prompt)
+    assert prompt == "<|assistant|>sunny<|end|><|user|>And?<|end|><|assistant|>"
+    client.responses.delete(second.id)
+    with pytest.raises(openai.BadRequestError, match=text.id):
+        client.responses.create(model="scripted", input=[{"type": "item_reference", "id": text.id}])
+
+
+def test_some_tools_are_allowed(client: OpenAI, kernel: KernelThread) -> None:
+    """In the words of this API, and refused by the names that its fields have."""
+    tools = [
+        {"type": "function", "name": name, "strict": False, "parameters": {"type": "object"}}
+        for name in ("weather", "clock")
+    ]
+    choice: Any = {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "clock"}]}
+    kernel.program = says('{"name": "clock", "parameters": {}}')
+    answer = client.responses.create(model="scripted", input="?", tools=tools, tool_choice=choice)
+    assert [item.name for item in answer.output] == ["clock"]
+    assert answer.tool_choice.to_dict() == choice
+    grammar = kernel.kernel.spawned[-1].spawn.sampling.grammar or ""
+    assert "clock" in grammar
+    assert "weather" not in grammar
+    choice["tools"][0]["name"] = "sun"
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.responses.create(model="scripted", input="?", tools=tools, tool_choice=choice)
+    assert caught.value.param == "tool_choice.tools[0].name"
+
+
 def test_not_stored_leaves_nothing(client: OpenAI, kernel: KernelThread) -> None:
     """Neither a process nor a record."""
     answer = client.responses.create(model="scripted", input="hi", store=False)
@@ -288,7 +332,10 @@ def test_refusals(place: tuple[KernelThread, Gateway], kernel: KernelThread) -> 
             "include[1]",
         ),
         ({"input": "x", "include": ["weather"]}, "invalid_value", "include[0]"),
-        ({"input": [{"type": "item_reference"}]}, "unsupported_parameter", "input[0].type"),
+        ({"input": [{"type": "file"}]}, "unsupported_parameter", "input[0].type"),
+        ({"input": [{"type": "item_reference"}]}, "invalid_value", "input[0].id"),
+        ({"input": [{"id": f"msg_{'0' * 32}_0"}]}, "invalid_value", "input[0].id"),
+        ({"input": "x", "truncation": "some"}, "invalid_value", "truncation"),
         ({"input": "x", "max_output_tokens": 0}, "invalid_value", "max_output_tokens"),
         ({"input": [{"role": "user"}]}, "missing_required_parameter", "input[0].content"),
     ):

@@ -112,19 +112,22 @@ def read(text: TextModel, tokens: list[int], reading: Reading) -> list[Event]:
 @settings(deadline=None, max_examples=60)
 @given(
     choice=st.sampled_from(ToolChoice), is_parallel=st.booleans(),
+    allowed=st.sampled_from([None, frozenset(["now"]), frozenset(["unit", "count"])]),
     thinks=st.sampled_from([None, False, True]),
     has_schema=st.booleans(), max_tokens=st.integers(1, 250), seed=st.integers(0, 2**32),
 )  # fmt: skip
 def test_what_a_grammar_allows_is_read_as_calls(
     folder: Path, kind: str, name: str,
-    choice: ToolChoice, is_parallel: bool, thinks: bool | None,
+    choice: ToolChoice, is_parallel: bool, allowed: frozenset[str] | None, thinks: bool | None,
     has_schema: bool, max_tokens: int, seed: int,
 ) -> None:  # fmt: skip
     """Random walks: forced answers are calls and nothing else; schemas hold; a cut leaves no markup."""
     text, tokenizer = open_model(folder, kind)
     parser = TOOL_PARSERS[name]
     named = FUNCTIONS[1] if choice is ToolChoice.NAMED else None
-    tool_use = ToolUse(functions=FUNCTIONS, choice=choice, named=named, is_parallel=is_parallel)
+    tool_use = ToolUse(
+        functions=FUNCTIONS, choice=choice, named=named, allowed=allowed, is_parallel=is_parallel
+    )
     assert wants_grammar(tool_use)
     marks = None if thinks is None else ("<think>", "</think>")
     grammar = CallGrammar(
@@ -156,6 +159,7 @@ def test_what_a_grammar_allows_is_read_as_calls(
         assert not content
     if has_schema and is_complete and not names:
         assert content in ("1", "2")
+    assert named is not None or allowed is None or set(names) <= allowed
     if tool_use.has_one_call:
         assert len(names) <= 1
     if is_complete:

@@ -13,6 +13,7 @@ import pytest
 from syscalls.process import ExitStatus
 from syscalls.sampling import TokenLogprobs
 from tests.gateway.harness import Gateway, KernelThread, events_of, hello, running_gateway, says
+from tests.gateway.test_gateway_errors import check_error
 from tests.scripted_kernel import (
     CHAT_TEMPLATE,
     END,
@@ -217,6 +218,36 @@ def test_no_tools_no_parsing(gateway: Gateway, kernel: KernelThread) -> None:
     ):
         assert ask(gateway, model="qwen", **fields)["message"]["content"] == text
         assert kernel.kernel.spawned[-1].prompt.startswith("<|user|>hi<|end|>")
+
+
+def test_some_tools_are_allowed(gateway: Gateway, kernel: KernelThread) -> None:
+    """The model is told of all, as before in the conversation; the answer's grammar has the allowed ones."""
+    tools = [function(), function("get_time")]
+    for mode in ("auto", "required"):
+        kernel.program = says(f"<tool_call>{written(city='Oslo')}</tool_call>")
+        allowed = {"mode": mode, "tools": [{"type": "function", "function": {"name": "get_weather"}}]}
+        choice = ask(
+            gateway,
+            model="qwen",
+            tools=tools,
+            tool_choice={"type": "allowed_tools", "allowed_tools": allowed},
+        )
+        assert choice["message"]["tool_calls"] == [call(city="Oslo")]
+        assert "get_time" in kernel.kernel.spawned[-1].prompt
+        grammar = kernel.kernel.spawned[-1].spawn.sampling.grammar or ""
+        assert "get_weather" in grammar
+        assert "get_time" not in grammar
+    for wrong, code, param in (
+        ({"mode": "auto", "tools": [{"type": "function", "function": {"name": "f"}}]}, "invalid_value",
+         "tool_choice.allowed_tools.tools[0].function.name"),
+        ({"mode": "auto", "tools": []}, "invalid_value", "tool_choice.allowed_tools.tools"),
+        ({"mode": "none", "tools": [{"type": "function", "function": {"name": "get_time"}}]}, "invalid_value",
+         "tool_choice.allowed_tools.mode"),
+        (None, "missing_required_parameter", "tool_choice.allowed_tools"),
+    ):  # fmt: skip
+        choice = {"type": "allowed_tools", "allowed_tools": wrong}
+        response = gateway.post(CHAT, hello(model="qwen", tools=tools, tool_choice=choice))
+        check_error(response, 400, code, param)
 
 
 def test_tools_reach_the_model(gateway: Gateway, kernel: KernelThread) -> None:

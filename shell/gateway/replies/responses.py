@@ -118,7 +118,7 @@ class ResponseObject(msgspec.Struct, forbid_unknown_fields=True):
     tools: list[dict[str, Any]]
     top_logprobs: Literal[0]
     top_p: float
-    truncation: Literal["disabled"]
+    truncation: Literal["auto", "disabled"]
     output: list[Item]
     usage: ResponseUsage | None
 
