@@ -75,8 +75,9 @@ class Unsupported(AdminEndpoint):
     name = "unsupported"
 
     async def administrate(self, exchange: Exchange) -> None:
-        """Refuse. Raises ApiError 400 `unsupported`."""
-        raise invalid("unsupported", f"{exchange.path} is not supported: {REASONS[exchange.path]}.")
+        """Refuse. Raises ApiError 400 `unsupported_parameter`: a route has no field, so `param` is null."""
+        message = f"{exchange.path} is not supported: {REASONS[exchange.path]}."
+        raise invalid("unsupported_parameter", message)
 
 
 REASONS = {

@@ -123,7 +123,7 @@ def check_error(response: httpx.Response, status: int, code: str, param: str | N
         ),
         (
             CHAT,
-            hello(tools=[function("f")], tool_choice={"type": "allowed_tools"}),
+            hello(tools=[function("f")], tool_choice={"type": "custom"}),
             "unsupported_parameter",
             "tool_choice.type",
         ),

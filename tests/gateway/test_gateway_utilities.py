@@ -159,9 +159,9 @@ def test_bad_slots(gateway: Gateway) -> None:
 @pytest.mark.parametrize("path", REASONS)
 def test_what_the_kernel_cannot_do_is_refused_by_name(gateway: Gateway, path: str) -> None:
     """No silent 200."""
-    assert path in check_error(gateway.post(path, {}), 400, "unsupported")["message"]
+    assert path in check_error(gateway.post(path, {}), 400, "unsupported_parameter")["message"]
     if path == "/lora-adapters":
-        assert "no adapters" in check_error(gateway.get(path), 400, "unsupported")["message"]
+        assert "no adapters" in check_error(gateway.get(path), 400, "unsupported_parameter")["message"]
 
 
 def test_drain_reaches_the_kernel(own_kernel: KernelThread, tmp_path: Path) -> None:
