@@ -195,6 +195,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_uploads_mib: Annotated[
         int | None, Meta(description="gateway: request bodies together; default: 8 of the largest")
     ] = None
+    max_large_bodies: Annotated[
+        int, Meta(ge=1, description="gateway: request bodies above 256 KiB at once, until they are decoded")
+    ] = 128
+    max_large_bodies_per_key: Annotated[int, Meta(ge=1, description="gateway: of these, by one key")] = 64
     body_timeout_seconds: Annotated[
         float, Meta(gt=0, description="gateway: for a body to arrive, besides its bytes at 16 KiB per second")
     ] = 60.0

@@ -17,6 +17,8 @@ def gateway_options(config: Config, socket_path: str) -> list[str]:
         "max-responses": config.max_responses,
         "response-ttl": config.response_ttl_seconds,
         "max-body-bytes": config.max_body_mib << 20,
+        "max-large-bodies": config.max_large_bodies,
+        "max-large-bodies-per-key": config.max_large_bodies_per_key,
         "body-timeout": config.body_timeout_seconds,
         "keep-alive-timeout": config.keep_alive_timeout_seconds,
         "sse-ping-interval": config.sse_ping_interval,

@@ -8,10 +8,10 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from shell.gateway.body import parse_body
 from shell.gateway.errors import ApiError, invalid
 from shell.gateway.exchange import Exchange
 from shell.gateway.fields import FieldTable, convert, implemented, take_fields
+from shell.gateway.json_body import read_json
 from shell.gateway.replies.server import DrainReport, SleepReport
 from shell.gateway.service import Endpoint
 
@@ -49,8 +49,7 @@ class Drain(AdminEndpoint):
 
     async def administrate(self, exchange: Exchange) -> None:
         """Answer when the kernel has begun."""
-        raw = await exchange.read_body(self.service.uploads)
-        body = parse_body(raw) if raw.strip() else {}
+        body = await read_json(self.service, exchange, is_optional=True)
         fields = convert(take_fields(body, DRAIN_FIELDS, exchange.ignored), DrainFields)
         grace = fields.grace_seconds
         seconds = self.service.config.shutdown_timeout if grace is None else grace

@@ -8,7 +8,6 @@ import attrs
 from msgspec import Meta
 
 from shell.gateway.answer import Json, Shape, answer
-from shell.gateway.body import parse_body
 from shell.gateway.chat_shape import ChatShape
 from shell.gateway.config import GatewayConfig
 from shell.gateway.constraints import Constraint, compile_constraint, read_constraint
@@ -17,6 +16,7 @@ from shell.gateway.errors import invalid, invalid_value, unsupported
 from shell.gateway.exchange import Asker, Exchange
 from shell.gateway.fields import FieldTable, accepted, convert, implemented, refused, take_fields
 from shell.gateway.job import Job, make_job
+from shell.gateway.json_body import read_json
 from shell.gateway.messages import MessageFields, count_characters, read_messages
 from shell.gateway.parsers.choose import AUTO, choose_reasoning_marks, choose_tool_parser
 from shell.gateway.parsers.generic import JsonParser
@@ -95,7 +95,7 @@ class ChatCompletions(Endpoint):
     async def answer(self, exchange: Exchange) -> None:
         """Validate, render, encode, generate."""
         self.service.admission.check()
-        body = parse_body(await exchange.read_body(self.service.uploads))
+        body = await read_json(self.service, exchange, "messages")
         await answer(self.service, exchange, lambda: prepare_chat(self.service, exchange, body))
 
 

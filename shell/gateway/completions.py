@@ -7,7 +7,6 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from shell.gateway.answer import Json, Shape, answer
-from shell.gateway.body import parse_body
 from shell.gateway.completion_shape import CompletionShape
 from shell.gateway.constraints import compile_constraint, read_constraint
 from shell.gateway.errors import invalid, invalid_value, unsupported
@@ -15,6 +14,7 @@ from shell.gateway.exchange import Exchange
 from shell.gateway.fields import FieldTable, convert, implemented, refused, take_fields
 from shell.gateway.infill import require_fill_in
 from shell.gateway.job import Job, make_job
+from shell.gateway.json_body import read_json
 from shell.gateway.prompt_length import CUT, check_encoded, check_length
 from shell.gateway.replies.completions import TextChunk, TextCompletion
 from shell.gateway.sampler_fields import list_replaced
@@ -60,7 +60,7 @@ class Completions(Endpoint):
     async def answer(self, exchange: Exchange) -> None:
         """Validate, encode, generate."""
         self.service.admission.check()
-        body = parse_body(await exchange.read_body(self.service.uploads))
+        body = await read_json(self.service, exchange, "prompt")
         await answer(self.service, exchange, lambda: prepare_completion(self.service, exchange, body))
 
 

@@ -13,8 +13,8 @@ from syscalls.process import MAX_NICE, MIN_NICE
 
 MEBIBYTE = 1 << 20
 POSITIVE = (
-    "max_body_bytes", "max_in_flight", "send_timeout", "max_responses", "response_ttl", "body_timeout",
-    "keep_alive_timeout",
+    "max_body_bytes", "max_large_bodies", "max_large_bodies_per_key", "max_in_flight", "send_timeout",
+    "max_responses", "response_ttl", "body_timeout", "keep_alive_timeout",
 )  # fmt: skip
 REASONING_FIELDS = ("reasoning_content", "reasoning")
 
@@ -57,6 +57,8 @@ class GatewayConfig:
     response_ttl: float = 86_400.0  # a stored response is forgotten after so long
     max_body_bytes: int = 64 * MEBIBYTE
     max_uploads_bytes: int | None = None  # all bodies together; None: eight of the largest
+    max_large_bodies: int = 128  # above 256 KiB, on their way or waiting to be decoded
+    max_large_bodies_per_key: int = 64
     body_timeout: float = 60.0  # for a body to arrive, besides its bytes at 16 KiB per second
     keep_alive_timeout: float = 75.0  # a connection may be without a whole request line and headers
     max_in_flight: int = 1024  # generation requests; beyond: 503 at once
@@ -145,6 +147,13 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
     add("--response-ttl", type=float, default=default.response_ttl, help="seconds that a response is stored")
     add("--max-body-bytes", type=int, default=default.max_body_bytes)
     add("--max-uploads-bytes", type=int, metavar="N", help="all bodies together (default: 8 of the largest)")
+    add(
+        "--max-large-bodies",
+        type=int,
+        default=default.max_large_bodies,
+        help="above 256 KiB, until decoded",
+    )
+    add("--max-large-bodies-per-key", type=int, default=default.max_large_bodies_per_key)
     add("--body-timeout", type=float, default=default.body_timeout, help="seconds for a slow body to arrive")
     add(
         "--keep-alive-timeout",
@@ -208,6 +217,8 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
         response_ttl=given.response_ttl,
         max_body_bytes=given.max_body_bytes,
         max_uploads_bytes=given.max_uploads_bytes,
+        max_large_bodies=given.max_large_bodies,
+        max_large_bodies_per_key=given.max_large_bodies_per_key,
         body_timeout=given.body_timeout,
         keep_alive_timeout=given.keep_alive_timeout,
         max_in_flight=given.max_in_flight,

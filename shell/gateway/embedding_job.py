@@ -11,13 +11,14 @@ import msgspec
 import trio
 from msgspec import Meta
 
+from shell.gateway.body_parts import MAX_BODY_CHARACTERS
 from shell.gateway.catalog import ServedModel
 from shell.gateway.errors import invalid_value
 from shell.gateway.exchange import Exchange
 from shell.gateway.fields import FieldTable, accepted, implemented
 from shell.gateway.generation import explain_exit
 from shell.gateway.limits import rate_headers
-from shell.gateway.prompt_length import check_context
+from shell.gateway.prompt_length import check_context, check_encoded
 from shell.gateway.service import Service
 from shell.gateway.shared_fields import RequestId
 from syscalls.embedding import MAX_INPUTS
@@ -126,7 +127,7 @@ async def make_embedding_job(
                 encoded.append(tuple(each[:most]))
         return tuple(encoded)
 
-    size = sum(sum(map(len, each)) if isinstance(each, tuple) else len(each) for each in given)
+    size = check_texts(given, names)
     inputs = await service.do_text_work(size, encode)
     for name, original, tokens in zip(names, given, inputs, strict=True):
         if not (original and tokens):  # of an empty text a tokenizer may still make a token
@@ -149,6 +150,30 @@ async def make_embedding_job(
             cache_salt=fields.cache_salt,
         ),
     )
+
+
+def check_texts(given: Sequence[str | tuple[str, str] | list[int]], names: Sequence[str]) -> int:
+    """Check that inputs are short enough to be encoded: each of them, and their sum.
+
+    The first text of a pair is encoded with each second one, and counts each time.
+
+    Returns:
+        Characters, and token ids, of all.
+
+    Raises:
+        ApiError: 400, naming the field and the limit.
+    """
+    total = 0
+    for name, each in zip(names, given, strict=True):
+        size = sum(map(len, each)) if isinstance(each, tuple) else len(each)
+        if not isinstance(each, list):
+            check_encoded(size, name, "with what it is paired with " if isinstance(each, tuple) else "")
+        total += size
+    if total > MAX_BODY_CHARACTERS:
+        field = names[0].partition("[")[0]
+        limit = f"at most {MAX_BODY_CHARACTERS} are encoded for one request"
+        raise invalid_value(field, f"'{field}' has {total} characters in all, pairs counted whole; {limit}.")
+    return total
 
 
 def min_limit(one: int | None, other: int | None) -> int | None:

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from shell.gateway.body import parse_body
 from shell.gateway.completions import split_prompts
 from shell.gateway.embedding_job import (
     VECTOR_FIELDS,
@@ -21,6 +20,7 @@ from shell.gateway.embedding_job import (
 from shell.gateway.errors import invalid_value, unsupported
 from shell.gateway.exchange import Exchange
 from shell.gateway.fields import FieldTable, convert, implemented, refused, take_fields
+from shell.gateway.json_body import read_json
 from shell.gateway.replies.embeddings import EmbeddingList
 from shell.gateway.service import Endpoint
 from shell.gateway.shared_fields import TokenId
@@ -56,7 +56,7 @@ class Embeddings(Endpoint):
     async def answer(self, exchange: Exchange) -> None:
         """Validate, encode, have them made, write."""
         self.service.admission.check()
-        body = parse_body(await exchange.read_body(self.service.uploads))
+        body = await read_json(self.service, exchange)
 
         async def work() -> None:
             fields = convert(take_fields(body, EMBEDDING_FIELDS, exchange.ignored), EmbeddingFields)

@@ -11,6 +11,7 @@ import attrs
 import msgspec
 import trio
 
+from shell.gateway.body_file import LARGE_BYTES, BodyFile
 from shell.gateway.errors import ApiError, ClientDisconnected
 from shell.gateway.http1 import Outlet
 from shell.gateway.uploads import Uploads
@@ -91,6 +92,7 @@ class Exchange:
     is_complete: bool = False  # the last of the response is under way: a disconnect is its ordinary end
     is_body_read: bool = False
     num_body_bytes: int = 0  # reserved in `Uploads` until the request is over
+    _body_file: BodyFile | None = None  # a large body until it is decoded; it has a place in `Uploads`
     is_disconnected: bool = False
     _scope: trio.CancelScope | None = None
 
@@ -111,16 +113,19 @@ class Exchange:
         piece: bytes = message.get("body", b"")
         return piece
 
-    async def read_body(self, uploads: Uploads) -> bytearray:
+    async def read_body(self, uploads: Uploads) -> bytearray | BodyFile:
         """Read the whole body. A promised length is checked first; what counts is what arrives.
 
+        Returns:
+            The bytes; a file in memory when they are many, until `close_body_file`.
+
         Raises:
-            ApiError: 413 over the limit of a body; 503 over that of all bodies; 408 when the client stops
-                sending, or trickles.
+            ApiError: 413 over the limit of a body; 503 over that of all bodies, 429 over that of the key's;
+                408 when the client stops sending, or trickles.
             ClientDisconnected: it went away.
         """
-        uploads.check_promise(self.content_length)
-        body = bytearray()  # it grows in place: pieces that are joined at the end are there twice
+        uploads.check_promise(self.content_length, self.client)
+        body: bytearray | BodyFile = bytearray()  # it grows in place: joined pieces are there twice
         begun = trio.current_time()
         while not self.is_body_read:
             with trio.move_on_at(begun + uploads.seconds_for(self.num_body_bytes)) as patience:
@@ -128,10 +133,33 @@ class Exchange:
             if patience.cancelled_caught:
                 raise uploads.too_slow()
             uploads.check_body(self.num_body_bytes + len(piece))
-            uploads.reserve(len(piece))
+            uploads.reserve(len(piece), self.client)
             self.num_body_bytes += len(piece)
-            body += piece
+            if isinstance(body, bytearray):
+                body += piece
+                if len(body) > LARGE_BYTES:
+                    body = self._open_body_file(uploads, body)
+            else:
+                body.write(piece)
         return body
+
+    def _open_body_file(self, uploads: Uploads, begun: bytearray) -> BodyFile:
+        uploads.enter_large(self.client)
+        self._body_file = BodyFile()
+        self._body_file.write(begun)
+        return self._body_file
+
+    def close_body_file(self, uploads: Uploads) -> None:
+        """Let go of a large body and its place; without one, or once more, it does nothing."""
+        if self._body_file is not None:
+            self._body_file.close()
+            self._body_file = None
+            uploads.leave_large(self.client)
+
+    def release_body(self, uploads: Uploads) -> None:
+        """Give back all that the body had, at the end of the request."""
+        self.close_body_file(uploads)
+        uploads.release(self.num_body_bytes, self.client)
 
     async def linger(self, max_bytes: int) -> None:
         """Read on for a while and throw it away: closing on unread data would reset the connection."""

@@ -72,7 +72,7 @@ class Front:
         except Exception as error:
             await self._fail(exchange, error)
         finally:
-            self.service.uploads.release(exchange.num_body_bytes)
+            exchange.release_body(self.service.uploads)
             self._record(exchange)
 
     async def _fail(self, exchange: Exchange, error: Exception) -> None:

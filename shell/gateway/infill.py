@@ -10,7 +10,6 @@ import msgspec
 from msgspec import Meta
 
 from shell.gateway.answer import Collected, Json, Shape, answer
-from shell.gateway.body import parse_body
 from shell.gateway.catalog import ServedModel
 from shell.gateway.choice import Choice, Delta
 from shell.gateway.constraints import compile_constraint, read_constraint
@@ -18,6 +17,8 @@ from shell.gateway.errors import invalid_value, unsupported
 from shell.gateway.exchange import Exchange
 from shell.gateway.fields import FieldTable, convert, implemented, refused, take_fields
 from shell.gateway.job import Job, make_job
+from shell.gateway.json_body import read_json
+from shell.gateway.prompt_length import check_encoded, check_length
 from shell.gateway.replies.infill import InfillChunk, Infilled
 from shell.gateway.sampler_fields import list_replaced
 from shell.gateway.service import Endpoint, Service
@@ -36,6 +37,7 @@ INFILL_FIELDS: FieldTable = {
     **implemented("input_prefix", "input_suffix", "input_extra", "prompt", "n_predict"),
     **refused(logprobs=(), n_probs=0, n_indent=0, id_slot=-1, response_fields=([],), tools=([],)),
 }
+TEXT_FIELDS = ("input_prefix", "input_suffix", "input_extra", "prompt")
 SNIPPET = "\n\n--- snippet ---\n\n"  # before each other text, where a model has no token for files
 PROJECT, HERE = "myproject\n", "filename\n"  # names that a model is shown for want of better ones
 
@@ -137,7 +139,7 @@ class Infill(Endpoint):
     async def answer(self, exchange: Exchange) -> None:
         """Validate, encode, generate."""
         self.service.admission.check()
-        body = parse_body(await exchange.read_body(self.service.uploads))
+        body = await read_json(self.service, exchange, *TEXT_FIELDS)
         await answer(self.service, exchange, lambda: prepare_infill(self.service, exchange, body))
 
 
@@ -166,7 +168,14 @@ async def prepare_infill(service: Service, exchange: Exchange, body: Json) -> tu
     fill_in = require_fill_in(model, "input_prefix")
     size = len(fields.input_prefix) + len(fields.prompt) + len(fields.input_suffix)
     size += sum(len(each.text) for each in fields.input_extra)
-    prompt = await service.do_text_work(size, lambda: encode_infill(fields, model.text, fill_in))
+    max_tokens = fields.max_tokens or (None if fields.n_predict < 0 else fields.n_predict)
+
+    def encode() -> list[int]:
+        check_length(fields, model, size, max_tokens, "input_prefix")
+        check_encoded(size, "input_prefix", "with the other texts ")
+        return encode_infill(fields, model.text, fill_in)
+
+    prompt = await service.do_text_work(size, encode)
     if fields.dry_multiplier:  # its breakers are looked for in every token
         await service.do_text_work(model.info.vocab_size, lambda: model.text.piece_search)
     grammar = None
@@ -179,7 +188,7 @@ async def prepare_infill(service: Service, exchange: Exchange, body: Json) -> tu
         model,
         service.config,
         (tuple(prompt),),
-        max_tokens=fields.max_tokens or (None if fields.n_predict < 0 else fields.n_predict),
+        max_tokens=max_tokens,
         num_top_logprobs=None,
         param="input_prefix",
         label=exchange.request_id,

@@ -16,6 +16,7 @@ MESSAGE_FIELDS: FieldTable = {
     **accepted("refusal", "annotations", "audio", "function_call"),  # our own answers, or others', sent back
 }
 PART_SEPARATOR = "\n"
+MAX_MESSAGES = 8192  # to check them takes two microseconds each
 
 
 class MessageFields(msgspec.Struct, kw_only=True):
@@ -44,6 +45,9 @@ def read_messages(given: Any, ignored: list[str]) -> list[Json]:
         raise invalid("invalid_type", "Invalid value for 'messages': expected an array.", "messages")
     if not given:
         raise invalid("invalid_value", "Invalid value for 'messages': it is empty.", "messages")
+    if len(given) > MAX_MESSAGES:
+        message = f"Invalid value for 'messages': it has {len(given)} entries; the limit is {MAX_MESSAGES}."
+        raise invalid("invalid_value", message, "messages")
     return [_read_message(message, f"messages[{index}]", ignored) for index, message in enumerate(given)]
 
 

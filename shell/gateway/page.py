@@ -14,10 +14,10 @@ import msgspec
 import trio
 from msgspec import Meta
 
-from shell.gateway.body import parse_body
 from shell.gateway.errors import ApiError
 from shell.gateway.exchange import Exchange, Receive, Scope, Send
 from shell.gateway.fields import FieldTable, convert, implemented, take_fields
+from shell.gateway.json_body import read_json
 from shell.gateway.page_sampler import Sampler
 from shell.gateway.process_errors import explaining_processes, not_found, read_pid
 from shell.gateway.replies.processes import DoneAction, Life, Moment
@@ -152,7 +152,7 @@ class ProcessAction(Endpoint):
                 case "cont":
                     await client.cont(pid)
                 case _:
-                    body = parse_body(await exchange.read_body(self.service.uploads))
+                    body = await read_json(self.service, exchange)
                     fields = convert(take_fields(body, NICE_FIELDS, exchange.ignored), NiceFields)
                     await self._renice(client, pid, fields.nice)
         await exchange.respond_json(200, {"pid": pid, "action": action})

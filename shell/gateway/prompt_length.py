@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from shell.gateway.body_parts import MAX_TEXT_CHARACTERS
 from shell.gateway.catalog import ServedModel
 from shell.gateway.errors import context_length_exceeded, invalid_value
 from shell.gateway.shared_fields import SharedFields
 
 CUT = "with 'truncate_prompt_tokens' "
-MAX_ENCODED_CHARACTERS = 4 << 20  # of a text that no context bounds: encoding takes 60 times as many bytes
+MAX_ENCODED_CHARACTERS = MAX_TEXT_CHARACTERS  # of a text that no context bounds
 
 
 def check_context(model: ServedModel, num_prompt: int, max_tokens: int | None, param: str) -> None:

@@ -8,10 +8,10 @@ import msgspec
 import trio
 from msgspec import Meta
 
-from shell.gateway.body import parse_body
 from shell.gateway.config import GatewayConfig
 from shell.gateway.exchange import Exchange
 from shell.gateway.fields import FieldTable, convert, implemented, take_fields
+from shell.gateway.json_body import read_json
 from shell.gateway.process_errors import explaining_processes, not_found
 from shell.gateway.replies.processes import CancelledRequest, RequestDetails, RequestList
 from shell.gateway.service import Endpoint
@@ -147,6 +147,6 @@ class AbortRequest(Endpoint):
 
     async def answer(self, exchange: Exchange) -> None:
         """Answer when its pages are free."""
-        body = parse_body(await exchange.read_body(self.service.uploads))
+        body = await read_json(self.service, exchange)
         fields = convert(take_fields(body, ABORT_FIELDS, exchange.ignored), AbortFields)
         await exchange.respond_json(200, await cancel_processes(self.client_of(exchange), fields.rid))

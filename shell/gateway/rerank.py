@@ -8,11 +8,11 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from shell.gateway.body import parse_body
 from shell.gateway.embedding_job import VECTOR_FIELDS, VectorFields
 from shell.gateway.errors import invalid_value
 from shell.gateway.exchange import Exchange
 from shell.gateway.fields import FieldTable, convert, implemented, refused, take_fields
+from shell.gateway.json_body import read_json
 from shell.gateway.pair_scores import MAX_PAIRS, Pairs, score_pairs
 from shell.gateway.replies.rerank import Ranking
 from shell.gateway.service import Endpoint
@@ -52,7 +52,7 @@ class Rerank(Endpoint):
     async def answer(self, exchange: Exchange) -> None:
         """Score each document, and sort."""
         self.service.admission.check()
-        body = parse_body(await exchange.read_body(self.service.uploads))
+        body = await read_json(self.service, exchange)
 
         async def work() -> None:
             fields = convert(take_fields(body, RERANK_FIELDS, exchange.ignored), RerankFields)

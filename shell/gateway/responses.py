@@ -8,11 +8,11 @@ import msgspec
 import trio
 from msgspec import Meta
 
-from shell.gateway.body import parse_body
 from shell.gateway.deadline import kept_deadline
 from shell.gateway.errors import invalid, invalid_value
 from shell.gateway.exchange import Exchange
 from shell.gateway.fields import refused, take_fields
+from shell.gateway.json_body import read_json
 from shell.gateway.replies.responses import DeletedResponse, InputItems, ResponseEvent, ResponseObject
 from shell.gateway.response_events import make_response
 from shell.gateway.response_prepare import ResponseBody, prepare_again, prepare_response, require_over
@@ -95,7 +95,7 @@ class Responses(ResponseEndpoint):
     async def answer(self, exchange: Exchange) -> None:
         """Begin it, and tell it whole, streamed, or (in the background) that it has begun."""
         self.service.admission.check()
-        body = parse_body(await exchange.read_body(self.service.uploads))
+        body = await read_json(self.service, exchange, "input")
         with self.service.admission.admit(exchange):
             await exchange.guard(lambda: self._create(exchange, body))
 

@@ -6,11 +6,11 @@ import secrets
 import time
 from typing import Any
 
-from shell.gateway.body import parse_body
 from shell.gateway.embedding_job import VECTOR_FIELDS, VectorFields
 from shell.gateway.errors import invalid_value
 from shell.gateway.exchange import Exchange
 from shell.gateway.fields import FieldTable, convert, implemented, take_fields
+from shell.gateway.json_body import read_json
 from shell.gateway.pair_scores import MAX_PAIRS, Pairs, score_pairs
 from shell.gateway.replies.rerank import Scores
 from shell.gateway.service import Endpoint
@@ -37,7 +37,7 @@ class Score(Endpoint):
     async def answer(self, exchange: Exchange) -> None:
         """Pair the texts, and score each pair."""
         self.service.admission.check()
-        body = parse_body(await exchange.read_body(self.service.uploads))
+        body = await read_json(self.service, exchange)
 
         async def work() -> None:
             fields = convert(take_fields(body, SCORE_FIELDS, exchange.ignored), ScoreFields)

@@ -137,6 +137,7 @@ async def run_gateway(config: GatewayConfig) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(service.sessions.run)
         await nursery.start(service.responses.run)
+        await nursery.start(service.bodies.run)
         nursery.start_soon(service.link.run)
         nursery.start_soon(service.responses.recover, partial(prepare_again, service))
         nursery.start_soon(service.catalog.warm)

@@ -13,6 +13,7 @@ import msgspec
 import trio
 
 from shell.gateway.admission import Admission
+from shell.gateway.body_reader import BodyReader
 from shell.gateway.catalog import Catalog
 from shell.gateway.config import GatewayConfig
 from shell.gateway.exchange import Exchange, Receive, Scope, Send
@@ -44,6 +45,7 @@ class Service:
     admission: Admission
     responses: ResponseRuns
     uploads: Uploads
+    bodies: BodyReader
     _text_limiter: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(NUM_TEXT_THREADS))
 
     async def do_text_work(self, num_characters: int, work: Callable[[], R]) -> R:
@@ -62,7 +64,13 @@ def make_service(config: GatewayConfig) -> Service:
     folder = config.response_folder or f"{config.socket_path or default_socket_path()}.responses"
     store = ResponseStore(Path(folder).expanduser(), config.max_responses, config.response_ttl)
     responses = ResponseRuns(link, store)
-    uploads = Uploads(config.max_body_bytes, config.total_body_bytes, config.body_timeout)
+    uploads = Uploads(
+        config.max_body_bytes,
+        config.total_body_bytes,
+        config.body_timeout,
+        config.max_large_bodies,
+        config.max_large_bodies_per_key,
+    )
     return Service(
         config,
         link,
@@ -72,6 +80,7 @@ def make_service(config: GatewayConfig) -> Service:
         admission,
         responses,
         uploads,
+        BodyReader(config.max_body_bytes),
     )
 
 

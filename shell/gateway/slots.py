@@ -13,10 +13,10 @@ import msgspec
 import trio
 from msgspec import Meta
 
-from shell.gateway.body import parse_body
 from shell.gateway.errors import invalid_value
 from shell.gateway.exchange import Exchange
 from shell.gateway.fields import FieldTable, convert, implemented, take_fields
+from shell.gateway.json_body import read_json
 from shell.gateway.process_errors import explaining_processes, read_pid
 from shell.gateway.replies.processes import ErasedSlot, RestoredSlot, SavedSlot, Slot
 from shell.gateway.requests import list_processes
@@ -92,7 +92,7 @@ class SlotAction(Endpoint):
         if action == "erase":
             await exchange.respond_json(200, await self._erase(exchange, pid))
             return
-        body = parse_body(await exchange.read_body(self.service.uploads))
+        body = await read_json(self.service, exchange)
         fields = convert(take_fields(body, IMAGE_FIELDS, exchange.ignored), ImageFields)
         run = self._save if action == "save" else self._restore
         await exchange.respond_json(200, await run(exchange, pid, fields))

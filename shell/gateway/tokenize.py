@@ -7,12 +7,12 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from shell.gateway.body import parse_body
 from shell.gateway.catalog import ServedModel
 from shell.gateway.chat import ChatBody, ChatPrompt, encode_chat, read_chat_fields
 from shell.gateway.errors import invalid, invalid_value
 from shell.gateway.exchange import Exchange
 from shell.gateway.fields import FieldTable, convert, implemented, refused, take_fields
+from shell.gateway.json_body import read_json
 from shell.gateway.messages import count_characters
 from shell.gateway.prompt_length import check_encoded
 from shell.gateway.replies.server import DetokenizedText, RenderedConversation, TokenizedText, TokenizerReport
@@ -65,7 +65,7 @@ class TextEndpoint(Endpoint):
 
     async def read(self, exchange: Exchange) -> Json:
         """Read the body. Raises ApiError 400 or 413."""
-        return parse_body(await exchange.read_body(self.service.uploads))
+        return await read_json(self.service, exchange)
 
     async def render(self, body: Json, ignored: list[str]) -> tuple[ServedModel, ChatPrompt]:
         """Render the conversation of a chat completion's body. Raises ApiError."""

@@ -135,6 +135,10 @@ def test_a_reranker_sees_both_texts_at_once(gateway: Gateway, kernel: KernelThre
         assert [row["index"] for row in scores["data"]] == [0, 1]
         error = gateway.post("/score", {"text_1": "a", "text_2": ["c", ""]}).json()["error"]
         assert (error["code"], error["param"]) == ("invalid_value", "text_2[1]")
+        many = {"model": "judge", "query": "a" * (100 << 10), "documents": ["b"] * 200}
+        refused = gateway.post("/rerank", many).json()["error"]
+        assert (refused["code"], refused["param"]) == ("invalid_value", "documents")
+        assert "20480200 characters in all, pairs counted whole; at most 16777216" in refused["message"]
         refused = gateway.post("/v1/embeddings", {"input": "x", "model": "judge"}).json()["error"]
         assert (refused["code"], refused["param"]) == ("unsupported_parameter", "model")
         assert gateway.post("/v1/embeddings", {"input": "x"}).json()["model"] == "scripted"

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmos.config import ConfigError, load_config
+from shell.gateway.body_file import LARGE_BYTES
 from shell.gateway.errors import ApiError
 from shell.gateway.uploads import Uploads
 from tests.gateway.harness import Gateway, KernelThread, hello, http_request, read_until, running_gateway
@@ -20,10 +21,10 @@ from tests.gateway.harness import Gateway, KernelThread, hello, http_request, re
 CHAT = "/v1/chat/completions"
 
 
-def refusal(check: Callable[[int], None], num_bytes: int) -> int | None:
+def refusal(check: Callable[..., None], *arguments: object) -> int | None:
     """Return the status that something is refused with; None: it is not."""
     try:
-        check(num_bytes)
+        check(*arguments)
     except ApiError as error:
         return error.status
     return None
@@ -35,20 +36,47 @@ def refusal(check: Callable[[int], None], num_bytes: int) -> int | None:
 )
 def test_sum_is_never_over_the_limit(steps: list[tuple[int, int, bool]], limit: int) -> None:
     """Against a plain table of who holds what: refused exactly when the sum would be too large."""
-    uploads = Uploads(50, limit, 1.0)
+    uploads = Uploads(50, limit, 1.0, 1, 1)
     held = dict.fromkeys(range(5), 0)
     for who, num_bytes, is_end in steps:
+        key = who or None  # who has no key may have the whole
         if is_end:
-            uploads.release(held[who])
+            uploads.release(held[who], key)
             held[who] = 0
             continue
         fits = sum(held.values()) + num_bytes <= limit
-        promised = refusal(uploads.check_promise, num_bytes)
-        assert promised == (413 if num_bytes > 50 else None if fits else 503)
-        assert refusal(uploads.reserve, num_bytes) == (None if fits else 503)
-        if fits:
+        is_mine_full = who > 0 and held[who] + num_bytes > max(50, limit // 2)
+        status = 429 if is_mine_full else None if fits else 503
+        promised = refusal(uploads.check_promise, num_bytes, key)
+        assert promised == (413 if num_bytes > 50 else status)
+        assert refusal(uploads.reserve, num_bytes, key) == status
+        if status is None:
             held[who] += num_bytes
         assert uploads.statistics().num_bytes == sum(held.values()) <= limit
+
+
+@given(
+    steps=st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=40),
+    limits=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+)
+def test_number_of_large_bodies_is_bounded(steps: list[tuple[int, bool]], limits: tuple[int, int]) -> None:
+    """Against plain counts: of all, and of each key; a promise is refused when the body would be."""
+    uploads = Uploads(LARGE_BYTES + 1, 1 << 30, 1.0, *limits)
+    held = dict.fromkeys(range(4), 0)
+    for who, is_end in steps:
+        key = who or None
+        if is_end:
+            if held[who]:
+                uploads.leave_large(key)
+                held[who] -= 1
+            continue
+        is_mine_full = who > 0 and held[who] >= limits[1]
+        status = 429 if is_mine_full else 503 if sum(held.values()) >= limits[0] else None
+        assert refusal(uploads.check_promise, LARGE_BYTES + 1, key) == status
+        assert refusal(uploads.check_promise, LARGE_BYTES, key) is None
+        assert refusal(uploads.enter_large, key) == status
+        held[who] += status is None
+        assert uploads.statistics().num_large == sum(held.values()) <= limits[0]
 
 
 def head(num_bytes: int) -> bytes:
@@ -139,8 +167,8 @@ def _read_to_the_end(raw: socket.socket) -> bytes:
 
 def test_largest_body_does_not_hurt_others(gateway: Gateway, kernel: KernelThread) -> None:
     """While 64 MiB arrive, others are answered; the large one is, too, with what is wrong with it."""
-    body = b'{"messages": [{"role": "user", "content": "hi"}], "padding": "' + b"x" * (64 << 20)
-    request = http_request(CHAT, body[: (64 << 20) - 2] + b'"}')
+    body = b'{"messages": [{"role": "user", "content": "hi"}], "padding": "' + b"x" * (4 << 20) + b'"'
+    request = http_request(CHAT, body.ljust((64 << 20) - 1) + b"}")
     answers: list[bytes] = []
 
     def upload() -> None:
@@ -170,7 +198,7 @@ def test_a_text_that_can_never_fit_is_not_encoded(gateway: Gateway, path: str) -
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
     status = Path(f"/proc/{gateway.process.pid}/status").read_text()
     peak_kib = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
-    assert peak_kib < 1 << 20
+    assert peak_kib < 384 << 10
 
 
 def test_sum_below_one_body_is_refused() -> None:
