@@ -200,7 +200,7 @@ class ArenaMachine(RuleBasedStateMachine):
             close(self.arena)
 
 
-ArenaMachine.TestCase.settings = settings(deadline=None, max_examples=40, stateful_step_count=25)
+ArenaMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=25)
 TestArenas = ArenaMachine.TestCase
 
 

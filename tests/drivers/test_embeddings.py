@@ -103,7 +103,7 @@ def quiet_vector(
 def test_chunks_company_and_losses_change_no_bit(dtype: str, kv: str | None, native_threads: int) -> None:
     """A vector has the bits of a quiet run, whatever rides along, however it is cut, whatever is lost."""
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(
         num_tokens=st.integers(1, 150),
         kind=st.sampled_from(["last", "mean"]),

@@ -186,7 +186,7 @@ def test_after_an_exception_only_the_rows_at_fault_fail(checkpoint: Path) -> Non
     alone = Memory(load_model(checkpoint, max_model_len=128))
     expected = functools.cache(lambda first: alone.generate((first, 7), 1)[0][0])
 
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=15)
     @given(st.lists(st.sampled_from([13, 5, 6]), min_size=1, max_size=4), st.booleans())
     def check(firsts: list[int], is_seeded: bool) -> None:
         sampling = Sampling(repetition_penalty=1.0001, logprobs=0) if is_seeded else GREEDY

@@ -244,7 +244,7 @@ VALUES = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_any_shape_is_taken_or_refused(tmp_path_factory, small, data):
     """Metadata of any types and values describe the model that is there, or are refused by name."""

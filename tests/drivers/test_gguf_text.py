@@ -135,7 +135,7 @@ def test_a_byte_level_vocabulary(pre):
         assert found.decode(found.encode(text), skip_special_tokens=False) == text
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text(max_size=40))
 def test_gpt2_cuts_as_the_library_does(text):
     """The pattern for gpt-2 cuts any text where the library's own byte-level rule cuts it."""
@@ -361,7 +361,7 @@ KEYS = st.sampled_from([
 ])  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from([WORDS, PIECES]), st.dictionaries(KEYS, VALUES, min_size=1, max_size=3))
 def test_any_vocabulary_is_taken_or_refused(base, changes):
     """Metadata of any types and values make a folder that user space can open, or a named refusal."""

@@ -57,7 +57,7 @@ def bind_of(tokens: list[int], num_prompt: int, *, temperature: float, min_token
     return Bind(0, sampling, tuple(tokens), num_prompt, stop_token_ids=STOPS, min_tokens=min_tokens)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     name=st.sampled_from(sorted(GRAMMARS)), prompt=st.lists(st.integers(0, VOCAB - 1), max_size=5),
     seed=st.integers(0, 1000), temperature=st.sampled_from([0.0, 1.0]), min_tokens=st.sampled_from([0, 3]),
@@ -88,7 +88,7 @@ def test_output_follows_the_grammar(
         assert matcher.consume_token(outcome.token)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     name=st.sampled_from([*sorted(GRAMMARS), "text"]), seed=st.integers(0, 1000), may_stop=st.booleans(),
     temperature=st.sampled_from([0.0, 1.0]),

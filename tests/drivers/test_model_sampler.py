@@ -79,7 +79,7 @@ samplings = st.builds(
 token_lists = st.lists(st.integers(0, VOCAB - 1), max_size=12).map(tuple)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(sampling=samplings, prompt=token_lists, output=token_lists, seed=st.integers(0, 9))
 def test_a_sample_is_the_inverse_of_the_readable_distribution(sampling, prompt, output, seed):
     """The token is where the readable distribution, summed in the order of ids, passes the random number."""
@@ -139,7 +139,7 @@ def test_random_numbers_never_change():
     ]  # fmt: skip
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(rows=st.lists(st.tuples(samplings, token_lists), min_size=1, max_size=8), seed=st.integers(0, 5))
 def test_company_does_not_change_a_sample(rows, seed):
     """Each row of a batch gets the token that it gets alone."""
@@ -218,7 +218,7 @@ def test_counts_advance_by_samples_and_by_later_inputs_once_each():
     assert sampler.sample(lifted, [(4, 10)])[0].token == 3
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     history=st.lists(st.integers(0, 9), min_size=1, max_size=200),
     cut=st.integers(0, 200),

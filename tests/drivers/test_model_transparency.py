@@ -74,7 +74,7 @@ cuts = st.one_of(
 def test_chunks_and_company_change_no_bit(dtype, kv, native_threads, threads):
     """Logits, keys and values of a prompt are those of a quiet run, whatever rides along and however cut."""
 
-    @settings(max_examples=40 if threads == 1 else 10, deadline=None)
+    @settings(max_examples=40 if threads == 1 else 10)
     @given(num_tokens=st.integers(1, 150), cut=cuts, company=neighbours, place=st.integers(0, 32))
     @example(num_tokens=40, cut=[1], company=[(100, 1)] * 3, place=0)
     @example(num_tokens=70, cut=[7], company=[(15, 2), (16, 1), (17, 33)], place=2)

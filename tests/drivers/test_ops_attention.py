@@ -116,7 +116,7 @@ problems = st.builds(
 LONG = Problem(AttentionShape(4, 2, 32), "fp32", 16, ((500, 1), (0, 260), (255, 1), (256, 1), (257, 40)))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(problem=problems)
 @example(LONG)
 def test_attention_equals_softmax_and_rows_are_independent(problem):

@@ -38,7 +38,7 @@ def assert_close(got: torch.Tensor, expected: torch.Tensor, dtype: str) -> None:
     torch.testing.assert_close(got.double(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(rows=st.integers(1, 6), size=st.integers(1, 700))
 def test_fold_sum_adds_every_element_once(rows, size):
     """Sums of small integers, which fp32 holds exactly, come out exactly, whatever the length."""
@@ -46,7 +46,7 @@ def test_fold_sum_adds_every_element_once(rows, size):
     assert torch.equal(fold_sum(x), x.sum(dim=1, keepdim=True))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     num_tokens=st.integers(1, 150),
     sizes=st.sampled_from([(64, 128), (72, 35), (172, 72), (257, 3)]),
@@ -133,7 +133,7 @@ def test_bmm_verification_returns_a_prefix():
     assert passed == (4, 8, 32)[: len(passed)]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(num_tokens=st.integers(1, 40), size=st.sampled_from([8, 64, 72, 255]), dtype=dtypes)
 def test_rms_norm(num_tokens, size, dtype):
     """The norm equals its formula in fp64, for any number of rows, and rows are independent."""
@@ -146,7 +146,7 @@ def test_rms_norm(num_tokens, size, dtype):
     assert torch.equal(OPS.rms_norm(x[row : row + 1], weight, 1e-5), got[row : row + 1])
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(num_tokens=st.integers(1, 40), size=st.sampled_from([1, 7, 33, 172]), dtype=dtypes)
 def test_silu_mul(num_tokens, size, dtype):
     """The gate equals its formula in fp64; an element's bits do not depend on where in memory it lies."""
@@ -178,7 +178,7 @@ def test_exp_does_not_care_where_an_element_lies():
     assert torch.equal(x.view(64, 64).t().exp(), expected.view(64, 64).t())
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(num_tokens=st.integers(1, 20), dtype=dtypes, dim=st.sampled_from([2, 16, 24]))
 def test_rope(num_tokens, dtype, dim):
     """Rotation equals complex multiplication of the two halves, and undoes itself with the opposite angle."""

@@ -48,7 +48,7 @@ def readable_dry(tokens: list[int], dry: Dry) -> dict[int, float]:
     }
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     tokens=FEW,
     dry=st.builds(
@@ -76,7 +76,7 @@ def test_dry_of_an_endless_repetition_stays_a_number() -> None:
     assert (ids.tolist(), biases.tolist()) == ([1], [-1e30])
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(tokens=FEW, words=st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=3), max_size=4))
 def test_bad_words_are_never_completed(tokens: list[int], words: list[list[int]]) -> None:
     """The last token of each word whose others the text ends with is banned, and nothing else."""
@@ -85,7 +85,7 @@ def test_bad_words_are_never_completed(tokens: list[int], words: list[list[int]]
     assert set(BadWords(words).banned(history_of(tokens))) == expected
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(prompt=FEW, output=FEW, last_n=st.integers(1, 40))
 def test_penalties_look_at_the_last_tokens_only(prompt: list[int], output: list[int], last_n: int) -> None:
     """Counts are those of the last n tokens; of the output's, where only those count."""
@@ -140,7 +140,7 @@ samplings = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(sampling=samplings, prompt=st.lists(st.integers(0, VOCAB - 1), max_size=8), cut=st.integers(0, 12))
 def test_a_process_that_moves_samples_as_one_that_stays(
     sampling: Sampling, prompt: list[int], cut: int
@@ -167,7 +167,7 @@ def test_a_process_that_moves_samples_as_one_that_stays(
         assert set(tokens[len(prompt) :]) <= set(sampling.allowed_token_ids)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(sampling=samplings, prompt=st.lists(st.integers(0, VOCAB - 1), max_size=8), seed=st.integers(0, 9))
 def test_both_samplers_carry_every_draw_out(sampling: Sampling, prompt: list[int], seed: int) -> None:
     """What the state asks for, C and the readable sampler answer alike."""

@@ -59,7 +59,7 @@ def opened(
     return (Reserve(asid), Map(asid, 0, pfns), Bind(asid, Sampling(), prompt, len(prompt)))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     prompt=st.lists(st.integers(0, 511), min_size=1, max_size=40).map(tuple),
     cuts=st.lists(st.integers(1, 12), min_size=1, max_size=8),

@@ -86,7 +86,7 @@ def quiet_run(space: int, by_host: bool, num_tokens: int) -> list[int]:
     return tokens[-num_tokens:]
 
 
-@settings(max_examples=2, deadline=None)
+@settings(max_examples=2)
 @given(
     hosts=st.sets(st.integers(0, NUM_SPACES - 1), max_size=2),
     begins=st.lists(st.integers(0, 2), min_size=NUM_SPACES, max_size=NUM_SPACES),

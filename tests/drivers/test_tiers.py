@@ -137,7 +137,7 @@ def test_a_page_goes_out_and_comes_back_elsewhere(arena: Arena, tiers: Tiers, tm
     assert done.seconds > 0
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     kind=st.sampled_from(["host", "cuda"]),
     moves=st.lists(

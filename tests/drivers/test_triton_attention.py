@@ -26,7 +26,7 @@ from drivers.triton_ops.rope_kv import rope_write_kv
 TOLERANCE = {"fp32": 2e-5, "fp16": 3e-3, "bf16": 1.6e-2}
 FORMATS = st.sampled_from(sorted(TOLERANCE))
 STARTS = st.one_of(st.integers(0, 90), st.integers(SPLIT - 2, SPLIT + 70))
-few = settings(max_examples=8, deadline=None)
+few = settings(max_examples=8)
 
 
 @frozen
@@ -85,7 +85,7 @@ def test_rope_and_write_are_the_references(starts, group, half, name, has_norms,
     assert pages[5].isnan().all()
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     rows=st.lists(
         st.tuples(STARTS, st.sampled_from([1, 1, 2, 20])), min_size=2, max_size=2

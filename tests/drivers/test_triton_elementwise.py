@@ -18,7 +18,7 @@ from drivers.triton_ops.silu_mul import silu_mul
 DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16])
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}  # two roundings
 OPS = ReferenceOps()
-few = settings(max_examples=12, deadline=None)
+few = settings(max_examples=12)
 
 
 def assert_near(got: torch.Tensor, wanted: torch.Tensor) -> None:

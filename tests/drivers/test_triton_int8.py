@@ -29,7 +29,7 @@ from drivers.triton_ops.silu_mul import silu_mul_int8
 
 FLOATS = sorted((torch.float32, torch.float16, torch.bfloat16), key=str)
 DTYPES = st.sampled_from(FLOATS)
-few = settings(max_examples=10, deadline=None)
+few = settings(max_examples=10)
 
 
 def integers(num_rows: int, size: int, seed: int) -> torch.Tensor:

@@ -28,7 +28,7 @@ FLOATS = st.sampled_from(sorted((torch.float32, torch.float16, torch.bfloat16), 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 6e-3, torch.bfloat16: 3e-2}
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     starts=st.lists(st.integers(0, 11), min_size=1, max_size=3),
     half=st.sampled_from([2, 4, 10]),
@@ -63,7 +63,7 @@ def test_heads_are_rounded_as_the_processor_does(starts, half, dtype, has_zero, 
     assert all((page == -1).all() for page in pages)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     rows=st.lists(st.tuples(STARTS, st.sampled_from([1, 1, 2, 20])), min_size=2, max_size=2),
     group=st.sampled_from([1, 3]),

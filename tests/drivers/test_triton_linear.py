@@ -18,7 +18,7 @@ from drivers.triton_ops.ops import TritonOps
 TOLERANCE = {torch.float32: 5e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     tokens=st.integers(1, 19),
     size_in=st.integers(1, 131),

@@ -73,7 +73,7 @@ def test_chunks_and_company_change_no_bit(
     expected = quiet.run(Row(0, 0, tokens, True))[0]
     assert expected.isfinite().all()
 
-    @settings(max_examples=3, deadline=None)
+    @settings(max_examples=3)
     @given(
         cuts=st.lists(st.sampled_from([1, 2, 7, 15]), min_size=2, max_size=3),
         company=st.lists(st.tuples(st.integers(0, 40), st.sampled_from([1, 1, 9])), max_size=2),

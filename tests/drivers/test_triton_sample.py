@@ -41,7 +41,7 @@ def draw_all(logits: torch.Tensor, draws: list[Draw | None]) -> list[int]:
     return ids.tolist()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     draws=st.lists(DRAWS, min_size=1, max_size=2),
     size=st.one_of(st.integers(1, 60), st.integers(BLOCK - 1, BLOCK + 9)),
@@ -58,7 +58,7 @@ def test_tokens_are_the_references(draws: list[Draw], size: int, levels: int, se
     assert draw_all(logits[-1:], [draws[-1]]) == got[-1:]
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 @given(draw=DRAWS, levels=st.sampled_from([0, 1, 3]), seed=st.integers(0, 99))
 def test_every_random_number_lands_where_the_references_does(draw: Draw, levels: int, seed: int) -> None:
     """Eight numbers across the whole of what is kept: its ends show the cuts themselves."""

@@ -283,7 +283,6 @@ def carry_out(kernel: Kernel, action: Action) -> set[int]:
 
 @settings(
     max_examples=60 if ON_GPU else 40,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(actions=st.lists(ACTIONS, min_size=4, max_size=24), chunk=st.sampled_from([4, 64]))

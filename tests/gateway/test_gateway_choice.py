@@ -51,7 +51,7 @@ def run(
 texts = st.text(alphabet="ab🙂é日", max_size=20)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     text=texts, cuts=st.lists(st.integers(1, 60), max_size=8), stops=st.lists(texts.filter(bool), max_size=3)
 )
@@ -72,7 +72,7 @@ def test_cuts_do_not_matter(text_model: TextModel, text: str, cuts: list[int], s
     assert told == tokens[: choice.num_tokens]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     text=texts, cuts=st.lists(st.integers(1, 60), max_size=8), stops=st.lists(texts.filter(bool), max_size=3)
 )

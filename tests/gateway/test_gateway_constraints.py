@@ -137,7 +137,7 @@ def test_what_cannot_be_followed_is_named(
     assert words in error["message"]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.text(max_size=6).filter(lambda text: "\0" not in text), min_size=1, max_size=4),
     st.text(max_size=4),
@@ -154,7 +154,7 @@ def test_a_choice_is_one_of_its_texts(choices: list[str], other: str) -> None:
 
 
 @given(st.characters(exclude_categories=("Cs", "Cc")))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_escapes_of_gbnf_are_characters(character: str) -> None:
     """An escape is the character of that number, in a text and in a class."""
     escape = f"\\U{ord(character):08x}"

@@ -221,7 +221,7 @@ async def flood(process: Any) -> Any:
 # --- one connection, in this process -----------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     parts=st.lists(st.tuples(st.binary(min_size=1, max_size=300_000), st.booleans()), max_size=6),
     takes=st.lists(st.integers(1, 200_000), max_size=8),

@@ -38,7 +38,6 @@ CONFORMANCE = [
     checks.response_schema_conformance,
 ]
 QUIET = settings(
-    deadline=None,
     database=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],

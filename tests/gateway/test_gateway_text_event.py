@@ -22,7 +22,7 @@ from syscalls.text.stop import StopMatcher
 from syscalls.text.tokenizer import TextModel
 from tests.scripted_kernel import END, write_model_folder
 
-PATIENT = settings(deadline=None, max_examples=100)
+PATIENT = settings(max_examples=100)
 
 
 @pytest.fixture(scope="module")

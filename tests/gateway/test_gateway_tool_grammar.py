@@ -109,7 +109,7 @@ def read(text: TextModel, tokens: list[int], reading: Reading) -> list[Event]:
 
 @pytest.mark.parametrize("kind", ["bytes", "marks"])
 @pytest.mark.parametrize("name", sorted(TOOL_PARSERS))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     choice=st.sampled_from(ToolChoice), is_parallel=st.booleans(),
     allowed=st.sampled_from([None, frozenset(["now"]), frozenset(["unit", "count"])]),

@@ -18,7 +18,7 @@ def frame(payload: bytes) -> bytes:
     return LENGTH.pack(len(payload)) + payload
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(payloads=st.lists(st.binary(max_size=40), max_size=12), cuts=st.lists(st.integers(1, 30), min_size=1))
 def test_payloads_arrive_whole_however_the_stream_is_cut(payloads: list[bytes], cuts: list[int]) -> None:
     """Any cutting of the byte stream gives the same payloads in order, then the end."""

@@ -8,7 +8,7 @@ from collections import deque
 import pytest
 import trio
 import trio.testing
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmos.ipc.mailbox import Mailbox, MailboxClosed, Reply
@@ -53,7 +53,6 @@ def test_nowait_operations_agree_with_a_deque(capacity: float, operations: list[
         assert (statistics.num_sent, statistics.is_closed) == (num_sent, is_closed)
 
 
-@settings(deadline=None)
 @given(
     capacity=st.integers(1, 3),
     counts=st.lists(st.integers(0, 6), min_size=1, max_size=4),

@@ -175,7 +175,7 @@ OPTIONS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(operations=OPERATIONS, options=OPTIONS)
 def test_counters_are_what_a_model_computes(operations: list, options: dict) -> None:
     """Preemption, forks, samples, prefix hits, lost drivers, kills, turns: each token is charged once."""

@@ -86,7 +86,7 @@ lengths = st.tuples(st.integers(4, 30), st.integers(4, 30))
 tenants = st.sampled_from(["a", "b", "c"])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     weights=st.dictionaries(tenants, st.sampled_from([0.5, 1.0, 2.0, 4.0])),
     jobs=st.dictionaries(tenants, st.lists(lengths, min_size=1, max_size=8), min_size=2),
@@ -122,7 +122,7 @@ def test_service_of_two_who_wait_differs_by_at_most_2_u(
         assert max(gaps) - min(gaps) <= 2 * max(bounds[one], bounds[other])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(shapes=st.lists(lengths, min_size=1, max_size=20), num_frames=st.integers(60, 120))
 def test_one_tenant_is_served_in_order_of_arrival(shapes: list[tuple[int, int]], num_frames: int) -> None:
     """Alone, fair and first come first served decide the same, step by step."""
@@ -139,7 +139,7 @@ def test_one_tenant_is_served_in_order_of_arrival(shapes: list[tuple[int, int]],
         assert [job.pid for job in devices[0].running] == [job.pid for job in devices[1].running]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     events=st.lists(st.tuples(st.sampled_from(["start", "stop", "prompt", "output"]), tenants), max_size=60),
     factor=st.sampled_from([0.25, 4.0]),

@@ -160,7 +160,7 @@ async def test_a_client_that_does_not_read(autojump_clock, tmp_path: Path) -> No
             await kernel.client.ping()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.binary(max_size=400), greet=st.booleans())
 def test_arbitrary_bytes(tmp_path_factory: pytest.TempPathFactory, data: bytes, greet: bool) -> None:
     """Whatever bytes arrive, the kernel lives and the next client is served."""

@@ -98,7 +98,7 @@ def conversations(draw: st.DrawFn) -> list[tuple[bytes, bool]]:
     return [(frame, frame == given) for frame, given in zip(sent, whole, strict=True)]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(frames=conversations())
 def test_garbled_calls(tmp_path_factory: pytest.TempPathFactory, frames: list[tuple[bytes, bool]]) -> None:
     """The kernel has no bug, answers no call that was not made, and keeps detached processes only."""

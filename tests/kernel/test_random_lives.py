@@ -219,7 +219,7 @@ OPTIONS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(operations=OPERATIONS, options=OPTIONS)
 def test_no_process_can_tell(operations: list[tuple], options: dict) -> None:
     """Preempted, forked, saved, crashed under, starved: the tokens are a quiet run's, nothing leaks."""
@@ -227,7 +227,7 @@ def test_no_process_can_tell(operations: list[tuple], options: dict) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @given(operations=OPERATIONS, options=OPTIONS)
 def test_no_process_can_tell_for_long(operations: list[tuple], options: dict) -> None:
     """The same, many times over."""

@@ -559,7 +559,7 @@ async def live(
             assert tenant.processes == set()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     operations=OPERATIONS,
     policy=st.sampled_from(["fair", "fcfs"]),

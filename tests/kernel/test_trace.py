@@ -76,7 +76,7 @@ async def test_a_traced_life(autojump_clock, tmp_path) -> None:
         await client.wait(pid)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(attach_at=st.floats(0, 0.6), leave_after=st.floats(0, 0.6), num_tokens=st.integers(1, 50))
 def test_watching_changes_nothing(
     attach_at: float, leave_after: float, num_tokens: int, tmp_path_factory
@@ -220,7 +220,6 @@ async def test_others_see_nothing(autojump_clock, tmp_path) -> None:
         assert (await pair.kernel.client.trace(pid, since)).is_over
 
 
-@settings(deadline=None)
 @given(
     num_events=st.integers(0, 2 * MAX_TRACE_EVENTS + 5),
     asked=st.lists(st.tuples(st.integers(0, 2500), st.integers(1, 1024)), max_size=5),

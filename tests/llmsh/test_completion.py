@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shell.llmsh.commands import TABLE
@@ -83,7 +83,6 @@ def test_what_is_offered(text: str, offered: list[str]) -> None:
     assert offer(text) == offered
 
 
-@settings(deadline=None)
 @given(st.text("abkilrunps-'\"\\ ;|&#%1", max_size=20))
 def test_offers_extend_what_was_typed(text: str) -> None:
     """Whatever the line, completion never fails, and every offer begins with the word at the cursor."""

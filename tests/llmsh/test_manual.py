@@ -61,7 +61,7 @@ def _has(page: str, text: str) -> bool:
     return " ".join(_words(text)) in " ".join(_words(page))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(columns=st.integers(1, 300))
 def test_pages_say_everything_at_any_width(columns: int) -> None:
     """Whatever the width, help and man have all of a declaration, and no prose is wider than the terminal."""

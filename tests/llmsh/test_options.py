@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shell.llmsh.commands import TABLE
@@ -20,7 +20,6 @@ OPTIONS = (
 )
 
 
-@settings(deadline=None)
 @given(
     count=st.none() | st.integers(-9, 999),
     ids=st.lists(st.integers(0, 99), max_size=3),

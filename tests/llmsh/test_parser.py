@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shell.llmsh.parser import Incomplete, ParseError, parse, parse_partial, quote
@@ -20,14 +20,12 @@ def list_words(text: str) -> list[list[str]]:
     return [[word.text for word in pipeline.commands[0].words] for pipeline in parse(text)]
 
 
-@settings(deadline=None)
 @given(word_lists)
 def test_quoted_words_come_back_as_they_were(words: list[str]) -> None:
     """Quoting is the inverse of parsing, whatever the words hold."""
     assert list_words(" ".join(map(quote, words))) == [words]
 
 
-@settings(deadline=None)
 @given(word_lists)
 def test_double_quotes_with_escapes_keep_any_text(words: list[str]) -> None:
     """A text whose special characters are escaped stands between double quotes unchanged."""
@@ -35,7 +33,6 @@ def test_double_quotes_with_escapes_keep_any_text(words: list[str]) -> None:
     assert list_words(" ".join(f'"{word}"' for word in escaped)) == [words]
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(plain_words, min_size=1, max_size=3), min_size=1, max_size=5), st.data())
 def test_separators_cut_commands_and_ampersand_marks_background(
     commands: list[list[str]], data: st.DataObject
@@ -49,7 +46,6 @@ def test_separators_cut_commands_and_ampersand_marks_background(
     assert [p.source for p in pipelines] == [" ".join(words) for words in commands]
 
 
-@settings(deadline=None)
 @given(st.one_of(texts, tricky_texts))
 def test_parsing_ends_in_commands_or_a_located_error(text: str) -> None:
     """Any text parses, or fails at a column inside it; commands have a name and words true positions."""
@@ -66,7 +62,6 @@ def test_parsing_ends_in_commands_or_a_located_error(text: str) -> None:
                 assert 0 <= word.start < word.end <= len(text)
 
 
-@settings(deadline=None)
 @given(st.one_of(texts, tricky_texts))
 @example("0|#")
 def test_an_unfinished_text_can_be_finished(text: str) -> None:
@@ -92,7 +87,6 @@ def is_complete(text: str) -> bool:
     return True
 
 
-@settings(deadline=None)
 @given(plain_words, st.one_of(texts, tricky_texts))
 def test_a_cursor_sees_the_word_before_it(name: str, word: str) -> None:
     """Completion knows the command and the word in progress, where it starts, and what it holds unquoted."""
@@ -101,7 +95,6 @@ def test_a_cursor_sees_the_word_before_it(name: str, word: str) -> None:
     assert (partial.words, partial.current, partial.start) == ((name,), word, len(name) + 1)
 
 
-@settings(deadline=None)
 @given(plain_words, st.text("ab c;|&#<\n", max_size=10), st.sampled_from("'\""))
 def test_a_cursor_sees_into_an_open_quotation(name: str, begun: str, mark: str) -> None:
     """The word in progress is known although its quotation is not closed."""
@@ -109,7 +102,6 @@ def test_a_cursor_sees_into_an_open_quotation(name: str, begun: str, mark: str) 
     assert (partial.words, partial.current, partial.start) == ((name,), begun, len(name) + 5)
 
 
-@settings(deadline=None)
 @given(st.one_of(texts, tricky_texts))
 def test_completion_parses_anything(text: str) -> None:
     """A half-typed line never raises, and the word to replace lies inside it."""
@@ -185,7 +177,6 @@ def test_nothing_to_do(text: str) -> None:
     assert parse(text) == ()
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.lists(plain_words, min_size=1, max_size=3), min_size=1, max_size=4),
     st.lists(st.tuples(st.sampled_from(["<", ">", ">>"]), plain_words), max_size=3),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shell.llmsh.errors import CommandError
@@ -16,7 +16,6 @@ from shell.llmsh.pipe import FileInput, LineReader, TextPipe, read_all
 chunk_lists = st.lists(st.text("ab\né", max_size=6), max_size=12)
 
 
-@settings(deadline=None)
 @given(chunk_lists, st.lists(st.sampled_from([0, 1, 5]), min_size=1, max_size=6), st.integers(1, 8))
 def test_a_pipe_is_a_string(chunks: list[str], pauses: list[int], limit: int) -> None:
     """Whatever the pace of both ends, the reader gets what was written, and no more than that is held."""
@@ -43,7 +42,6 @@ def test_a_pipe_is_a_string(chunks: list[str], pauses: list[int], limit: int) ->
     assert "".join(received) == "".join(chunks)
 
 
-@settings(deadline=None)
 @given(chunk_lists)
 def test_lines_are_what_splitlines_says(chunks: list[str]) -> None:
     """However the text is cut, its lines come one by one, each with its newline."""
@@ -64,7 +62,6 @@ async def _until_empty(lines: LineReader):  # type: ignore[no-untyped-def]
         yield line
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=40))
 def test_files_are_read_as_utf8(data: bytes) -> None:
     """A file's bytes are decoded as Python decodes them with replacements."""

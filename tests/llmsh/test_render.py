@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -22,7 +22,6 @@ class TerminalText(io.StringIO):
         return True
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_safe_text_cannot_drive_a_terminal(text: str) -> None:
     """No control character but newline and tab gets through, and ordinary text is left alone."""
@@ -49,7 +48,6 @@ def test_labels_cannot_drive_a_terminal() -> None:
     assert "^[]0;title^G y" in terminal.getvalue()
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.text("abc xyz", max_size=300), st.integers(0, 10**12)), max_size=5))
 def test_tables_in_a_pipe_are_complete_and_plain(rows: list[tuple[str, int]]) -> None:
     """Nothing is cut, coloured or padded at the end, however wide a row gets."""
@@ -93,7 +91,6 @@ columns = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(columns, min_size=1, max_size=8), st.data(), st.integers(1, 120))
 def test_what_a_terminal_has_room_for(columns: list[Column], data: st.DataObject, room: int) -> None:
     """Columns are whole or left out, but for flexible ones; the first stays; nothing is lost without need."""

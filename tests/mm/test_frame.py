@@ -78,7 +78,7 @@ class FramePoolMachine(RuleBasedStateMachine):
 
 
 TestFramePool = FramePoolMachine.TestCase
-TestFramePool.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestFramePool.settings = settings(max_examples=40, stateful_step_count=30)
 
 
 def test_integrity_check_finds_a_lost_frame() -> None:

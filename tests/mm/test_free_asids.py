@@ -93,7 +93,7 @@ class FreeAsidsMachine(RuleBasedStateMachine):
 
 
 TestFreeAsids = FreeAsidsMachine.TestCase
-TestFreeAsids.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+TestFreeAsids.settings = settings(max_examples=100, stateful_step_count=30)
 
 
 def test_leftovers_whose_frames_are_taken_do_not_count() -> None:

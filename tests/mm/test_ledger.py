@@ -66,7 +66,7 @@ def carry_out(vmm: VMM, operations: list[tuple]) -> list[Holder]:
     return holders
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(operations=OPERATIONS)
 def test_every_frame_is_in_one_column_and_on_one_account(operations: list[tuple]) -> None:
     """Columns add up to the pool, tenants to the columns; each frame is where the model puts it."""

@@ -212,9 +212,9 @@ class LeastRecentlyUsedMachine(PrefixMachine):
 
 
 TestCostAware = CostAwareMachine.TestCase
-TestCostAware.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestCostAware.settings = settings(max_examples=60, stateful_step_count=30)
 TestLeastRecentlyUsed = LeastRecentlyUsedMachine.TestCase
-TestLeastRecentlyUsed.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestLeastRecentlyUsed.settings = settings(max_examples=40, stateful_step_count=30)
 
 
 def test_candidates_stay_few_while_nothing_is_evicted() -> None:

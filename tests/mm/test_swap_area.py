@@ -62,7 +62,7 @@ class AreaMachine(RuleBasedStateMachine):
         assert self.area.num_runs == len(runs(self.free))
 
 
-AreaMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+AreaMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestArea = AreaMachine.TestCase
 
 

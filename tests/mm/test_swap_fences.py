@@ -260,7 +260,7 @@ class SwapMachine(RuleBasedStateMachine):
         assert self.vmm.num_allocatable_frames == NUM_FRAMES
 
 
-SwapMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+SwapMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
 TestSwap = SwapMachine.TestCase
 
 

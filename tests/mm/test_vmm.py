@@ -281,7 +281,7 @@ TestVmm = VmmMachine.TestCase
 TestSync = SyncMachine.TestCase
 TestPremapped = PremappedMachine.TestCase
 TestFirstFree = FirstFreeMachine.TestCase
-TestVmm.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestVmm.settings = settings(max_examples=150, stateful_step_count=40)
 TestSync.settings = TestPremapped.settings = settings(TestVmm.settings, max_examples=50)
 TestFirstFree.settings = settings(TestVmm.settings, max_examples=20)
 

@@ -176,7 +176,7 @@ def test_int8_keys_and_values(variant: int, heads: int, kv_heads: int, dim: int,
     assert np.array_equal(np.concatenate(parts), out)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     data=st.data(),
     format=st.sampled_from([*FP_FORMATS, "int8"]),

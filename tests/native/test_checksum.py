@@ -29,7 +29,7 @@ def test_the_check_value_is_the_standards():
     assert crc32c(b"") == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.binary(max_size=40), st.sampled_from(SIZES), st.data())
 def test_it_equals_the_definition_however_it_is_cut(tail, size, data):
     """In one piece and in two, in plain C, by the instruction for it, and by vectors."""

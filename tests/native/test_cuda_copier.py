@@ -135,7 +135,7 @@ class CopierMachine(RuleBasedStateMachine):
             pinned_module.PIECE_BYTES = self.kept_piece_bytes
 
 
-CopierMachine.TestCase.settings = settings(deadline=None, max_examples=30, stateful_step_count=20)
+CopierMachine.TestCase.settings = settings(max_examples=30, stateful_step_count=20)
 TestCopier = CopierMachine.TestCase
 
 

@@ -124,7 +124,7 @@ class CudaPagingMachine(RuleBasedStateMachine):
             assert not any(self.fake.count_live())
 
 
-CudaPagingMachine.TestCase.settings = settings(deadline=None, max_examples=40, stateful_step_count=20)
+CudaPagingMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=20)
 TestCudaPaging = CudaPagingMachine.TestCase
 
 

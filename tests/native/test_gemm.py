@@ -62,7 +62,7 @@ def integer_reference(weight: PackedWeight, x: QuantisedRows) -> np.ndarray:
 
 @every_variant
 @pytest.mark.parametrize("weight_format", FLOATS, ids=[f.name for f in FLOATS])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(m=rows, n=columns, k=depths, seed=seeds)
 def test_float_products(variant: int, weight_format: WeightFormat, m: int, n: int, k: int, seed: int) -> None:
     """A product of unquantised weights is the exact one within the rounding of k fp32 additions."""
@@ -75,7 +75,7 @@ def test_float_products(variant: int, weight_format: WeightFormat, m: int, n: in
 
 
 @every_variant
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(m=rows, n=columns, k=depths, seed=seeds, extreme=st.booleans())
 def test_w8a8_equals_numpy(variant: int, m: int, n: int, k: int, seed: int, extreme: bool) -> None:
     """W8A8 equals exact integers times the scales, bit by bit, extreme values included."""
@@ -89,7 +89,7 @@ def test_w8a8_equals_numpy(variant: int, m: int, n: int, k: int, seed: int, extr
 
 
 @every_variant
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(m=rows, n=columns, k=depths, seed=seeds)
 def test_w4a8_equals_numpy(variant: int, m: int, n: int, k: int, seed: int) -> None:
     """W4A8 equals exact integers times the scales, bit by bit, for every scale and offset that is allowed."""
@@ -151,7 +151,7 @@ def test_largest_codes(variant: int) -> None:
 
 @every_variant
 @every_format
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(m=st.integers(2, 40), n=columns, k=depths, seed=seeds, data=st.data())
 def test_rows_are_independent(
     variant: int, weight_format: WeightFormat, m: int, n: int, k: int, seed: int, data: st.DataObject
@@ -170,7 +170,7 @@ def test_rows_are_independent(
 
 @every_variant
 @every_format
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(m=rows, n=columns, k=depths, seed=seeds)
 def test_accumulate(variant: int, weight_format: WeightFormat, m: int, n: int, k: int, seed: int) -> None:
     """Accumulating adds the product with its bias, in one rounding, and touches nothing else."""
@@ -185,7 +185,7 @@ def test_accumulate(variant: int, weight_format: WeightFormat, m: int, n: int, k
 
 
 @every_format
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(m=rows, n=columns, k=depths, seed=seeds)
 def test_variants_agree(weight_format: WeightFormat, m: int, n: int, k: int, seed: int) -> None:
     """Every variant has the same integers; fused and unfused floats differ by rounding only."""
@@ -200,7 +200,7 @@ def test_variants_agree(weight_format: WeightFormat, m: int, n: int, k: int, see
 
 @every_variant
 @every_format
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     m=rows,
     n=columns | st.sampled_from([512, 600, 1100]),
@@ -239,7 +239,7 @@ def test_argmax_of_nan(variant: int) -> None:
 
 
 @every_format
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(n=columns, k=depths, seed=seeds)
 def test_packing_keeps_values(weight_format: WeightFormat, n: int, k: int, seed: int) -> None:
     """What is unpacked is what was packed, within half a step of the format; floats round to nearest even."""
@@ -265,7 +265,7 @@ def test_packing_keeps_values(weight_format: WeightFormat, n: int, k: int, seed:
 
 @every_variant
 @every_format
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(n=columns, k=depths, seed=seeds, kind=st.sampled_from([np.float32, np.float16, np.uint16]))
 def test_packing_by_variant(
     variant: int, weight_format: WeightFormat, n: int, k: int, seed: int, kind: type

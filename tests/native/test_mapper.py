@@ -38,7 +38,7 @@ JOBS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(jobs=JOBS, waits=st.lists(st.booleans(), min_size=12, max_size=12))
 def test_pages_show_the_frames_that_were_asked_for_last(
     jobs: list[list[tuple[int, int]]], waits: list[bool]

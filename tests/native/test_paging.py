@@ -78,7 +78,7 @@ class PagingMachine(RuleBasedStateMachine):
             self.pool.close()
 
 
-PagingMachine.TestCase.settings = settings(deadline=None, max_examples=40, stateful_step_count=20)
+PagingMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=20)
 TestPaging = PagingMachine.TestCase
 
 

@@ -23,7 +23,7 @@ def reference(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @every_variant
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     m=st.integers(1, 5),
     k=st.integers(1, 70) | st.sampled_from([128, 256, 1000]),

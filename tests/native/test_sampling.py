@@ -71,7 +71,7 @@ def _best_variant_afterwards() -> Iterator[None]:
     use_variant(lib.llmos_best_variant())
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(case=cases())
 def test_the_same_token_as_the_readable_sampler(case):
     """Token and log-probabilities are the reference's, in every variant with the same bits."""
@@ -88,7 +88,7 @@ def test_the_same_token_as_the_readable_sampler(case):
     assert choice.top_logprobs == pytest.approx(expected.top_logprobs, rel=TOLERANCE, abs=TOLERANCE)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(case=cases())
 def test_kept_tokens_and_their_probabilities(case):
     """A token is drawn where the reference's running sum passes it: just inside each of its two bounds."""

@@ -92,7 +92,7 @@ def same(choice: Choice, expected: Choice) -> bool:
     )
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(case=cases())
 def test_the_same_token_as_the_readable_cuts(case):
     """Token, log-probabilities and mu are the reference's, in every variant with the same bits."""
@@ -106,7 +106,7 @@ def test_the_same_token_as_the_readable_cuts(case):
     assert same(results[0], expected), (results[0], expected)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(case=cases())
 def test_tokens_that_are_cut_are_not_drawn_and_others_are(case):
     """A token is drawn where the reference's running sum passes it: just inside each of its two bounds."""
@@ -126,7 +126,7 @@ def test_tokens_that_are_cut_are_not_drawn_and_others_are(case):
             assert sample(logits, evolve(draw, uniform=at)).token == token
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     kind=st.sampled_from(KINDS), size=st.sampled_from(SIZES), seed=st.integers(0, 9), data=st.data(),
     num_top=st.sampled_from([0, 1, 20]),
@@ -141,7 +141,7 @@ def test_a_given_token_is_told_of(kind, size, seed, data, num_top):
     assert same(choice, choose_token(logits, draw))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(tokens=st.lists(st.integers(0, 2), max_size=40), limit=st.integers(0, 12))
 def test_repeats_are_the_longest_common_endings(tokens, limit):
     """Element i counts, by comparing one by one, how far back the text before i equals the end."""

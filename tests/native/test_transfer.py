@@ -95,7 +95,7 @@ def slot_lists(draw: st.DrawFn) -> tuple[int, list[int], list[int]]:
     return num_slots, sources, targets
 
 
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=120)
 @given(
     kinds=st.tuples(st.sampled_from(["memory", "file"]), st.sampled_from(["memory", "file"])),
     slot_bytes=st.sampled_from(SLOT_BYTES),
@@ -475,5 +475,5 @@ class FenceMachine(RuleBasedStateMachine):
         self.closing.close()
 
 
-FenceMachine.TestCase.settings = settings(deadline=None, max_examples=40, stateful_step_count=25)
+FenceMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=25)
 TestFences = FenceMachine.TestCase

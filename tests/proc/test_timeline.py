@@ -120,7 +120,7 @@ EVENTS = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(events=EVENTS)
 def test_it_stays_bounded_and_times_add_up(events: list[tuple[str, float, int]]) -> None:
     """Whatever happens in whatever order: at most MAX_ENTRIES, no two chunks in a row, no second lost."""

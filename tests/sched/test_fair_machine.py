@@ -182,4 +182,4 @@ class FairMachine(RuleBasedStateMachine):
 
 
 TestFairMachine = FairMachine.TestCase
-TestFairMachine.settings = settings(deadline=None, max_examples=40, stateful_step_count=40)
+TestFairMachine.settings = settings(max_examples=40, stateful_step_count=40)

@@ -27,7 +27,7 @@ def make_engine(
 SPAWN = st.tuples(st.sampled_from(TENANTS), st.integers(1, 30), st.integers(1, 200), st.integers(-10, 10))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     spawns=st.lists(st.tuples(SPAWN, st.integers(0, 60)), min_size=1, max_size=15),
     num_frames=st.integers(240, 600),
@@ -66,7 +66,7 @@ def test_whoever_gives_way_should(
                 assert is_equal or turns_round
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(
     prompts=st.tuples(st.integers(1, 30), st.integers(1, 30)),
     max_running=st.integers(1, 8),
@@ -113,7 +113,7 @@ def test_equals_do_not_push_each_other_out() -> None:
     assert engine.num_preemptions == settled
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(max_running=st.integers(1, 5), num_levels=st.integers(0, 19))
 def test_a_nicer_process_of_the_same_tenant_gives_way(max_running: int, num_levels: int) -> None:
     """By a few levels and after a quantum, and never for a process that is as nice."""

@@ -113,5 +113,5 @@ class GrammarMachine(RuleBasedStateMachine):
         assert self.grammars.statistics().num_compiling == len(self.asked)
 
 
-GrammarMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+GrammarMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestGrammars = GrammarMachine.TestCase

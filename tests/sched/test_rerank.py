@@ -21,7 +21,7 @@ def make_engine(
     return SmallEngine(Rerank(5, seed, pattern), Accounts(), num_frames, max_running)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 9),
     pattern=PATTERNS,
@@ -58,7 +58,7 @@ def test_the_first_that_fit_run(
         assert running == {process.pid for process in ranked[: len(running)]}
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 9), pattern=PATTERNS)
 def test_a_seed_is_a_history(seed: int, pattern: str) -> None:
     """The same seed preempts the same processes at the same steps; everybody ends in any case."""

@@ -41,7 +41,7 @@ soup = st.lists(
 ).map("".join)
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(text=soup, is_inside=st.booleans(), places=st.lists(st.integers(0, 90), max_size=8))
 def test_any_cut_gives_what_the_whole_gives(text: str, is_inside: bool, places: list[int]) -> None:
     """Thought and answer are those of the whole text, however it comes."""

@@ -113,7 +113,7 @@ def told_content(events: list[Event]) -> str:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_well_formed_calls_are_read(name: str, data: st.DataObject) -> None:
     """Whatever the calls and the cuts: these calls come out, the text before them, and no markup."""
@@ -127,7 +127,7 @@ def test_well_formed_calls_are_read(name: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(wanted=calls, places=cuts, data=st.data())
 def test_certain_calls_stream(name: str, wanted: list[Call], places: list[int], data: st.DataObject) -> None:
     """Calls that a grammar has made are told as they come; the sum is what the whole text gives."""
@@ -148,7 +148,7 @@ soup = st.lists(st.sampled_from(SOUP), max_size=14).map("".join)
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(text=soup, places=cuts)
 def test_any_text_gives_the_same_events_however_it_is_cut(name: str, text: str, places: list[int]) -> None:
     """Also of nonsense: cuts do not matter, arguments parse, a text without calls is content, unchanged."""
@@ -163,7 +163,7 @@ def test_any_text_gives_the_same_events_however_it_is_cut(name: str, text: str, 
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(wanted=calls, places=cuts, end=st.integers(0, 300), data=st.data())
 def test_certain_call_that_is_cut(
     name: str, wanted: list[Call], places: list[int], end: int, data: st.DataObject
@@ -252,7 +252,7 @@ def test_arguments_stream_only_when_certain() -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(wanted=calls, is_certain=st.booleans())
 def test_style_is_read_back(name: str, wanted: list[Call], is_certain: bool) -> None:
     """Calls written in a format's own style come out of its parser, and nothing else does."""

@@ -19,7 +19,7 @@ def text() -> TextModel:
     return TextModel.open(FOLDER)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     needle=st.one_of(st.sampled_from(["\n", ":", "th", " the", "<|", "e"]), st.text(min_size=1, max_size=2))
 )
