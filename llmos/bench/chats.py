@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from itertools import pairwise
@@ -21,6 +22,7 @@ class TurnTimes:
 
     asked_at: float
     arrivals: list[float] = attrs.field(factory=list)  # of tokens; those that come together have one time
+    given_up_at: float | None = None  # when nobody waited for the rest any longer; None: all have come
 
 
 class Chat(Protocol):
@@ -38,8 +40,8 @@ class Held:
     """What came of holding conversations."""
 
     turns: list[TurnTimes]
-    seconds: float  # from the start to the last token
-    digests: dict[int, str]  # of each conversation's answers, by its number
+    seconds: float  # from the start to the last token, or until all was stopped
+    digests: dict[int, str]  # of each conversation's answers, by its number; of those that came to their end
     num_output_tokens: int
 
 
@@ -48,18 +50,27 @@ async def hold_all(
     vocab_size: int,
     open_chat: OpenChat,
     advance: Callable[[], None] = lambda: None,
+    most_seconds: float = math.inf,
 ) -> Held:
-    """Hold all conversations, each from when it starts; returns when all are over.
+    """Hold all conversations, each from when it starts; returns when all are over, or are stopped.
 
     Args:
         conversations: their starts count from now.
         vocab_size: of the model.
         open_chat: opens the process of a conversation.
         advance: called as each one ends.
+        most_seconds: stop what is left then; turns that were asked for by then count, as far as they came.
     """
-    began = trio.current_time()
     turns: list[TurnTimes] = []
     digests: dict[int, str] = {}
+    waiting: dict[int, TurnTimes] = {}  # turns that have been asked and not answered, by conversation
+    written = {  # drawn now: who asks is in the kernel's process, and would hold it up
+        conversation.number: [
+            conversation.input_tokens(i, vocab_size) for i in range(len(conversation.turns))
+        ]
+        for conversation in conversations
+    }
+    began = trio.current_time()
 
     async def hold(conversation: Conversation) -> None:
         await trio.sleep_until(began + conversation.starts_at)
@@ -67,27 +78,32 @@ async def hold_all(
         async with open_chat(conversation) as chat:
             for number, turn in enumerate(conversation.turns):
                 await trio.sleep(turn.pause_seconds)
-                times = TurnTimes(trio.current_time())
-                tokens = conversation.input_tokens(number, vocab_size)
-                answer = await chat.say(tokens, turn.num_output_tokens, times)
-                answers.update(repr(list(answer)).encode())
+                times = waiting[conversation.number] = TurnTimes(trio.current_time())
                 turns.append(times)
+                tokens = written[conversation.number][number]
+                answer = await chat.say(tokens, turn.num_output_tokens, times)
+                del waiting[conversation.number]
+                answers.update(repr(list(answer)).encode())
         digests[conversation.number] = answers.hexdigest()
         advance()
 
-    async with trio.open_nursery() as nursery:
-        for conversation in conversations:
-            nursery.start_soon(hold, conversation)
-            await trio.lowlevel.checkpoint()  # in order: trio starts the tasks of one batch in any
-    last = max(times.arrivals[-1] for times in turns)
-    return Held(turns, last - began, digests, sum(len(times.arrivals) for times in turns))
+    with trio.move_on_at(began + most_seconds) as scope:
+        async with trio.open_nursery() as nursery:
+            for conversation in conversations:
+                nursery.start_soon(hold, conversation)
+                await trio.lowlevel.checkpoint()  # in order: trio starts the tasks of one batch in any
+    for times in waiting.values():
+        times.given_up_at = began + most_seconds
+    seconds = most_seconds if scope.cancelled_caught else max(t.arrivals[-1] for t in turns) - began
+    return Held(turns, seconds, digests, sum(len(times.arrivals) for times in turns))
 
 
 @attrs.frozen
 class Latencies:
     """What people waited: percentiles in seconds, and tokens per second of all together.
 
-    TTFT is from a turn's being asked to its first token; TBT the time between two tokens of a turn.
+    TTFT is from a turn's being asked to its first token; TBT the time between two tokens of a turn. Who was
+    still waiting when all was stopped counts with how long that was.
     """
 
     ttft: dict[float, float]  # by percentile
@@ -97,8 +113,13 @@ class Latencies:
     @classmethod
     def of(cls, held: Held) -> Latencies:
         """Sum up."""
-        first = sorted(times.arrivals[0] - times.asked_at for times in held.turns)
-        gaps = sorted(b - a for times in held.turns for a, b in pairwise(times.arrivals))
+        first, gaps = [], []
+        for times in held.turns:
+            ends = times.arrivals if times.given_up_at is None else [*times.arrivals, times.given_up_at]
+            first.append(ends[0] - times.asked_at)
+            gaps += [b - a for a, b in pairwise(ends)]
+        first.sort()
+        gaps.sort()
         return cls(
             {percent: percentile(first, percent) for percent in (50.0, 95.0, 99.0)},
             {percent: percentile(gaps, percent) for percent in (50.0, 99.0, 99.9)} if gaps else {},

@@ -338,7 +338,13 @@ def add_switch(names: Any) -> None:
     add("--device", choices=["cpu", "cuda", "sim"], default="cpu", help="default: %(default)s")
     add_threads(switch)
     add("--trace", default=DEFAULT_TRACE, metavar="FILE", help="lengths of turns (default: %(default)s)")
-    add("--seconds", type=float, default=20.0, help="of each run on a real device (default: %(default)g)")
+    add("--seconds", type=float, default=15.0, help="of each run on a real device (default: %(default)g)")
+    add(
+        "--keep",
+        metavar="FILE",
+        default=None,
+        help="add each run to a file; those that are there are not made",
+    )
     add("--loads", default=None, metavar="LIST", help="on sim, like knee,above (default: all)")
     add("--conversations", type=int, default=300, help="on sim (default: %(default)s)")
     add("--shape", default=None, help="random weights of this shape, like 160m, for a model")
@@ -361,5 +367,5 @@ def run_switch_bench(options: argparse.Namespace) -> int:
         model=options.model, shape=options.shape, device=options.device, threads=options.threads,
         trace=options.trace,
         loads=options.loads, num_conversations=options.conversations, seconds=options.seconds,
-        num_runs=options.runs, json_path=options.json,
+        num_runs=options.runs, json_path=options.json, keep_path=options.keep,
     )  # fmt: skip

@@ -22,6 +22,7 @@ from rich.progress import Progress
 
 from llmos.bench.conversations import TraceRow, make_conversations, read_trace
 from llmos.bench.crossover import measure_crossover
+from llmos.bench.kept_runs import KeptRuns
 from llmos.bench.report import Report
 from llmos.bench.switch_loads import LOADS, Load
 from llmos.bench.switch_real import describe
@@ -44,6 +45,11 @@ class Job(NamedTuple):
     seed: int
     num_conversations: int
 
+    @property
+    def case(self) -> str:
+        """What its rows are called."""
+        return f"{A10.name}, simulated, {self.load.name}, {self.num_conversations} conversations"
+
 
 def run_job(job: Job, rows: Sequence[TraceRow]) -> SwitchRun:
     """Do one run; what comes of it depends on the arguments alone."""
@@ -53,7 +59,7 @@ def run_job(job: Job, rows: Sequence[TraceRow]) -> SwitchRun:
         rows, job.num_conversations, load.per_second, load.pause_seconds, A10.context, job.seed
     )
     variant = make_variants(A10.block_bytes, load.rerank_steps, job.seed)[job.variant]
-    return simulate(A10, conversations, variant.options)
+    return simulate(A10, conversations, variant.options, load.most_seconds * job.num_conversations)
 
 
 def choose_loads(listed: str | None) -> list[Load]:
@@ -68,9 +74,9 @@ def choose_loads(listed: str | None) -> list[Load]:
 
 
 def measure_simulated(
-    rows: Sequence[TraceRow], loads: Sequence[Load], num_conversations: int, num_seeds: int
+    rows: Sequence[TraceRow], loads: Sequence[Load], num_conversations: int, num_seeds: int, kept: KeptRuns
 ) -> Report:
-    """All runs on the simulated device, as many at once as there are processors, and their report.
+    """All runs on the simulated device that are not kept, as many at once as there are processors.
 
     Raises:
         NothingMeasured: see `check_runs`.
@@ -81,17 +87,19 @@ def measure_simulated(
         for seed in range(1, num_seeds + 1)
         for variant in load.variants
     ]
-    found: dict[Job, SwitchRun] = {}
+    found = {job: run for job in jobs if (run := kept.run(job.case, job.variant, job.seed)) is not None}
     console = Console(stderr=True)
     spawning = multiprocessing.get_context("spawn")
     with (
         Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as bar,
         ProcessPoolExecutor(num_cores(), spawning) as pool,
     ):
-        task = bar.add_task("bench switch", total=len(jobs))
-        futures = {pool.submit(run_job, job, rows): job for job in jobs}
+        task = bar.add_task("bench switch", total=len(jobs), completed=len(found))
+        futures = {pool.submit(run_job, job, rows): job for job in jobs if job not in found}
         for future in as_completed(futures):
-            found[futures[future]] = future.result()
+            job = futures[future]
+            found[job] = future.result()
+            kept.keep_run(job.case, job.variant, job.seed, found[job])
             bar.advance(task)
     report = Report("switch")
     for load in loads:
@@ -99,7 +107,7 @@ def measure_simulated(
             variant: [found[Job(load, variant, seed, num_conversations)] for seed in range(1, num_seeds + 1)]
             for variant in load.variants
         }
-        case = f"{A10.name}, simulated, {load.name}, {num_conversations} conversations"
+        case = Job(load, "", 0, num_conversations).case
         check_runs(runs, case, is_light=load.name == "light")
         add_rows(report, case, runs)
         if RECOMPUTE in runs:
@@ -108,15 +116,17 @@ def measure_simulated(
 
 
 def measure_real(
-    rows: Sequence[TraceRow], options: dict[str, Any], seconds: float, num_rounds: int
-) -> Report:
-    """All runs on a device of this machine, one after the other, and their report.
+    rows: Sequence[TraceRow], options: dict[str, Any], seconds: float, num_rounds: int, kept: KeptRuns
+) -> Iterator[Report]:
+    """All runs on a device of this machine that are not kept, one after the other.
+
+    Yields:
+        What is known so far: switches by context, the knee, and all variants after each round.
 
     Raises:
-        NothingMeasured: see `check_runs`.
+        NothingMeasured: see `check_runs` and `measure_crossover`.
     """
     machine = describe(options)
-    report = Report("switch")
     lengths = [length for length in CROSSOVER_LENGTHS if length < machine.context * 3 // 4]
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
@@ -126,9 +136,12 @@ def measure_real(
         def advance() -> None:
             bar.advance(task)
 
-        measure_crossover(machine, report, lengths, advance)
-        RealBench(machine, rows, seconds, advance).measure(report, num_rounds)
-    return report
+        crossover = Report("switch")
+        measure_crossover(machine, crossover, lengths, kept, advance)
+        yield crossover
+        for report in RealBench(machine, rows, seconds, kept, advance).measure(num_rounds):
+            report.rows[:0] = crossover.rows
+            yield report
 
 
 @contextmanager
@@ -148,18 +161,21 @@ def random_model(shape: str) -> Iterator[str]:
 
 def main(
     *, model: str | None, shape: str | None, device: str, threads: int | None, trace: str, loads: str | None,
-    num_conversations: int, seconds: float, num_runs: int, json_path: str | None,
+    num_conversations: int, seconds: float, num_runs: int, json_path: str | None, keep_path: str | None,
 ) -> int:  # fmt: skip
-    """Measure, print the table, write the rows."""
+    """Measure, print the table, and write the rows, on a real device after each round."""
     configure_logging("warning", "console")
-    rows = read_trace(trace)
+    rows, kept = read_trace(trace), KeptRuns(keep_path)
     if device == "sim":
-        report = measure_simulated(rows, choose_loads(loads), num_conversations, num_runs)
+        report = measure_simulated(rows, choose_loads(loads), num_conversations, num_runs, kept)
+        if json_path:
+            report.write_json(json_path)
     else:
         options: dict[str, Any] = {"device": device, "threads": threads}
         with random_model(shape) if shape else nullcontext(model) as path:
-            report = measure_real(rows, options | ({"model": path} if path else {}), seconds, num_runs)
+            options |= {"model": path} if path else {}
+            for report in measure_real(rows, options, seconds, num_runs, kept):
+                if json_path:
+                    report.write_json(json_path)
     report.print_table()
-    if json_path:
-        report.write_json(json_path)
     return 0

@@ -7,6 +7,8 @@ them each load is lighter than its name.
 
 from __future__ import annotations
 
+import math
+
 import attrs
 
 from llmos.bench.switch_variants import ABLATION, AUTO, BLOCKS, FCFS, GROUPS, RECOMPUTE
@@ -29,6 +31,14 @@ class Load:
     per_second: float
     rerank_steps: int
     variants: tuple[str, ...]
+
+    @property
+    def most_seconds(self) -> float:
+        """Of the virtual clock, for each conversation: twice the time that they take to begin.
+
+        A way that does not keep up is stopped then, and whoever waits has waited for so long at least.
+        """
+        return 2 / self.per_second if self.per_second else math.inf
 
     @property
     def pause_seconds(self) -> float:

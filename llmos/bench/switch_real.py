@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -54,21 +55,30 @@ class RealMachine:
 
 
 def hold(
-    machine: RealMachine, conversations: Sequence[Conversation], options: dict[str, Any], pool_mib: int | None
+    machine: RealMachine,
+    conversations: Sequence[Conversation],
+    options: dict[str, Any],
+    pool_mib: int | None,
+    most_seconds: float = math.inf,
 ) -> SwitchRun:
-    """Hold conversations in real time with a kernel that is configured so."""
-    return trio.run(_hold, machine, conversations, options, pool_mib)
+    """Hold conversations in real time with a kernel that is configured so; see `hold_all`."""
+    return trio.run(_hold, machine, conversations, options, pool_mib, most_seconds)
 
 
 async def _hold(
-    machine: RealMachine, conversations: Sequence[Conversation], options: dict[str, Any], pool_mib: int | None
+    machine: RealMachine,
+    conversations: Sequence[Conversation],
+    options: dict[str, Any],
+    pool_mib: int | None,
+    most_seconds: float,
 ) -> SwitchRun:
     config = Config(
         **machine.options, **options, pool_mib=pool_mib, max_model_len=machine.context,
         swap_idle_seconds=NEVER_SECONDS,
     )  # fmt: skip
     async with booted(config, config.device) as (system, socket_path), open_client(socket_path) as client:
-        held = await hold_all(conversations, machine.vocab_size, partial(open_client_chat, client))
+        open_chat = partial(open_client_chat, client)
+        held = await hold_all(conversations, machine.vocab_size, open_chat, most_seconds=most_seconds)
         (core,) = system.cores.values()
         return SwitchRun.of(held, core.statistics())
 

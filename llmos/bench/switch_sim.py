@@ -5,7 +5,8 @@ The device is what FastSwitch was measured on, an A10 with a model of 8 billion 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -64,7 +65,7 @@ def simulate(
     machine: Machine,
     conversations: Sequence[Conversation],
     options: dict[str, Any],
-    advance: Callable[[], None] = lambda: None,
+    most_seconds: float = math.inf,
 ) -> SwitchRun:
     """Hold conversations with a kernel that is configured so; takes no longer than the computing does.
 
@@ -72,17 +73,17 @@ def simulate(
         machine: the device.
         conversations: from `make_conversations`, within the machine's context.
         options: fields of Config.
-        advance: called as each conversation ends.
+        most_seconds: of the virtual clock; see `hold_all`.
     """
     clock = trio.testing.MockClock(autojump_threshold=0)
-    return trio.run(_simulate, machine, conversations, options, advance, clock=clock)
+    return trio.run(_simulate, machine, conversations, options, most_seconds, clock=clock)
 
 
 async def _simulate(
     machine: Machine,
     conversations: Sequence[Conversation],
     options: dict[str, Any],
-    advance: Callable[[], None],
+    most_seconds: float,
 ) -> SwitchRun:
     def open_link(name: str) -> OpenLink:
         async def open_one() -> DriverLink:
@@ -104,5 +105,5 @@ async def _simulate(
         settle_order()
         (core,) = system.cores.values()
         open_chat = partial(open_inside_chat, system, core)
-        held = await hold_all(conversations, MODEL.vocab_size, open_chat, advance)
+        held = await hold_all(conversations, MODEL.vocab_size, open_chat, most_seconds=most_seconds)
         return SwitchRun.of(held, core.statistics())

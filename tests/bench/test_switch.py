@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from llmos.bench.chats import Held, Latencies, TurnTimes
 from llmos.bench.conversations import TraceRow, make_conversations
+from llmos.bench.kept_runs import KeptRuns
 from llmos.bench.report import Report
 from llmos.bench.switch import choose_loads, random_model
 from llmos.bench.switch_report import NothingMeasured, add_recompute_rows, add_rows, check_runs
@@ -40,6 +42,55 @@ def test_latencies_are_counted_from_the_asking() -> None:
     assert latencies.tbt[50.0] == 0.5
     assert latencies.tbt[99.9] == 0.5
     assert latencies.throughput == pytest.approx(5 / 13.5)
+
+
+def test_whoever_waits_when_all_is_stopped_counts_with_that() -> None:
+    """A turn without a token has waited for one, and one without the rest for the next."""
+    turns = [TurnTimes(0.0, [], given_up_at=8.0), TurnTimes(1.0, [3.0, 4.0], given_up_at=8.0)]
+    latencies = Latencies.of(Held(turns, 8.0, {}, 2))
+    assert latencies.ttft[50.0] == pytest.approx(5.0)
+    assert latencies.tbt[50.0] == pytest.approx(2.5)
+
+
+def test_a_run_that_is_stopped_knows_what_came() -> None:
+    """The same conversations, stopped half way: fewer answers, and those there are are the same."""
+    conversations = make_conversations(ROWS, 6, 0.0, 0.0, SMALL.context, seed=2, scale=0.25)
+    options = make_variants(SMALL.block_bytes, rerank_steps=10, seed=2)[GROUPS].options
+    whole = simulate(SMALL, conversations, options)
+    halfway = max(whole.latencies.ttft.values())
+    stopped = simulate(SMALL, conversations, options, most_seconds=halfway)
+    assert stopped.digests.items() < whole.digests.items()
+    check_runs({BLOCKS: [whole], GROUPS: [stopped]}, "small")
+    assert stopped.latencies.ttft[99.0] <= halfway
+
+
+def test_runs_are_kept_as_they_end(tmp_path: Path) -> None:
+    """What was measured is found again, half a line is made anew, another commit's is not used."""
+    path = tmp_path / "runs.jsonl"
+    kept = KeptRuns(str(path))
+    kept.keep_run("knee", AUTO, 1, run_of(1.0))
+    kept.keep_numbers("knee", "capacity", 0, (2.0, 0.5))
+    kept.keep_run("knee", AUTO, 2, run_of(2.0))
+    path.write_bytes(path.read_bytes()[:-5])
+    again = KeptRuns(str(path))
+    assert again.run("knee", AUTO, 1) == run_of(1.0)
+    assert again.numbers("knee", "capacity") == (2.0, 0.5)
+    assert again.run("knee", AUTO, 2) is None
+    again.keep_run("knee", AUTO, 2, run_of(3.0))
+    assert KeptRuns(str(path)).run("knee", AUTO, 2) == run_of(3.0)
+    path.write_bytes(re.sub(rb'"commit":"[^"]*"', b'"commit":"another"', path.read_bytes()))
+    assert KeptRuns(str(path)).run("knee", AUTO, 1) is None
+    path.write_bytes(b"not ours\n" + path.read_bytes())
+    with pytest.raises(ConfigError, match="line 1"):
+        KeptRuns(str(path))
+
+
+def test_kept_runs_need_no_file() -> None:
+    """Without a path nothing is written, and nothing was kept by others."""
+    kept = KeptRuns()
+    kept.keep_run("knee", AUTO, 1, run_of(1.0))
+    assert kept.run("knee", AUTO, 1) == run_of(1.0)
+    assert KeptRuns().run("knee", AUTO, 1) is None
 
 
 def test_rows_have_medians_of_ratios() -> None:
