@@ -6,7 +6,7 @@ SOURCES := pyproject.toml setup.py native/build.py $(wildcard native/cpu/*)
 # "compat" puts a plain path into site-packages, which type checkers follow.
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat
 
-.PHONY: up venv check test test-slow bench gpu docs clean
+.PHONY: up venv check test test-slow clients bench gpu docs clean
 
 up: $(VENV)/.installed  ## boot with the built-in model and serve until Ctrl-C; options: make up ARGS="--device cpu"
 	@exec $(BIN)/llmos up $(ARGS)
@@ -24,6 +24,19 @@ test: $(VENV)/.installed-dev  ## the quick suite
 
 test-slow: $(VENV)/.installed-dev  ## the long one
 	$(BIN)/pytest -n 2 --dist loadfile -m "slow and not gpu" $(ARGS)
+
+# These clients may want an older openai for Python than the newest: its tests run once more with that.
+CLIENT_TESTS := tests/gateway/test_gateway_clients.py tests/gateway/test_gateway_openai_client.py \
+	tests/gateway/test_gateway_node.py tests/system/test_node.py
+LIST_CLIENTS := import tomllib; \
+	project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	print(*project["optional-dependencies"]["clients"], sep="\n")
+clients: $(VENV)/.installed-dev  ## install and test LangChain, LiteLLM, LlamaIndex, and openai for Node
+	@npm ci --prefix tests/gateway/node --ignore-scripts --no-audit --no-fund --silent || \
+		echo "no npm, or no package: the tests of openai for Node are skipped" >&2
+	@$(BIN)/python -c '$(LIST_CLIENTS)' | $(BIN)/pip install --quiet --disable-pip-version-check -r /dev/stdin || \
+		echo "not installed: the tests of [clients] are skipped" >&2
+	$(BIN)/pytest $(CLIENT_TESTS) $(ARGS)
 
 bench: $(VENV)/.installed-dev  ## measure the kernel's cost
 	$(BIN)/llmos bench kernel $(ARGS)
