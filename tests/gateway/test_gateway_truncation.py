@@ -90,8 +90,8 @@ def test_the_oldest_turns_are_left_out(
         for number in range(8)
         for role in ("user", "assistant")
     ]
-    body = {"input": [*turns, {"role": "user", "content": "last"}], "instructions": "Be short."}
-    body["max_output_tokens"] = 20
+    body: dict[str, Any] = {"input": [*turns, {"role": "user", "content": "last"}], "max_output_tokens": 20}
+    body["instructions"] = "Be short."
     check_error(gateway.post(PATH, body), 400, "context_length_exceeded", "input")
     kernel.program = says("yes")
     response = gateway.post(PATH, {**body, "truncation": "auto"}).json()
