@@ -1,11 +1,13 @@
 """The transfer engine: slots moved between memory and files by native threads, beside whatever else runs.
 
-Every copy between tiers of memory goes through it. See native/cpu/transfer.c for how threads share the work.
+Every copy between tiers of memory goes through it. See native/cpu/transfer.c for how threads share the work,
+and native/cpu/slot_copy.c for how they copy.
 """
 
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -120,24 +122,26 @@ class TransferEngine:
             ValueError: lengths differ, a slot is outside the memory, or the target cannot be written to.
         """
         engine = self._open_engine()
-        slots = [ffi.new("uint64_t[]", _checked_slots(transfer, side)) for side in ("source", "target")]
+        slots = [_checked_slots(transfer, side) for side in ("source", "target")]
         count = len(transfer.source_slots)
         if not len(transfer.target_slots) == count == (len(transfer.expected) or count):
             raise ValueError(
                 f"{count} slots to {len(transfer.target_slots)}, with {len(transfer.expected)} checksums"
             )
         job = ffi.new("llmos_transfer *")
-        expected = ffi.new("uint32_t[]", list(transfer.expected)) if transfer.expected else ffi.NULL
+        expected = (
+            ffi.from_buffer("uint32_t[]", array("I", transfer.expected)) if transfer.expected else ffi.NULL
+        )
         checksums = ffi.new("uint32_t[]", count) if transfer.wants_checksums else ffi.NULL
-        errors = ffi.new("int32_t[]", count)
+        errors, order = ffi.new("int32_t[]", count), ffi.new("size_t[]", count)
         source_fd, source = _pointer(transfer.source, is_target=False)
         target_fd, target = _pointer(transfer.target, is_target=True)
         job.source_fd, job.target_fd, job.source, job.target = source_fd, target_fd, source, target
         job.source_slots, job.target_slots = slots
         job.slot_bytes, job.num_slots, job.piece_bytes = transfer.slot_bytes, count, transfer.piece_bytes
-        job.expected, job.checksums, job.errors = expected, checksums, errors
+        job.expected, job.checksums, job.errors, job.order = expected, checksums, errors, order
         self._next_id += 1
-        kept = (*slots, expected, checksums, errors, source, target)
+        kept = (*slots, expected, checksums, errors, order, source, target)
         self._jobs[_address(job)] = (self._next_id, job, kept)
         lib.llmos_transfers_submit(engine, job)
         return self._next_id
@@ -193,16 +197,20 @@ def explain_error(error: int) -> str:
     return os.strerror(error)
 
 
-def _checked_slots(transfer: Transfer, side: str) -> list[int]:
-    """The slots of one end, all of them inside it. Raises ValueError."""
+def _checked_slots(transfer: Transfer, side: str) -> Any:
+    """The slots of one end for C, all of them inside it. Raises ValueError."""
     end: Memory | File = getattr(transfer, side)
     slots: Sequence[int] = getattr(transfer, f"{side}_slots")
     if transfer.slot_bytes < 1 or transfer.piece_bytes < 0:
         raise ValueError(f"slots of {transfer.slot_bytes} bytes, pieces of {transfer.piece_bytes}")
     limit = (end.num_bytes if isinstance(end, Memory) else 1 << 62) // transfer.slot_bytes
-    if slots and not 0 <= min(slots) <= max(slots) < limit:
+    try:
+        numbers = ffi.from_buffer("uint64_t[]", array("Q", slots))  # a tenth of what a list takes
+    except OverflowError:  # below zero, or beyond any memory
+        numbers = None
+    if numbers is None or lib.llmos_transfer_find_outside(numbers, len(slots), limit) < len(slots):
         raise ValueError(f"{side} slots {min(slots)} to {max(slots)} are outside the {limit} there are")
-    return list(slots)
+    return numbers
 
 
 def _pointer(end: Memory | File, *, is_target: bool) -> tuple[int, Any]:

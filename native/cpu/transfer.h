@@ -27,7 +27,8 @@ typedef struct llmos_transfer {
     int32_t *errors;     /* [num_slots], zeroed by the caller; 0: the slot is whole */
     double seconds;      /* from the first slot to the last */
     /* the engine's own */
-    size_t next_slot;   /* those before it are handed out */
+    size_t *order;      /* [num_slots], the caller's memory: in which slots are copied */
+    size_t next_slot;   /* position in that order; those before it are handed out */
     int32_t num_busy;   /* stretches that are being copied */
     double began;
     struct llmos_transfer *next;
@@ -45,6 +46,9 @@ int llmos_transfers_open(int32_t num_threads, int32_t max_active, int32_t nicene
 /* An eventfd that is readable when a job may have ended since the last call to collect. */
 int llmos_transfers_event(const llmos_transfers *engine);
 
+/* The first index at which a slot is not below the limit; count: there is none. */
+size_t llmos_transfer_find_outside(const uint64_t *slots, size_t count, uint64_t limit);
+
 /* Take a job on. It never waits. */
 void llmos_transfers_submit(llmos_transfers *engine, llmos_transfer *job);
 
@@ -59,8 +63,5 @@ void llmos_transfers_cancel(llmos_transfers *engine);
 
 /* Wait until every job has ended, then end the threads and free the engine. */
 void llmos_transfers_close(llmos_transfers *engine);
-
-/* Copy memory past the caches where that is faster; the two do not overlap. What a thread of the engine does. */
-void llmos_transfer_memory(char *target, const char *source, size_t size);
 
 #endif

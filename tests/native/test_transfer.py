@@ -193,27 +193,63 @@ def test_a_full_disk(engine: TransferEngine) -> None:
     assert explain_error(errno.ENOSPC) == "No space left on device"
 
 
-def test_a_limit_on_the_size_of_a_file(engine: TransferEngine) -> None:
-    """Slots below the limit are whole, those above are at fault, in one run or out of order."""
-    data = os.urandom(8 * 4096)
+@pytest.mark.parametrize("is_out", [True, False])
+def test_more_slots_than_one_call_takes(engine: TransferEngine, is_out: bool) -> None:
+    """Neighbours of a file that are all over the memory arrive in several calls."""
+    with ExitStack() as closing:
+        source = Place("memory" if is_out else "file", 200, 16, 1, closing)
+        target = Place("file" if is_out else "memory", 200, 16, 101, closing)
+        backwards = range(199, -1, -1)
+        assert not run(
+            engine,
+            Transfer(
+                source=source.end, target=target.end, slot_bytes=16, source_slots=range(200),
+                target_slots=backwards,
+            ),
+        ).errors  # fmt: skip
+        assert [target.read()[i * 16 : i * 16 + 16] for i in backwards] == [
+            source.slot(i) for i in range(200)
+        ]
+
+
+@settings(max_examples=60)
+@given(
+    slot_bytes=st.sampled_from(SLOT_BYTES),
+    lists=slot_lists(),
+    limit=st.floats(0, 24),
+    is_out=st.booleans(),
+    piece_bytes=st.sampled_from([0, 4096]),
+)
+def test_a_file_that_ends_or_must_not_grow(
+    slot_bytes: int, lists: tuple[int, list[int], list[int]], limit: float, is_out: bool, piece_bytes: int
+) -> None:
+    """Slots below the end of a file, or below the limit on its size, are whole; all others are at fault."""
+    num_slots, sources, targets = lists
+    num_bytes = int(limit * slot_bytes)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with tempfile.TemporaryFile() as file:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (3 * 4096 + 100, before[1]))
+    with ExitStack() as closing, TransferEngine() as engine:
+        memory = Place("memory", num_slots, slot_bytes, 1, closing)
+        file = Place("file", num_slots, slot_bytes, 101, closing)
+        source, target = (memory, file) if is_out else (file, memory)
+        assert isinstance(file.end, File)
+        os.ftruncate(file.end.fd, min(num_bytes, num_slots * slot_bytes))
+        transfer = Transfer(
+            source=source.end, target=target.end, slot_bytes=slot_bytes, source_slots=sources,
+            target_slots=targets, piece_bytes=piece_bytes,
+        )  # fmt: skip
+        resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]) if is_out else before)
         try:
-            for targets in ([0, 1, 2, 3, 4], [4, 2, 5, 0, 1]):
-                ended = run(
-                    engine,
-                    Transfer(
-                        source=Memory(data), target=File(file.fileno()), slot_bytes=4096,
-                        source_slots=range(5), target_slots=targets,
-                    ),
-                )  # fmt: skip
-                assert ended.errors == {i: errno.EFBIG for i, slot in enumerate(targets) if slot > 2}
-                for i, slot in enumerate(targets):
-                    if slot <= 2:
-                        assert os.pread(file.fileno(), 4096, slot * 4096) == data[i * 4096 : (i + 1) * 4096]
+            ended = run(engine, transfer)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        ends = [(slot + 1) * slot_bytes for slot in (targets if is_out else sources)]
+        error = errno.EFBIG if is_out else END_OF_FILE
+        assert ended.errors == {i: error for i, end in enumerate(ends) if end > num_bytes}
+        found = target.read()
+        for i, (source_slot, target_slot) in enumerate(zip(sources, targets, strict=True)):
+            if i not in ended.errors:
+                start = target_slot * slot_bytes
+                assert found[start : start + slot_bytes] == source.slot(source_slot)
 
 
 def test_a_file_that_is_closed_or_cannot_be_written(engine: TransferEngine) -> None:
