@@ -27,13 +27,13 @@ test-slow: $(VENV)/.installed-dev  ## the long one
 
 # These clients may want an older openai for Python than the newest: its tests run once more with that.
 CLIENT_TESTS := tests/gateway/test_gateway_clients.py tests/gateway/test_gateway_openai_client.py \
-	tests/gateway/test_gateway_node.py tests/system/test_node.py
+	tests/gateway/test_gateway_node.py tests/gateway/test_gateway_node_clients.py tests/system/test_node.py
 LIST_CLIENTS := import tomllib; \
 	project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	print(*project["optional-dependencies"]["clients"], sep="\n")
-clients: $(VENV)/.installed-dev  ## install and test LangChain, LiteLLM, LlamaIndex, and openai for Node
+clients: $(VENV)/.installed-dev  ## install and test LangChain, LiteLLM, LlamaIndex, and openai, the AI SDK and Continue for Node
 	@npm ci --prefix tests/gateway/node --ignore-scripts --no-audit --no-fund --silent || \
-		echo "no npm, or no package: the tests of openai for Node are skipped" >&2
+		echo "no npm, or no package: the tests of clients for Node are skipped" >&2
 	@$(BIN)/python -c '$(LIST_CLIENTS)' | $(BIN)/pip install --quiet --disable-pip-version-check -r /dev/stdin || \
 		echo "not installed: the tests of [clients] are skipped" >&2
 	$(BIN)/pytest $(CLIENT_TESTS) $(ARGS)

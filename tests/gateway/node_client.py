@@ -1,4 +1,4 @@
-"""The official OpenAI client for Node, in a process of its own that plays the scenarios of node/sdk.mjs."""
+"""Clients for Node, each in a process of its own that plays the scenarios of a program in node/."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Node:
 
 
 @contextmanager
-def running_node(base_url: str) -> Iterator[Node]:
-    """Start the client before a server; skips where it is not installed."""
+def running_node(base_url: str, program: str = "sdk.mjs", package: str = "openai") -> Iterator[Node]:
+    """Start a client before a server; skips where its package is not installed."""
     if shutil.which("node") is None:
         pytest.skip("node is not installed")
-    if not (FOLDER / "node_modules" / "openai").is_dir():
-        pytest.skip("`make clients` installs the openai package for node, where npm is")
+    if not (FOLDER / "node_modules" / package).is_dir():
+        pytest.skip(f"`make clients` installs the package {package} for node, where npm is")
     pipe = subprocess.PIPE
-    command = ["node", str(FOLDER / "sdk.mjs"), base_url]
+    command = ["node", str(FOLDER / program), base_url]
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:  # its end closes the pipes
         try:
             yield Node(process)

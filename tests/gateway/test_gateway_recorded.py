@@ -3,7 +3,7 @@
 Recorded from LlamaIndex's OpenAILike 0.8, lm-eval 0.4 and guidellm 0.8 as they ran against this gateway;
 those of aider (with options that a run seldom has), Continue, aiperf and Open WebUI are written after their
 source; more of real runs are in test_gateway_captured.py. Where a real package is
-installed, test_gateway_clients.py runs it; these run everywhere.
+installed, test_gateway_clients.py and test_gateway_node_clients.py run it; these run everywhere.
 """
 
 from __future__ import annotations

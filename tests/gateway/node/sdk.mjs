@@ -1,26 +1,19 @@
-// What the official client for Node does, one scenario for each line of standard input.
+// What the official client for Node does.
 //
 //     node sdk.mjs BASE_URL
 //
-// A line in is ["scenario", {its arguments}]; the line out is {"told": …} or {"failed": the stack}.
 // test_gateway_node.py and system/test_node.py say what the server does meanwhile, and check what is told.
 
-import { createInterface } from "node:readline";
 import OpenAI from "openai";
 import { zodResponseFormat } from "openai/helpers/zod";
 import { z } from "zod";
+import { collect, play } from "./scenarios.mjs";
 
 const client = new OpenAI({ baseURL: process.argv[2], apiKey: "any", maxRetries: 0 });
 const model = (await client.models.list()).data[0].id;
 const chat = { model, messages: [{ role: "user", content: "Weather?" }], temperature: 0 };
 const parameters = { type: "object", properties: { city: { type: "string" } }, required: ["city"] };
 const tool = { type: "function", function: { name: "get_weather", description: "Tell it.", parameters } };
-
-const collect = async (events) => {
-  const all = [];
-  for await (const event of events) all.push(event);
-  return all;
-};
 
 // The error that a promise is refused with, as its user tells errors apart.
 const refusal = async (promise) => {
@@ -162,11 +155,4 @@ const scenarios = {
   },
 };
 
-for await (const line of createInterface({ input: process.stdin })) {
-  const [name, given] = JSON.parse(line);
-  try {
-    console.log(JSON.stringify({ told: await scenarios[name](given) }));
-  } catch (error) {
-    console.log(JSON.stringify({ failed: error.stack }));
-  }
-}
+await play(scenarios);
