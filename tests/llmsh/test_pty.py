@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -16,7 +17,6 @@ from tests.llmsh.programs import Gate, answer_turns, say, wait_until
 from tests.scripted_kernel import Program, ScriptedKernel, open_scripted_kernel
 
 PROMPT = "llmsh>"
-DELAY_BEFORE_KEYS = 0.05  # prompt_toolkit needs its terminal modes set before keys come
 
 
 def open_terminal(
@@ -39,7 +39,7 @@ def open_terminal(
         dimensions=size,
         preexec_fn=_heed_hangups,
     )
-    child.delaybeforesend = DELAY_BEFORE_KEYS
+    child.delaybeforesend = None  # a prompt is drawn when its terminal modes are set: keys may come
     return child
 
 
@@ -143,11 +143,20 @@ async def test_ctrl_z_and_fg(tmp_path: Path) -> None:
 
 
 def press_tab(child: pexpect.spawn[str], typed: str, completed: str) -> None:
-    """Type something, see it, press Tab, and see the rest of it."""
+    """Type something, see it, press Tab, and see the line with the rest of it."""
     child.send(typed)
     child.expect_exact(typed)
     child.send("\t")
-    child.expect_exact(completed)
+    while not read_line(child).endswith(typed + completed):
+        pass
+
+
+def read_line(child: pexpect.spawn[str]) -> str:
+    """The line as it stands at the prompt, without what a completion shows below it on its way."""
+    child.sendcontrol("l")  # draws all again
+    child.expect(r"\x1b\[2J.*?" + PROMPT + r"(.*?)\x1b\[\?25h")
+    line, _, _ = child.match.group(1).partition("\r")
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line)
 
 
 async def test_tab_completes(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import pytest
 import trio
 
 from tests.llmsh.programs import Gate, say, wait_until
-from tests.llmsh.test_pty import DELAY_BEFORE_KEYS, PROMPT, press_tab
+from tests.llmsh.test_pty import PROMPT, press_tab
 from tests.llmsh.test_terminals import ESCAPE, finish
 from tests.scripted_kernel import Program, ScriptedKernel, open_scripted_kernel
 
@@ -103,7 +103,7 @@ async def at_terminal(
                 ssh, arguments, env={**os.environ, "TERM": "xterm"},  # type: ignore[arg-type]
                 encoding="utf-8", timeout=PATIENCE_SECONDS, dimensions=(24, 100),
             )  # fmt: skip
-            child.delaybeforesend = DELAY_BEFORE_KEYS
+            child.delaybeforesend = None
             try:
                 child.expect(PROMPT)
                 person(child)

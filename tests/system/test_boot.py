@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -230,14 +232,25 @@ def follow(client: SyncClient, subsystem: str) -> list:
 def test_the_kernel_is_killed(tmp_path: Path) -> None:
     """kill -9 of the kernel: driver and gateway end by themselves; the next kernel takes socket and port."""
     options = ("--device", "cpu", "--threads", "1", "--pool-mib", "64")
-    with started(tmp_path / "s", *options, "--listen", "127.0.0.1:18917") as process:
+    listen = ("--listen", f"127.0.0.1:{find_free_port()}")
+    with started(tmp_path / "s", *options, *listen) as process:
         with SyncClient(tmp_path / "s") as client:
             driver = client.devices()[0].driver_pid
         os.kill(process.pid, signal.SIGKILL)
     wait_until(lambda: not is_alive(driver))
     wait_until(lambda: not find(f"shell.gateway.*{tmp_path / 's'}"))
-    with started(tmp_path / "s", *SIM, "--listen", "127.0.0.1:18917"), SyncClient(tmp_path / "s") as client:
+    with started(tmp_path / "s", *SIM, *listen), SyncClient(tmp_path / "s") as client:
         client.ping()
+
+
+def find_free_port() -> int:
+    """A port that is free, and that nobody gets who asks for any port."""
+    low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for port in random.sample(range(low // 2, low), 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("a hundred ports are taken")
 
 
 def is_alive(os_pid: int | None) -> bool:
