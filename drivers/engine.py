@@ -33,7 +33,7 @@ from drivers.model.step_queue import MAX_IN_FLIGHT
 from drivers.model.transformer import Model
 from drivers.page_table import ArenaError
 from drivers.profile import profile_model
-from drivers.step_pipeline import LaunchedStep, StepPipeline
+from drivers.step_pipeline import StepPipeline
 from drivers.step_results import StepResults
 from drivers.step_work import StepWork
 from drivers.tiers import Tiers
@@ -215,7 +215,7 @@ class Engine:
         good = self._find_good_rows(session, step, results)
         if pipeline is not None and good and not any(map(session.pooler.wanted, good.values())):
             try:
-                self._launch(session, pipeline, step, good, results, began_at)
+                self._launch(session, pipeline, step, good, results, began_at, answers)
             except Exception as error:  # it is run once more, by halves: what fails alone is at fault
                 traceback.print_exc()
                 self._outlive(error)
@@ -263,13 +263,25 @@ class Engine:
         good: dict[int, Row],
         results: StepResults,
         began_at: float,
+        answers: list[StepDone],
     ) -> None:
-        """Launch good rows. Raises whatever the model raises; then nothing was launched that counts."""
+        """Launch good rows, and add the answers of steps that were collected on the way.
+
+        Raises whatever the model raises; then nothing was launched that counts.
+        """
         if self.debug:
             _poison_tails(session, list(good.values()))
-        work = StepWork.prepare(session.sampler, good)
+
+        def prepare() -> StepWork:
+            if pipeline.draws_late(good.values()):
+                answers.extend(self._finish_steps())
+                for index, row in good.items():
+                    if not row.tokens and self._sampled.get(row.asid, (-1, -1))[0] != row.start:
+                        results.faults[index] = _explain_no_token(row)  # it was fed with junk
+            return StepWork.prepare(session.sampler, good)
+
         try:
-            pipeline.launch(LaunchedStep(step, good, work, results, began_at))
+            pipeline.launch(step, good, results, began_at, prepare)
         finally:
             session.arena.mark_step([row.asid for row in good.values()])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import attrs
 
@@ -12,7 +12,7 @@ from drivers.model.step_queue import StepQueue
 from drivers.step_results import StepResults
 from drivers.step_work import StepWork
 from llmos.device import Row, Step
-from native.sampling import Choice
+from native.sampling import Choice, Draw
 
 __all__ = ["LaunchedStep", "StepPipeline"]
 
@@ -52,6 +52,7 @@ class StepPipeline:
         self._steps: deque[LaunchedStep] = deque()
         self._num_collected = 0
         self._ended_at = 0.0  # the last step that was collected
+        self.num_drawn_late = 0  # steps whose forward pass was launched before their draws were known
         self.num_fed = 0  # rows that were launched before the host knew their token
 
     @property
@@ -69,17 +70,16 @@ class StepPipeline:
         return self._waiter.fileno()
 
     def must_collect(self, rows: Sequence[Row]) -> bool:
-        """Whether steps in flight have to be collected before these rows can be drawn for.
+        """Whether steps in flight have to be collected before these rows can be launched.
 
-        So it is when the host decides the token that one of them goes on from, or when that token has to be
-        counted before the next one is drawn.
+        So it is when two are, or when the host decides the token that one of them goes on from.
         """
-        if not self._steps:
-            return False
+        return self._queue.must_collect(rows)
+
+    def draws_late(self, rows: Iterable[Row]) -> bool:
+        """Whether a token in flight has to be known, and counted, before these rows can be drawn for."""
         asids = {row.asid for row in rows}
-        return self._queue.must_collect(rows) or not all(
-            step.looking_back.isdisjoint(asids) for step in self._steps
-        )
+        return not all(step.looking_back.isdisjoint(asids) for step in self._steps)
 
     def is_coming(self, asid: int, position: int) -> bool:
         """Whether a step in flight samples the token of a space at a position."""
@@ -91,11 +91,40 @@ class StepPipeline:
             step.released.add(asid)
             step.coming.pop(asid, None)
 
-    def launch(self, step: LaunchedStep) -> None:
-        """Launch a step. Raises whatever the model raises; then nothing was launched that counts."""
-        self._waiter.add(self._queue.launch(list(step.rows.values()), step.work.draws))
-        self._steps.append(step)
-        self.num_fed += sum(not row.tokens for row in step.rows.values())
+    def launch(
+        self,
+        step: Step,
+        rows: dict[int, Row],
+        results: StepResults,
+        began_at: float,
+        prepare: Callable[[], StepWork],
+    ) -> None:
+        """Launch a step.
+
+        Args:
+            step: as it came.
+            rows: its good ones, by index.
+            results: with faults that were found by now.
+            began_at: by time.perf_counter.
+            prepare: what is drawn for the rows. Where draws are late it is called when the forward pass was
+                launched, and collects the steps before.
+
+        Raises:
+            Exception: whatever the model raises; then nothing was launched that counts.
+        """
+        is_late = self.draws_late(rows.values())
+        work = None if is_late else prepare()
+
+        def draw() -> Sequence[Draw | None]:
+            nonlocal work
+            work = prepare()
+            return work.draws
+
+        self._waiter.add(self._queue.launch(list(rows.values()), draw if work is None else work.draws))
+        assert work is not None
+        self._steps.append(LaunchedStep(step, rows, work, results, began_at))
+        self.num_fed += sum(not row.tokens for row in rows.values())
+        self.num_drawn_late += is_late
 
     def collect(self) -> tuple[LaunchedStep, list[Choice], float]:
         """Wait for the oldest step.

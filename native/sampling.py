@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from native._cpu import ffi, lib
 from native.gemm import aligned_empty
@@ -96,10 +96,21 @@ class Draw:
         return len(self.seen_ids) + len(self.bias_ids) + len(self.banned_ids) + len(self.allowed_ids) > 0
 
     @property
+    def is_limited(self) -> bool:
+        """True when it takes no more than `is_plain` does, and what is allowed and banned."""
+        is_cut = self.cuts is not None or self.mirostat is not None
+        is_scored = len(self.seen_ids) + len(self.bias_ids) > 0
+        return not (is_scored or is_cut or self.num_top is not None or self.given is not None)
+
+    @property
     def is_plain(self) -> bool:
         """True when it takes temperature, random number, top-k, top-p and min-p, and no more than logits."""
-        is_cut = self.cuts is not None or self.mirostat is not None
-        return not (self.is_adjusted or is_cut or self.num_top is not None or self.given is not None)
+        return self.is_limited and not self.is_adjusted
+
+    @property
+    def token_only(self) -> Draw:
+        """The same without log-probabilities of the token: they are told of it, and do not change it."""
+        return self if self.num_top is None or self.given is not None else evolve(self, num_top=None)
 
 
 class Choice(NamedTuple):

@@ -1,5 +1,8 @@
 """Decode steps on memory of fixed places in a few sizes, so that they can be recorded as graphs.
 
+A graph has the whole step, draws included; or the forward pass alone, where a draw takes what is not known
+yet, or what only the host can do.
+
 A batch of lone tokens is padded to a bucket, and the grid of attention to a power of two of splits. Neither
 changes a bit of a row.
 """
@@ -75,6 +78,8 @@ class DecodeBuckets:
         self._num_turns = num_turns
         self._tokens_per_page = k_pages[0].shape[1]
         self._nobody = len(last) - 1
+        self._places = (last, k_pages[0], v_pages[0])
+        self._logits: torch.Tensor | None = None  # [bucket_size(max_spaces), vocab_size], made when needed
         self._buckets: dict[int, _Bucket] = {}
 
     def launch(
@@ -84,27 +89,39 @@ class DecodeBuckets:
 
         They, and what was staged in this turn, are used again by the next step of the bucket and the turn.
         """
+        bucket, num_splits = self._stage(rows, turn)
+        numbers, count = bucket.staged[turn][1], len(rows)
+        numbers.numpy()[:, :count] = draw_numbers(draws)
+        numbers.numpy()[:, count:] = 0.0
+        bucket.numbers.copy_(numbers, non_blocking=True)
+        work = functools.partial(self._decode, bucket, num_splits * SPLIT)
+        places = (bucket.ints, bucket.numbers, bucket.ids, bucket.num_bad, *self._places)
+        self._launcher.run((bucket.size, num_splits), work, places)
+        return bucket.ids, bucket.num_bad
+
+    def launch_forward(self, rows: Sequence[ResolvedRow], turn: int) -> torch.Tensor:
+        """Launch no more than the forward pass; the logits, [num_rows, vocab_size], until the next step."""
+        bucket, num_splits = self._stage(rows, turn)
+        if self._logits is None:
+            size = (bucket_size(self._nobody), self._model.config.vocab_size)
+            self._logits = torch.zeros(size, device=self._model.device)
+        work = functools.partial(self._keep_logits, bucket, num_splits * SPLIT, self._logits[: bucket.size])
+        places = (bucket.ints, self._logits, *self._places)
+        self._launcher.run((bucket.size, num_splits, "forward"), work, places)
+        return self._logits[: len(rows)]
+
+    def _stage(self, rows: Sequence[ResolvedRow], turn: int) -> tuple[_Bucket, int]:
+        """Send a step's integers to the device; its bucket, and the splits of its attention."""
         bucket = self._bucket(bucket_size(len(rows)))
-        ints, numbers = bucket.staged[turn]
-        count = len(rows)
+        ints, count = bucket.staged[turn][0], len(rows)
         table = ints.numpy()
         table[:] = [[self._nobody], [-1], [0]]
         table[ASID, :count] = [row.asid for row in rows]
         table[POSITION, :count] = [row.start for row in rows]
         table[TOKEN, :count] = [row.tokens[0] if row.tokens else NO_TOKEN for row in rows]
-        numbers.numpy()[:, :count] = draw_numbers(draws)
-        numbers.numpy()[:, count:] = 0.0
         bucket.ints.copy_(ints, non_blocking=True)
-        bucket.numbers.copy_(numbers, non_blocking=True)
         num_splits = max(row.start for row in rows) // SPLIT + 1
-        num_splits = 1 << (num_splits - 1).bit_length()
-        work = functools.partial(self._decode, bucket, num_splits * SPLIT)
-        places = (
-            bucket.ints, bucket.numbers, bucket.ids, bucket.num_bad, self._last, self._k_pages[0],
-            self._v_pages[0],
-        )  # fmt: skip
-        self._launcher.run((bucket.size, num_splits), work, places)
-        return bucket.ids, bucket.num_bad
+        return bucket, 1 << (num_splits - 1).bit_length()
 
     def _bucket(self, size: int) -> _Bucket:
         """The memory of a size, made when it is first needed."""
@@ -125,6 +142,16 @@ class DecodeBuckets:
 
     def _decode(self, bucket: _Bucket, max_length: int) -> None:
         """The device's part of a step: tensors only, at places that stay."""
+        ids, num_bad = sample(self._forward(bucket, max_length), bucket.numbers)
+        self._last[bucket.ints[ASID]] = ids
+        bucket.ids.copy_(ids)
+        bucket.num_bad.copy_(num_bad)
+
+    def _keep_logits(self, bucket: _Bucket, max_length: int, logits: torch.Tensor) -> None:
+        """As much of it as comes before the draws."""
+        logits.copy_(self._forward(bucket, max_length))
+
+    def _forward(self, bucket: _Bucket, max_length: int) -> torch.Tensor:
         asids, positions, given = bucket.ints
         token_ids = torch.where(given == NO_TOKEN, self._last[asids], given)
         first_pages = asids * self._page_index.pages_per_space
@@ -140,8 +167,4 @@ class DecodeBuckets:
             tokens_per_page=self._tokens_per_page,
         )
         plan = plan_singles(self._model.shape, torch.stack((first_pages, positions, order)), max_length)
-        logits = self._model.forward_planned(batch, plan, self._k_pages, self._v_pages)
-        ids, num_bad = sample(logits, bucket.numbers)
-        self._last[asids] = ids
-        bucket.ids.copy_(ids)
-        bucket.num_bad.copy_(num_bad)
+        return self._model.forward_planned(batch, plan, self._k_pages, self._v_pages)

@@ -14,7 +14,7 @@ import torch
 
 from drivers.model.reference_cuts import apply_cut, apply_mirostat, logprobs_of, next_mu
 from drivers.ops.interface import Ops
-from native.sampling import Choice, Draw
+from native.sampling import Choice, Draw, sample
 
 __all__ = [
     "adjust_logits",
@@ -24,6 +24,7 @@ __all__ = [
     "draw_token",
     "kept_probabilities",
     "raw_logprobs",
+    "tell_token",
 ]
 
 
@@ -37,17 +38,30 @@ def choose_tokens(logits: torch.Tensor, draws: Sequence[Draw | None], ops: Ops) 
     """
     if not len(logits):
         return []
-    ids, num_bad = ops.draw_tokens(logits, [draw if ops.can_draw(draw) else None for draw in draws])
+    wanted = [None if draw is None else draw.token_only for draw in draws]
+    can_draw = list(map(ops.can_draw, wanted))
+    given = [draw if can else None for draw, can in zip(wanted, can_draw, strict=True)]
+    ids, num_bad = ops.draw_tokens(logits, given)
     choices = []
-    for row, draw, token, bad in zip(logits, draws, ids.tolist(), num_bad.tolist(), strict=True):
+    for row, draw, can, token, bad in zip(
+        logits, draws, can_draw, ids.tolist(), num_bad.tolist(), strict=True
+    ):
         if bad:
             choices.append(Choice(-1, bad))
-        elif ops.can_draw(draw):
+        elif draw is None or (can and draw.num_top is None):
             choices.append(Choice(token))
+        elif can:
+            choices.append(tell_token(row.detach().cpu().numpy(), token, draw))
         else:
-            assert draw is not None
-            choices.append(choose_token(row.detach().cpu().numpy(), draw))
+            choices.append(sample(row.detach().cpu().numpy(), draw))  # `choose_token`, ten times as fast
     return choices
+
+
+def tell_token(logits: np.ndarray, token: int, draw: Draw) -> Choice:
+    """The choice of a token that was drawn by raw logits [vocab_size]; its log-probabilities where wanted."""
+    if token < 0 or draw.num_top is None:
+        return Choice(token)
+    return sample(logits, Draw(given=token, num_top=draw.num_top))._replace(rank=0)
 
 
 def choose_token(logits: np.ndarray, draw: Draw) -> Choice:

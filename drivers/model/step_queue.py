@@ -1,31 +1,38 @@
 """Steps on a device that the host does not wait for: it prepares one while the device computes another.
 
 A token that a step samples stays on the device, in a table by space, and the next step takes it from there.
-So a step is launched before the host knows the tokens of the one before. What it knows is all that a draw
-takes: seed and position give the random number. Draws that take more (penalties, bans, a grammar's mask,
-log-probabilities) are the host's: their logits are copied to it, and their space cannot go on before
-`collect` has decided the token and sent it back.
+So a step is launched before the host knows the tokens of the one before. What it knows is all that most
+draws take: seed and position give the random number, and log-probabilities are told of a token later.
+
+What a draw may be depends on the token before it where there is a grammar, say. Then the forward pass is
+launched, the step before is collected while the device is at it, and the draw is launched behind.
+
+Draws that the device cannot make (penalties, biases, other cuts) are the host's: their logits are copied to
+it, and their space cannot go on before `collect` has decided the token and sent it back.
 
 On triton's operations steps of lone tokens run in buckets (`decode_buckets.py`). Other steps, with chunks of
-prompts or draws of the host's, are launched as they are.
+prompts, are launched as they are.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from attrs import frozen
 
 from drivers.model.launch import Fence, Launcher
-from drivers.model.reference_sampler import choose_token
+from drivers.model.reference_sampler import tell_token
 from drivers.model.transformer import Transformer
 from drivers.ops.batch import ContiguousPages, ResolvedRow, build_batch
+from drivers.ops.transfer import send
 from llmos.device import Row
-from native.sampling import Choice, Draw
+from native.sampling import Choice, Draw, sample
 
-__all__ = ["MAX_IN_FLIGHT", "StepQueue"]
+__all__ = ["MAX_IN_FLIGHT", "Draws", "StepQueue"]
+
+Draws = Sequence[Draw | None]  # one for each row of logits
 
 MAX_IN_FLIGHT = 2
 ANY_TOKEN = 0  # in place of an id that the device knows
@@ -46,8 +53,18 @@ class _InFlight:
     fence: Fence
     results: _Results
     draws: tuple[Draw | None, ...]
+    by_device: tuple[bool, ...]  # whose token it drew
     spaces: tuple[int | None, ...]  # whose next token each row of logits gives; None: nobody's
-    logits: dict[int, torch.Tensor]  # on the host, of the rows that it decides
+    logits: dict[int, torch.Tensor]  # on the host, of the rows that it decides or tells of
+
+    @property
+    def undecided(self) -> set[int]:
+        """Spaces whose token is the host's to draw."""
+        return {
+            space
+            for space, is_drawn in zip(self.spaces, self.by_device, strict=True)
+            if space is not None and not is_drawn
+        }
 
 
 class StepQueue:
@@ -97,12 +114,13 @@ class StepQueue:
         return len(self._in_flight) == MAX_IN_FLIGHT or any(row.asid in self._undecided for row in rows)
 
     @torch.inference_mode()
-    def launch(self, rows: Sequence[ResolvedRow], draws: Sequence[Draw | None]) -> Fence:
+    def launch(self, rows: Sequence[ResolvedRow], draws: Draws | Callable[[], Draws]) -> Fence:
         """Launch a step, without waiting for anything; a fence behind it.
 
         Args:
             rows: as in `Transformer.run`, but without tokens where the space samples its token on the device.
-            draws: one for each row of logits; their arrays are not changed before `collect`.
+            draws: one for each row of logits; their arrays are not changed before `collect`. Or what gives
+                them: it is called when the forward pass was launched, and may collect the step before.
 
         Raises:
             RuntimeError: `must_collect`.
@@ -111,15 +129,15 @@ class StepQueue:
             raise RuntimeError(f"{self.num_in_flight} steps are in flight, and one of them must be collected")
         turn = self._num_launched % MAX_IN_FLIGHT
         is_decode = all(len(row.tokens) <= 1 and row.sample and not row.targets for row in rows)
-        if self._buckets is not None and is_decode and all(map(self._model.ops.can_draw, draws)):
-            ids, num_bad = self._buckets.launch(rows, draws, turn)
+        buckets = self._buckets if is_decode else None
+        if buckets is not None and not callable(draws) and all(map(_is_plain, draws)):
+            results = buckets.launch(rows, draws, turn)
             spaces = tuple(row.asid for row in rows)
-            step = self._fetch(ids, num_bad, {}, tuple(draws), spaces, turn)
+            step = self._fetch(*results, {}, tuple(draws), (True,) * len(draws), spaces, turn)
         else:
-            step = self._launch_mixed(rows, draws, turn)
-        self._undecided.update(
-            space for space in map(step.spaces.__getitem__, step.logits) if space is not None
-        )
+            logits = self._forward(rows) if buckets is None else buckets.launch_forward(rows, turn)
+            step = self._draw(rows, logits, tuple(draws() if callable(draws) else draws), turn)
+        self._undecided |= step.undecided
         self._num_launched += 1
         self._in_flight.append(step)
         return step.fence
@@ -142,47 +160,58 @@ class StepQueue:
             zip(step.draws, step.spaces, ids, num_bad, strict=True)
         ):
             choice = Choice(-1, bad) if bad else Choice(token)
-            if row in step.logits:
+            if not bad and row in step.logits:
                 assert draw is not None
-                if not bad:
-                    choice = choose_token(step.logits[row].numpy(), draw)
-                if space is not None:
-                    self._undecided.discard(space)
-                    self._last[space] = max(choice.token, 0)
+                raw = step.logits[row].numpy()
+                choice = tell_token(raw, token, draw) if step.by_device[row] else sample(raw, draw)
+            if space is not None and not step.by_device[row]:
+                self._undecided.discard(space)
+                self._last[space] = max(choice.token, 0)
             choices.append(choice)
         return choices
 
-    def _launch_mixed(
-        self, rows: Sequence[ResolvedRow], draws: Sequence[Draw | None], turn: int
-    ) -> _InFlight:
-        device, ops = self._model.device, self._model.ops
+    def _forward(self, rows: Sequence[ResolvedRow]) -> torch.Tensor:
+        """Launch the forward pass of any rows; their logits."""
+        device = self._model.device
         filled = [row if row.tokens else Row(row.asid, row.start, (ANY_TOKEN,), row.sample) for row in rows]
         batch = build_batch(filled, self._page_index, self._tokens_per_page, device)
         fed = [(span.offset, row.asid) for span, row in zip(batch.spans, rows, strict=True) if not row.tokens]
         if fed:
-            places, asids = torch.tensor(fed, dtype=torch.int64).T.to(device, non_blocking=True)
+            places, asids = send(torch.tensor(fed, dtype=torch.int64).T.contiguous(), device)
             batch.token_ids[places] = self._last[asids]
-        logits = self._model.forward(batch, self._k_pages, self._v_pages)
-        ids, num_bad = ops.draw_tokens(logits, [draw if ops.can_draw(draw) else None for draw in draws])
-        by_host = [place for place, draw in enumerate(draws) if not ops.can_draw(draw)]
-        if device.type == "cpu":  # there the host need not wait for logits: plain draws are made at once
-            for place, draw in enumerate(draws):
-                if place in by_host and draw is not None and draw.is_plain:
-                    by_host.remove(place)
-                    ids[place] = 0 if num_bad[place] else choose_token(logits[place].numpy(), draw).token
+        return self._model.forward(batch, self._k_pages, self._v_pages)
+
+    def _draw(
+        self, rows: Sequence[ResolvedRow], logits: torch.Tensor, draws: tuple[Draw | None, ...], turn: int
+    ) -> _InFlight:
+        """Launch what is drawn of logits by the device, and copy those that the host is to see."""
+        device, ops = self._model.device, self._model.ops
+        wanted = [None if draw is None else draw.token_only for draw in draws]
+        by_device = list(map(ops.can_draw, wanted))
+        given = [draw if can else None for draw, can in zip(wanted, by_device, strict=True)]
+        ids, num_bad = ops.draw_tokens(logits, given)
+        if device.type == "cpu":  # there the host need not wait for logits: what a device could draw, it does
+            for place, draw in enumerate(wanted):
+                if draw is not None and draw.is_limited and not by_device[place]:
+                    by_device[place] = True
+                    ids[place] = 0 if num_bad[place] else sample(logits[place].numpy(), draw).token
         spaces: list[int | None] = []
         for row in rows:
             spaces += [None] * len(row.targets) + ([row.asid] if row.sample else [])
-        by_device = [
+        kept = [
             (place, space)
-            for place, (space, draw) in enumerate(zip(spaces, draws, strict=True))
-            if space is not None and place not in by_host
+            for place, (space, is_drawn) in enumerate(zip(spaces, by_device, strict=True))
+            if space is not None and is_drawn
         ]
-        if by_device:
-            places, asids = torch.tensor(by_device, dtype=torch.int64).T.to(device, non_blocking=True)
-            self._last[asids] = ids[places]
-        copied = {place: self._to_host(logits[place]) for place in by_host}
-        return self._fetch(ids, num_bad, copied, tuple(draws), tuple(spaces), turn)
+        if kept:
+            places, asids = send(torch.tensor(kept, dtype=torch.int64).T.contiguous(), device)
+            self._last[asids] = ids[places].clamp(min=0)  # where none is allowed, nobody asks what follows
+        copied = {
+            place: self._to_host(logits[place])
+            for place, (draw, is_drawn) in enumerate(zip(draws, by_device, strict=True))
+            if not is_drawn or (draw is not None and draw.num_top is not None)
+        }
+        return self._fetch(ids, num_bad, copied, draws, tuple(by_device), tuple(spaces), turn)
 
     def _to_host(self, row: torch.Tensor) -> torch.Tensor:
         copied = self._launcher.host_memory((len(row),), row.dtype)
@@ -194,6 +223,7 @@ class StepQueue:
         num_bad: torch.Tensor,
         logits: dict[int, torch.Tensor],
         draws: tuple[Draw | None, ...],
+        by_device: tuple[bool, ...],
         spaces: tuple[int | None, ...],
         turn: int,
     ) -> _InFlight:
@@ -203,7 +233,11 @@ class StepQueue:
             results = self._results[turn] = self._make_results(len(ids))
         results.ids[: len(ids)].copy_(ids, non_blocking=True)
         results.num_bad[: len(ids)].copy_(num_bad, non_blocking=True)
-        return _InFlight(self._launcher.mark(), results, draws, spaces, logits)
+        return _InFlight(self._launcher.mark(), results, draws, by_device, spaces, logits)
 
     def _make_results(self, size: int) -> _Results:
         return _Results(*(self._launcher.host_memory((size,), torch.int64) for _ in range(2)))
+
+
+def _is_plain(draw: Draw | None) -> bool:
+    return draw is None or draw.is_plain

@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from attrs import frozen
 
+from drivers.ops.transfer import send
+
 __all__ = ["Batch", "ContiguousPages", "PageIndex", "ResolvedRow", "Span", "build_batch"]
 
 PageIndex = Callable[[int, int], int]  # (asid, vpn) -> index into dimension 0 of every layer's page tensors
@@ -115,20 +117,23 @@ def build_batch(
         if row.sample:
             sample_indices.append(len(token_ids) - 1)
     position_tensor = torch.tensor(positions, dtype=torch.int64)
-    flat = torch.stack(
-        (
-            torch.tensor(token_ids, dtype=torch.int64),
-            position_tensor,
-            torch.tensor(pages, dtype=torch.int64),
-            position_tensor % tokens_per_page,
-        )
-    ).to(device, non_blocking=True)  # one transfer, which waits for no step
+    flat = send(
+        torch.stack(
+            (
+                torch.tensor(token_ids, dtype=torch.int64),
+                position_tensor,
+                torch.tensor(pages, dtype=torch.int64),
+                position_tensor % tokens_per_page,
+            )
+        ),
+        device,
+    )
     return Batch(
         token_ids=flat[0],
         positions=flat[1],
         pages=flat[2],
         slots=flat[3],
-        sample_indices=torch.tensor(sample_indices, dtype=torch.int64).to(device, non_blocking=True),
+        sample_indices=send(torch.tensor(sample_indices, dtype=torch.int64), device),
         spans=tuple(spans),
         tokens_per_page=tokens_per_page,
     )

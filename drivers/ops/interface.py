@@ -149,6 +149,6 @@ class Ops(Protocol):
         """Draw a token of each row of logits [num_rows, vocab_size], fp32, by draws that can be drawn.
 
         Returns:
-            Token ids, and how many logits are not finite, on the logits' device: [num_rows] each, int64.
-            Where some are not, the id means nothing, but is one of the vocabulary.
+            Token ids, -1 where none is allowed, and how many logits are not finite, on the logits' device:
+            [num_rows] each, int64. Where some are not, the id means nothing, but is one of the vocabulary.
         """

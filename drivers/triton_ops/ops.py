@@ -10,6 +10,7 @@ from drivers.ops.batch import Batch
 from drivers.ops.int8 import Activations, Int4Weight, Int8Rows, Int8Weight, Weight
 from drivers.ops.interface import AttentionPlan, AttentionShape, HeadNorms
 from drivers.ops.tiling import BASE_TILE, TiledLinear
+from drivers.ops.transfer import send
 from drivers.triton_ops.attention import attention
 from drivers.triton_ops.linear import TritonLinear
 from drivers.triton_ops.linear_int4 import linear_int4
@@ -18,7 +19,7 @@ from drivers.triton_ops.plan import TritonPlan, plan_attention
 from drivers.triton_ops.rms_norm import add_rms_norm, add_rms_norm_int8, rms_norm, rms_norm_int8
 from drivers.triton_ops.rope_kv import rope_write_kv
 from drivers.triton_ops.rounding import round_rows
-from drivers.triton_ops.sample import can_draw, draw_numbers, sample
+from drivers.triton_ops.sample import can_draw, draw_limits, draw_numbers, sample
 from drivers.triton_ops.silu_mul import silu_mul, silu_mul_int8
 from native.sampling import Draw
 
@@ -121,11 +122,16 @@ class TritonOps:
         return silu_mul_int8(gate_up)
 
     def can_draw(self, draw: Draw | None) -> bool:
-        """See `Ops.can_draw`: temperature, top-k, top-p and min-p; not what looks back, bans or tells."""
+        """See `Ops.can_draw`: temperature, top-k, top-p, min-p, what is allowed and banned; no more."""
         return can_draw(draw)
 
     def draw_tokens(
         self, logits: torch.Tensor, draws: Sequence[Draw | None]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Ops.draw_tokens`."""
-        return sample(logits, torch.from_numpy(draw_numbers(draws)).to(logits.device, non_blocking=True))
+        limits = draw_limits(draws, logits.shape[1])
+        return sample(
+            logits,
+            send(torch.from_numpy(draw_numbers(draws)), logits.device),
+            None if limits is None else send(torch.from_numpy(limits), logits.device),
+        )

@@ -11,6 +11,7 @@ from attrs import frozen
 
 from drivers.ops.batch import Span
 from drivers.ops.interface import AttentionShape
+from drivers.ops.transfer import send
 
 __all__ = ["TritonPlan", "plan_attention", "plan_singles"]
 
@@ -70,7 +71,7 @@ def plan_attention(spans: Sequence[Span], shape: AttentionShape, device: torch.d
 
     def tensor(rows: Sequence[tuple[int, ...]], width: int) -> torch.Tensor:
         table = np.array(rows, dtype=np.int64).reshape(-1, width).T
-        return torch.from_numpy(np.ascontiguousarray(table)).to(device, non_blocking=True)
+        return send(torch.from_numpy(np.ascontiguousarray(table)), device)
 
     return TritonPlan(
         shape,

@@ -4,6 +4,7 @@ The tokens that top-k and top-p keep are the first few by score, largest first, 
 equals. So a cut is a score, and how many of those that equal it are kept. Scores are searched for digit by
 digit, 4 bits at a time: a pass over the row counts, or weighs, what lies at or above each of 16 candidates.
 Nothing is sorted. Weights are fp64, as on the host, and a token is drawn by the row's own random number.
+A row may have limits, a bit for each token: what is not allowed is passed over as if it were not there.
 
 Sources of the cuts: see drivers/model/reference_sampler.py.
 """
@@ -20,10 +21,11 @@ import triton.language as tl
 
 from native.sampling import Draw
 
-__all__ = ["NUM_NUMBERS", "can_draw", "draw_numbers", "sample"]
+__all__ = ["NUM_NUMBERS", "can_draw", "draw_limits", "draw_numbers", "sample"]
 
 BLOCK = 1024  # logits at once
-NUM_NUMBERS = 5  # for each row: temperature, random number, top-k, top-p, min-p
+# for each row: temperature, random number, top-k, top-p, min-p, its place among the limits (from 1; 0: none)
+NUM_NUMBERS = 6
 
 
 @triton.jit
@@ -34,24 +36,34 @@ def _keys(values):
 
 
 @triton.jit
-def _load(logits, row, begin, vocab_size, largest, temperature, BLOCK: tl.constexpr):
-    """Ids, keys and weights of a block; past the end the key is -1."""
-    at = begin + tl.arange(0, BLOCK)
+def _are_allowed(limits, has_limits, at, vocab_size):
+    """Whether tokens are in the vocabulary, and allowed by the row's limits if it has any."""
     inside = at < vocab_size
+    bits = tl.load(limits + at // 8, mask=inside & has_limits, other=255).to(tl.int32)
+    return inside & (((bits >> (at % 8).to(tl.int32)) & 1) == 1)
+
+
+@triton.jit
+def _load(logits, limits, has_limits, row, begin, vocab_size, largest, temperature, BLOCK: tl.constexpr):
+    """Ids, keys and weights of a block; past the end, and of what is not allowed, the key is -1."""
+    at = begin + tl.arange(0, BLOCK)
+    inside = _are_allowed(limits, has_limits, at, vocab_size)
     values = tl.load(logits + row * vocab_size + at, mask=inside, other=0.0)
     weights = tl.exp((values.to(tl.float64) - largest) / temperature)
     return at, tl.where(inside, _keys(values), -1), tl.where(inside, weights, 0.0)
 
 
 @triton.jit
-def _measure(logits, row, cut, vocab_size, largest, temperature, BLOCK: tl.constexpr):
+def _measure(logits, limits, has_limits, row, cut, vocab_size, largest, temperature, BLOCK: tl.constexpr):
     """How many keys lie above a cut, their weight, how many equal it, and the weight of one of those."""
     num_above = tl.zeros((), tl.int64)
     above = tl.zeros((), tl.float64)
     num_equal = tl.zeros((), tl.int64)
     equal = tl.zeros((), tl.float64)
     for begin in range(0, vocab_size, BLOCK):
-        _at, keys, weights = _load(logits, row, begin, vocab_size, largest, temperature, BLOCK)
+        _at, keys, weights = _load(
+            logits, limits, has_limits, row, begin, vocab_size, largest, temperature, BLOCK
+        )
         num_above += tl.sum((keys > cut).to(tl.int64), axis=0)
         above += tl.sum(tl.where(keys > cut, weights, 0.0), axis=0)
         num_equal += tl.sum((keys == cut).to(tl.int64), axis=0)
@@ -61,8 +73,13 @@ def _measure(logits, row, cut, vocab_size, largest, temperature, BLOCK: tl.const
 
 # the compiler must not make other code for another number of rows
 @triton.jit(do_not_specialize=["num_rows"])
-def _sample(logits, numbers, ids, num_bad, num_rows, vocab_size, BLOCK: tl.constexpr):
+def _sample(
+    logits, numbers, limits, ids, num_bad, num_rows, vocab_size, limits_width, BLOCK: tl.constexpr
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
+    place = tl.load(numbers + 5 * num_rows + row).to(tl.int64)
+    has_limits = place > 0
+    limits += (place - 1) * limits_width
     temperature = tl.load(numbers + row)
     largest = tl.full((), -float("inf"), tl.float32)
     token = tl.zeros((), tl.int64)
@@ -72,12 +89,15 @@ def _sample(logits, numbers, ids, num_bad, num_rows, vocab_size, BLOCK: tl.const
         values = tl.load(logits + row * vocab_size + at, mask=at < vocab_size, other=-float("inf"))
         good = tl.abs(values) < float("inf")  # false for NaN, too
         bad += tl.sum(((at < vocab_size) & (good == 0)).to(tl.int64), axis=0)
+        good &= _are_allowed(limits, has_limits, at, vocab_size)
         values = tl.where(good, values, -float("inf"))
         best = tl.max(values, axis=0)
         lowest = tl.min(tl.where(good & (values == best), at, vocab_size), axis=0)
         token = tl.where(best > largest, lowest, token)
         largest = tl.maximum(largest, best)
-    if (temperature > 0.0) & (bad == 0):
+    if (largest == -float("inf")) & (bad == 0):  # nothing is allowed
+        token = tl.full((), -1, tl.int64)
+    if (temperature > 0.0) & (bad == 0) & (token >= 0):
         top = largest.to(tl.float64)
         digits = tl.arange(0, 16).to(tl.int64)
         cut = tl.zeros((), tl.int64)  # no key is below 1
@@ -88,17 +108,19 @@ def _sample(logits, numbers, ids, num_bad, num_rows, vocab_size, BLOCK: tl.const
                 candidates = cut + (digits << (28 - 4 * digit))
                 counts = tl.zeros((16,), tl.int64)
                 for begin in range(0, vocab_size, BLOCK):
-                    at, keys, weights = _load(logits, row, begin, vocab_size, top, temperature, BLOCK)
+                    at, keys, weights = _load(
+                        logits, limits, has_limits, row, begin, vocab_size, top, temperature, BLOCK
+                    )
                     counts += tl.sum((keys[None, :] >= candidates[:, None]).to(tl.int64), axis=1)
                 cut += tl.max(tl.where(counts >= top_k, digits, 0), axis=0) << (28 - 4 * digit)
             num_above, above, num_equal, equal = _measure(
-                logits, row, cut, vocab_size, top, temperature, BLOCK
+                logits, limits, has_limits, row, cut, vocab_size, top, temperature, BLOCK
             )
             quota = top_k - num_above
         top_p = tl.load(numbers + 3 * num_rows + row)
         if top_p < 1.0:
             num_above, above, num_equal, equal = _measure(
-                logits, row, cut, vocab_size, top, temperature, BLOCK
+                logits, limits, has_limits, row, cut, vocab_size, top, temperature, BLOCK
             )
             kept = quota.to(tl.float64) * equal  # at the cut of top-k, all together
             target = top_p * (above + kept)
@@ -107,7 +129,9 @@ def _sample(logits, numbers, ids, num_bad, num_rows, vocab_size, BLOCK: tl.const
                 candidates = nucleus + (digits << (28 - 4 * digit))
                 sums = tl.zeros((16,), tl.float64)
                 for begin in range(0, vocab_size, BLOCK):
-                    at, keys, weights = _load(logits, row, begin, vocab_size, top, temperature, BLOCK)
+                    at, keys, weights = _load(
+                        logits, limits, has_limits, row, begin, vocab_size, top, temperature, BLOCK
+                    )
                     is_in = (keys > cut)[None, :] & (keys[None, :] >= candidates[:, None])
                     sums += tl.sum(tl.where(is_in, weights[None, :], 0.0), axis=1)
                 sums += tl.where(candidates <= cut, kept, 0.0)
@@ -115,7 +139,7 @@ def _sample(logits, numbers, ids, num_bad, num_rows, vocab_size, BLOCK: tl.const
                     28 - 4 * digit
                 )
             num_above, above, num_equal, equal = _measure(
-                logits, row, nucleus, vocab_size, top, temperature, BLOCK
+                logits, limits, has_limits, row, nucleus, vocab_size, top, temperature, BLOCK
             )
             # the least number of equals that reaches the target, and one in any case
             wanted = tl.ceil((target - above) / tl.where(equal > 0.0, equal, 1.0))
@@ -133,7 +157,9 @@ def _sample(logits, numbers, ids, num_bad, num_rows, vocab_size, BLOCK: tl.const
             passed = tl.zeros((), tl.float64)
             num_seen = tl.zeros((), tl.int64)
             for begin in range(0, vocab_size, BLOCK):
-                at, keys, weights = _load(logits, row, begin, vocab_size, top, temperature, BLOCK)
+                at, keys, weights = _load(
+                    logits, limits, has_limits, row, begin, vocab_size, top, temperature, BLOCK
+                )
                 equals = (keys == cut).to(tl.int64)
                 is_kept = (keys > cut) | ((keys == cut) & (num_seen + tl.cumsum(equals, axis=0) <= quota))
                 weights = tl.where(is_kept & (weights >= min_p), weights, 0.0)
@@ -150,29 +176,50 @@ def _sample(logits, numbers, ids, num_bad, num_rows, vocab_size, BLOCK: tl.const
 
 
 def can_draw(draw: Draw | None) -> bool:
-    """Whether a draw takes nothing but logits and the numbers of a row; None is plain greedy, and does."""
-    return draw is None or draw.is_plain
+    """Whether a draw takes logits, the numbers of a row and limits; None is plain greedy, and does."""
+    return draw is None or draw.is_limited
 
 
 def draw_numbers(draws: Sequence[Draw | None]) -> npt.NDArray[np.float64]:
     """The numbers of each row, [NUM_NUMBERS, num_rows]: zeros, which is greedy, for what cannot be drawn."""
     numbers = np.zeros((NUM_NUMBERS, len(draws)))
+    num_limited = 0
     for row, draw in enumerate(draws):
         if draw is not None and can_draw(draw):
-            numbers[:, row] = (draw.temperature, draw.uniform, draw.top_k, draw.top_p, draw.min_p)
+            num_limited += draw.is_adjusted
+            place = num_limited if draw.is_adjusted else 0
+            numbers[:, row] = (draw.temperature, draw.uniform, draw.top_k, draw.top_p, draw.min_p, place)
     return numbers
 
 
-def sample(logits: torch.Tensor, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def draw_limits(draws: Sequence[Draw | None], vocab_size: int) -> npt.NDArray[np.uint8] | None:
+    """The limits that `draw_numbers` counts, or None: there are none.
+
+    [num_limited, vocab_size / 8], rounded up: bit i % 8 of byte i / 8 says whether token i is allowed.
+    """
+    packed = []
+    for draw in draws:
+        if draw is not None and can_draw(draw) and draw.is_adjusted:
+            are_allowed = np.full(vocab_size, not len(draw.allowed_ids))
+            are_allowed[draw.allowed_ids] = True
+            are_allowed[draw.banned_ids] = False
+            packed.append(np.packbits(are_allowed, bitorder="little"))
+    return np.stack(packed) if packed else None
+
+
+def sample(
+    logits: torch.Tensor, numbers: torch.Tensor, limits: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw a token of each row.
 
     Args:
         logits: [num_rows, vocab_size], fp32, contiguous, at least one column.
         numbers: [NUM_NUMBERS, num_rows], fp64, contiguous: see `draw_numbers`.
+        limits: of the rows that have some, uint8, contiguous: see `draw_limits`. None: no row has.
 
     Returns:
-        Token ids, and how many logits are not finite: where there are any, the id means nothing, but is one
-        of the vocabulary. [num_rows] each, int64.
+        Token ids, -1 where none is allowed, and how many logits are not finite: where there are any, the id
+        means nothing. [num_rows] each, int64.
 
     Raises:
         ValueError: a shape does not fit, or a tensor is not contiguous.
@@ -182,7 +229,13 @@ def sample(logits: torch.Tensor, numbers: torch.Tensor) -> tuple[torch.Tensor, t
         raise ValueError(f"logits {list(logits.shape)} must be contiguous fp32, with at least one column")
     if numbers.shape != (NUM_NUMBERS, num_rows) or not numbers.is_contiguous():
         raise ValueError(f"logits {list(logits.shape)}, but numbers {list(numbers.shape)}")
+    if limits is None:
+        limits = logits.new_empty((1, -(-vocab_size // 8)), dtype=torch.uint8)  # nobody looks there
+    if limits.shape[1:] != (-(-vocab_size // 8),) or not limits.is_contiguous():
+        raise ValueError(f"logits {list(logits.shape)}, but limits {list(limits.shape)}")
     ids, num_bad = torch.empty(2, num_rows, dtype=torch.int64, device=logits.device)
     if num_rows:
-        _sample[(num_rows,)](logits, numbers, ids, num_bad, num_rows, vocab_size, BLOCK=BLOCK)
+        _sample[(num_rows,)](
+            logits, numbers, limits, ids, num_bad, num_rows, vocab_size, limits.shape[1], BLOCK=BLOCK
+        )
     return ids, num_bad

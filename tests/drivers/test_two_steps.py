@@ -19,6 +19,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from model_zoo import save_checkpoint
+from tokenizers import Tokenizer, decoders, models
 
 from drivers.cuda import CudaDriver
 from drivers.engine import Engine
@@ -28,6 +29,8 @@ from drivers.model.step_queue import MAX_IN_FLIGHT
 from llmos.device import (
     LENGTH,
     Bind,
+    Compile,
+    Compiled,
     CopyPage,
     Edit,
     FromDriver,
@@ -56,9 +59,17 @@ WAYS = (
     Sampling(),
     Sampling(temperature=0.8, seed=3, top_k=20),
     Sampling(temperature=0.9, seed=4, top_p=0.9, frequency_penalty=0.7),  # looks back: the host draws
-    Sampling(logprobs=2),  # the host draws
-    Sampling(bad_words=((1, 2), (7,))),  # the host draws some
+    Sampling(logprobs=2),  # the host tells of what was drawn
+    Sampling(bad_words=((1, 2), (7,))),  # looks back: the device draws what the host allows
+    Sampling(temperature=0.9, seed=5, bad_words=((0, 3), (8,)), logprobs=1),  # both
+    Sampling(temperature=1.2, seed=6, allowed_token_ids=(2, 3, 5, 7, 11, 13)),
+    Sampling(logit_bias={3: 4.0}),  # the host draws
+    Sampling(temperature=1.5, seed=7),  # within the grammar
 )
+IS_FED = (True, True, False, True, True, True, True, False, True)  # goes on before the host knows the token
+IS_LATE = (False, False, False, False, True, True, False, False, True)  # its draw takes the token before
+GRAMMAR_WAY, GRAMMAR_ID = 8, 1
+GRAMMAR = "start: /([a-m]|[0-4][!-Z])+/"
 
 
 class OneStepDriver(CudaDriver):
@@ -79,6 +90,12 @@ class Process:
     num_scheduled: int = 0
     num_pending: int = 0
     is_failed: bool = False
+
+
+def bind(asid: int, way: int, tokens: list[int], num_prompt: int) -> Bind:
+    """How a space samples."""
+    grammar = GRAMMAR_ID if way == GRAMMAR_WAY else None
+    return Bind(asid, WAYS[way], tuple(tokens), num_prompt, grammar=grammar)
 
 
 class Kernel:
@@ -102,7 +119,7 @@ class Kernel:
         for vpn in range(self.kv.num_pages(MAX_LEN)):
             frames.append(tuple(self.free.pop(0) for _ in range(count)))
             self.edits.append(Map(asid, vpn, frames[-1]))
-        self.edits.append(Bind(asid, WAYS[way], tuple(tokens), num_prompt))
+        self.edits.append(bind(asid, way, tokens, num_prompt))
         process = self.processes[asid] = Process(list(tokens), way, frames, num_prompt)
         return process
 
@@ -136,7 +153,7 @@ class Kernel:
         process.num_pending = 0
         for _step, entries in self.in_flight:
             entries[:] = [None if entry is process else entry for entry in entries]
-        self.edits.append(Bind(asid, WAYS[process.way], tuple(process.tokens), process.num_prompt))
+        self.edits.append(bind(asid, process.way, process.tokens, process.num_prompt))
 
     def issue(self, skipped: set[int], chunk: int) -> None:
         """Send a step with a row of each process that has one, behind at most one other."""
@@ -202,6 +219,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tensors = load_file(folder / "model.safetensors")
     tensors["model.embed_tokens.weight"][NAN_TOKEN] = torch.nan
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    vocabulary = {"<pad>": 0, "<end>": 1} | {chr(code): code - 31 for code in range(33, 127)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
     return folder
 
 
@@ -216,6 +237,12 @@ def load_engine(driver: CudaDriver, checkpoint: Path) -> tuple[Engine, Loaded]:
     engine = Engine(driver, debug=True)
     loaded = engine.load(load_message(checkpoint), lambda *progress: None)
     assert isinstance(loaded, Loaded), loaded
+    engine.begin_grammars([Compile(GRAMMAR_ID, GRAMMAR)])
+    while not (answers := engine.collect()):
+        descriptors, seconds = engine.wait_for()
+        select.select(descriptors, (), (), seconds)
+    assert isinstance(answers[0], Compiled)
+    assert answers[0].problem is None
     return engine, loaded
 
 
@@ -249,7 +276,7 @@ Action = tuple[str, int, int]
 ACTIONS = st.tuples(
     st.sampled_from(["spawn", "spawn", "end", "preempt", "fork", "turn", "finish", "skip", "none", "none"]),
     st.integers(0, NUM_SPACES - 1),
-    st.integers(0, 2 * len(WAYS)),
+    st.integers(0, 2 * len(WAYS) + 5),
 )
 
 
@@ -260,7 +287,7 @@ def carry_out(kernel: Kernel, action: Action) -> set[int]:
     for failed in [asid for asid, each in kernel.processes.items() if each.is_failed]:
         kernel.end(failed)
     if name == "spawn" and process is None:
-        is_bad = number == 2 * len(WAYS)
+        is_bad = number >= 2 * len(WAYS)
         prompt = [(7 * i + 3 * number) % NAN_TOKEN for i in range(3 + 9 * (number % 3))]
         kernel.begin(asid, [*prompt, NAN_TOKEN] if is_bad else prompt, number % len(WAYS), len(prompt))
     elif name == "finish":
@@ -292,7 +319,14 @@ def carry_out(kernel: Kernel, action: Action) -> set[int]:
     chunk=64,
 )
 @example(actions=[("spawn", asid, asid) for asid in range(4)] + [("none", 0, 0)] * 8, chunk=4)
-@example(actions=[("spawn", 0, 10), ("none", 0, 0), ("none", 0, 0), ("none", 0, 0)], chunk=64)
+@example(actions=[("spawn", asid, 4 + asid) for asid in range(4)] + [("none", 0, 0)] * 8, chunk=64)
+@example(actions=[("spawn", asid, 5 + asid) for asid in range(4)] + [("fork", 3, 0)] * 8, chunk=64)
+@example(
+    actions=[("spawn", way, 2 * len(WAYS) + way) for way in (0, 2)]
+    + [("spawn", 1, 4), ("spawn", 3, 2 * len(WAYS) + 4)]
+    + [("none", 0, 0)] * 5,
+    chunk=64,
+)
 def test_answers_are_those_of_one_step_after_the_other(
     engines: tuple[Engine, Engine, Loaded], actions: list[Action], chunk: int
 ) -> None:
@@ -311,21 +345,22 @@ def test_answers_are_those_of_one_step_after_the_other(
 
 
 def test_tokens_are_fed_on_the_device(engines: tuple[Engine, Engine, Loaded]) -> None:
-    """Greedy and seeded processes go on before the host knows their tokens; others wait for the host."""
+    """Most go on before the host knows their tokens, some with late draws; others wait for the host."""
     two, _, loaded = engines
     assert two._session is not None
     pipeline = two._session.pipeline
     assert pipeline is not None
-    for way, is_fed in enumerate((True, True, False, False, False)):
+    for way, (is_fed, is_late) in enumerate(zip(IS_FED, IS_LATE, strict=True)):
         kernel = Kernel(two, loaded)
-        before = pipeline.num_fed
+        before, late_before = pipeline.num_fed, pipeline.num_drawn_late
         kernel.begin(0, [3, 1, 4], way, 3)
         for _ in range(5):
             kernel.issue(set(), 64)
         assert pipeline.num_fed == before + (4 if is_fed else 0), WAYS[way]
-        assert len(kernel.in_flight) == (2 if is_fed else 1)
+        assert pipeline.num_drawn_late == late_before + (4 if is_late else 0), WAYS[way]
+        assert len(kernel.in_flight) == (2 if is_fed and not is_late else 1)
         assert two.is_busy
-        assert two.wants_step == (not is_fed)
+        assert two.wants_step == (len(kernel.in_flight) == 1)
         while kernel.in_flight:  # answers come without another step
             kernel.take([answer for answer in two.collect() if isinstance(answer, StepDone)])
             select.select(two.wait_for()[0], (), ()) if kernel.in_flight else None
@@ -382,7 +417,7 @@ def test_a_batch_that_cannot_be_launched_is_run_by_halves(
     assert two._session is not None
     kernel = Kernel(two, loaded)
     for asid in range(3):
-        kernel.begin(asid, [3, 1, 4 + asid], 0, 3)
+        kernel.begin(asid, [3, 1, 4 + asid], 4 if asid == 1 else 0, 3)
     kernel.issue(set(), 64)
     kernel.begin(3, [13, 13], 0, 2)
     model = two._session.model
@@ -409,3 +444,38 @@ def test_a_batch_that_cannot_be_launched_is_run_by_halves(
         kernel.end(asid)
     kernel.issue(set(), 64)
     kernel.finish()
+
+
+def test_a_late_draw_that_cannot_be_launched_loses_nothing(
+    engines: tuple[Engine, Engine, Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step before was collected by then, and is answered; the step is run once more, without faults."""
+    two, one, loaded = engines
+    assert two._session is not None
+    kernel = Kernel(two, loaded)
+    for asid, way in enumerate((0, 4, GRAMMAR_WAY)):
+        kernel.begin(asid, [3, 1, 4 + asid], way, 3)
+    kernel.issue(set(), 64)
+    kind = type(two._session.model.ops)  # type: ignore[attr-defined]
+    draw_tokens, num_calls = kind.draw_tokens, 0
+
+    def short_once(*arguments: object) -> object:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls == 1:
+            raise torch.OutOfMemoryError("a draw is too heavy")
+        return draw_tokens(*arguments)
+
+    monkeypatch.setattr(kind, "draw_tokens", short_once)
+    kernel.issue(set(), 64)
+    assert (num_calls, len(kernel.answers), len(kernel.in_flight)) == (2, 2, 0)
+    for _ in range(3):
+        kernel.issue(set(), 64)
+    kernel.finish()
+    for asid in range(3):
+        kernel.end(asid)
+    kernel.issue(set(), 64)
+    kernel.finish()
+    assert not any(answer.faults for answer in kernel.answers)
+    expected = [one.run_step(step) for step in kernel.steps]
+    assert list(map(without_time, kernel.answers)) == list(map(without_time, expected))
