@@ -27,6 +27,7 @@ from llmos.kernel.spent import BudgetsUnreadable
 from llmos.kernel.system import System
 from llmos.loads import ENCODER, device_names, encoder_load_message, load_message, num_spaces
 from llmos.models import resolve_model
+from llmos.notify import feed_watchdog
 from llmos.openers import link_opener
 from llmos.proc.lifecycle import ProcState
 from llmos.sched.accounts import Accounts
@@ -278,3 +279,4 @@ async def serve(
             systems.append(system)
             settle_collector()
             on_ready(ready)
+            nursery.start_soon(feed_watchdog)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import socket
@@ -14,7 +15,7 @@ import pytest
 from llmos.bench.server import running_server
 from llmos.cli import EXIT_USAGE
 from llmos.config import Config
-from llmos.notify import notify_manager
+from llmos.notify import notify_manager, read_watchdog_period
 from tests.system.leaks import assert_no_leak, count
 
 UNIT = Path(__file__).parents[2] / "docs/systemd/llmos.service"
@@ -35,6 +36,41 @@ def test_a_manager_is_told_when_a_model_can_serve(tmp_path: Path, monkeypatch: p
         manager.setblocking(False)
         with pytest.raises(BlockingIOError):
             manager.recv(100)
+
+
+def test_a_watchdog_is_fed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once it serves, the manager hears from its event loop again and again."""
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(path))
+        manager.settimeout(PATIENCE_SECONDS)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(path))
+        monkeypatch.setenv("WATCHDOG_USEC", "100000")
+        monkeypatch.delenv("WATCHDOG_PID", raising=False)
+        with running_server("--device", "sim", gateway=False) as server:
+            told = [manager.recv(100) for _ in range(4)]
+            assert told == [b"READY=1", b"WATCHDOG=1", b"WATCHDOG=1", b"WATCHDOG=1"]
+            assert_no_leak(server, count(server))
+
+
+@pytest.mark.parametrize(
+    ("usec", "pid", "period"),
+    [
+        ("3000000", "", 3.0),
+        ("3000000", str(os.getpid()), 3.0),
+        ("3000000", "1", None),
+        ("", "", None),
+        ("0", "", None),
+        ("x", "", None),
+    ],
+)
+def test_whom_a_watchdog_asks(
+    monkeypatch: pytest.MonkeyPatch, usec: str, pid: str, period: float | None
+) -> None:
+    """The process that it names, or any; no period, and no number, is nobody."""
+    monkeypatch.setenv("WATCHDOG_USEC", usec)
+    monkeypatch.setenv("WATCHDOG_PID", pid)
+    assert read_watchdog_period() == period
 
 
 def test_nobody_is_told_where_nobody_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
