@@ -3,6 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py native/build.py $(wildcard native/cpu/*)
+# Where there is no GPU, torch comes from PyTorch's own builds for CPUs: those that pip finds by itself bring gigabytes of
+# CUDA. TORCH_INDEX=URL takes another index, TORCH_INDEX= (empty) what pip finds.
+TORCH_INDEX ?= $(if $(wildcard /dev/nvidiactl),,https://download.pytorch.org/whl/cpu)
+TORCH = $(shell sed -n 's/.*"\(torch>=[^"]*\)".*/\1/p' pyproject.toml)
 # "compat" puts a plain path into site-packages, which type checkers follow.
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat
 
@@ -66,12 +70,22 @@ $(VENV)/bin/pip:
 		{ echo "llmos needs Python 3.11 or newer; set PYTHON=python3.12, say" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: $(VENV)/bin/pip $(SOURCES)
+$(VENV)/.torch: $(VENV)/bin/pip
+ifneq ($(TORCH_INDEX),)
+	@$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' || \
+		$(BIN)/pip install --no-index --no-deps --dry-run '$(TORCH)' >/dev/null 2>&1 || \
+		$(BIN)/pip install --quiet --disable-pip-version-check --timeout 15 --retries 1 \
+			--index-url $(TORCH_INDEX) --no-deps '$(TORCH)' || \
+		echo "no torch from $(TORCH_INDEX): it will be what pip finds, perhaps with gigabytes of CUDA" >&2
+endif
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/bin/pip $(SOURCES) | $(VENV)/.torch
 	@test -e $@ -o -e $@-dev || echo "installing llmos into $(VENV), a minute or two …"
 	$(PIP_INSTALL) -e .
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/bin/pip $(SOURCES)
+$(VENV)/.installed-dev: $(VENV)/bin/pip $(SOURCES) | $(VENV)/.torch
 	@test -e $@ || echo "installing llmos and its tests into $(VENV), a minute or two …"
 	$(PIP_INSTALL) -e '.[dev]'
 	@touch $@ $(VENV)/.installed
