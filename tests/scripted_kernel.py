@@ -187,6 +187,8 @@ class ScriptedProcess:
     num_prompt_tokens: int = 0
     max_tokens: int = CONTEXT
     num_turn_output: int = 0
+    num_computed: int | None = None  # as stat tells; None: all of its tokens
+    num_cached_tokens: int = 0
     num_read: int = 0  # tokens of its output that have arrived at its reader
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)  # of the running turn
     _changed: trio.Event = attrs.field(factory=trio.Event)
@@ -573,6 +575,7 @@ class ScriptedKernel:
         return Usage(
             num_prompt_tokens=process.num_prompt_tokens,
             num_output_tokens=len(process.output),
+            num_cached_tokens=process.num_cached_tokens,
             first_token_seconds=0.25 if process.output else None,
             running_seconds=1.5,
         )
@@ -589,7 +592,7 @@ class ScriptedKernel:
             nice=process.nice,
             seed=process.seed,
             num_tokens=len(process.tokens),
-            num_computed=len(process.tokens),
+            num_computed=len(process.tokens) if process.num_computed is None else process.num_computed,
             max_tokens=process.max_tokens,
             num_resident_bytes=3 << 20,
             num_shared_bytes=1 << 20,

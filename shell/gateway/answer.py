@@ -15,6 +15,7 @@ from shell.gateway.generation import Generation, open_generation
 from shell.gateway.job import Job
 from shell.gateway.limits import rate_headers
 from shell.gateway.parsers.events import Content, Event
+from shell.gateway.progress import PromptProgress
 from shell.gateway.service import Service
 from shell.gateway.sse import DONE, EventWriter, SendStalled, encode_event
 from shell.gateway.timings import make_timings
@@ -61,6 +62,10 @@ class Shape(Protocol):
 
     def usage_chunk(self) -> Json:
         """Return the object, without choices, that carries a stream's usage."""
+        ...
+
+    def progress_chunk(self) -> Json:
+        """Return the object, without choices, that carries the progress of the prompt."""
         ...
 
     def complete(self, collected: list[Collected]) -> Json:
@@ -190,6 +195,15 @@ class Streamer:
         if self._is_bare and (event := self.shape.text_event(choice, delta)) is not None:
             return not event or self.writer.put(event)
         chunks = self.shape.chunks(choice, delta)
+        self._add_usage(chunks)
+        if job.has_timings:
+            timings = make_timings(self.generation)["timings"]
+            for chunk in chunks:
+                chunk["timings"] = timings
+        return not chunks or self.writer.put(b"".join(map(encode_event, chunks)))
+
+    def _add_usage(self, chunks: list[Json]) -> None:
+        job = self.generation.job
         if job.continuous_usage:
             usage = make_usage(self.generation)
             for chunk in chunks:
@@ -197,11 +211,12 @@ class Streamer:
         elif job.include_usage:
             for chunk in chunks:
                 chunk["usage"] = None
-        if job.has_timings:
-            timings = make_timings(self.generation)["timings"]
-            for chunk in chunks:
-                chunk["timings"] = timings
-        return not chunks or self.writer.put(b"".join(map(encode_event, chunks)))
+
+    async def send_progress(self, progress: Json) -> None:
+        """Write an event that tells how far the prompt is computed."""
+        chunk = {**self.shape.progress_chunk(), "prompt_progress": progress}
+        self._add_usage([chunk])
+        await self.writer.send_raw(encode_event(chunk))
 
     async def drain(self) -> None:
         """See Sink."""
@@ -219,7 +234,10 @@ async def _stream(service: Service, exchange: Exchange, generation: Generation, 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(writer.watch, give_up)
         await writer.begin()
-        await generation.run(Streamer(generation, shape, writer))
+        streamer = Streamer(generation, shape, writer)
+        if job.has_progress:
+            nursery.start_soon(PromptProgress(generation, streamer.send_progress).run)
+        await generation.run(streamer)
         last = b""
         if job.include_usage:
             extras = make_timings(generation) if job.has_timings or service.config.timings else {}

@@ -166,6 +166,10 @@ class ChatShape:
         """A chunk without choices."""
         return self._envelope([])
 
+    def progress_chunk(self) -> Json:
+        """Likewise."""
+        return self._envelope([])
+
     def complete(self, collected: list[Collected]) -> Json:
         """The whole response."""
         choices = []

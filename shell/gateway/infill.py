@@ -103,6 +103,10 @@ class InfillShape:
         """An end without content."""
         return {"index": 0, "content": "", "tokens": [], "stop": True, "id_slot": -1}
 
+    def progress_chunk(self) -> Json:
+        """A part without content."""
+        return {**self.usage_chunk(), "stop": False}
+
     def complete(self, collected: list[Collected]) -> Json:
         """The whole response."""
         (only,) = collected

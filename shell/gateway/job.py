@@ -39,6 +39,7 @@ class Job:
     return_token_times: bool
     max_predict_seconds: float | None  # from a choice's first token on, once it has a line; None: no limit
     has_timings: bool
+    has_progress: bool  # of the prompt, in a stream
     stream: bool
     include_usage: bool  # a usage chunk at the end of a stream
     continuous_usage: bool  # usage on every chunk
@@ -97,6 +98,8 @@ def make_job(
         prompt_logprobs = max(num_top_logprobs or 0, prompt_logprobs or 0)
     if fields.prompt_logprobs is not None and fields.stream:
         raise invalid_value("prompt_logprobs", "'prompt_logprobs' is not for streams.")
+    if fields.return_progress and not fields.stream:
+        raise invalid_value("return_progress", "'return_progress' is only for streams.")
     for index, prompt in enumerate(prompts):
         where = param if len(prompts) == 1 else f"{param}[{index}]"
         if not prompt:
@@ -143,6 +146,7 @@ def make_job(
         return_token_times=fields.return_token_times,
         max_predict_seconds=fields.t_max_predict_ms / 1000 if fields.t_max_predict_ms > 0 else None,
         has_timings=fields.timings_per_token,
+        has_progress=fields.return_progress,
         stream=fields.stream,
         include_usage=options.include_usage,
         continuous_usage=options.continuous_usage_stats,

@@ -24,7 +24,7 @@ SHARED_FIELDS: FieldTable = {
         "no_stop_trim", "skip_special_tokens", "add_special_tokens", "return_token_ids", "return_token_times",
         "logprobs", "priority", "request_id", "rid", "cache_salt", "cache_prompt", "t_max_predict_ms",
         "deadline_ms", "timings_per_token", "prompt_logprobs", "return_tokens_as_token_ids",
-        "truncate_prompt_tokens",
+        "truncate_prompt_tokens", "return_progress",
         *SAMPLER_FIELDS, *CONSTRAINT_FIELDS,
     ),
     **accepted(
@@ -33,7 +33,7 @@ SHARED_FIELDS: FieldTable = {
     ),
     **refused(
         documents=([],), chat_template=(),
-        return_progress=False, lora=([],), lora_path=(), speculative=({},),
+        lora=([],), lora_path=(), speculative=({},),
         pin_ttl_s=0, use_beam_search=False, length_penalty=1.0, early_stopping=False,
     ),
 }  # fmt: skip
@@ -91,6 +91,7 @@ class SharedFields(ConstraintFields, msgspec.Struct, kw_only=True):
     cache_prompt: bool = True
     t_max_predict_ms: Annotated[float, Meta(ge=-1, le=1e12)] = -1.0  # 0 or less: no limit
     timings_per_token: bool = False
+    return_progress: bool = False
     prompt_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     return_tokens_as_token_ids: bool = False
     truncate_prompt_tokens: Annotated[int, Meta(ge=-1)] | None = None  # -1: to what fits

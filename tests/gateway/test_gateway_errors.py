@@ -166,6 +166,7 @@ def check_error(response: httpx.Response, status: int, code: str, param: str | N
         (CHAT, hello(request_id="a\n"), "invalid_value", "request_id"),
         (CHAT, hello(request_id="a", rid="b"), "invalid_value", "rid"),
         (CHAT, hello(pin_ttl_s=60), "unsupported_parameter", "pin_ttl_s"),
+        (CHAT, hello(return_progress=True), "invalid_value", "return_progress"),
         (CHAT, hello(use_beam_search=True), "unsupported_parameter", "use_beam_search"),
         (CHAT, hello(length_penalty=1.2), "unsupported_parameter", "length_penalty"),
         (CHAT, hello(early_stopping=True), "unsupported_parameter", "early_stopping"),

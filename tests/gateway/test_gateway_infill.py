@@ -15,8 +15,8 @@ from openai import OpenAI
 
 from shell.gateway.replies.infill import InfillChunk, Infilled
 from syscalls.process import ExitStatus
-from tests.gateway.harness import Gateway, KernelThread, events_of, says
-from tests.scripted_kernel import make_model, write_model_folder
+from tests.gateway.harness import Gateway, KernelThread, events_of, http_request, read_until, says
+from tests.scripted_kernel import ScriptedProcess, make_model, write_model_folder
 
 MARKS = ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>")
 PREFIX, MIDDLE, SUFFIX, PAD, REPOSITORY, FILE = range(260, 266)
@@ -124,6 +124,33 @@ def test_chunks_have_every_token(
     chunks = events_of(gateway.post("/infill", {**fields, "stream": True}))
     assert [token for chunk in chunks for token in chunk["tokens"]] == whole["tokens"]
     assert whole["tokens_predicted"] == chunks[-1]["tokens_predicted"] == len(whole["tokens"])
+
+
+def test_progress_is_told(gateway: Gateway, kernel: KernelThread, coder: str) -> None:
+    """Of the prompt with its marks, in parts that are no end."""
+    seen = kernel.make_event()
+
+    async def program(process: ScriptedProcess) -> ExitStatus:
+        await seen.wait()
+        return await says("x")(process)
+
+    kernel.program = program
+    fields = {
+        "model": coder,
+        "input_prefix": "a",
+        "input_suffix": "b",
+        "stream": True,
+        "return_progress": True,
+    }
+    with gateway.connect() as raw:
+        raw.sendall(http_request("/infill", fields))
+        received = read_until(raw, b'"prompt_progress"')
+        kernel.call(seen.set)
+        received += read_until(raw, b"[DONE]\n\n")
+    lines = [line for line in received.split(b"\n") if line.startswith(b"data: {")]
+    chunks = [msgspec.json.decode(line[6:], type=InfillChunk) for line in lines]
+    assert [chunk.stop for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    assert chunks[0].prompt_progress.total == len(prompt_of(kernel))
 
 
 def test_completions_take_a_suffix(gateway: Gateway, kernel: KernelThread, coder: str) -> None:

@@ -40,7 +40,8 @@ def make_job(model: ServedModel, *, ids: bool, times: bool, usage: bool) -> Job:
         model=model, prompts=((1, 2),), spawn={"sampling": Sampling()}, num_samples=2, num_choices=2,
         stops=(), include_stop=False, skip_special_tokens=True, reading=PLAIN_TEXT, num_top_logprobs=None,
         num_prompt_logprobs=None, tokens_as_ids=False, return_token_ids=ids, return_token_times=times,
-        max_predict_seconds=None, has_timings=False, stream=True, include_usage=usage, continuous_usage=False,
+        max_predict_seconds=None, has_timings=False, has_progress=False, stream=True, include_usage=usage,
+        continuous_usage=False,
     )  # fmt: skip
 
 

@@ -74,6 +74,22 @@ def test_second_request_finds_the_prefix(client: OpenAI, model: str) -> None:
     assert stopped.usage.prompt_tokens_details.cached_tokens > 0
 
 
+def test_progress_of_a_prompt(server: Server, client: OpenAI, model: str) -> None:
+    """It is told before the first token, never falls while nobody is in the way, and ends at the whole."""
+    prompt = [300 + i * 7 % 500 for i in range(600)]
+    body = {"model": model, "prompt": prompt, "max_tokens": 2, "stream": True, "return_progress": True}
+    response = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+    lines = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: {")]
+    events = [json.loads(line) for line in lines]
+    told = [event["prompt_progress"] for event in events if "prompt_progress" in event]
+    assert told
+    assert all("prompt_progress" in event for event in events[: len(told)])
+    assert all(each["total"] == 600 and each["cache"] <= each["processed"] <= 600 for each in told)
+    computed = [each["processed"] for each in told]
+    assert computed == sorted(computed)
+    assert events[-1]["choices"][0]["finish_reason"] == "length"
+
+
 def test_context_length_message(client: OpenAI, model: str) -> None:
     """The message has the very words that clients parse."""
     context = client.models.retrieve(model).model_extra["max_model_len"]

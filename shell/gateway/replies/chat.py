@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from shell.gateway.replies.common import Metrics, PromptLogprob, Timings, Usage
+from shell.gateway.replies.common import Metrics, Progress, PromptLogprob, Timings, Usage
 
 Byte = Annotated[int, Meta(ge=0, le=255)]
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
@@ -140,3 +140,4 @@ class ChatChunk(msgspec.Struct, forbid_unknown_fields=True):
     prompt_token_ids: list[int] | UnsetType = UNSET
     metrics: Metrics | UnsetType = UNSET
     timings: Timings | UnsetType = UNSET
+    prompt_progress: Progress | UnsetType = UNSET  # where `return_progress` asks for it

@@ -54,6 +54,15 @@ class Metrics(msgspec.Struct, forbid_unknown_fields=True):
     spec_accept_rate: float | None
 
 
+class Progress(msgspec.Struct, forbid_unknown_fields=True):
+    """How far the prompts are computed, in tokens: `cache` of the `processed` ones were found in memory."""
+
+    total: Count
+    cache: Count
+    processed: Count
+    time_ms: Count  # since the request came
+
+
 class Timings(msgspec.Struct, forbid_unknown_fields=True):
     """The same in llama.cpp's words."""
 

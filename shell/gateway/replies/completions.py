@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from shell.gateway.replies.common import Metrics, PromptLogprob, Timings, Usage
+from shell.gateway.replies.common import Metrics, Progress, PromptLogprob, Timings, Usage
 
 FinishReason = Literal["stop", "length"]
 
@@ -74,3 +74,4 @@ class TextChunk(msgspec.Struct, forbid_unknown_fields=True):
     usage: Usage | UnsetType | None = UNSET
     metrics: Metrics | UnsetType = UNSET
     timings: Timings | UnsetType = UNSET
+    prompt_progress: Progress | UnsetType = UNSET  # where `return_progress` asks for it

@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from shell.gateway.replies.common import Count, Metrics, Timings, Usage
+from shell.gateway.replies.common import Count, Metrics, Progress, Timings, Usage
 
 
 class Infilled(msgspec.Struct, forbid_unknown_fields=True):
@@ -48,5 +48,6 @@ class InfillChunk(msgspec.Struct, forbid_unknown_fields=True):
     stop_type: Literal["eos", "limit", "word"] | UnsetType = UNSET
     stopping_word: str | UnsetType = UNSET
     timings: Timings | UnsetType = UNSET
+    prompt_progress: Progress | UnsetType = UNSET  # where `return_progress` asks for it
     usage: Usage | UnsetType | None = UNSET
     metrics: Metrics | UnsetType = UNSET
