@@ -37,6 +37,7 @@ RAMP_SECONDS, WARM_SECONDS = 4.0, 2.0  # until all streams have begun, and then 
 PERCENTS = (50, 99, 99.9)
 SETTLE_SECONDS = 10.0
 MIB = 1 << 20
+LARGE_BODY_BYTES = 1 * MIB  # decoded by a process of its own
 
 
 @attrs.define
@@ -123,6 +124,12 @@ def attacking(kind: str, url: str) -> Iterator[list[int]]:
         begun.append(int(process.communicate(timeout=60)[0]))
 
 
+def send_large_body(url: str) -> None:
+    """Have a gateway start its process for large bodies, which then stays."""
+    body = msgspec.json.encode({"content": "a" * LARGE_BODY_BYTES})
+    urllib.request.urlopen(urllib.request.Request(f"{url}/tokenize", body), timeout=60).close()
+
+
 def due_times(stream: Stream, text: TextModel) -> list[float]:
     """When there was something to tell of each token: when the device had the one that completes its text.
 
@@ -149,6 +156,7 @@ def measure(*, num_streams: int, seconds: float, step_ms: float, attack: str, ra
         model: SimModel = make_sim_model(msgspec.json.decode((folder / "config.json").read_bytes()))
         text = TextModel.open(folder)
         kernel, gateway = Process(server.os_pid), Process(find_gateway(server))
+        send_large_body(server.url)
         num_files = kernel.num_files() + gateway.num_files()
         began = time.time()
         first, last = began + ramp + WARM_SECONDS, began + seconds

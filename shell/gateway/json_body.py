@@ -52,4 +52,5 @@ async def _explain(service: Service, refused: Refused, prompt_fields: tuple[str,
         num_tokens = refused.num_characters // model.text.longest_piece  # it has no fewer
         if num_tokens >= model.info.max_model_len:
             return context_length_exceeded(model.info.max_model_len, num_tokens, 1, refused.field)
-    return invalid(refused.code, refused.message, refused.param)
+    code = refused.code
+    return invalid(code, refused.message, refused.param)
