@@ -49,6 +49,14 @@ class Writable(Protocol):
     def isatty(self) -> bool: ...
 
 
+class _Console(Console):
+    """Draws tables. What to do when a reader has left is for the shell to say; rich ends the whole program."""
+
+    def on_broken_pipe(self) -> None:
+        """Let the error that rich handles go on."""
+        raise BrokenPipeError
+
+
 @attrs.define(eq=False)
 class Screen:
     """Standard output and error. The streams are looked up at each use: a waiting prompt replaces them."""
@@ -92,8 +100,8 @@ class Screen:
         if self.is_terminal:
             # A size in the environment is that of the terminal as it was when somebody exported it.
             environment = {name: value for name, value in os.environ.items() if name not in STALE}
-            return Console(file=out, highlight=False, _environ=environment)
-        return Console(file=out, width=PIPE_WIDTH, no_color=True, force_terminal=False, highlight=False)
+            return _Console(file=out, highlight=False, _environ=environment)
+        return _Console(file=out, width=PIPE_WIDTH, no_color=True, force_terminal=False, highlight=False)
 
     def write(self, text: str) -> None:
         """Write a model's text as it comes."""

@@ -62,6 +62,10 @@ async def test_filters(tmp_path: Path) -> None:
         assert await shell.run(f"grep -v d < {file}") == (0, "cat\nDog\n")
         assert await shell.run(f"grep -c x < {file}") == (1, "0\n")
         assert await shell.run(f"head -n 1 < {file}") == (0, "cat\n")
+        assert await shell.run(f"head -2 < {file}") == (0, "cat\nDog\n")
+        for wrong in ("head 2", "head -0", "head -n 1 -2"):
+            assert (await shell.run(f"{wrong} < {file}"))[0] == 2
+        assert shell.errors.count("head -n N, or head -N") == 3
         assert await shell.run(f"tail -n 1 < {file}") == (0, "bird\n")
         assert await shell.run(f"wc < {file}") == (0, "3 3 13\n")
         assert json.loads((await shell.run(f"wc --json < {file}"))[1])["words"] == 3
@@ -96,6 +100,15 @@ async def test_head_ends_the_process_that_writes(tmp_path: Path) -> None:
             gate.opened.set()
         assert (shell.shell.status, shell.out.getvalue(), shell.errors) == (0, "one\n", "")
         assert not kernel.processes
+
+
+async def test_a_listing_whose_reader_has_failed(tmp_path: Path) -> None:
+    """Only the reader's error is told, and the shell goes on."""
+    async with open_scripted_kernel(tmp_path), open_shell(tmp_path) as shell:
+        assert (await shell.run("ps | grep '('"))[0] == 2
+        assert shell.errors.count("\n") == 1
+        assert "is no regular expression" in shell.errors
+        assert await shell.run("echo on") == (0, "on\n")
 
 
 async def test_ctrl_c_kills_the_whole_pipe(tmp_path: Path) -> None:

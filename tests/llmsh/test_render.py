@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from shell.llmsh.listing import Column, fit, make_table
+from shell.llmsh.pipe import TextPipe
 from shell.llmsh.render import Screen, format_bytes, format_seconds
 from shell.llmsh.text import make_safe
 
@@ -130,3 +131,11 @@ def test_a_narrow_terminal_shows_a_whole_state() -> None:
         "  7  ZOMBIE (stop)  \u72d0\u72d0\u72d0\u72d0 \u2026",
         " 12  RUNNING        b",
     ]
+
+
+def test_a_table_for_a_reader_that_has_left() -> None:
+    """It is a broken pipe, which a pipe of commands expects; the program does not end."""
+    pipe = TextPipe()
+    pipe.leave()
+    with pytest.raises(BrokenPipeError):
+        Screen(pipe).show(make_table([Column("A")], [("1",)]))

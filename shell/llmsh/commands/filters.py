@@ -89,7 +89,15 @@ async def grep(shell: Shell, arguments: Arguments) -> int:
 async def head(shell: Shell, arguments: Arguments) -> int:
     """`head`: the first lines of the input; whoever writes it then ends."""
     lines = LineReader(need_input(shell))
-    for _ in range(arguments["lines"] or DEFAULT_HEAD_LINES):
+    num_lines = arguments["lines"] or DEFAULT_HEAD_LINES
+    for operand in arguments.operands:  # as in head -3
+        try:
+            num_lines = read_count(operand.removeprefix("-"))
+        except ValueError:
+            raise UsageError(f"{operand!r} is no number of lines; usage: head -n N, or head -N") from None
+        if arguments["lines"] is not None or operand == str(num_lines):
+            raise UsageError(f"argument {operand!r} is one too many; usage: head -n N, or head -N")
+    for _ in range(num_lines):
         if not (line := await lines.read_line()):
             break
         shell.screen.write(line)
@@ -155,9 +163,11 @@ COMMANDS = (
     Command(
         "head",
         summary="Pass on the first lines of what is piped into it",
+        operands="[-N]",
         details="Then whatever writes it is ended, its processes too.",
         function=head,
         options=(Option(("--lines", "-n"), f"how many; {DEFAULT_HEAD_LINES} by default", "N", read_count),),
+        max_operands=1,
         reads_input=True,
         examples=(('run "List all the animals you know" | head -n 3', "ends the process after three lines"),),
     ),
