@@ -50,7 +50,7 @@ class Writable(Protocol):
 
 
 class _Console(Console):
-    """Draws tables. What to do when a reader has left is for the shell to say; rich ends the whole program."""
+    """Draws tables. What to do when a reader has left is for the shell to say; rich ends the program."""
 
     def on_broken_pipe(self) -> None:
         """Let the error that rich handles go on."""
