@@ -13,8 +13,8 @@ event or a channel: that halves the price of a call.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import TypeVar, Unpack
 
 import outcome
@@ -23,6 +23,7 @@ import trio
 from syscalls.codec import Answer, ErrorReply, Request, Welcome
 from syscalls.embedding import Embed, Embedded
 from syscalls.errno import Errno, SyscallError
+from syscalls.feed import FEED_TOKENS, OutputFeed
 from syscalls.image import (
     Checkpoint,
     Checkpointed,
@@ -59,6 +60,7 @@ from syscalls.process import (
     Stop,
     Trace,
     TraceList,
+    Unfollow,
     Wait,
     Waited,
     Why,
@@ -95,26 +97,20 @@ from syscalls.tenant import (
     Whoami,
 )  # fmt: skip
 
-__all__ = ["Client", "ConnectionLost", "EventStream", "OutputStream", "attach_client", "open_client"]
+__all__ = [
+    "Client",
+    "ConnectionLost",
+    "EventStream",
+    "OutputFeed",
+    "OutputStream",
+    "attach_client",
+    "open_client",
+]
 
 RECEIVE_BYTES = 256 << 10
 MAX_UNSENT_BYTES = 1 << 20  # callers wait while more is queued: a kernel that does not read slows us
 
 R = TypeVar("R", bound=Answer)
-
-
-class _Following:
-    """A caller of `follow`, while its next read is not answered."""
-
-    __slots__ = ("call_id", "pid", "take", "task")
-
-    def __init__(
-        self, task: trio.lowlevel.Task, pid: int, take: Callable[[Output], bool], call_id: int
-    ) -> None:
-        self.task = task
-        self.pid = pid
-        self.take = take
-        self.call_id = call_id
 
 
 @asynccontextmanager
@@ -183,7 +179,7 @@ class Client:
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
         self._session = ClientSession()
-        self._waiting: dict[int, trio.lowlevel.Task | _Following] = {}  # callers, by the id of their call
+        self._waiting: dict[int, trio.lowlevel.Task | OutputFeed] = {}  # callers, by the id of their call
         self._orphaned: set[int] = set()  # cancelled calls that create, which are not answered yet
         self._unsent = bytearray()
         self._writer: trio.lowlevel.Task | None = None  # set while the writer is parked: nothing to send
@@ -202,7 +198,10 @@ class Client:
         return len(self._waiting)
 
     async def call(self, body: Request) -> Answer:
-        """Make one call and wait for its answer, which is never an ErrorReply: that is raised."""
+        """Make one call and wait for its answer, which is never an ErrorReply: that is raised.
+
+        Not for `Follow`, which has many answers: see `open_feed`.
+        """
         await trio.lowlevel.checkpoint_if_cancelled()
         while len(self._unsent) > MAX_UNSENT_BYTES and self._lost is None:
             await self._has_room.park()
@@ -220,41 +219,27 @@ class Client:
             raise SyscallError(answer.errno, answer.message, answer.exceeded)
         return answer
 
-    async def follow(self, pid: int, offset: int, take: Callable[[Output], bool]) -> Output:
-        """Read a process on and on; return the first output that was not taken, or that ends the turn.
+    @contextmanager
+    def open_feed(self, pid: int, offset: int = 0, *, window: int = FEED_TOKENS) -> Iterator[OutputFeed]:
+        """Have the kernel send a process's output from `offset` on as it comes. See `OutputFeed`, `Follow`.
 
-        Each output that does not end the turn is given to `take` as it arrives, which says whether it took
-        it; only then is the next read sent. No task is woken in between, which makes many readers cheap:
-        `take` runs in the task that reads the socket, must not wait, and holds up everybody's answers while
-        it runs. What it raises is raised here. See `Read`.
+        Args:
+            pid: of the process.
+            offset: of the first token.
+            window: tokens that may be on their way, or wait here to be taken; at least 1.
+
+        Raises ConnectionLost. What the kernel refuses is raised by the feed.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
-        following = _Following(trio.lowlevel.current_task(), pid, take, self._post(Read(pid, offset)))
-        self._waiting[following.call_id] = following
+        feed = OutputFeed(self._post, pid, offset, window)
+        self._waiting[feed.call_id] = feed
+        try:
+            yield feed
+        finally:
+            self._close_feed(feed)
 
-        def abandon(_: object) -> trio.lowlevel.Abort:
-            del self._waiting[following.call_id]
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        answer: Answer = await trio.lowlevel.wait_task_rescheduled(abandon)
-        if isinstance(answer, ErrorReply):
-            raise SyscallError(answer.errno, answer.message, answer.exceeded)
-        if not isinstance(answer, Output):
-            raise SyscallError(Errno.EPROTO, explain_wrong_answer(Read(pid, offset), answer))
-        return answer
-
-    def _read_on(self, following: _Following, answer: Answer) -> None:
-        if isinstance(answer, Output) and answer.end is None:
-            try:
-                if following.take(answer):
-                    call_id = self._post(Read(following.pid, answer.offset + len(answer.tokens)))
-                    following.call_id = call_id
-                    self._waiting[call_id] = following
-                    return
-            except Exception as error:
-                trio.lowlevel.reschedule(following.task, outcome.Error(error))
-                return
-        trio.lowlevel.reschedule(following.task, outcome.Value(answer))
+    def _close_feed(self, feed: OutputFeed) -> None:
+        if self._waiting.pop(feed.call_id, None) is not None and self._lost is None:
+            self._post(Unfollow(feed.call_id))
 
     async def _ask(self, body: Request, reply_type: type[R]) -> R:
         answer = await self.call(body)
@@ -478,10 +463,12 @@ class Client:
         try:
             while True:
                 for call_id, answer in self._session.receive(await self._stream.receive_some(RECEIVE_BYTES)):
-                    caller = self._waiting.pop(call_id, None)
-                    if isinstance(caller, _Following):
-                        self._read_on(caller, answer)
+                    caller = self._waiting.get(call_id)
+                    if isinstance(caller, OutputFeed):
+                        if caller.receive(answer):
+                            del self._waiting[call_id]
                     elif caller is not None:
+                        del self._waiting[call_id]
                         trio.lowlevel.reschedule(caller, outcome.Value(answer))
                     elif call_id in self._orphaned:
                         self._orphaned.remove(call_id)
@@ -505,8 +492,10 @@ class Client:
         self._lost = reason
         waiting, self._waiting = self._waiting, {}
         for caller in waiting.values():
-            task = caller.task if isinstance(caller, _Following) else caller
-            trio.lowlevel.reschedule(task, outcome.Error(ConnectionLost(reason)))
+            if isinstance(caller, OutputFeed):
+                caller.lose(ConnectionLost(reason))
+            else:
+                trio.lowlevel.reschedule(caller, outcome.Error(ConnectionLost(reason)))
         self._has_room.unpark_all()
 
 

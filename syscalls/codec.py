@@ -1,8 +1,9 @@
 """Frames on the syscall socket: a little-endian u32 length, then msgpack of one tagged struct.
 
 The dialogue opens with `Hello` → `Welcome`; after that the client sends `Call`s with ids of its choosing and
-the kernel answers each with one `Reply`, in any order. A frame that does not decode ends the session, and
-only it, after an `ErrorReply` that says why.
+the kernel answers each with one `Reply`, in any order; only a `Follow` is answered again and again, by
+`Reply` and `Outputs`. A frame that does not decode ends the session, and only it, after an `ErrorReply` that
+says why.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from syscalls.image import (
 from syscalls.memory import FrameMapList, Frames, MapList, Maps, Meminfo, MemoryInfo
 from syscalls.process import (
     Cont,
+    Follow,
     Fork,
+    Grant,
     Kill,
     Nice,
     Output,
@@ -39,6 +42,7 @@ from syscalls.process import (
     Stop,
     Trace,
     TraceList,
+    Unfollow,
     Wait,
     Waited,
     Why,
@@ -75,7 +79,8 @@ MAX_FRAME_BYTES = 16 << 20
 LENGTH = struct.Struct("<I")
 
 Request = (
-    Spawn | Fork | Wait | Read | Write | Kill | Stop | Cont | Nice | Ps | Stat | Why | Trace
+    Spawn | Fork | Wait | Read | Follow | Grant | Unfollow | Write | Kill | Stop | Cont | Nice | Ps | Stat
+    | Why | Trace
     | Embed
     | Checkpoint | Restore | Images | RemoveImage
     | Meminfo | Maps | Frames
@@ -141,9 +146,15 @@ class Reply(msgspec.Struct, frozen=True, tag="reply", array_like=True):
     body: Answer
 
 
+class Outputs(msgspec.Struct, frozen=True, tag="outputs", array_like=True):
+    """Answers to several `Follow` calls, such as those that a step of the device has news for."""
+
+    outputs: tuple[tuple[int, Output], ...]  # each with the id of its call; of one call in order
+
+
 _encoder = msgspec.msgpack.Encoder()
 client_frame_decoder = msgspec.msgpack.Decoder(Hello | Call)
-kernel_frame_decoder = msgspec.msgpack.Decoder(Welcome | Reply)
+kernel_frame_decoder = msgspec.msgpack.Decoder(Welcome | Reply | Outputs)
 
 _envelope_decoder = msgspec.msgpack.Decoder(CallEnvelope)
 _tag_decoder = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
@@ -158,7 +169,7 @@ class FrameTooLarge(ValueError):
     """A length prefix over MAX_FRAME_BYTES: found before anything is allocated."""
 
 
-def encode_frame(message: Hello | Welcome | Call | Reply) -> bytes:
+def encode_frame(message: Hello | Welcome | Call | Reply | Outputs) -> bytes:
     """Encode one frame, length prefix included. Raises FrameTooLarge."""
     payload = _encoder.encode(message)
     if len(payload) > MAX_FRAME_BYTES:

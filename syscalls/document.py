@@ -18,7 +18,17 @@ import attrs
 import msgspec
 
 from syscalls import codec, embedding, errno, image, memory, process, sampling, system, tenant
-from syscalls.codec import ABI_VERSION, MAX_FRAME_BYTES, Call, Hello, Reply, Request, Welcome, encode_frame
+from syscalls.codec import (
+    ABI_VERSION,
+    MAX_FRAME_BYTES,
+    Call,
+    Hello,
+    Outputs,
+    Reply,
+    Request,
+    Welcome,
+    encode_frame,
+)
 from syscalls.errno import Errno
 from syscalls.session import REPLY_TYPES
 from syscalls.system import Ping
@@ -89,7 +99,7 @@ def _write_head() -> Iterator[str]:
     yield "versions can append. A call whose body does not fit its struct is answered with `EINVAL`, one of a"
     yield "kind that the kernel does not know with `ENOSYS`; the session goes on."
     yield ""
-    for kind in (Hello, Welcome, Call, Reply):
+    for kind in (Hello, Welcome, Call, Reply, Outputs):
         yield from _write_struct(kind)
     yield "For example:"
     yield ""

@@ -23,7 +23,7 @@ class Errno(enum.StrEnum):
     ENOEXEC = "ENOEXEC"  # an image was made for another model, device or version; the message says which
     EBADMSG = "EBADMSG"  # a file is damaged: cut short, or its checksum is wrong
     ENODEV = "ENODEV"  # no device serves this
-    ENOENT = "ENOENT"  # no such model, image or index
+    ENOENT = "ENOENT"  # no such model, image, index or call that follows
     EPROTO = "EPROTO"  # the frame could not be decoded, or the ABI versions differ
     ENOSYS = "ENOSYS"  # the kernel does not know this call
     ESHUTDOWN = "ESHUTDOWN"  # the kernel is draining and admits nothing new

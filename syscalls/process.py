@@ -1,4 +1,4 @@
-"""Process family: spawn, fork, wait, read, write, kill, stop, cont, nice, ps, stat, why, trace."""
+"""Process family: spawn, fork, wait, read, follow, write, kill, stop, cont, nice, ps, stat, why, trace."""
 
 from __future__ import annotations
 
@@ -123,8 +123,47 @@ class Read(msgspec.Struct, frozen=True, tag="read"):
     offset: int = 0
 
 
+class Follow(msgspec.Struct, frozen=True, tag="follow"):
+    """Read output tokens from `offset` on, and go on: answered as tokens come, without being asked again.
+
+    Every answer is an `Output`, alone in a `Reply` or in an `Outputs` with those of other calls; each token
+    comes once and in order. Position `until` is the credit: no token at or past it is sent before a `Grant`,
+    and the process keeps it meanwhile. The end of the turn needs no credit, but comes after the last token;
+    where another turn has begun before, its tokens follow without an end between, as they do for `Read`.
+    The last answer is the one with `end`, or an error; `Unfollow` ends it before.
+
+    Errors: ESRCH (also where the process was reaped before all of its output could be sent), EPERM (also
+    where the session has lost the right meanwhile), EINVAL (offset past the end, until below offset, a call
+    that follows has this id), EAGAIN (too many calls of the session wait).
+    """
+
+    pid: int
+    until: int
+    offset: int = 0
+
+
+class Grant(msgspec.Struct, frozen=True, tag="grant"):
+    """Let a `Follow` of this session send the tokens before position `until`.
+
+    A position, not a number more: to grant twice is to grant once, and less than before changes nothing.
+    Errors: ENOENT (no such call follows, or no longer).
+    """
+
+    call: int  # id of the `Follow`
+    until: int
+
+
+class Unfollow(msgspec.Struct, frozen=True, tag="unfollow"):
+    """End a `Follow` of this session: after the reply nothing of it comes.
+
+    What it would have read is there for others, or for another `Follow`. Errors: as for `Grant`.
+    """
+
+    call: int  # id of the `Follow`
+
+
 class Output(msgspec.Struct, frozen=True, tag="output", omit_defaults=True):
-    """Reply to `Read`."""
+    """Reply to `Read`, and each answer to `Follow`."""
 
     offset: int  # of tokens[0]
     tokens: tuple[int, ...]

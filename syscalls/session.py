@@ -16,6 +16,7 @@ from syscalls.codec import (
     FrameSplitter,
     FrameTooLarge,
     Hello,
+    Outputs,
     Reply,
     Request,
     Welcome,
@@ -35,7 +36,9 @@ from syscalls.image import (
 from syscalls.memory import FrameMapList, Frames, MapList, Maps, Meminfo, MemoryInfo
 from syscalls.process import (
     Cont,
+    Follow,
     Fork,
+    Grant,
     Kill,
     Nice,
     Output,
@@ -49,6 +52,7 @@ from syscalls.process import (
     Stop,
     Trace,
     TraceList,
+    Unfollow,
     Wait,
     Waited,
     Why,
@@ -85,6 +89,9 @@ REPLY_TYPES: dict[type[Request], type[Answer]] = {
     Fork: Spawned,
     Wait: Waited,
     Read: Output,
+    Follow: Output,
+    Grant: Done,
+    Unfollow: Done,
     Write: Done,
     Kill: Done,
     Stop: Done,
@@ -199,6 +206,9 @@ class ClientSession:
         for frame in frames:
             if isinstance(frame, Reply) and 0 < frame.id < self._next_id and self.welcome is not None:
                 answers.append((frame.id, frame.body))  # the ordinary case first: one comes for each token
+            elif isinstance(frame, Outputs):
+                self._check_ids(frame)
+                answers += frame.outputs
             elif isinstance(frame, Welcome):
                 self._open(frame)
             elif frame.id == 0:
@@ -209,6 +219,13 @@ class ClientSession:
             else:
                 raise ConnectionLost(f"the kernel answered call {frame.id}, which was never made")
         return answers
+
+    def _check_ids(self, frame: Outputs) -> None:
+        if self.welcome is None:
+            raise ConnectionLost("the kernel sent outputs before it opened the session")
+        for call_id, _ in frame.outputs:
+            if not 0 < call_id < self._next_id:
+                raise ConnectionLost(f"the kernel answered call {call_id}, which was never made")
 
     def _open(self, welcome: Welcome) -> None:
         if self.welcome is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Self, TypeVar, Unpack
 
 from syscalls.codec import Answer, ErrorReply, Request, Welcome
@@ -152,7 +152,10 @@ class SyncClient:
         return self._session.welcome
 
     def call(self, body: Request) -> Answer:
-        """Make one call and wait for its answer, which is never an ErrorReply: that is raised."""
+        """Make one call and wait for its answer, which is never an ErrorReply: that is raised.
+
+        Not for `Follow`, which has many answers.
+        """
         if self._lost is not None:
             raise ConnectionLost(self._lost)
         call_id, frame = self._session.encode_call(body)
@@ -228,14 +231,6 @@ class SyncClient:
     def read(self, pid: int, offset: int = 0) -> Output:
         """Read output tokens from `offset` on; blocks until there are some. See `Read`."""
         return self._ask(Read(pid, offset), Output)
-
-    def follow(self, pid: int, offset: int, take: Callable[[Output], bool]) -> Output:
-        """Read on and on; return the first output that `take` does not take, or that ends the turn."""
-        while True:
-            output = self.read(pid, offset)
-            if output.end is not None or not take(output):
-                return output
-            offset = output.offset + len(output.tokens)
 
     def write(self, pid: int, tokens: Iterable[int], max_tokens: int | None = None) -> None:
         """Start the next turn of an interactive process. See `Write`."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from functools import partial
 
 import trio
 
 from llmos.kernel.inspection import why_info
+from llmos.kernel.output import make_output
 from llmos.kernel.session import Session
 from llmos.kernel.spawning import check_allowance, check_spawn, make_children, make_processes, most_tokens
 from llmos.kernel.system import System
@@ -117,7 +117,7 @@ def read(system: System, session: Session, call_id: int, body: p.Read) -> Answer
         )
 
     def answer(ready: Process) -> None:
-        session.reply(call_id, _output(ready, body.offset))
+        session.reply(call_id, make_output(ready, body.offset, len(ready.output)))
         if ready.auto_reap and ready.state is ProcState.ZOMBIE:
             system.reap(ready)
 
@@ -128,28 +128,6 @@ def read(system: System, session: Session, call_id: int, body: p.Read) -> Answer
     process.readers.append(reader)
     session.park(call_id, lambda: process.readers.remove(reader) if reader in process.readers else None)
     return None
-
-
-_NO_USAGE = p.Output(0, ()).usage  # the default itself, which is not sent: there is one for each token
-
-
-def _output(process: Process, offset: int) -> p.Output:
-    return p.Output(
-        offset=offset,
-        tokens=tuple(process.output[offset:]),
-        logprobs=tuple(process.logprobs[offset:]),
-        end=process.status,
-        usage=process.usage(trio.current_time()) if process.status else _NO_USAGE,
-        prompt_logprobs=tuple(process.prompt_logprobs) if offset == 0 else (),
-        times=_unix_times(process.token_times[offset:]) if process.token_times else (),
-        vector=process.vector,
-    )
-
-
-def _unix_times(times: Sequence[float]) -> tuple[float, ...]:
-    """Times of the kernel's clock as everybody else tells them."""
-    ahead = time.time() - trio.current_time()
-    return tuple(ahead + each for each in times)
 
 
 def write(system: System, session: Session, call_id: int, body: p.Write) -> Answer | None:

@@ -10,6 +10,7 @@ import trio
 
 from llmos.kernel import (
     calls_embedding,
+    calls_follow,
     calls_image,
     calls_memory,
     calls_process,
@@ -39,6 +40,9 @@ TABLE: dict[type[Request], Handler] = {
     p.Fork: calls_process.fork,
     p.Wait: calls_process.wait,
     p.Read: calls_process.read,
+    p.Follow: calls_follow.follow,
+    p.Grant: calls_follow.grant,
+    p.Unfollow: calls_follow.unfollow,
     p.Write: calls_process.write,
     p.Kill: calls_process.kill,
     p.Stop: calls_process.stop,

@@ -10,11 +10,13 @@ import structlog
 import trio
 
 from llmos.ipc.framing import FrameError, FrameStream
+from llmos.kernel.follower import Followers
 from llmos.kernel.system import System
 from llmos.kernel.tenants import hash_key
 from llmos.params import (
     FAREWELL_SECONDS,
     HANDSHAKE_SECONDS,
+    MAX_GATHERED_BYTES,
     MAX_PARKED_CALLS,
     MAX_REPLY_BACKLOG_BYTES,
     VERSION,
@@ -30,6 +32,7 @@ from syscalls.codec import (
     ErrorReply,
     FrameTooLarge,
     Hello,
+    Outputs,
     Reply,
     Welcome,
     client_frame_decoder,
@@ -38,6 +41,7 @@ from syscalls.codec import (
     explain_bad_call,
 )  # fmt: skip
 from syscalls.errno import Errno, SyscallError
+from syscalls.process import Output
 
 log = structlog.get_logger("session")
 
@@ -64,10 +68,16 @@ class Session:
     tenant: str = ""  # whom it acts for, by the handshake
     is_admin: bool = False
     _key_sha256: str = ""  # of the key that it was opened with; empty: with none
+    followers: Followers = attrs.field(
+        default=attrs.Factory(
+            lambda self: Followers(self.system, self.reply, self._has_news), takes_self=True
+        )
+    )
     _parked: dict[int, Undo] = attrs.field(factory=dict)
     _listeners: dict[int, Callable[[Answer], None]] = attrs.field(factory=dict)  # of calls, for traces
     _outgoing: list[bytes] = attrs.field(factory=list)
     _num_outgoing_bytes: int = 0
+    _is_gathering: bool = False  # answers of followers are on their way into `_outgoing`
     _is_writing: bool = False  # what was taken out of `_outgoing` is under way
     _has_outgoing: trio.Event = attrs.field(factory=trio.Event)
     _has_room: trio.Event = attrs.field(factory=trio.Event)
@@ -174,6 +184,7 @@ class Session:
             tenant, is_admin, reason = "", False, error.message
         if tenant == self.tenant:
             self.is_admin = is_admin
+            self.followers.check_rights(self.check_right)
             return False
         self._send(0, ErrorReply(Errno.EPERM, f"the session ends: {reason}"))
         self._serving.cancel()
@@ -186,44 +197,95 @@ class Session:
 
         Raises SyscallError: EAGAIN, too many calls of this session wait already; it was taken back.
         """
-        if len(self._parked) >= MAX_PARKED_CALLS:
+        try:
+            self.check_room()
+        except SyscallError:
             undo()
-            raise SyscallError(Errno.EAGAIN, f"{MAX_PARKED_CALLS} calls of this session wait already")
+            raise
         self._parked[call_id] = undo
+
+    def check_room(self) -> None:
+        """See to it that one more call may wait. Raises SyscallError: EAGAIN."""
+        if len(self._parked) + len(self.followers) >= MAX_PARKED_CALLS:
+            raise SyscallError(Errno.EAGAIN, f"{MAX_PARKED_CALLS} calls of this session wait already")
 
     def reply(self, call_id: int, answer: Answer) -> None:
         """Answer a call, now or later, once. Does nothing when the client is gone."""
         if self._is_closed:
             return
         self._parked.pop(call_id, None)
-        if self._listeners and (listener := self._listeners.pop(call_id, None)) is not None:
-            listener(answer)
+        self.tell_listener(call_id, answer)
         self._send(call_id, answer)
 
     def listen(self, call_id: int, listener: Callable[[Answer], None]) -> None:
         """Have an answer told to somebody else too, when it is given."""
         self._listeners[call_id] = listener
 
+    def tell_listener(self, call_id: int, answer: Answer) -> None:
+        """A call has its last answer."""
+        if self._listeners and (listener := self._listeners.pop(call_id, None)) is not None:
+            listener(answer)
+
     def _send(self, call_id: int, answer: Answer) -> None:
         try:
-            frame = encode_frame(Reply(call_id, answer))
+            self._queue(encode_frame(Reply(call_id, answer)))
         except FrameTooLarge as error:
-            frame = encode_frame(Reply(call_id, ErrorReply(Errno.EFAULT, f"the reply does not fit: {error}")))
-        self._queue(frame)
+            self._queue(_encode_misfit(call_id, error))
 
     def _queue(self, frame: bytes) -> None:
-        self._outgoing.append(frame)
-        self._num_outgoing_bytes += len(frame)
-        self._has_outgoing.set()
+        self._hold(frame)
         if len(self._outgoing) >= REPLIES_AT_ONCE:
             self.flush_nowait()
         else:
             self.system.unflushed.add(self.flush_nowait)
 
+    def _hold(self, frame: bytes) -> None:
+        self._outgoing.append(frame)
+        self._num_outgoing_bytes += len(frame)
+        self._has_outgoing.set()
+
+    def _has_news(self) -> None:
+        """Somebody who follows a process is due."""
+        self._has_outgoing.set()
+        self.system.unflushed.add(self.flush_nowait)
+
+    def _gather_outputs(self) -> None:
+        """Ask the followers who are due, as long as the client reads; their answers make one frame."""
+        if self._is_gathering:
+            return  # what is reaped below may end others of ours: their errors come behind
+        self._is_gathering = True
+        try:
+            while self.followers.are_due and self._num_outgoing_bytes < MAX_GATHERED_BYTES:
+                outputs = self.followers.take()
+                self._hold_outputs(outputs)
+                self.followers.reap_read()
+                for call_id, output in outputs if self._listeners else ():
+                    if output.end is not None:
+                        self.tell_listener(call_id, output)
+        finally:
+            self._is_gathering = False
+
+    def _hold_outputs(self, outputs: list[tuple[int, Output]]) -> None:
+        try:
+            if len(outputs) > 1:
+                self._hold(encode_frame(Outputs(tuple(outputs))))
+            elif outputs:
+                self._hold(encode_frame(Reply(*outputs[0])))
+        except FrameTooLarge as error:
+            if len(outputs) > 1:
+                for each in outputs:
+                    self._hold_outputs([each])
+            else:
+                self.followers.discard(outputs[0][0])
+                self._hold(_encode_misfit(outputs[0][0], error))
+
     def flush_nowait(self) -> None:
         """Send of the replies that have gathered what can go at once. The writer's task sends the rest."""
         self.system.unflushed.discard(self.flush_nowait)
-        if self._is_writing or not self._outgoing:
+        if self._is_writing:
+            return
+        self._gather_outputs()
+        if not self._outgoing:
             return
         data = b"".join(self._outgoing)
         num_sent = self.stream.send_nowait(data)
@@ -236,6 +298,7 @@ class Session:
         while True:
             await self._has_outgoing.wait()
             self._has_outgoing = trio.Event()
+            self._gather_outputs()
             data = b"".join(self._outgoing)
             self._outgoing.clear()
             if data:
@@ -244,6 +307,8 @@ class Session:
                 self._is_writing = False
             self._num_outgoing_bytes -= len(data)
             self._has_room.set()
+            if self.followers.are_due:
+                self._has_outgoing.set()  # the client was slow
             if self._is_closed and not self._outgoing:
                 return
 
@@ -267,6 +332,7 @@ class Session:
         for undo in self._parked.values():
             undo()
         self._parked.clear()
+        self.followers.clear()
         self._listeners.clear()
         for process in self.system.table.of_session(self.id):
             if process.state is ProcState.ZOMBIE:
@@ -276,3 +342,7 @@ class Session:
             self.system.core_of(process).mailbox.send_nowait(
                 Kill(process, "its session ended", lambda error: None)
             )
+
+
+def _encode_misfit(call_id: int, error: FrameTooLarge) -> bytes:
+    return encode_frame(Reply(call_id, ErrorReply(Errno.EFAULT, f"the reply does not fit: {error}")))

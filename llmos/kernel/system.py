@@ -250,6 +250,7 @@ class System:
     def reap(self, process: Process) -> None:
         """Take a zombie out of the table."""
         self.table.reap(process)
+        process.tell_followers()
 
     def process_info(self, process: Process, *, shared: bool = True) -> ProcessInfo:
         """What `ps` and `stat` show; what it shares only where asked for."""

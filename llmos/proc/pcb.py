@@ -98,6 +98,7 @@ class Process:
     total: bytes = b""  # as the device told it
     mu: float | None = None  # of mirostat, after the last token of `tokens`; None: nothing was sampled yet
     readers: list[Reader] = attrs.field(factory=list)
+    followers: list[Callable[[], None]] = attrs.field(factory=list)  # told of every change until they leave
     exit_callbacks: list[Callable[[Process], None]] = attrs.field(factory=list)
 
     # Written by the trace call.
@@ -215,12 +216,18 @@ class Process:
         return len(self.output) > offset or self.turn_is_over
 
     def wake_readers(self) -> None:
-        """Answer the reads that can be answered now. Mutates `readers`."""
+        """Answer the reads that can be answered now, and tell the followers. Mutates `readers`."""
+        self.tell_followers()
         ready = [reader for reader in self.readers if self.can_read(reader.offset)]
         if ready:
             self.readers = [reader for reader in self.readers if not self.can_read(reader.offset)]
             for reader in ready:
                 reader.wake(self)
+
+    def tell_followers(self) -> None:
+        """Say that there is more output, that the turn is over, or that it was reaped."""
+        for tell in tuple(self.followers):
+            tell()
 
     def check_integrity(self) -> None:
         """Raise AssertionError where the counters contradict each other."""

@@ -34,6 +34,9 @@ class ProcessTable:
     def __len__(self) -> int:
         return len(self._processes)
 
+    def __contains__(self, process: Process) -> bool:
+        return process.pid in self._processes  # no other ever has this pid
+
     def __iter__(self) -> Iterator[Process]:
         return iter(list(self._processes.values()))
 

@@ -367,7 +367,7 @@ class Core(Actor[Message]):
                 self.residents.end_turn(process, ExitStatus("stop", stop_token=token))
             elif len(tokens) - turn_start >= process.max_tokens:
                 self.residents.end_turn(process, ExitStatus("length"))
-            elif process.readers:
+            elif process.readers or process.followers:
                 woken.append(process)
         self.num_output_tokens += len(tenants)
         for tenant, num_tokens in Counter(tenants).items():

@@ -40,7 +40,6 @@ class ChoiceReading:
     account: RequestMetrics | None  # vLLM's metrics of the process
     max_predict_seconds: float | None  # from the first token on, once there is a line; None: no limit
     is_scored: bool = False  # the prompt's scores come first: its deltas are for the task
-    offset: int = 0
     left: Delta | None = None  # fed, and not put yet: it is for the task
     _clock: trio.abc.Clock = attrs.field(factory=trio.lowlevel.current_clock)
     _last_read: float | None = None
@@ -56,7 +55,6 @@ class ChoiceReading:
 
     def feed(self, output: Output) -> Delta:
         """Take an output into the choice and the metrics."""
-        self.offset = output.offset + len(output.tokens)
         delta = self.choice.feed(output)
         if output.tokens:
             now = self._clock.current_time()

@@ -16,7 +16,7 @@ from shell.gateway.errors import ApiError, process_killed, unavailable
 from shell.gateway.job import Job
 from shell.gateway.metrics import Metrics
 from shell.gateway.vllm_metrics import RequestMetrics, finished_reason
-from syscalls.client import Client, ConnectionLost
+from syscalls.client import Client, ConnectionLost, OutputFeed
 from syscalls.errno import SyscallError
 from syscalls.process import ExitStatus
 from syscalls.tenant import Rates
@@ -137,6 +137,7 @@ class Generation:
             await deliver(
                 sink, choice, Delta(parts=(), entries=(), tokens=(), finish_reason=choice.finish_reason)
             )
+            return
         reading = ChoiceReading(
             choice=choice,
             sink=sink,
@@ -146,8 +147,21 @@ class Generation:
             max_predict_seconds=self.job.max_predict_seconds,
             is_scored=self.job.spawn["sampling"].prompt_logprobs is not None,
         )
-        while not choice.is_finished:
-            output = await self.client.follow(choice.pid, reading.offset, reading.take)
+        with self.client.open_feed(choice.pid) as feed:
+            last = await self._follow(feed, reading, sink)
+        await self._share_scores(choice)
+        if not choice.has_exited:  # a stop string, or its time is over: it must not go on
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._kill, choice)
+                await deliver(sink, choice, last)
+        else:
+            await deliver(sink, choice, last)
+
+    async def _follow(self, feed: OutputFeed, reading: ChoiceReading, sink: Sink) -> Delta:
+        """Deliver a choice's deltas until it has finished; return the last one."""
+        choice = reading.choice
+        while True:
+            output = await feed.follow(reading.take)
             delta, reading.left = reading.left, None
             if output.end is not None:
                 delta = reading.feed(output)
@@ -157,15 +171,11 @@ class Generation:
                 await sink.drain()
                 continue
             await self._share_scores(choice)
-            if not choice.is_finished and reading.is_overdue:
-                await deliver(sink, choice, delta)
-                delta = choice.cut_short()
-            if choice.is_finished and not choice.has_exited:  # a stop string: it must not go on
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._kill, choice)
-                    await deliver(sink, choice, delta)
-            else:
-                await deliver(sink, choice, delta)
+            if choice.is_finished:
+                return delta
+            await deliver(sink, choice, delta)
+            if reading.is_overdue:
+                return choice.cut_short()
 
     def _note_first_token(self, now: float) -> None:
         if self.first_token is None:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import attrs
+import msgspec
 import trio
 
 from syscalls.codec import (
@@ -16,6 +17,7 @@ from syscalls.codec import (
     ErrorReply,
     FrameSplitter,
     Hello,
+    Outputs,
     Reply,
     Request,
     Welcome,
@@ -24,6 +26,17 @@ from syscalls.codec import (
     error_reply,
 )
 from syscalls.errno import Errno, SyscallError
+from syscalls.process import Follow, Grant, Output, Read, Unfollow, Usage
+from syscalls.system import Done
+
+
+@attrs.define(eq=False)
+class Following:
+    """A `Follow` that has not had its last answer."""
+
+    until: int
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    granted: trio.Event = attrs.field(factory=trio.Event)
 
 
 @attrs.define(eq=False)
@@ -35,10 +48,11 @@ class FakeSession:
     tenant: str = "tester"
     calls: list[Call] = attrs.field(factory=list)
     received_sizes: list[int] = attrs.field(factory=list)  # bytes of each receive after the hello
+    following: dict[int, Following] = attrs.field(factory=dict)  # by the id of the call
     ended: trio.Event = attrs.field(factory=trio.Event)
     _send_lock: trio.Lock = attrs.field(factory=trio.Lock)
 
-    async def send(self, *frames: Welcome | Reply) -> None:
+    async def send(self, *frames: Welcome | Reply | Outputs) -> None:
         """Send frames as one write."""
         async with self._send_lock:
             await self.stream.send_all(b"".join(map(encode_frame, frames)))
@@ -92,11 +106,62 @@ class FakeKernel:
 
     async def _answer(self, session: FakeSession, call: Call) -> None:
         try:
-            answer = await self.script(session, call.body)
+            match call.body:
+                case Follow():
+                    answer: Answer | None = await self._follow(session, call.id, call.body)
+                case Grant(of, until):
+                    answer = self._grant(session, of, until)
+                case Unfollow(of):
+                    answer = self._grant(session, of, 0)
+                    session.following[of].scope.cancel()
+                case body:
+                    answer = await self.script(session, body)
         except SyscallError as error:
             answer = error_reply(error)
-        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            await session.send(Reply(call.id, answer))
+        if answer is not None:
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                await session.send(Reply(call.id, answer))
+
+    async def _follow(self, session: FakeSession, call_id: int, body: Follow) -> Answer | None:
+        """Have the script answer reads, one after the other, as far as the credit goes; return the last."""
+        following = session.following[call_id] = Following(body.until)
+        offset = body.offset
+        try:
+            with following.scope:
+                while True:
+                    output = await self.script(session, Read(body.pid, offset))
+                    if not isinstance(output, Output):
+                        return output
+                    while not (room := following.until - offset) and output.tokens:
+                        following.granted = trio.Event()
+                        await following.granted.wait()
+                    if len(output.tokens) > room:
+                        output = cut_output(output, room)
+                    if output.end is not None:
+                        return output
+                    offset += len(output.tokens)
+                    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                        with trio.CancelScope(shield=True):  # half a frame would end the session
+                            await session.send(Outputs(((call_id, output),)))
+        finally:
+            del session.following[call_id]
+        return None
+
+    def _grant(self, session: FakeSession, call_id: int, until: int) -> Done:
+        if call_id not in session.following:
+            raise SyscallError(Errno.ENOENT, f"call {call_id} does not follow a process")
+        following = session.following[call_id]
+        following.until = max(following.until, until)
+        following.granted.set()
+        return Done()
+
+
+def cut_output(output: Output, num_tokens: int) -> Output:
+    """The first tokens of an output, which is then not the last."""
+    return msgspec.structs.replace(
+        output, tokens=output.tokens[:num_tokens], logprobs=output.logprobs[:num_tokens],
+        times=output.times[:num_tokens], end=None, usage=Usage(), vector=b"",
+    )  # fmt: skip
 
 
 @asynccontextmanager

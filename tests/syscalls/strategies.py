@@ -8,7 +8,7 @@ import typing
 import msgspec
 from hypothesis import strategies as st
 
-from syscalls.codec import Answer, Call, Hello, Reply, Request, Welcome
+from syscalls.codec import Answer, Call, Hello, Outputs, Reply, Request, Welcome
 
 _scalars: dict[object, st.SearchStrategy[object]] = {
     int: st.integers(-(2**31), 2**31 - 1),
@@ -21,12 +21,14 @@ _scalars: dict[object, st.SearchStrategy[object]] = {
 
 
 def values_of(kind: object) -> st.SearchStrategy[typing.Any]:
-    """Values of a field's type: scalars, structs, unions, dictionaries, and tuples of one type."""
+    """Values of a field's type: scalars, structs, unions, dictionaries, and tuples."""
     if kind in _scalars:
         return _scalars[kind]
     arguments = typing.get_args(kind)
     origin = typing.get_origin(kind)
     if origin is tuple:
+        if arguments[-1] is not Ellipsis:
+            return st.tuples(*map(values_of, arguments))
         return st.lists(values_of(arguments[0]), max_size=3).map(tuple)
     if origin is dict:
         return st.dictionaries(values_of(arguments[0]), values_of(arguments[1]), max_size=3)
@@ -40,4 +42,6 @@ def values_of(kind: object) -> st.SearchStrategy[typing.Any]:
 
 
 client_frames = values_of(Hello) | st.builds(Call, st.integers(1, 2**32), values_of(Request))
-kernel_frames = values_of(Welcome) | st.builds(Reply, st.integers(1, 2**32), values_of(Answer))
+kernel_frames = st.one_of(
+    values_of(Welcome), values_of(Outputs), st.builds(Reply, st.integers(1, 2**32), values_of(Answer))
+)

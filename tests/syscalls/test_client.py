@@ -274,11 +274,15 @@ async def test_lost_connection_reaches_every_caller(
                     await call(pid)
                 losses += 1
 
+            async def follow(pid: int) -> None:
+                with client.open_feed(pid) as feed:
+                    await feed.follow(lambda output: True)
+
             async with trio.open_nursery() as nursery:
                 for pid in range(10):
                     nursery.start_soon(lose, client.read, pid)
                 await trio.testing.wait_all_tasks_blocked()
-                nursery.start_soon(lose, lambda pid: client.follow(pid, 0, lambda output: True), 1)
+                nursery.start_soon(lose, follow, 1)
                 await trio.testing.wait_all_tasks_blocked()
                 nursery.start_soon(lose, client.stop, 1)
             await lose(client.kill, 1)
@@ -365,71 +369,6 @@ async def test_stream_reads_to_the_end_of_the_turn(tmp_path: Path) -> None:
             assert stream.offset == 10
             rest = [output.tokens async for output in client.stream(1, 8)]
             assert rest == [(8, 9)]
-
-
-async def test_follow_reads_on_while_outputs_are_taken(tmp_path: Path) -> None:
-    """Each output is taken once and in order; what is not, and the end, comes back; errors come out here."""
-    story = tuple(range(10))
-
-    async def read_by_threes(session: FakeSession, body: Request) -> Answer:
-        assert isinstance(body, Read)
-        if body.pid == 2:
-            raise SyscallError(Errno.ESRCH, "no process 2")
-        stop = min(body.offset + 3, 10)
-        end = ExitStatus("length") if stop == 10 else None
-        return Output(body.offset, story[body.offset : stop], end=end)
-
-    async with open_fake_kernel(FakeKernel(read_by_threes), tmp_path / "s") as kernel:
-        async with open_client(tmp_path / "s") as client:
-            taken: list[int] = []
-
-            def take(output: Output) -> bool:
-                taken.extend(output.tokens)
-                return output.offset < 3
-
-            refused = await client.follow(1, 0, take)
-            assert (refused.offset, taken) == (3, [0, 1, 2, 3, 4, 5])
-            last = await client.follow(1, 3, lambda output: True)
-            assert (last.tokens, last.end) == ((9,), ExitStatus("length"))
-            with pytest.raises(SyscallError, match="no process 2"):
-                await client.follow(2, 0, take)
-            with pytest.raises(ZeroDivisionError):
-                await client.follow(1, 0, lambda output: 1 // output.offset > 0)
-            assert client.num_calls_in_flight == 0
-            offsets = [call.body.offset for call in kernel.sessions[0].calls if isinstance(call.body, Read)]
-            assert offsets == [0, 3, 3, 6, 9, 0, 0]
-
-
-async def test_cancelled_follow_stops_reading(tmp_path: Path) -> None:
-    """Nothing is taken after the cancel, and the session goes on."""
-    release = trio.Event()
-
-    async def read_once(session: FakeSession, body: Request) -> Answer:
-        if isinstance(body, Ping):
-            return Done()
-        assert isinstance(body, Read)
-        if body.offset == 2:
-            await release.wait()
-        return Output(body.offset, (7,))
-
-    async with open_fake_kernel(FakeKernel(read_once), tmp_path / "s") as kernel:
-        async with open_client(tmp_path / "s") as client:
-            taken: list[int] = []
-
-            def take(output: Output) -> bool:
-                taken.append(output.offset)
-                return True
-
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(client.follow, 1, 0, take)
-                await trio.testing.wait_all_tasks_blocked(0.01)
-                nursery.cancel_scope.cancel()
-            release.set()
-            await client.ping()
-            await trio.testing.wait_all_tasks_blocked(0.01)
-            assert taken == [0, 1]
-            assert client.num_calls_in_flight == 0
-            assert len(kernel.sessions[0].calls) == 4
 
 
 async def test_followed_events_continue_after_the_last(tmp_path: Path) -> None:

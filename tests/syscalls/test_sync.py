@@ -60,10 +60,6 @@ async def test_calls_streams_and_errors(tmp_path: Path) -> None:
             assert sum((output.tokens for output in outputs), ()) == tuple(range(10))
             assert outputs[-1].end == ExitStatus("stop", 2)
             assert stream.offset == 10
-            taken: list[Output] = []
-            last = client.follow(1, 0, lambda output: taken.append(output) is None)
-            assert [*taken, last] == outputs
-            assert client.follow(1, 0, lambda output: False) == outputs[0]
             follower = client.follow_events(3)
             assert [event.sequence for _ in range(2) for event in next(follower)] == [3, 4, 5, 6]
             with pytest.raises(SyscallError, match="has exited") as caught:
@@ -168,6 +164,6 @@ async def test_reply_of_an_interrupted_call_is_dropped(tmp_path: Path) -> None:
 
 
 def test_both_clients_offer_the_same_calls() -> None:
-    """Whatever one client can do, the other can."""
+    """Whatever one client can do, the other can, but for a feed: it is for whoever does other things too."""
     public = [{name for name in vars(kind) if not name.startswith("_")} for kind in (Client, SyncClient)]
-    assert public[0] - {"num_calls_in_flight"} == public[1] - {"close"}
+    assert public[0] - {"num_calls_in_flight", "open_feed"} == public[1] - {"close"}
