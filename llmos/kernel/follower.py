@@ -7,6 +7,7 @@ is asked for an output when its session can send one; a client that does not rea
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 
 import attrs
 
@@ -53,7 +54,7 @@ class Follower:
             self.owner.remove(self)
             if process.auto_reap and process.state is ProcState.ZOMBIE:
                 self.owner.note_read(process)
-        else:
+        elif self.offset < len(process.output):
             self.note()
         return output
 
@@ -81,12 +82,12 @@ class Followers:
     Args:
         system: whose processes they follow.
         reply: gives a call its last answer, where that is an error.
-        on_due: called when there is somebody who is due, where there was nobody.
+        on_due: told how many are due, when there is one more.
     """
 
     system: System
     reply: Callable[[int, Answer], None]
-    on_due: Callable[[], None]
+    on_due: Callable[[int], None]
     _members: dict[int, Follower] = attrs.field(factory=dict)  # by the id of their call
     _due: dict[Follower, None] = attrs.field(factory=dict)  # whoever became due first comes first
     _read: list[Process] = attrs.field(factory=list)  # to the end: `reap_read` is next
@@ -121,9 +122,8 @@ class Followers:
 
     def note_due(self, follower: Follower) -> None:
         """One has something to send: it is asked for it once, when that can be done."""
-        if not self._due:
-            self.on_due()
         self._due[follower] = None
+        self.on_due(len(self._due))
 
     def note_read(self, process: Process) -> None:
         """The end of one that is reaped by its last read was taken."""
@@ -135,9 +135,14 @@ class Followers:
         for process in read:
             self.system.reap(process)
 
-    def take(self) -> list[tuple[int, Output]]:
-        """Ask each who is due once; return what they have, by call. Some may be due again afterwards."""
-        due, self._due = self._due, {}
+    def take(self, most: int) -> list[tuple[int, Output]]:
+        """Ask those who became due first, so many at most; return what they have, by call.
+
+        One that has more is due again, behind the others.
+        """
+        due = list(islice(self._due, most))
+        for follower in due:
+            del self._due[follower]
         taken = [(follower.call_id, follower.take()) for follower in due]
         return [(call_id, output) for call_id, output in taken if output is not None]
 

@@ -70,7 +70,7 @@ class Session:
     _key_sha256: str = ""  # of the key that it was opened with; empty: with none
     followers: Followers = attrs.field(
         default=attrs.Factory(
-            lambda self: Followers(self.system, self.reply, self._has_news), takes_self=True
+            lambda self: Followers(self.system, self.reply, self._note_due), takes_self=True
         )
     )
     _parked: dict[int, Undo] = attrs.field(factory=dict)
@@ -244,24 +244,28 @@ class Session:
         self._num_outgoing_bytes += len(frame)
         self._has_outgoing.set()
 
-    def _has_news(self) -> None:
-        """Somebody who follows a process is due."""
-        self._has_outgoing.set()
-        self.system.unflushed.add(self.flush_nowait)
+    def _note_due(self, num_due: int) -> None:
+        """So many of those who follow a process have something to send, by now."""
+        if num_due == 1:
+            self._has_outgoing.set()
+            self.system.unflushed.add(self.flush_nowait)
+        elif num_due % REPLIES_AT_ONCE == 0:
+            self.flush_nowait()
 
     def _gather_outputs(self) -> None:
-        """Ask the followers who are due, as long as the client reads; their answers make one frame."""
+        """Ask some followers who are due, if the client reads; their answers make one frame."""
         if self._is_gathering:
             return  # what is reaped below may end others of ours: their errors come behind
+        if not self.followers.are_due or self._num_outgoing_bytes >= MAX_GATHERED_BYTES:
+            return
         self._is_gathering = True
         try:
-            while self.followers.are_due and self._num_outgoing_bytes < MAX_GATHERED_BYTES:
-                outputs = self.followers.take()
-                self._hold_outputs(outputs)
-                self.followers.reap_read()
-                for call_id, output in outputs if self._listeners else ():
-                    if output.end is not None:
-                        self.tell_listener(call_id, output)
+            outputs = self.followers.take(REPLIES_AT_ONCE)
+            self._hold_outputs(outputs)
+            self.followers.reap_read()
+            for call_id, output in outputs if self._listeners else ():
+                if output.end is not None:
+                    self.tell_listener(call_id, output)
         finally:
             self._is_gathering = False
 
@@ -285,13 +289,15 @@ class Session:
         if self._is_writing:
             return
         self._gather_outputs()
-        if not self._outgoing:
-            return
-        data = b"".join(self._outgoing)
-        num_sent = self.stream.send_nowait(data)
-        self._outgoing = [data[num_sent:]] if num_sent < len(data) else []
-        self._num_outgoing_bytes -= num_sent
-        self._has_room.set()
+        while self._outgoing:
+            data = b"".join(self._outgoing)
+            num_sent = self.stream.send_nowait(data)
+            self._outgoing = [data[num_sent:]] if num_sent < len(data) else []
+            self._num_outgoing_bytes -= num_sent
+            self._has_room.set()
+            if self._outgoing:
+                return
+            self._gather_outputs()
 
     async def _write_replies(self) -> None:
         """Send what has gathered, many replies at a time."""

@@ -320,7 +320,6 @@ class Core(Actor[Message]):
         now = trio.current_time()
         ended_at = now if result.ended_at is None else result.ended_at
         faults = {fault.row: fault.message for fault in result.faults}
-        woken: list[Process] = []
         tenants: list[str] = []  # of each token
         for i, (process, epoch, end, sample) in enumerate(step.entries):
             if process.epoch != epoch:
@@ -368,14 +367,12 @@ class Core(Actor[Message]):
             elif len(tokens) - turn_start >= process.max_tokens:
                 self.residents.end_turn(process, ExitStatus("length"))
             elif process.readers or process.followers:
-                woken.append(process)
+                process.wake_readers()  # now: the first ones' tokens are on their way beside the others
         self.num_output_tokens += len(tenants)
         for tenant, num_tokens in Counter(tenants).items():
             self.residents.accounts.of(tenant).charge_output(num_tokens)
         if self.num_steps % STEPS_PER_RESIDENCY_CHARGE == 0:
             self.residents.charge_all_residency()
-        for process in woken:
-            process.wake_readers()
         self.after_results()
 
     def _take_vector(self, process: Process, end: int, vector: bytes | None) -> None:
