@@ -23,6 +23,7 @@
 enum {
     STRETCH_BYTES = 512 << 10, /* handed out at once: long beside what the handing out takes, and a checksum
                                 * still finds it in the second-level cache */
+    WRITTEN_BYTES = 1 << 20,   /* the same to a file, so that its lock seldom changes hands */
 };
 
 typedef struct {
@@ -117,8 +118,8 @@ static llmos_transfer *pop_turn(llmos_transfers *engine)
 /* Hand out the next slots of a job; how many. */
 static size_t take(llmos_transfers *engine, llmos_transfer *job, size_t *first)
 {
-    size_t count = job->piece_bytes ? 1 : STRETCH_BYTES / job->slot_bytes, rest = job->num_slots - job->next_slot;
-    count = count == 0 ? 1 : count;
+    size_t most = job->target_fd >= 0 ? WRITTEN_BYTES : STRETCH_BYTES, rest = job->num_slots - job->next_slot;
+    size_t count = job->piece_bytes || job->slot_bytes > most ? 1 : most / job->slot_bytes;
     count = count < rest ? count : rest;
     if (job->began == 0)
         job->began = now();
