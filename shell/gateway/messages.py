@@ -48,7 +48,7 @@ def read_messages(given: Any, ignored: list[str]) -> list[Json]:
     if len(given) > MAX_MESSAGES:
         message = f"Invalid value for 'messages': it has {len(given)} entries; the limit is {MAX_MESSAGES}."
         raise invalid("invalid_value", message, "messages")
-    return [_read_message(message, f"messages[{index}]", ignored) for index, message in enumerate(given)]
+    return [read_message(message, f"messages[{index}]", ignored) for index, message in enumerate(given)]
 
 
 def count_characters(messages: list[Json]) -> int:
@@ -56,7 +56,8 @@ def count_characters(messages: list[Json]) -> int:
     return sum(len(message["content"]) for message in messages)
 
 
-def _read_message(given: Any, path: str, ignored: list[str]) -> Json:
+def read_message(given: Any, path: str, ignored: list[str]) -> Json:
+    """Likewise one message, whose fields are named from `path` on. Raises ApiError 400."""
     if not isinstance(given, dict):
         raise invalid("invalid_type", f"Invalid value for '{path}': expected an object.", path)
     message = convert(take_fields(given, MESSAGE_FIELDS, ignored, path), MessageFields, path)

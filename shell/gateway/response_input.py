@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from shell.gateway.errors import invalid, invalid_value, unsupported
 from shell.gateway.fields import FieldTable, accepted, convert, implemented, refused, take_fields
+from shell.gateway.messages import read_message
 
 Json = dict[str, Any]
 
@@ -138,10 +139,12 @@ def read_input(given: str | list[Any]) -> list[Json]:
             raise invalid("invalid_type", f"Invalid value for '{where}': expected an object.", where)
         match item.get("type", "message"):
             case "message":
-                messages.append(
-                    {"role": item.get("role"), "content": _read_content(item.get("content"), where)}
-                )
+                message = {"role": item.get("role"), "content": _read_content(item.get("content"), where)}
+                message = {name: value for name, value in message.items() if value is not None}
+                read_message(message, where, [])  # only here is it known which item it was
+                messages.append(message)
             case "function_call":
+                _require_text(item, "name", where)
                 call = {
                     "id": item.get("call_id"),
                     "type": "function",
@@ -152,7 +155,9 @@ def read_input(given: str | list[Any]) -> list[Json]:
                 else:
                     messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
             case "function_call_output":
-                output = _read_content(item.get("output"), where)
+                if not isinstance(item.get("output"), list):
+                    _require_text(item, "output", where)
+                output = _read_content(item["output"], where, "output")
                 messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": output})
             case "reasoning":
                 pass  # an earlier thought of ours, sent back: templates drop those of earlier turns
@@ -161,7 +166,15 @@ def read_input(given: str | list[Any]) -> list[Json]:
     return messages
 
 
-def _read_content(content: Any, where: str) -> Any:
+def _require_text(item: Json, name: str, where: str) -> None:
+    path, value = f"{where}.{name}", item.get(name)
+    if value is None:
+        raise invalid("missing_required_parameter", f"Missing required parameter: '{path}'.", path)
+    if not isinstance(value, str):
+        raise invalid("invalid_type", f"Invalid value for '{path}': expected a string.", path)
+
+
+def _read_content(content: Any, where: str, name: str = "content") -> Any:
     if not isinstance(content, list):
         return content
     parts = []
@@ -169,7 +182,7 @@ def _read_content(content: Any, where: str) -> Any:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind not in PART_KINDS:
             raise unsupported(
-                f"{where}.content[{index}]", f": this model takes text, not '{str(kind)[:40]}' parts"
+                f"{where}.{name}[{index}]", f": this model takes text, not '{str(kind)[:40]}' parts"
             )
         parts.append({"type": "text", "text": part.get("refusal" if kind == "refusal" else "text")})
     return parts

@@ -338,6 +338,21 @@ def test_refusals(place: tuple[KernelThread, Gateway], kernel: KernelThread) -> 
         ({"input": "x", "truncation": "some"}, "invalid_value", "truncation"),
         ({"input": "x", "max_output_tokens": 0}, "invalid_value", "max_output_tokens"),
         ({"input": [{"role": "user"}]}, "missing_required_parameter", "input[0].content"),
+        (  # the index is the item's, whatever comes before it
+            {"instructions": "x", "input": [{"type": "reasoning"}, {"role": "pope", "content": "x"}]},
+            "invalid_value",
+            "input[1].role",
+        ),
+        (
+            {"input": [{"type": "function_call", "call_id": "c"}]},
+            "missing_required_parameter",
+            "input[0].name",
+        ),
+        (
+            {"input": [{"type": "function_call_output", "call_id": "c", "output": 3}]},
+            "invalid_type",
+            "input[0].output",
+        ),
     ):
         check_error(gateway.post(PATH, body), 400, code, param)
     wrong = gateway.post(PATH, {"input": "x", "text": {"format": {"type": "poem"}}})
