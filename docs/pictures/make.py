@@ -74,7 +74,7 @@ def take_picture(browser: Any, server: Server, path: Path, view: dict[str, Any])
     page.get_by_text("Live", exact=True).wait_for()
     with load(server):
         page.locator("#limit").fill("400")
-        page.locator("#prompt").fill("What does an operating system do?")
+        page.locator("#prompt").fill("What is the capital of Italy?")
         page.locator("#prompt").press("Enter")
         page.wait_for_timeout(WATCH_MILLISECONDS)
         page.locator("h1").click()  # nothing has the focus

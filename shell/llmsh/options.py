@@ -12,6 +12,7 @@ import attrs
 from shell.llmsh.errors import UsageError
 
 OPTION_LIKE = re.compile(r"--[a-zA-Z][\w-]*(=.*)?|-[a-zA-Z]", re.DOTALL)
+LONGEST_SUGGESTED = 100  # characters of a word that may be a name mistyped
 
 
 @attrs.frozen
@@ -107,6 +108,8 @@ def parse_arguments(words: Sequence[str], options: Sequence[Option], *, is_prefi
 
 def suggest(wrong: str, known: Sequence[str] | Mapping[str, Any]) -> str:
     """Return ": did you mean 'x'?" when something known is close, else ""."""
+    if len(wrong) > LONGEST_SUGGESTED:
+        return ""  # a paste, and comparing takes its length
     close = difflib.get_close_matches(wrong, list(known), n=1, cutoff=0.6)
     return f": did you mean {close[0]!r}?" if close else ""
 

@@ -15,6 +15,7 @@ from shell.llmsh.pipe import TextPipe
 from shell.llmsh.text import make_safe
 
 STALE = ("COLUMNS", "LINES")
+MAX_ERROR_CHARACTERS = 2000  # an error quotes what was typed, and that may be a paste of megabytes
 PIPE_WIDTH = 4096  # columns for tables in a pipe: nothing is cut there
 
 
@@ -134,9 +135,12 @@ class Screen:
             self.console().print(Text(make_safe(text), style="dim"))
 
     def error(self, text: str) -> None:
-        """Write one line to standard error."""
+        """Write one line to standard error; of a very long one the beginning and the end."""
         self.end_line()
         stream = self._err or sys.stderr
+        if len(text) > MAX_ERROR_CHARACTERS:
+            half = MAX_ERROR_CHARACTERS // 2
+            text = f"{text[:half]} … {len(text) - 2 * half:,} characters … {text[-half:]}"
         stream.write(make_safe(text) + "\n")
         stream.flush()
 

@@ -13,6 +13,9 @@ REFUSED = {
     ">&": "'>&' is not supported: only standard output can go to a file",
     "&>": "'&>' is not supported: only standard output can go to a file",
 }
+# Runs of text that stands for itself: taken whole, for a paste may have megabytes.
+PLAIN = re.compile(r"""[^ \t\r\n;&|<>'"\\$()]+""")
+PLAIN_IN_DOUBLE_QUOTES = re.compile(r'[^"\\$]+')
 ESCAPABLE_IN_DOUBLE_QUOTES = '"\\$`\n'
 VARIABLE = re.compile(r"\$(?:([A-Za-z_][A-Za-z0-9_]*|[?!])|\{([A-Za-z_][A-Za-z0-9_]*|[?!])\})")
 
@@ -92,6 +95,9 @@ class Scanner:
         text = self._text
         while self._at < len(text):
             character = text[self._at]
+            if (run := PLAIN.match(text, self._at)) is not None:
+                self._take(run.group(), len(run.group()))
+                continue
             if character in BLANKS or self._ends_here() or self._match_operator() is not None:
                 break
             if character == "'":
@@ -133,6 +139,9 @@ class Scanner:
         opened = self._at
         self._at += 1
         while self._at < len(self._text):
+            if (run := PLAIN_IN_DOUBLE_QUOTES.match(self._text, self._at)) is not None:
+                self._take(run.group(), len(run.group()))
+                continue
             character = self._text[self._at]
             follower = self._text[self._at + 1 : self._at + 2]
             if character == '"':

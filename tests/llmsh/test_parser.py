@@ -221,3 +221,10 @@ def test_assignments_have_an_unquoted_name() -> None:
     """NAME=value assigns; a quoted name, or one that is no name, does not."""
     (pipeline,) = parse("a=1 _b2='x y' 'c'=3 4d=5 e")
     assert [word.assigns for word in pipeline.commands[0].words] == ["a", "_b2", "", "", ""]
+
+
+@pytest.mark.parametrize("quote_mark", ["", '"', "'"])
+def test_a_paste_of_megabytes_is_one_word(quote_mark: str) -> None:
+    """It is taken in runs: character by character it would take minutes."""
+    paste = "a" * 3_000_000
+    assert list_words(f"{quote_mark}{paste}{quote_mark}") == [[paste]]

@@ -139,3 +139,15 @@ def test_a_table_for_a_reader_that_has_left() -> None:
     pipe.leave()
     with pytest.raises(BrokenPipeError):
         Screen(pipe).show(make_table([Column("A")], [("1",)]))
+
+
+def test_an_error_about_a_paste_is_not_a_paste() -> None:
+    """Of a very long line the beginning, the end, and how much is between."""
+    written = io.StringIO()
+    Screen(io.StringIO(), written).error(
+        f"llmsh: unknown command '{'a' * 1_000_000}'; help lists the commands"
+    )
+    assert written.getvalue().startswith("llmsh: unknown command 'aaa")
+    assert " characters … " in written.getvalue()
+    assert written.getvalue().endswith("'; help lists the commands\n")
+    assert len(written.getvalue()) < 2100
