@@ -22,6 +22,7 @@ __all__ = [
     "read_choice",
     "repeats",
     "sample",
+    "survey",
     "write_draw",
 ]
 
@@ -211,8 +212,7 @@ def sample(logits: npt.NDArray[np.float32], draw: Draw) -> Choice:
 
 def bind_sample(logits: npt.NDArray[np.float32], draw: Draw) -> Callable[[], Choice]:
     """`sample` with its arguments checked and its memory there, to be called any number of times."""
-    if logits.dtype != np.float32 or logits.ndim != 1 or not len(logits) or not logits.flags.c_contiguous:
-        raise ValueError(f"{logits.dtype} of shape {logits.shape} is not a row of fp32")
+    _check_logits(logits)
     for name, ids in (
         ("seen_ids", draw.seen_ids), ("bias_ids", draw.bias_ids), ("banned_ids", draw.banned_ids),
         ("allowed_ids", draw.allowed_ids), ("given", np.array(() if draw.given is None else (draw.given,))),
@@ -231,3 +231,20 @@ def bind_sample(logits: npt.NDArray[np.float32], draw: Draw) -> Callable[[], Cho
         return read_choice(choice, request)
 
     return run
+
+
+def survey(logits: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], int]:
+    """The largest of each 64 logits, and how many are not finite; then the largest mean nothing.
+
+    Raises:
+        ValueError: logits are not contiguous fp32 of at least one token.
+    """
+    _check_logits(logits)
+    surveyed = np.empty(-(-len(logits) // 64), dtype=np.float32)
+    from_, to = (ffi.cast("float *", array.ctypes.data) for array in (logits, surveyed))
+    return surveyed, lib.llmos_survey(from_, len(logits), to)
+
+
+def _check_logits(logits: npt.NDArray[np.float32]) -> None:
+    if logits.dtype != np.float32 or logits.ndim != 1 or not len(logits) or not logits.flags.c_contiguous:
+        raise ValueError(f"{logits.dtype} of shape {logits.shape} is not a row of fp32")

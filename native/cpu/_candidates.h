@@ -18,6 +18,7 @@ typedef struct {
 typedef struct {
     const llmos_kernels *kernels;
     int32_t num_segments;
+    float *surveyed;       /* [num_segments] for rows that nobody surveyed before */
     double *adjusted;      /* [num_segments][LLMOS_SEGMENT] */
     double *maxima;        /* [num_segments] */
     double *sums;          /* [num_segments] */
@@ -32,6 +33,11 @@ static inline bool llmos_is_before(const llmos_candidate *a, const llmos_candida
     return a->score > b->score || (a->score == b->score && a->id < b->id);
 }
 
+static inline double llmos_score_of(const llmos_scores *scores, int32_t id)
+{
+    return scores->adjusted != NULL ? scores->adjusted[id] : (double)scores->raw[id];
+}
+
 /* Put a few in order. */
 void llmos_sort_few(llmos_candidate *of, int32_t count);
 
@@ -40,8 +46,10 @@ void llmos_sort_few(llmos_candidate *of, int32_t count);
  */
 llmos_candidate llmos_cut_at(llmos_candidate *of, int32_t count, bool by_weight, double goal);
 
-/* The count-th largest of the segments' maxima: at least so many tokens have that score or a larger one. */
-double llmos_score_of_rank(int32_t count, llmos_sample_memory *at);
+/* A score that at least `count` tokens have or exceed, and few more: the count-th largest of the segments' maxima, or of
+ * those of shorter stretches where there are not many segments.
+ */
+double llmos_score_of_rank(const llmos_scores *scores, int32_t count, llmos_sample_memory *at);
 
 /* List the tokens with such scores and weights. */
 void llmos_collect(const llmos_scores *scores, llmos_weighting by, double least_score, double least_weight,

@@ -78,6 +78,8 @@ typedef struct {
     int32_t num_head_items;
     float *values;   /* [num_head_items][num_greedy] the largest logit of the item's columns, */
     int32_t *ids;    /* and its column */
+    float *surveys;  /* [num_drawn][num_segments] the largest of each 64 logits of a row that is drawn from */
+    int32_t *num_bad; /* [num_head_items][num_drawn] those of the item's columns that are not finite */
     private_memory *threads;
 } forward;
 

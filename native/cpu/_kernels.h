@@ -21,11 +21,11 @@ typedef struct {
                           const int32_t *page_table, float *qkv, int64_t ld, int32_t t0, int32_t t1);
     void (*attention)(const llmos_kv *kv, const llmos_span *spans, int32_t num_spans, const int32_t *page_table,
                       const float *q, int64_t ldq, float *out, int64_t ldo, int32_t i0, int32_t i1, void *scratch);
+    int32_t (*survey)(const float *logits, int32_t n, float *surveyed);
     void (*segment_maxima)(const llmos_scores *from, double *maxima);
     void (*segment_sums)(const llmos_scores *from, llmos_weighting by, double *sums);
     void (*weigh_segment)(const llmos_scores *from, int32_t segment, llmos_weighting by, double *scores,
                           double *weights);
-    int32_t (*count_not_finite)(const float *x, int32_t n);
 } llmos_kernels;
 
 /* Only gcc compiles one file for several targets the way these do. */

@@ -42,6 +42,37 @@ static void segment_maxima(const llmos_scores *from, double *maxima)
     }
 }
 
+static int32_t count_not_finite(const float *x, int32_t n)
+{
+    int32_t num_bad = 0;
+    for (int32_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        num_bad += (bits & 0x7f800000u) == 0x7f800000u;
+    }
+    return num_bad;
+}
+
+/* What is not finite is only seen here; then all are looked at again and counted. */
+static int32_t survey(const float *logits, int32_t n, float *surveyed)
+{
+    vf bits = vf_set(0.0f);
+    for (int32_t first = 0; first < n; first += LLMOS_SEGMENT) {
+        const float *from = logits + first;
+        float last[LLMOS_SEGMENT];
+        if (n - first < LLMOS_SEGMENT) {
+            for (int i = 0; i < LLMOS_SEGMENT; i++)
+                last[i] = from[i < n - first ? i : 0];
+            from = last;
+        }
+        vf a = vf_load(from), b = vf_load(from + 16), c = vf_load(from + 32), d = vf_load(from + 48);
+        bits = vf_larger_bits(vf_larger_bits(vf_abs(a), vf_abs(b)), bits);
+        bits = vf_larger_bits(vf_larger_bits(vf_abs(c), vf_abs(d)), bits);
+        *surveyed++ = vf_largest(vf_max(vf_max(a, b), vf_max(c, d))) + 0.0f; /* of two zeros the positive one */
+    }
+    return vf_largest_bits(bits) < 0x7f800000u ? 0 : count_not_finite(logits, n);
+}
+
 static void segment_sums(const llmos_scores *from, llmos_weighting by, double *sums)
 {
     double buffer[LLMOS_SEGMENT], weights[LLMOS_SEGMENT];
@@ -62,15 +93,4 @@ static void weigh_segment(const llmos_scores *from, int32_t segment, llmos_weigh
     const double *given = segment_scores(from, segment, buffer);
     memcpy(scores, given, sizeof buffer);
     weigh(given, by, weights);
-}
-
-static int32_t count_not_finite(const float *x, int32_t n)
-{
-    int32_t num_bad = 0;
-    for (int32_t i = 0; i < n; i++) {
-        uint32_t bits;
-        memcpy(&bits, x + i, sizeof bits);
-        num_bad += (bits & 0x7f800000u) == 0x7f800000u;
-    }
-    return num_bad;
 }

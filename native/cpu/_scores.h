@@ -4,6 +4,11 @@
 
 enum { LLMOS_SEGMENT = 64 }; /* scores that are looked at together, from a multiple of 64 on */
 
+static inline int32_t llmos_num_segments(int32_t n)
+{
+    return (n + LLMOS_SEGMENT - 1) / LLMOS_SEGMENT;
+}
+
 /* What a token is drawn from: raw logits, or adjusted ones, which then reach to the end of the last segment, with
  * -infinity behind the vocabulary.
  */

@@ -302,13 +302,20 @@ INLINE void vf_store_bf16(uint16_t *p, vf a)
 }
 #endif
 
-/* Whole numbers from -128 to 127. */
+/* Whole numbers from -128 to 127; magnitudes, and the larger of two by their bits, which puts infinities and NaN above
+ * all numbers where nothing is negative.
+ */
 #if defined(SIMD_AVX512)
 INLINE void vf_store_int8(int8_t *p, vf a)
 {
     _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a)));
 }
 INLINE vf vf_abs(vf a) { return _mm512_abs_ps(a); }
+INLINE vf vf_larger_bits(vf a, vf b)
+{
+    return _mm512_castsi512_ps(_mm512_max_epu32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+}
+INLINE uint32_t vf_largest_bits(vf a) { return _mm512_reduce_max_epu32(_mm512_castps_si512(a)); }
 #elif defined(SIMD_AVX2)
 INLINE void vf_store_int8(int8_t *p, vf a)
 {
@@ -322,6 +329,18 @@ INLINE vf vf_abs(vf a)
     __m256 sign = _mm256_set1_ps(-0.0f);
     return (vf){_mm256_andnot_ps(sign, a.l), _mm256_andnot_ps(sign, a.h)};
 }
+INLINE __m256 larger_bits_half(__m256 a, __m256 b)
+{
+    return _mm256_castsi256_ps(_mm256_max_epu32(_mm256_castps_si256(a), _mm256_castps_si256(b)));
+}
+INLINE vf vf_larger_bits(vf a, vf b) { return (vf){larger_bits_half(a.l, b.l), larger_bits_half(a.h, b.h)}; }
+INLINE uint32_t vf_largest_bits(vf a)
+{
+    __m128i x = _mm256_castsi256_si128(_mm256_castps_si256(larger_bits_half(a.l, a.h)));
+    x = _mm_max_epu32(x, _mm256_extracti128_si256(_mm256_castps_si256(larger_bits_half(a.l, a.h)), 1));
+    x = _mm_max_epu32(x, _mm_shuffle_epi32(x, 0x4e));
+    return (uint32_t)_mm_cvtsi128_si32(_mm_max_epu32(x, _mm_shuffle_epi32(x, 0xb1)));
+}
 #else
 INLINE void vf_store_int8(int8_t *p, vf a)
 {
@@ -333,6 +352,24 @@ INLINE vf vf_abs(vf a)
     for (int i = 0; i < 16; i++)
         a.x[i] = fabsf(a.x[i]);
     return a;
+}
+INLINE vf vf_larger_bits(vf a, vf b)
+{
+    uint32_t x[16], y[16];
+    memcpy(x, &a, sizeof x);
+    memcpy(y, &b, sizeof y);
+    for (int i = 0; i < 16; i++)
+        x[i] = x[i] > y[i] ? x[i] : y[i];
+    memcpy(&a, x, sizeof a);
+    return a;
+}
+INLINE uint32_t vf_largest_bits(vf a)
+{
+    uint32_t x[16];
+    memcpy(x, &a, sizeof x);
+    for (int i = 1; i < 16; i++)
+        x[0] = x[i] > x[0] ? x[i] : x[0];
+    return x[0];
 }
 #endif
 

@@ -62,13 +62,36 @@ llmos_candidate llmos_cut_at(llmos_candidate *of, int32_t count, bool by_weight,
     return of[last < count ? last : count - 1];
 }
 
-double llmos_score_of_rank(int32_t count, llmos_sample_memory *at)
+/* The largest scores of short stretches, in `order`; returns how many. */
+static int32_t list_stretches(const llmos_scores *scores, llmos_candidate *order)
 {
-    if (count > at->num_segments)
-        return -INFINITY;
-    for (int32_t i = 0; i < at->num_segments; i++)
-        at->order[i] = (llmos_candidate){at->maxima[i], 0.0, i};
-    return llmos_cut_at(at->order, at->num_segments, false, count).score;
+    enum { STRETCH = 8 };
+    int32_t count = 0;
+    for (int32_t first = 0; first < scores->n; first += STRETCH) {
+        int32_t end = scores->n - first < STRETCH ? scores->n : first + STRETCH;
+        double largest = llmos_score_of(scores, first);
+        for (int32_t id = first + 1; id < end; id++) {
+            double score = llmos_score_of(scores, id);
+            largest = score > largest ? score : largest;
+        }
+        order[count++] = (llmos_candidate){largest, 0.0, first};
+    }
+    return count;
+}
+
+double llmos_score_of_rank(const llmos_scores *scores, int32_t count, llmos_sample_memory *at)
+{
+    int32_t num_listed = at->num_segments;
+    /* the smallest of the maxima say little: half of all tokens may be above them */
+    if (count > at->num_segments / 2) {
+        num_listed = list_stretches(scores, at->order);
+        if (count > num_listed)
+            return -INFINITY;
+    } else {
+        for (int32_t i = 0; i < at->num_segments; i++)
+            at->order[i] = (llmos_candidate){at->maxima[i], 0.0, i};
+    }
+    return llmos_cut_at(at->order, num_listed, false, count).score;
 }
 
 void llmos_collect(const llmos_scores *scores, llmos_weighting by, double least_score, double least_weight,

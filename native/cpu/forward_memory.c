@@ -2,6 +2,7 @@
 #include "_forward.h"
 
 #include "_pool.h"
+#include "_scores.h"
 
 #include <stddef.h>
 
@@ -80,6 +81,8 @@ int64_t llmos_forward_lay_out(forward *f, void *scratch, int32_t num_threads, in
     int64_t parts = (int64_t)f->num_head_items * num_samples;
     f->values = take(&memory, parts * 4);
     f->ids = take(&memory, parts * 4);
+    f->surveys = take(&memory, num_samples * (int64_t)llmos_num_segments(model->vocab_size) * 4);
+    f->num_bad = take(&memory, parts * 4);
     f->threads = take(&memory, num_threads * (int64_t)sizeof *f->threads);
     for (int32_t i = 0; i < num_threads; i++) {
         private_memory own = {-1, take_input(&memory, PRIVATE_ROWS, f->ld), NULL, NULL, {0}};

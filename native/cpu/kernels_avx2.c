@@ -20,9 +20,9 @@ const llmos_kernels llmos_kernels_avx2 = {
     .embed = embed,
     .rope_write_kv = rope_write_kv,
     .attention = attention,
+    .survey = survey,
     .segment_maxima = segment_maxima,
     .segment_sums = segment_sums,
     .weigh_segment = weigh_segment,
-    .count_not_finite = count_not_finite,
 };
 #endif

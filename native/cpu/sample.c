@@ -1,8 +1,8 @@
 /* From one row of logits to a token.
  *
- * Two passes see every logit: one finds the largest of each segment, one sums weights segment by segment, and not
- * every draw needs the second. After that only segments that can hold a kept token are looked at: cuts are made
- * on a list of candidates, by partition instead of by sorting.
+ * Two passes see every logit: a survey finds the largest of each segment, which a step does while it projects the
+ * vocabulary; one sums weights segment by segment, and not every draw needs it. After that only segments that can hold
+ * a kept token are looked at: cuts are made on a list of candidates, by partition instead of by sorting.
  */
 #include "_candidates.h"
 
@@ -10,26 +10,23 @@
 #include <math.h>
 #include <stddef.h>
 
-static int32_t segments_of(int32_t vocab_size)
-{
-    return (vocab_size + LLMOS_SEGMENT - 1) / LLMOS_SEGMENT;
-}
-
 int64_t llmos_sample_scratch_bytes(int32_t vocab_size)
 {
-    int64_t num_segments = segments_of(vocab_size);
-    size_t each = LLMOS_SEGMENT * (sizeof(double) + 2 * sizeof(llmos_candidate)) + 2 * sizeof(double);
+    int64_t num_segments = llmos_num_segments(vocab_size);
+    size_t each = LLMOS_SEGMENT * (sizeof(double) + 2 * sizeof(llmos_candidate)) + 2 * sizeof(double) + sizeof(float);
     return num_segments * (int64_t)each;
 }
 
 static llmos_sample_memory lay_out(int32_t vocab_size, void *scratch)
 {
-    int32_t num_segments = segments_of(vocab_size);
+    int32_t num_segments = llmos_num_segments(vocab_size);
     int64_t padded = (int64_t)num_segments * LLMOS_SEGMENT;
     double *adjusted = scratch, *maxima = adjusted + padded, *sums = maxima + num_segments;
     llmos_candidate *candidates = (llmos_candidate *)(sums + num_segments);
     return (llmos_sample_memory){
-        llmos_kernels_now(), num_segments, adjusted, maxima, sums, candidates, candidates + padded, 0,
+        llmos_kernels_now(), num_segments, (float *)(candidates + 2 * padded), adjusted,
+        maxima,              sums,         candidates,                         candidates + padded,
+        0,
     };
 }
 
@@ -58,19 +55,20 @@ static void adjust(const float *logits, int32_t n, const llmos_draw *draw, const
         scores[draw->banned_ids[i]] = -INFINITY;
 }
 
-static double score_of(const llmos_scores *scores, int32_t id)
+static double largest_of(const llmos_sample_memory *at)
 {
-    return scores->adjusted != NULL ? scores->adjusted[id] : (double)scores->raw[id];
-}
-
-/* Fill maxima in; returns the largest score. */
-static double survey(const llmos_scores *scores, llmos_sample_memory *at)
-{
-    at->kernels->segment_maxima(scores, at->maxima);
     double largest = at->maxima[0];
     for (int32_t i = 1; i < at->num_segments; i++)
         largest = at->maxima[i] > largest ? at->maxima[i] : largest;
     return largest;
+}
+
+/* Fill maxima in from a survey of raw logits; returns the largest. */
+static double take_survey(const float *surveyed, llmos_sample_memory *at)
+{
+    for (int32_t i = 0; i < at->num_segments; i++)
+        at->maxima[i] = (double)surveyed[i];
+    return largest_of(at);
 }
 
 static int32_t lowest_id(const llmos_scores *scores, double score, const llmos_sample_memory *at)
@@ -79,7 +77,7 @@ static int32_t lowest_id(const llmos_scores *scores, double score, const llmos_s
     while (at->maxima[segment] != score)
         segment++;
     int32_t id = segment * LLMOS_SEGMENT;
-    while (score_of(scores, id) != score)
+    while (llmos_score_of(scores, id) != score)
         id++;
     return id;
 }
@@ -140,7 +138,7 @@ static int32_t draw_token(const llmos_scores *scores, double largest, const llmo
     if (!has_top_k && !has_top_p && !(draw->min_p > 0.0))
         return draw_from_all(scores, by, draw, at);
     if (has_top_k) {
-        llmos_collect(scores, by, llmos_score_of_rank(draw->top_k, at), 0.0, at);
+        llmos_collect(scores, by, llmos_score_of_rank(scores, draw->top_k, at), 0.0, at);
         llmos_keep_up_to(false, draw->top_k, at);
         if (has_top_p)
             llmos_keep_up_to(true, draw->top_p * llmos_candidates_weight(at), at);
@@ -172,7 +170,7 @@ static void write_logprobs(const llmos_scores *raw, double largest, const llmos_
     choice->num_top = draw->num_top;
     if (draw->num_top == 0)
         return;
-    llmos_collect(raw, by, llmos_score_of_rank(draw->num_top, at), 0.0, at);
+    llmos_collect(raw, by, llmos_score_of_rank(raw, draw->num_top, at), 0.0, at);
     llmos_cut_at(at->candidates, at->num_candidates, false, draw->num_top);
     llmos_sort_few(at->candidates, draw->num_top);
     for (int32_t i = 0; i < draw->num_top; i++) {
@@ -192,22 +190,37 @@ static void assess(const llmos_scores *raw, double largest, const llmos_draw *dr
     write_logprobs(raw, largest, draw, choice, at);
 }
 
+int32_t llmos_survey(const float *logits, int32_t n, float *surveyed)
+{
+    return llmos_kernels_now()->survey(logits, n, surveyed);
+}
+
 void llmos_sample(const float *logits, int32_t vocab_size, const llmos_draw *draw, llmos_choice *choice, void *scratch)
+{
+    float *surveyed = lay_out(vocab_size, scratch).surveyed;
+    int32_t num_bad = llmos_survey(logits, vocab_size, surveyed);
+    llmos_sample_surveyed(logits, vocab_size, surveyed, num_bad, draw, choice, scratch);
+}
+
+void llmos_sample_surveyed(const float *logits, int32_t vocab_size, const float *surveyed, int32_t num_bad,
+                           const llmos_draw *draw, llmos_choice *choice, void *scratch)
 {
     llmos_sample_memory at = lay_out(vocab_size, scratch);
     llmos_scores raw = {logits, NULL, vocab_size}, scores = raw;
-    *choice = (llmos_choice){.token = -1, .num_bad = at.kernels->count_not_finite(logits, vocab_size)};
-    if (choice->num_bad > 0)
+    *choice = (llmos_choice){.token = -1, .num_bad = num_bad};
+    if (num_bad > 0)
         return;
+    double largest = take_survey(surveyed, &at);
     if (draw->given >= 0) {
-        assess(&raw, survey(&raw, &at), draw, choice, &at);
+        assess(&raw, largest, draw, choice, &at);
         return;
     }
     if (draw->num_seen > 0 || draw->num_bias > 0 || draw->num_banned > 0 || draw->num_allowed > 0) {
         adjust(logits, vocab_size, draw, &at);
         scores.adjusted = at.adjusted;
+        at.kernels->segment_maxima(&scores, at.maxima);
+        largest = largest_of(&at);
     }
-    double largest = survey(&scores, &at);
     if (!(largest > -INFINITY))
         return;
     if (draw->by_cuts) {
@@ -220,5 +233,5 @@ void llmos_sample(const float *logits, int32_t vocab_size, const llmos_draw *dra
         choice->token = lowest_id(&scores, largest, &at);
     }
     if (draw->num_top >= 0)
-        write_logprobs(&raw, scores.adjusted != NULL ? survey(&raw, &at) : largest, draw, choice, &at);
+        write_logprobs(&raw, take_survey(surveyed, &at), draw, choice, &at);
 }

@@ -79,6 +79,15 @@ int64_t llmos_sample_scratch_bytes(int32_t vocab_size);
  */
 void llmos_sample(const float *logits, int32_t vocab_size, const llmos_draw *draw, llmos_choice *choice, void *scratch);
 
+/* What every draw asks of a row first, of n logits from a multiple of 64 on: the largest of each 64 of them, to
+ * surveyed [(n + 63) / 64]; -0 counts as 0. Returns how many are not finite; then the largest mean nothing.
+ */
+int32_t llmos_survey(const float *logits, int32_t n, float *surveyed);
+
+/* llmos_sample for a row that was surveyed, in one piece or in several: surveyed [(vocab_size + 63) / 64]. */
+void llmos_sample_surveyed(const float *logits, int32_t vocab_size, const float *surveyed, int32_t num_bad,
+                           const llmos_draw *draw, llmos_choice *choice, void *scratch);
+
 /* --- repeats.c: where the end of a text has been before ---------------------------------------------------- */
 
 /* lengths[i] = how many tokens before tokens[i] equal the last ones of all, up to a limit: the largest such k with

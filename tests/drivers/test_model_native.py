@@ -15,12 +15,16 @@ from native.sampling import Choice, Draw, sample
 ROWS = [Row(asid, 0, tuple(range(asid, asid + 3 + 5 * asid)), True) for asid in range(6)]
 
 
-def test_choices_are_those_of_the_logits():
-    """Greedy and drawn rows, mixed anyhow: each gets what its logits give alone, on any threads."""
+@pytest.mark.parametrize("vocab_size", [101, 1700])
+def test_choices_are_those_of_the_logits(vocab_size):
+    """Greedy and drawn rows, mixed anyhow: each gets what its logits give alone, on any threads.
+
+    1,700 tokens are several items with threads, and one item that is surveyed in pieces without.
+    """
     draws = [Draw(temperature=0.9, uniform=0.1 + 0.15 * i, top_k=20 * (i % 2), num_top=i) for i in range(6)]
-    logits = Memory(random_model(native_threads=1), 6).run(*ROWS).numpy()
+    logits = Memory(random_model(native_threads=1, vocab_size=vocab_size), 6).run(*ROWS).numpy()
     for num_threads in (1, 2, 3):
-        model = random_model(native_threads=num_threads)
+        model = random_model(native_threads=num_threads, vocab_size=vocab_size)
         for asking in (0, 63, 0b101010, 0b000111):
             asked = [draw if asking >> i & 1 else None for i, draw in enumerate(draws)]
             memory = Memory(model, 6)
@@ -29,10 +33,11 @@ def test_choices_are_those_of_the_logits():
                 assert choice == (sample(row, draw) if draw else Choice(int(row.argmax())))
 
 
+@pytest.mark.parametrize("vocab_size", [101, 1700])
 @pytest.mark.parametrize("draw", [None, Draw(), Draw(temperature=1.0, uniform=0.5)])
-def test_logits_that_are_not_finite_are_counted(draw):
+def test_logits_that_are_not_finite_are_counted(draw, vocab_size):
     """A row whose hidden state is NaN has none that are finite; the rows beside it keep their choices."""
-    model = random_model(native_threads=1)
+    model = random_model(native_threads=1, vocab_size=vocab_size)
     later = [Row(row.asid, len(row.tokens), (7,), True) for row in ROWS]
     results = []
     for is_poisoned in (False, True):
@@ -43,7 +48,7 @@ def test_logits_that_are_not_finite_are_counted(draw):
         results.append(model.choose(later, memory.page_index, memory.k_pages, memory.v_pages, [draw] * 6))
     good, poisoned = results
     assert not any(choice.num_bad for choice in good)
-    assert [choice.num_bad for choice in poisoned] == [0, 0, 101, 0, 0, 0]
+    assert [choice.num_bad for choice in poisoned] == [0, 0, vocab_size, 0, 0, 0]
     assert [*poisoned[:2], *poisoned[3:]] == [*good[:2], *good[3:]]
 
 
@@ -55,7 +60,8 @@ def test_a_bad_weight_of_the_vocabulary_shows():
     head[13, 5] = torch.nan
     model = make_native(reference.config, evolve(weights, head=head), reference.info, 1)
     memory = Memory(model, 6)
-    choices = model.choose(ROWS, memory.page_index, memory.k_pages, memory.v_pages, [None] * 6)
+    asked = [None, Draw(temperature=1.0, uniform=0.5)] * 3
+    choices = model.choose(ROWS, memory.page_index, memory.k_pages, memory.v_pages, asked)
     assert [choice.num_bad for choice in choices] == [1] * 6
 
 

@@ -17,7 +17,7 @@ from drivers.model.randomness import uniform
 from drivers.model.reference_sampler import adjust_logits, choose_token, kept_probabilities
 from native.attention import use_variant
 from native.gemm import usable_variants
-from native.sampling import Choice, Draw, sample
+from native.sampling import Choice, Draw, sample, survey
 
 # 64 logits are looked at together: sizes around that, and around many of them
 SIZES = [1, 2, 50, 63, 64, 65, 128, 1000, 4097]
@@ -86,6 +86,33 @@ def test_the_same_token_as_the_readable_sampler(case):
     assert (choice.token, choice.num_bad, choice.top_ids) == (expected.token, 0, expected.top_ids)
     assert choice.logprob == pytest.approx(expected.logprob, rel=TOLERANCE, abs=TOLERANCE)
     assert choice.top_logprobs == pytest.approx(expected.top_logprobs, rel=TOLERANCE, abs=TOLERANCE)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    size=st.integers(1, 300) | st.sampled_from([1000, 4097]),
+    kind=st.sampled_from(KINDS),
+    bad=st.lists(
+        st.tuples(st.integers(0, 10**6), st.sampled_from([math.nan, math.inf, -math.inf])), max_size=4
+    ),
+    cut=st.integers(0, 70),
+)
+def test_surveys(size, kind, bad, cut):
+    """The largest of each 64, and how many are not finite, are NumPy's, whole and in two pieces."""
+    logits = logits_of(kind, size, cut)
+    for place, value in bad:
+        logits[place % size] = value
+    num_bad = int((~np.isfinite(logits)).sum())
+    padded = np.full(-(-size // 64) * 64, -np.inf, dtype=np.float32)
+    padded[:size] = logits
+    pieces = [piece for piece in np.split(logits, [cut * 64]) if len(piece)]
+    for variant in usable_variants().values():
+        use_variant(variant)
+        surveyed, counted = survey(logits)
+        assert counted == num_bad == sum(survey(piece)[1] for piece in pieces)
+        if not num_bad:
+            assert np.array_equal(surveyed, padded.reshape(-1, 64).max(axis=1))
+            assert np.array_equal(surveyed, np.concatenate([survey(piece)[0] for piece in pieces]))
 
 
 @settings(max_examples=150)
