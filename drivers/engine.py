@@ -479,6 +479,31 @@ class Engine:
             assert self._session is not None
             self._session.grammars.begin(order)
 
+    @property
+    def steps_hold_up(self) -> bool:
+        """True where a step is over when `begin_step` returns, and copies may be asked for meanwhile."""
+        session = self._session
+        return session is not None and session.pipeline is None and session.tiers.num_slots_below > 0
+
+    def copy_fds(self) -> tuple[int, ...]:
+        """Descriptors, one of which is readable when a copy may have ended."""
+        return () if self._session is None else (self._session.tiers.fileno(),)
+
+    def begin_copies(self, copies: Sequence[Copy]) -> list[CopyDone]:
+        """Begin copies, and wait for those that are over in a moment. May run beside `begin_step`.
+
+        Returns:
+            Copies that have ended, these or others.
+
+        Raises:
+            Exception: the device is beyond use.
+        """
+        done = [refused for copy in copies if (refused := self.begin_copy(copy)) is not None]
+        if self._session is not None:
+            self._session.tiers.finish_small()
+            done += self._session.tiers.collect()
+        return done
+
     def forget_grammar(self, id: int) -> None:
         """Drop a compiled grammar; spaces that follow it go on."""
         if self._session is not None:

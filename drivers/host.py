@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from drivers.copy_desk import CopyDesk
 from drivers.link import KernelLink, LinkError
 from llmos.device import (
     DRIVER_ABI,
@@ -68,6 +69,7 @@ def serve(link: KernelLink, backend: Backend, name: str, encoder: EncoderEngine 
     from drivers.engine import Engine
 
     engine = encoder or Engine(backend)
+    desk = CopyDesk(link, engine)
     description = backend.describe()
     link.send(
         Hello(
@@ -91,12 +93,16 @@ def serve(link: KernelLink, backend: Backend, name: str, encoder: EncoderEngine 
         match link.receive():
             case Step() as step:
                 engine.begin_grammars(link.take_compiles())  # beside this very step
-                is_read = _send_all(link, engine.begin_step(step))
+                is_read = _send_all(link, desk.begin_copies(step.id))
+                with desk.open(step.id):
+                    answers = engine.begin_step(step)
+                is_read = is_read and _send_all(link, answers)
             case Compile() as order:
                 engine.begin_grammars([order])
             case Forget(id):
                 engine.forget_grammar(id)
             case Copy() as copy:
+                desk.note_copy()
                 done = engine.begin_copy(copy)
                 is_read = done is None or link.send(done)
             case Load() as load:  # what it takes the memory of must have ended
@@ -109,6 +115,7 @@ def serve(link: KernelLink, backend: Backend, name: str, encoder: EncoderEngine 
                 break
         if not is_read:
             break
+    desk.close()
     engine.close()
     backend.close()
 

@@ -13,6 +13,7 @@ from llmos.device import (
     LENGTH,
     MAX_MESSAGE_BYTES,
     Compile,
+    Copy,
     FromDriver,
     ToDriver,
     encode_message,
@@ -35,6 +36,7 @@ class KernelLink:
         self._sock = sock
         self._buffer = bytearray()
         self._messages: deque[ToDriver] = deque()  # that are whole
+        self.is_over = False  # nothing more will arrive
 
     def receive(self) -> ToDriver | None:
         """Wait for the next message. None when the kernel has closed its end, or died in mid-message.
@@ -48,16 +50,32 @@ class KernelLink:
                 return None
         return self._messages.popleft()
 
+    def fileno(self) -> int:
+        """A descriptor that polls as readable when there is something to read, or nothing more will be."""
+        return self._sock.fileno()
+
     def take_compiles(self) -> list[Compile]:
         """The grammars among what has arrived: they need not wait until the messages before them are done.
 
         Does not wait. Raises LinkError, as `receive` does.
         """
-        while self._read(socket.MSG_DONTWAIT):
-            pass
-        while self._decode():
-            pass
+        self._take_in()
         found = [message for message in self._messages if isinstance(message, Compile)]
+        for message in found:
+            self._messages.remove(message)
+        return found
+
+    def take_copies(self, step_id: int) -> list[Copy]:
+        """The copies among what has arrived that need not wait for a step, or one behind it.
+
+        Does not wait. Raises LinkError, as `receive` does.
+        """
+        self._take_in()
+        found = [
+            message
+            for message in self._messages
+            if isinstance(message, Copy) and message.after is not None and message.after < step_id
+        ]
         for message in found:
             self._messages.remove(message)
         return found
@@ -88,6 +106,12 @@ class KernelLink:
         """Close the socket."""
         self._sock.close()
 
+    def _take_in(self) -> None:
+        while self._read(socket.MSG_DONTWAIT):
+            pass
+        while self._decode():
+            pass
+
     def _read(self, flags: int) -> bool:
         """Take what has arrived into the buffer. False: nothing has, or nothing more will."""
         try:
@@ -95,6 +119,7 @@ class KernelLink:
         except (BlockingIOError, ConnectionResetError):
             return False
         self._buffer += data
+        self.is_over = not data
         return bool(data)
 
     def _decode(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Sequence
 
 import attrs
 import msgspec
@@ -58,6 +59,7 @@ DEFAULT_KV = KVFormat(
     "sim", (Segment("K", BYTES_PER_TOKEN), Segment("V", BYTES_PER_TOKEN)), 16 * BYTES_PER_TOKEN, 16
 )
 DEFAULT_COST = CostModel(base=0.01, per_token=1e-4)
+NUM_STEP_ENDS = 8  # remembered: more steps than are in flight
 DEFAULT_HOST_COST = CopyCost(base=1e-5, bytes_per_second=1e6)  # a page of 512 bytes in half a millisecond
 DEFAULT_DISK_COST = CopyCost(base=1e-4, bytes_per_second=1e5)
 
@@ -111,6 +113,14 @@ class _Sampler:
                 self.penalty_state += penalty_term(token, position, self.bind.num_prompt_tokens)
             self.num_counted += 1
 
+    def count_all(self, start: int, tokens: Sequence[int]) -> None:
+        """Let tokens from position `start` on into the history, each once."""
+        if self.bind.sampling.has_penalties:
+            for position, token in enumerate(tokens, start):
+                self.count(position, token)
+        elif start <= self.num_counted < start + len(tokens):
+            self.num_counted = start + len(tokens)
+
 
 @attrs.define(eq=False, kw_only=True)
 class SimDriver:
@@ -163,6 +173,7 @@ class SimDriver:
     _num_answers: int = attrs.field(default=0, init=False)
     _busy_until: float = attrs.field(default=-math.inf, init=False)
     _copier_busy_until: dict[str, float] = attrs.field(factory=dict, init=False)
+    _step_ends: dict[int, float] = attrs.field(factory=dict, init=False)  # of the last few steps, by id
     _dead_at: float = attrs.field(default=math.inf, init=False)
     _why_dead: str = attrs.field(default="", init=False)
     _changed: trio.Event = attrs.field(factory=trio.Event, init=False)
@@ -329,8 +340,13 @@ class SimDriver:
         cost = self.host_cost if places == {"device", "host"} else self.disk_cost
         seconds = self.tiers.seconds(copy, self._load, cost.base, cost.bytes_per_second)
         line = f"{copy.source.tier} to {copy.target.tier}"
-        # What was sent before is done first.
-        start = max(trio.current_time(), self._busy_until, self._copier_busy_until.get(line, -math.inf))
+        # What was sent before is done first, or what it says that it must wait for.
+        begins = self._busy_until
+        if copy.after is not None:
+            done = [id for id, ends_at in self._step_ends.items() if ends_at <= trio.current_time()]
+            self.memory.check_unused(copy, max(copy.after, *done, 0))
+            begins = self._step_ends.get(copy.after, -math.inf)
+        start = max(trio.current_time(), begins, self._copier_busy_until.get(line, -math.inf))
         self._copier_busy_until[line] = start + seconds
         faults: tuple[CopyFault, ...] = ()
         if copy.id in self.faults.faulty_copies:
@@ -348,6 +364,7 @@ class SimDriver:
             return
         if self.record:
             self.steps.append(step)
+        self.memory.step_id = step.id
         for edit in step.edits:
             self._apply(edit)
         asids = [row.asid for row in step.rows]
@@ -389,6 +406,8 @@ class SimDriver:
         done = results.done(step.id, seconds)
         ended_at = max(trio.current_time(), self._busy_until) + seconds
         self._answer(seconds, msgspec.structs.replace(done, ended_at=ended_at))
+        self._step_ends[step.id] = ended_at
+        self._step_ends.pop(step.id - NUM_STEP_ENDS, None)
 
     def _apply(self, edit: Edit) -> None:
         match edit:
@@ -440,11 +459,12 @@ class SimDriver:
     def _resolve(self, row: Row) -> tuple[int, ...]:
         """Turn empty tokens into the token that the space sampled last."""
         if row.tokens:
-            for token in row.tokens:
-                if not 0 <= token < self.model.vocab_size:
-                    raise ProtocolViolation(
-                        f"space {row.asid} feeds token {token}; there are {self.model.vocab_size}"
-                    )
+            low, high = min(row.tokens), max(row.tokens)
+            if low < 0 or high >= self.model.vocab_size:
+                raise ProtocolViolation(
+                    f"space {row.asid} feeds token {low if low < 0 else high}; there are "
+                    f"{self.model.vocab_size}"
+                )
             return row.tokens
         sampled = self._sampler(row).sampled
         if sampled is None:
@@ -500,14 +520,15 @@ class SimDriver:
             raise ProtocolViolation(
                 f"space {row.asid} computes up to {end}; the limit is {self.max_model_len}"
             )
-        states = [self.memory.read(row.asid, row.start)]
+        state = self.memory.read(row.asid, row.start)
+        states = [state]
         for token in inputs:
-            states.append(mix(states[-1], token))
+            state = mix(state, token)
+            states.append(state)
         self.memory.write(row.asid, row.start, states)
         sampler = self._samplers.get(row.asid)
         if sampler is not None:
-            for position, token in enumerate(inputs, row.start):
-                sampler.count(position, token)
+            sampler.count_all(row.start, inputs)
         return states[1:]
 
     def _sample(self, row: Row, state: int) -> tuple[int, TokenLogprobs | None]:

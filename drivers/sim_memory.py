@@ -1,7 +1,7 @@
 """Simulated frames and page tables that check how the kernel uses them.
 
-A frame is a list of slots, one for each token written to it; a slot holds the model's state before and after
-its token. Reading a position walks the page table, as a kernel on a device would, and every slot is checked
+A frame holds a slot for each token written to it: the model's state before its first token, and after each.
+Reading a position walks the page table, as a kernel on a device would, and every slot is checked
 to follow from the one before it, so that a stale page or a frame given away too early is a hard error.
 """
 
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import attrs
 
 from drivers.sim_model import ROOT_STATE
-from llmos.device import CopyPage, KVFormat, Map
+from llmos.device import Copy, CopyPage, KVFormat, Map
 
 
 class ProtocolViolation(AssertionError):
@@ -28,12 +28,33 @@ class Slot(NamedTuple):
 
 
 @attrs.define(eq=False)
+class SimFrame:
+    """What tokens, one after the other, leave in one segment, as numbers; slots are made when asked for."""
+
+    segment: int = 0
+    before: int = ROOT_STATE
+    after: list[int] = attrs.field(factory=list)
+
+    def slot(self, index: int) -> Slot:
+        """One token's."""
+        return Slot(self.after[index - 1] if index else self.before, self.after[index], self.segment)
+
+    def copy(self) -> SimFrame:
+        """The same, elsewhere."""
+        return SimFrame(self.segment, self.before, self.after.copy())
+
+
+NOTHING = SimFrame()
+
+
+@attrs.define(eq=False)
 class SimSpace:
     """The page table of one space."""
 
     asid: int
     pages: dict[int, tuple[int, ...]] = attrs.field(factory=dict)
     ahead: dict[int, tuple[int, ...]] = attrs.field(factory=dict)  # become pages when a row reaches them
+    last_step: int = 0  # that had a row for it
     num_checked: int = 0  # positions below it are known to form one chain
     last_state: tuple[int, int] = (0, ROOT_STATE)  # the number of positions checked last, and what follows
 
@@ -47,7 +68,10 @@ class SimMemory:
     spaces: dict[int, SimSpace] = attrs.field(factory=dict, init=False)
     being_read: set[int] = attrs.field(factory=set, init=False)  # frames, by copies to lower tiers
     being_filled: set[int] = attrs.field(factory=set, init=False)
-    _frames: dict[int, list[Slot]] = attrs.field(factory=dict, init=False)
+    step_id: int = attrs.field(default=0, init=False)  # of the last one that was begun
+    _last_write: dict[int, int] = attrs.field(factory=dict, init=False)  # to a frame: by which step
+    _last_read: dict[int, int] = attrs.field(factory=dict, init=False)  # of a frame that somebody had
+    _frames: dict[int, SimFrame] = attrs.field(factory=dict, init=False)
     _users: dict[int, set[tuple[int, int, int]]] = attrs.field(
         factory=dict, init=False
     )  # pfn: asid, vpn, segment
@@ -106,7 +130,8 @@ class SimMemory:
         for source, target in zip(edit.sources, edit.targets, strict=True):
             if source in self.being_filled:
                 raise ProtocolViolation(f"frame {source} is copied while a copy fills it")
-            self._frames[target] = list(self._frames.get(source, ()))
+            self._frames[target] = self.frame(source).copy()
+            self._last_write[target] = self._last_read[source] = self.step_id
             for asid, vpn, _ in self._users.get(target, ()):
                 space = self.spaces[asid]
                 space.num_checked = min(space.num_checked, vpn * self.kv.tokens_per_page)
@@ -143,6 +168,7 @@ class SimMemory:
         What a frame held behind the last written slot is gone: keys are only ever appended.
         """
         space = self.space(asid)
+        space.last_step = self.step_id
         size = self.kv.tokens_per_page
         end = position + len(states) - 1
         for vpn in range(position // size, -(-end // size)):
@@ -154,23 +180,39 @@ class SimMemory:
                         "copy-on-write was missed, or the frame was given away too early"
                     )
                 self._check_writable(pfn)
-                frame = self._frames.setdefault(pfn, [])
-                del frame[low - vpn * size :]
-                frame.extend(
-                    Slot(states[p - position], states[p - position + 1], segment) for p in range(low, high)
-                )
+                self._last_write[pfn] = self.step_id
+                new = states[low - position + 1 : high - position + 1]
+                if offset := low - vpn * size:
+                    frame = self._frames.setdefault(pfn, SimFrame())
+                    frame.after[offset:] = new
+                else:
+                    self._frames[pfn] = SimFrame(segment, states[low - position], new)
         space.num_checked, space.last_state = end, (end, states[-1])
 
-    def frame(self, pfn: int) -> list[Slot]:
-        """What a frame holds."""
-        return self._frames.get(pfn, [])
+    def frame(self, pfn: int) -> SimFrame:
+        """What a frame holds; not to be changed."""
+        return self._frames.get(pfn, NOTHING)
 
-    def fill(self, pfn: int, slots: list[Slot]) -> None:
+    def fill(self, pfn: int, frame: SimFrame) -> None:
         """Set what a frame holds, from a lower tier."""
-        self._frames[pfn] = slots
+        self._frames[pfn] = frame
         for asid, vpn, _ in self._users.get(pfn, ()):
             space = self.spaces[asid]
             space.num_checked = min(space.num_checked, vpn * self.kv.tokens_per_page)
+
+    def check_unused(self, copy: Copy, after: int) -> None:
+        """Raise ProtocolViolation where a step behind `after` uses what a copy reads, or fills."""
+        for place in (copy.source, copy.target):
+            for pfn in place.slots if place.tier == "device" else ():
+                used = self._last_write.get(pfn, 0)
+                if place is copy.target:
+                    users = [self.spaces[asid].last_step for asid, _, _ in self._users.get(pfn, ())]
+                    used = max(used, self._last_read.get(pfn, 0), *users, 0)
+                if used > after:
+                    raise ProtocolViolation(
+                        f"copy {copy.id} waits for step {after} at most, and frame {pfn} is used by "
+                        f"step {used}"
+                    )
 
     def _check_writable(self, pfn: int) -> None:
         if pfn in self.being_read or pfn in self.being_filled:
@@ -183,13 +225,13 @@ class SimMemory:
         self._check_readable(space, vpn)
         expected: list[int] | None = None
         for segment, pfn in enumerate(self._page(space, vpn)):
-            slots = self._frames.get(pfn, [])[low:high]
-            after = [slot[1] for slot in slots]
+            frame = self.frame(pfn)
+            after = frame.after[low:high]
             if expected is None:
-                if len(slots) < high - low or [slot[0] for slot in slots] != [state, *after[:-1]]:
+                if len(after) < high - low or frame.slot(low).before != state:
                     return None
                 expected = after
-            if after != expected or any(slot[2] != segment for slot in slots):
+            if after != expected or frame.segment != segment:
                 return None
         return expected[-1] if expected else None
 
@@ -204,18 +246,18 @@ class SimMemory:
         self._check_readable(space, vpn)
         slots = []
         for segment, pfn in enumerate(self._page(space, vpn)):
-            frame = self._frames.get(pfn, ())
-            if offset >= len(frame):
+            frame = self.frame(pfn)
+            if offset >= len(frame.after):
                 raise ProtocolViolation(
                     f"space {space.asid} reads position {position}, which was never computed: frame {pfn} of "
-                    f"page {vpn} holds {len(frame)} tokens"
+                    f"page {vpn} holds {len(frame.after)} tokens"
                 )
-            if frame[offset].segment != segment:
+            if frame.segment != segment:
                 raise ProtocolViolation(
                     f"space {space.asid} page {vpn}: segment {segment} is backed by frame {pfn}, "
-                    f"which holds data of segment {frame[offset].segment}"
+                    f"which holds data of segment {frame.segment}"
                 )
-            slots.append(frame[offset])
+            slots.append(frame.slot(offset))
         if any(slot.after != slots[0].after for slot in slots):
             raise ProtocolViolation(f"space {space.asid} page {vpn}: its segments hold different tokens")
         return slots[0]
@@ -234,6 +276,7 @@ class SimMemory:
 
     def _unmap(self, space: SimSpace, vpn: int) -> None:
         for segment, pfn in enumerate(space.pages.pop(vpn)):
+            self._last_read[pfn] = max(self._last_read.get(pfn, 0), space.last_step)
             users = self._users[pfn]
             users.discard((space.asid, vpn, segment))
             if not users:

@@ -5,43 +5,37 @@ from __future__ import annotations
 import itertools
 import struct
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
 
-from drivers.sim_memory import ProtocolViolation, SimMemory, Slot
+from drivers.sim_memory import ProtocolViolation, SimFrame, SimMemory
 from llmos.device import Copy, CopyDone, CopyFault, Load, Place, Tier
 
 _HEAD = struct.Struct("<HHQ")  # tokens, segment, state before the first one
 
 
-def pack_frame(slots: Sequence[Slot]) -> bytes:
+def pack_frame(frame: SimFrame) -> bytes:
     """The bytes of a frame, as they lie on a lower tier."""
-    before = slots[0].before if slots else 0
-    segment = slots[0].segment if slots else 0
-    return _HEAD.pack(len(slots), segment, before) + struct.pack(f"<{len(slots)}Q", *(s.after for s in slots))
+    count = len(frame.after)
+    return _HEAD.pack(count, frame.segment, frame.before) + struct.pack(f"<{count}Q", *frame.after)
 
 
-def unpack_frame(data: bytes) -> list[Slot]:
+def unpack_frame(data: bytes) -> SimFrame:
     """What `pack_frame` packed."""
-    count, segment, state = _HEAD.unpack_from(data)
-    slots = []
-    for after in struct.unpack_from(f"<{count}Q", data, _HEAD.size):
-        slots.append(Slot(state, after, segment))
-        state = after
-    return slots
+    count, segment, before = _HEAD.unpack_from(data)
+    return SimFrame(segment, before, list(struct.unpack_from(f"<{count}Q", data, _HEAD.size)))
 
 
 # What a copy carries: between the device and the host area as it is, else in bytes, which have a checksum.
-Data = bytes | list[Slot]
+Data = bytes | SimFrame
 
 
 def _as_bytes(data: Data) -> bytes:
     return data if isinstance(data, bytes) else pack_frame(data)
 
 
-def _as_slots(data: Data) -> list[Slot]:
+def _as_frame(data: Data) -> SimFrame:
     return unpack_frame(data) if isinstance(data, bytes) else data
 
 
@@ -57,7 +51,7 @@ class SimTiers:
     memory: SimMemory
     num_slots: dict[Tier, int]
     contents: dict[tuple[Tier, int], bytes] = attrs.field(factory=dict)  # of the swap file
-    _host: dict[int, list[Slot]] = attrs.field(factory=dict)
+    _host: dict[int, SimFrame] = attrs.field(factory=dict)
     _in_use: dict[tuple[Tier, str, int], str] = attrs.field(factory=dict)  # "read" or "written", by copies
     _results: dict[int, tuple[Copy, list[Data | CopyFault]]] = attrs.field(factory=dict)
 
@@ -104,7 +98,7 @@ class SimTiers:
                 failed[index] = data
             if index in failed:
                 checksums.append(0)
-                self._write(copy.target, slot, [])  # junk
+                self._write(copy.target, slot, SimFrame())  # junk
                 continue
             assert not isinstance(data, CopyFault)
             self._write(copy.target, slot, data)
@@ -141,7 +135,7 @@ class SimTiers:
 
     def _read(self, place: Place, slot: int) -> Data | None:
         if place.tier == "device":
-            return list(self.memory.frame(slot))
+            return self.memory.frame(slot).copy()
         if place.tier == "host":
             return self._host.get(slot)
         if place.tier == "file":
@@ -155,9 +149,9 @@ class SimTiers:
 
     def _write(self, place: Place, slot: int, data: Data) -> None:
         if place.tier == "device":
-            self.memory.fill(slot, list(_as_slots(data)))
+            self.memory.fill(slot, _as_frame(data).copy())
         elif place.tier == "host":
-            self._host[slot] = _as_slots(data)
+            self._host[slot] = _as_frame(data)
         elif place.tier == "file":
             path = Path(place.path)
             path.touch()

@@ -25,6 +25,8 @@ from native.transfer import File, Memory, Transfer, TransferEngine
 
 __all__ = ["Tiers"]
 
+SMALL_BYTES = 2 << 20  # some tenths of a millisecond from memory to memory
+
 
 @attrs.define(eq=False)
 class Tiers:
@@ -125,6 +127,24 @@ class Tiers:
         if self._device is not None:
             done += self._device.collect()
         return done
+
+    @property
+    def num_slots_below(self) -> int:
+        """Of the host area and the swap file."""
+        return self.num_host_slots + self.num_disk_slots
+
+    def finish_small(self) -> None:
+        """Wait for the copies under way where that takes tenths of a millisecond. Blocks.
+
+        Whoever asked for them might else be told after the next step, which takes many times as long.
+        """
+        num_slots = 0
+        for running in self._running.values():
+            if not {running.copy.source.tier, running.copy.target.tier} <= {"device", "host"}:
+                return
+            num_slots += len(running.copy.source.slots)
+        if num_slots and num_slots * self._slot_bytes <= SMALL_BYTES:
+            self._engine.wait()
 
     def wait(self) -> None:
         """Wait until every copy has ended; they are still to be collected. Blocks. Raises as `collect`."""

@@ -417,6 +417,9 @@ class Place(msgspec.Struct, frozen=True, array_like=True):
 class Copy(msgspec.Struct, frozen=True, tag="copy"):
     """Copy slots: source.slots[i] to target.slots[i], as they are when everything sent before was done.
 
+    With `after` it may begin as soon as step `after` is done (0: at once), before steps that were sent before
+    it: those touch none of its frames. A driver need not make use of that.
+
     It runs beside the steps that follow, and the driver answers `CopyDone` when it has ended; other answers
     may come before it, and copies may overtake each other. Until then the kernel gives no source slot to
     anybody who writes, and no target slot to anybody at all.
@@ -429,6 +432,7 @@ class Copy(msgspec.Struct, frozen=True, tag="copy"):
     source: Place
     target: Place
     checksums: tuple[int, ...] = ()
+    after: int | None = None
 
 
 class CopyFault(msgspec.Struct, frozen=True, array_like=True):

@@ -168,6 +168,19 @@ class EncoderEngine:
         print(f"copy {copy.id} to an encoder", file=sys.stderr, flush=True)
         return CopyDone(copy.id, 0.0, (), faults)
 
+    @property
+    def steps_hold_up(self) -> bool:
+        """See Engine; there are no copies."""
+        return False
+
+    def copy_fds(self) -> tuple[int, ...]:
+        """See Engine."""
+        return ()
+
+    def begin_copies(self, copies: Sequence[Copy]) -> list[CopyDone]:
+        """Refuse copies."""
+        return [self.begin_copy(copy) for copy in copies]
+
     def collect(self) -> list[CopyDone | Compiled]:
         """What was done beside the steps: nothing."""
         return []

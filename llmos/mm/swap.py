@@ -286,10 +286,20 @@ class Swap:
         self.vmm.unpin(transfer.frames)
         return transfer
 
+    @property
+    def has_messages(self) -> bool:
+        """Is there something to be told?"""
+        return bool(self._messages)
+
     def take_messages(self) -> list[Copy]:
-        """Drain what the device must be told, after the edits that were queued before it."""
+        """Drain what the device must be told, after the copies of pages that were queued before it."""
         messages, self._messages = self._messages, []
         return messages
+
+    def pages_used(self, copy: Copy) -> list[PageFrames]:
+        """Pages of the device that a copy out reads or one in fills; none of others: those take turns."""
+        transfer = self._in_flight[copy.id]
+        return transfer.frames if transfer.direction in (Direction.OUT, Direction.IN) else []
 
     def reset(self) -> None:
         """The device is gone, and the tiers below with it; files are not."""

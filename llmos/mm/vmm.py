@@ -79,6 +79,7 @@ class VMM:
         self._edits: list[Edit] = self._mapper.edits
         self._pins: Counter[PageFrames] = Counter()  # pages that copies between tiers read or write
         self._num_copies = self._num_tail_copies = 0
+        self.has_page_copies = False  # among the queued edits
 
     # --- spaces come and go ------------------------------------------------------------------------------
 
@@ -155,6 +156,7 @@ class VMM:
         self._refcounts = self._pool.refcounts
         self._index.reset(self._pool)
         self._mapper.reset(self._pool)
+        self.has_page_copies = False
         self._pins.clear()
 
     # --- pages come and go -------------------------------------------------------------------------------
@@ -236,6 +238,7 @@ class VMM:
                 old = entries[vpn]
                 if vpn == first and start % tokens_per_page:
                     self._edits.append(CopyPage(old, new))
+                    self.has_page_copies = True
                     self._num_copies += 1
                 # Its source may go to someone else at once: that one's edits and writes come after the copy.
                 self._release_pages((old,))
@@ -325,6 +328,7 @@ class VMM:
         """Drain the queued edits, in the order in which the device must carry them out."""
         edits = tuple(self._edits)
         self._edits.clear()
+        self.has_page_copies = False
         return edits
 
     def note_map_work(self, work: MapWork) -> None:
@@ -473,6 +477,7 @@ class VMM:
             vpn = space.num_pages
             (own,) = self._mapper.take(space, [vpn])
             self._edits.append(CopyPage(tail, own))
+            self.has_page_copies = True
             self._mapper.map(space, vpn, own)
             self._num_tail_copies += 1
         self._release_pages((tail,))

@@ -12,6 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 
 import attrs
+import msgspec
 import structlog
 import trio
 
@@ -44,6 +45,7 @@ from llmos.sched.accounts import Accounts
 from llmos.sched.batch import BatchLimits, compose
 from llmos.sched.forecast import Forecast
 from llmos.sched.grammars import GrammarStatistics
+from llmos.sched.in_flight import InFlight, last_use
 from llmos.sched.messages import (
     CopyFinished,
     DriverDown,
@@ -85,16 +87,6 @@ class CoreStatistics(ActorStatistics):
     memory: VmmStatistics | None
     swap: SwapStatistics | None
     grammars: GrammarStatistics
-
-
-@attrs.frozen
-class InFlight:
-    """A step that the device has not answered yet."""
-
-    id: int
-    issued_at: float
-    entries: list[tuple[Process, int, int, bool]]  # process, its epoch, end position, whether it samples
-    work: StepWork
 
 
 class Core(Actor[Message]):
@@ -171,8 +163,7 @@ class Core(Actor[Message]):
             orders: list[ToDriver] = []
             if self._link is not None:
                 orders += self.residents.grammars.take_orders()
-                if len(self._in_flight) < self.limits.steps_in_flight:
-                    orders += self._plan()
+                orders += self._plan()
             if not orders:
                 try:
                     self._handle(await self.mailbox.receive())
@@ -218,10 +209,15 @@ class Core(Actor[Message]):
     def _plan(self) -> list[Step | Copy]:
         """Decide what the device is to do next; empty when there is nothing.
 
+        With enough steps in flight that is to begin copies for those who come: they need not wait for a step.
         Copies come after the step, whose edits may make what they copy.
         """
         residents, switch = self.residents, self.residents.switch
         assert switch is not None
+        if len(self._in_flight) >= self.limits.steps_in_flight:
+            if residents.admission_is_due:
+                residents.admit()
+            return [] if switch.vmm.has_page_copies else self._take_copies(switch)
         if residents.accounts.has_memory_caps:
             residents.keep_within_caps()
         if residents.policy.review_steps and self._step_id >= self._next_review:
@@ -233,10 +229,17 @@ class Core(Actor[Message]):
         if not switch.must_wait(residents.queue.running) and (step := self._plan_step(switch)) is not None:
             orders.append(step)
         residents.clean()
-        copies = switch.take_copies()
-        if copies and not orders and (edits := switch.take_edits()):
-            orders.append(self._issue(Step(self._step_id + 1, edits, ()), [], StepWork()))
-        return orders + copies
+        if switch.swap.has_messages and switch.vmm.has_page_copies:
+            orders.append(self._issue(Step(self._step_id + 1, switch.take_edits(), ()), [], StepWork()))
+        return orders + self._take_copies(switch)
+
+    def _take_copies(self, switch: ContextSwitch) -> list[Step | Copy]:
+        """Copies to begin, each with the step that it must wait for."""
+        size = switch.vmm.kv.tokens_per_page
+        return [
+            msgspec.structs.replace(copy, after=last_use(self._in_flight, pages, size)) if pages else copy
+            for copy, pages in switch.take_copies()
+        ]
 
     def _plan_step(self, switch: ContextSwitch) -> Step | None:
         """Compose the next step, map its memory, and account for it; None when nobody can run."""
@@ -300,7 +303,7 @@ class Core(Actor[Message]):
 
     def _issue(self, step: Step, entries: list[tuple[Process, int, int, bool]], work: StepWork) -> Step:
         self._step_id = step.id
-        self._in_flight.append(InFlight(step.id, trio.current_time(), entries, work))
+        self._in_flight.append(InFlight(step, trio.current_time(), entries, work))
         return step
 
     # --- results -----------------------------------------------------------------------------------------
@@ -403,7 +406,7 @@ class Core(Actor[Message]):
         if not self._in_flight:
             return False
         step = self._in_flight[0]
-        return result.id == step.id and len(result.tokens) == len(step.entries)
+        return result.id == step.step.id and len(result.tokens) == len(step.entries)
 
     # --- the device comes and goes -----------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ import msgspec
 from llmos.cost import StepWork
 from llmos.device import Bind, Copy, Edit, Tier
 from llmos.errors import OutOfFrames
+from llmos.mm.page_table import PageFrames
 from llmos.mm.swap import Swap
 from llmos.mm.transfer import Direction, Transfer
 from llmos.mm.vmm import VMM
@@ -214,9 +215,12 @@ class ContextSwitch:
             self._binds.clear()
         return edits
 
-    def take_copies(self) -> list[Copy]:
-        """Drain the copies to start; to be sent when the edits that were queued before them have been."""
-        return self.swap.take_messages()
+    def take_copies(self) -> list[tuple[Copy, list[PageFrames]]]:
+        """Drain the copies to start, to be sent when the copies of pages that were queued before have been.
+
+        With each the pages that it reads, or fills, of the device; none where it must wait for its turn.
+        """
+        return [(copy, self.swap.pages_used(copy)) for copy in self.swap.take_messages()]
 
     def must_wait(self, running: Sequence[Process]) -> bool:
         """Should no step be issued before the copies under way have ended?"""
