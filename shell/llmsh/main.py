@@ -148,6 +148,7 @@ def _run_at_prompt(settings: Settings) -> int:
         started.put(None)  # in case it never came that far
 
     signal.signal(signal.SIGINT, on_interrupt)
+    signal.signal(signal.SIGQUIT, on_interrupt)  # Ctrl-\ ends what is in the foreground; the jobs stay
     signal.signal(signal.SIGTSTP, on_suspend)
     thread = threading.Thread(target=run_thread, name="shell")
     thread.start()

@@ -84,16 +84,17 @@ async def test_run_streams_and_ctrl_d_leaves(tmp_path: Path) -> None:
     await at_terminal(tmp_path, gate, person)
 
 
-async def test_ctrl_c_kills_the_run_and_returns_to_the_prompt(tmp_path: Path) -> None:
-    """Ctrl-C ends the process in the foreground; the shell then runs another."""
+@pytest.mark.parametrize("key", ["c", "\\"])
+async def test_ctrl_c_kills_the_run_and_returns_to_the_prompt(tmp_path: Path, key: str) -> None:
+    """Ctrl-C, and Ctrl-\\ too, ends the process in the foreground; the shell then runs another."""
     gate = Gate()
 
     def person(child: pexpect.spawn[str]) -> None:
         for _ in range(2):
             child.sendline("run hi")
             child.expect("begun")
-            child.sendintr()
-            child.expect(r"\^C")
+            child.sendcontrol(key)
+            child.expect_exact(f"^{key.upper()}")
             child.expect(PROMPT)
         child.sendline("ps")
         child.expect("LABEL")
