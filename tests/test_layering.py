@@ -44,7 +44,7 @@ ARROWS: dict[str, set[str]] = {
     "llmos.boot": SHARED
     | set(SPINE)
     | {"llmos.agreements", "llmos.config", "llmos.gateway_options", "llmos.loads", "llmos.models"}
-    | {"llmos.openers", "drivers.builtin"},
+    | {"llmos.notify", "llmos.openers", "drivers.builtin"},
     "llmos.bench": SHARED
     | set(SPINE)
     | {"llmos.boot", "llmos.config", "llmos.log", "llmos.openers", "drivers.sim"},

@@ -263,9 +263,9 @@ def say(text: str) -> dict[str, Any]:
     [
         ("/tokenize", lambda text: {"prompt": text}, "prompt"),
         ("/tokenize", lambda text: {"content": text}, "content"),
-        ("/tokenize", say, "messages"),
-        ("/apply-template", say, "messages"),
-        (CHAT, lambda text: {**say(text), "truncate_prompt_tokens": 3}, "messages"),
+        ("/tokenize", say, "messages[0].content"),
+        ("/apply-template", say, "messages[0].content"),
+        (CHAT, lambda text: {**say(text), "truncate_prompt_tokens": 3}, "messages[0].content"),
         (COMPLETIONS, lambda text: {"prompt": [text[1:], "x"], "truncate_prompt_tokens": 3}, "prompt"),
     ],
 )
