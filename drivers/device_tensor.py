@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 
 import torch
+from torch.utils.dlpack import from_dlpack
 
 __all__ = ["tensor_over"]
 
@@ -65,4 +66,4 @@ def tensor_over(address: int, num_bytes: int, device: torch.device) -> torch.Ten
     )
     managed = _Managed(tensor, None, None)
     _descriptions.append(managed)
-    return torch.from_dlpack(_new_capsule(ctypes.addressof(managed), b"dltensor", None))
+    return from_dlpack(_new_capsule(ctypes.addressof(managed), b"dltensor", None))

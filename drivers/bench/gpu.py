@@ -22,6 +22,7 @@ from drivers.bench.rows import Dropped, Measured, Plan, Started
 
 if TYPE_CHECKING:
     from drivers.bench.gpu_setup import Setup
+    from drivers.model.transformer import Transformer
 
 SECONDS = {  # by section, after which no case of it begins; 8 minutes with what it takes to build and start
     "checks": 75, "peaks": 10, "kernels": 45, "step": 70, "prefill": 30, "paging": 10, "swap": 15,
@@ -63,7 +64,7 @@ def open_sections(setup: Setup) -> dict[str, Callable[[], Iterator[Measured]]]:
     from drivers.bench import gpu_checks, gpu_kernels, gpu_memory, gpu_model, gpu_serve
 
     def with_model(
-        measure: Callable[[Setup, gpu_model.Transformer], Iterator[Measured]],
+        measure: Callable[[Setup, Transformer], Iterator[Measured]],
     ) -> Iterator[Measured]:
         sizes = setup.sizes
         longest = max(*sizes.contexts, *sizes.prompts)
@@ -132,8 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.served is not None:
         from drivers.bench.gpu_setup import Served
 
-        *counts, rate = given.served
-        setup.served = Served(*map(int, counts), rate)
+        num_prompts, prompt_tokens, output_tokens, rate = given.served
+        setup.served = Served(int(num_prompts), int(prompt_tokens), int(output_tokens), rate)
     has_failed = False
     try:
         for message in run(given.sections, setup, final):

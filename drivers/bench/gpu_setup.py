@@ -134,7 +134,7 @@ class Setup:
             for _ in range(CALLS):
                 work()
         graph.replay()
-        times = []
+        times: list[float] = []
         for _ in range(self.sizes.runs):
             began_at, ended_at = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             began_at.record()

@@ -207,4 +207,5 @@ def _measure(
             (num_counted / seconds, reading, computing, max(reading, computing),
              peaks.read_bytes_per_second, peaks.operations_per_second)
         )  # fmt: skip
-    return ModelMeasurement(*map(statistics.median, zip(*samples, strict=True)), repetitions)
+    tokens, reading, computing, roof, read, operations = map(statistics.median, zip(*samples, strict=True))
+    return ModelMeasurement(tokens, reading, computing, roof, read, operations, repetitions)

@@ -113,9 +113,10 @@ def gemm_cases(options: Options) -> Iterator[Case]:
 
 def attention_cases(options: Options) -> Iterator[Case]:
     """One layer's attention in a step against the peaks; int8 beside fp16, and fp16 beside torch."""
-    shape, formats = ATTENTION_SHAPE, ATTENTION_FORMATS
+    shape = ATTENTION_SHAPE
+    formats: tuple[str, ...] = ATTENTION_FORMATS
     steps = dict(attention.CASES)
-    torch_steps = TORCH_ATTENTION
+    torch_steps: tuple[str, ...] = TORCH_ATTENTION
     if options.is_quick:
         steps = {"decode-64": attention.Case("decode-64", 63, 1)}
         formats, torch_steps = ("int8",), ("decode-64",)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ class TorchProduct:
         x = self._random(num_rows)
         operations = 2 * num_rows * self._n * self._k
         weights = self._weights[: max(1, MAX_OPERATIONS * num_threads // operations)]
-        return _mean_seconds([lambda w=weight: self._multiply(x, w) for weight in weights], num_threads)
+        return _mean_seconds([partial(self._multiply, x, weight) for weight in weights], num_threads)
 
 
 class TorchAttention:

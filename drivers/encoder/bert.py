@@ -158,7 +158,8 @@ class Bert:
         pooler, classifier = self.head
         first = np.tanh(multiply(pooler, np.ascontiguousarray(states[:1])))
         logit = multiply(classifier, first)[0]
-        return (1 / (1 + np.exp(-logit.astype(np.float64)))).astype(np.float32)
+        score: Floats = (1 / (1 + np.exp(-logit.astype(np.float64)))).astype(np.float32)
+        return score
 
     def _types_of(self, tokens: Sequence[int]) -> torch.Tensor:
         """Which text each token belongs to: a reranker's second one begins behind the first separator."""

@@ -131,7 +131,7 @@ class EncoderEngine:
             found = model.run([row.tokens for row in good.values()])
         except Exception as error:  # memory, say: the next step is another matter
             traceback.print_exc()
-            results.fail(list(good), f"{type(error).__name__}: {error}")
+            results.faults.update(dict.fromkeys(good, f"{type(error).__name__}: {error}"))
             return
         for (index, row), states in zip(good.items(), found, strict=True):
             pooling = self._poolings[row.asid]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ def count_bytes(weights: object) -> int:
     Mapped files count as well: they are read in every step.
     """
     sizes: dict[int, int] = {}  # by address
-    stack = [weights]
+    stack: list[Any] = [weights]
     while stack:
         match stack.pop():
             case torch.Tensor() as tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from attrs import evolve
@@ -74,14 +76,15 @@ def unpack_weights(packed: PackedWeights, dtype: torch.dtype, device: torch.devi
     layers = []
     for layer in packed.layers:
         parts = {name: getattr(layer, name) for name in LINEAR}
+        linear: dict[str, Any] = {name: unpack_linear(part, dtype, device) for name, part in parts.items()}
+        linear |= {f"{name}_bias": bias(part) for name, part in parts.items()}
         layers.append(
             LayerWeights(
                 input_norm=tensor(layer.input_norm).to(dtype),
                 q_norm=norm(layer.q_norm),
                 k_norm=norm(layer.k_norm),
                 post_norm=tensor(layer.post_norm).to(dtype),
-                **{name: unpack_linear(weight, dtype, device) for name, weight in parts.items()},
-                **{f"{name}_bias": bias(weight) for name, weight in parts.items()},
+                **linear,
             )
         )
     embedding = tensor(packed.embedding)

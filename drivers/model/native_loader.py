@@ -59,9 +59,9 @@ def load_native(
     published = opened.config.dtype
     if load.weights == "auto":
         for weights in QUANTISED:
-            quality = loader.quality(weights)
-            if quality.kl_divergence <= load.max_divergence:
-                return loader.model(weights), quality
+            measured = loader.quality(weights)
+            if measured.kl_divergence <= load.max_divergence:
+                return loader.model(weights), measured
         return loader.model(published), None
     quality = loader.quality(load.weights) if load.weights in QUANTISED else None
     return loader.model(load.weights), quality

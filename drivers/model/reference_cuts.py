@@ -21,13 +21,15 @@ Scores = npt.NDArray[np.float64]
 def keep(scores: Scores, is_kept: npt.NDArray[np.bool_]) -> Scores:
     """Take every other token away."""
     kept = np.where(is_kept, scores, -np.inf)
-    return kept - kept.max()
+    shifted: Scores = kept - kept.max()
+    return shifted
 
 
 def logprobs_of(scores: Scores) -> Scores:
     """Log-probabilities."""
     with np.errstate(under="ignore"):
-        return scores - np.log(np.exp(scores).sum())
+        logprobs: Scores = scores - np.log(np.exp(scores).sum())
+        return logprobs
 
 
 def _ranked(scores: Scores) -> npt.NDArray[np.intp]:
@@ -104,7 +106,7 @@ def _dynamic_temperature(cut: Cut, scores: Scores, weights: Scores) -> float:
     entropy = math.log(weights.sum()) - _mean(scores, weights)
     most = math.log((scores > -np.inf).sum())
     part = min(max(0.0, entropy / most), 1.0) if most > 0 else 0.0
-    return max(low + (high - low) * part**cut.exponent, float(np.finfo(np.float64).tiny))
+    return float(max(low + (high - low) * part**cut.exponent, np.finfo(np.float64).tiny))
 
 
 def apply_mirostat(scores: Scores, mirostat: MirostatDraw) -> Scores:

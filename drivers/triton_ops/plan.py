@@ -32,7 +32,7 @@ class TritonPlan:
     @property
     def packed_heads(self) -> int:
         """Query heads of a key-value head, with padding to a power of 2."""
-        return triton.next_power_of_2(self.shape.group_size)
+        return int(triton.next_power_of_2(self.shape.group_size))
 
     @property
     def tile_length(self) -> int:

@@ -70,7 +70,8 @@ def add_rms_norm(
 
 def rms_norm_int8(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> Int8Rows:
     """See `Ops.rms_norm_int8`; shapes and errors as above."""
-    out = empty_rows(*x.shape, x.device)
+    num_rows, size = x.shape
+    out = empty_rows(num_rows, size, x.device)
     _launch(x, None, weight, epsilon, out.values, out.scale)
     return out
 
@@ -79,7 +80,8 @@ def add_rms_norm_int8(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float
 ) -> Int8Rows:
     """See `Ops.add_rms_norm_int8`; shapes and errors as above."""
-    out = empty_rows(*x.shape, x.device)
+    num_rows, size = x.shape
+    out = empty_rows(num_rows, size, x.device)
     _launch(x, residual, weight, epsilon, out.values, out.scale)
     return out
 

@@ -198,6 +198,28 @@ def test_a_bad_row_fails_alone(tmp_path: Path) -> None:
         (5, "space 9 makes no vector, and this device does nothing else"),
     ]
     assert [vector is not None for vector in done.vectors] == [True, *[False] * 5]
+
+
+def test_a_step_without_memory_fails_its_rows_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that were to run say why they did not, bad ones what is bad about them, and the next step runs."""
+    save_bert(tmp_path)
+    engine, _ = load_encoder(tmp_path)
+    bind = Bind(0, Sampling(seed=0), (), 0, pooling=Pooling("mean"))
+    rows = (Row(0, 0, (1, 2), False, (), True), Row(0, 0, (97,), False, (), True))
+
+    def run(*_: object) -> None:
+        raise MemoryError("no room for 6 rows")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bert, "run", run)
+        done = engine.run_step(Step(1, (bind,), rows))
+    assert [(fault.row, fault.message) for fault in done.faults] == [
+        (0, "MemoryError: no room for 6 rows"),
+        (1, "a token id is outside the vocabulary of 97"),
+    ]
+    again = engine.run_step(Step(2, (), rows[:1]))
+    assert not again.faults
+    assert again.vectors[0] is not None
     copied = engine.begin_copy(Copy(1, Place("device", (0,)), Place("host", (0,))))
     assert [fault.message for fault in copied.faults] == ["an encoder keeps nothing"]
     assert (engine.collect(), engine.finish(), engine.is_busy) == ([], [], False)
