@@ -74,8 +74,9 @@ $(VENV)/.torch: $(VENV)/bin/pip
 ifneq ($(TORCH_INDEX),)
 	@$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' || \
 		$(BIN)/pip install --no-index --no-deps --dry-run '$(TORCH)' >/dev/null 2>&1 || \
+		{ echo "fetching PyTorch's build for CPUs …" && \
 		$(BIN)/pip install --quiet --disable-pip-version-check --timeout 15 --retries 1 \
-			--index-url $(TORCH_INDEX) --no-deps '$(TORCH)' || \
+			--index-url $(TORCH_INDEX) --no-deps '$(TORCH)'; } || \
 		echo "no torch from $(TORCH_INDEX): it will be what pip finds, perhaps with gigabytes of CUDA" >&2
 endif
 	@touch $@
