@@ -5,19 +5,22 @@
  */
 #include "_power.h"
 
-/* The scores of a segment, in place or in `buffer`; -infinity behind the last. */
+/* The scores of a segment, in place or in `buffer`; -infinity behind the last. Where they lie is computed once: Python's
+ * flags let signed integers wrap around, so that gcc makes no vectors of a loop over raw[first + i].
+ */
 INLINE const double *segment_scores(const llmos_scores *from, int32_t segment, double *buffer)
 {
-    int32_t first = segment * LLMOS_SEGMENT, left = from->n - first;
+    int64_t first = (int64_t)segment * LLMOS_SEGMENT, left = from->n - first;
     if (from->adjusted != NULL)
         return from->adjusted + first;
+    const float *raw = from->raw + first;
     if (left >= LLMOS_SEGMENT) {
         for (int i = 0; i < LLMOS_SEGMENT; i++)
-            buffer[i] = (double)from->raw[first + i];
+            buffer[i] = (double)raw[i];
         return buffer;
     }
     for (int i = 0; i < LLMOS_SEGMENT; i++)
-        buffer[i] = i < left ? (double)from->raw[first + i] : -(double)INFINITY;
+        buffer[i] = i < left ? (double)raw[i] : -(double)INFINITY;
     return buffer;
 }
 
