@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from drivers.model.transformer import Transformer
 
 SECONDS = {  # by section, after which no case of it begins; 8 minutes with what it takes to build and start
-    "checks": 75, "peaks": 10, "kernels": 45, "step": 70, "prefill": 30, "paging": 10, "swap": 15,
-    "serving": 50,
+    "checks": 75, "peaks": 10, "kernels": 45, "step": 70, "formats": 22, "prefill": 30, "paging": 10,
+    "swap": 15, "serving": 50,
 }  # fmt: skip
 GRACE_SECONDS = 20  # for the case that had begun; then the process is ended
 FAILED = 3  # exit code
-INTERPRETED = ("checks", "peaks", "kernels", "step", "prefill", "serving")
+INTERPRETED = ("checks", "peaks", "kernels", "step", "formats", "prefill", "serving")
 INTERPRETED_TIMES = 6  # as much time in a rehearsal
 
 __all__ = ["SECONDS", "main"]
@@ -77,6 +77,7 @@ def open_sections(setup: Setup) -> dict[str, Callable[[], Iterator[Measured]]]:
         "peaks": lambda: gpu_kernels.measure_peaks(setup),
         "kernels": lambda: gpu_kernels.measure_kernels(setup),
         "step": lambda: with_model(gpu_model.measure_decode),
+        "formats": lambda: gpu_model.measure_formats(setup),
         "prefill": lambda: with_model(gpu_model.measure_prefill),
         "paging": lambda: gpu_memory.measure_paging(setup),
         "swap": lambda: gpu_memory.measure_swap(setup),

@@ -8,23 +8,26 @@ import torch
 import torch.nn.functional as F
 
 from drivers.bench.gpu_setup import Setup
+from drivers.bench.gpu_weights import random_weight
 from drivers.bench.rows import Measured
 from drivers.ops.batch import ContiguousPages, build_batch
-from drivers.ops.int8 import GROUP, SCALE_BYTES, Int4Weight, Int8Weight, scales_of
+from drivers.ops.int8 import SCALE_BYTES, Int8Weight, scales_of
 from drivers.ops.interface import AttentionShape
-from drivers.triton_ops.attention import attention
-from drivers.triton_ops.linear import HEIGHTS, linear
+from drivers.triton_ops.attention import attention, verify_tile_rows
+from drivers.triton_ops.linear import TritonLinear
 from drivers.triton_ops.linear_int4 import linear_int4
 from drivers.triton_ops.linear_int8 import linear_int8
 from drivers.triton_ops.plan import TritonPlan, plan_attention
 from drivers.triton_ops.rounding import round_rows
 from drivers.triton_ops.sample import draw_numbers, sample
+from drivers.triton_ops.tuner import open_tuner
 from llmos.device import Row
 from native.sampling import Draw
 
 __all__ = ["measure_kernels", "measure_peaks"]
 
 TOKENS_PER_PAGE = 32
+MANY_ROWS = 512  # of a product that arithmetic limits, and not bandwidth
 
 
 def measure_peaks(setup: Setup) -> Iterator[Measured]:
@@ -38,16 +41,16 @@ def measure_peaks(setup: Setup) -> Iterator[Measured]:
 def measure_kernels(setup: Setup) -> Iterator[Measured]:
     """Each kernel at the model's shape."""
     sizes, config = setup.sizes, setup.sizes.model
+    for rows in sizes.product_rows:  # first: tiles are chosen here, and others need them
+        yield from _product(setup, rows)
+        for num_bits in (8, 4):
+            yield from _integer_product(setup, rows, num_bits)
     for batch in sizes.batches:
         for context in sizes.contexts:
             yield from _decode_attention(setup, batch, context)
         yield from _int8_attention(setup, batch, sizes.contexts[len(sizes.contexts) // 2])
     for tokens in sizes.prompts:
         yield from _prefill_attention(setup, tokens)
-    for rows in (1, HEIGHTS[-1]):
-        yield from _product(setup, rows)
-        for num_bits in (8, 4) if setup.is_gpu or rows == 1 else ():  # interpreted, high tiles take long
-            yield from _integer_product(setup, rows, num_bits)
     case = f"kernels: sampling by top-k and top-p, batch {sizes.batches[-1]}"
     if setup.has_time(case):
         logits = torch.randn(sizes.batches[-1], config.vocab_size, device=setup.device)
@@ -136,7 +139,8 @@ def _prefill_attention(setup: Setup, tokens: int) -> Iterator[Measured]:
     batch = build_batch(
         [Row(0, 0, (0,) * tokens, True)], ContiguousPages(len(k)), TOKENS_PER_PAGE, setup.device
     )
-    plan = plan_attention(batch.spans, shape, setup.device)
+    rows = verify_tile_rows(shape, q.dtype, k.dtype, setup.device)
+    plan = plan_attention(batch.spans, shape, setup.device, rows)
     seconds = setup.seconds(lambda: attention(q, k, v, plan))
     operations = 2 * tokens * tokens * shape.num_heads * shape.head_dim  # causal: half of two products
     peak = setup.arithmetic()
@@ -150,7 +154,7 @@ def _prefill_attention(setup: Setup, tokens: int) -> Iterator[Measured]:
 
 
 def _product(setup: Setup, rows: int) -> Iterator[Measured]:
-    config = setup.sizes.model
+    sizes, config = setup.sizes, setup.sizes.model
     case = f"kernels: product of {rows} rows, {2 * config.intermediate_size} x {config.hidden_size}"
     if not setup.has_time(case):
         return
@@ -158,9 +162,22 @@ def _product(setup: Setup, rows: int) -> Iterator[Measured]:
         2 * config.intermediate_size, config.hidden_size, dtype=setup.sizes.dtype, device=setup.device
     )
     x = torch.randn(rows, config.hidden_size, dtype=setup.sizes.dtype, device=setup.device)
-    height = max(height for height in HEIGHTS if height <= max(rows, HEIGHTS[0]))
-    seconds = setup.seconds(lambda: linear(x, weight, None, height))
-    yield setup.against_bandwidth(case, seconds, weight.nbytes)
+    opened = open_tuner()
+    linear = TritonLinear() if opened is None else TritonLinear(*opened)
+    seconds = setup.seconds(lambda: linear(x, weight, None))
+    if rows < MANY_ROWS:
+        yield setup.against_bandwidth(case, seconds, weight.nbytes)
+    else:
+        rate, peak = 2 * rows * weight.numel() / seconds, setup.arithmetic()
+        yield Measured(
+            case,
+            "rate",
+            rate / 1e12,
+            "TFLOP/s",
+            f"product, {peak / 1e12:.4g} TFLOP/s",
+            rate / peak,
+            sizes.runs,
+        )
     yield setup.beside(case, seconds, "the library", setup.seconds(lambda: x @ weight.T))
 
 
@@ -171,21 +188,16 @@ def _integer_product(setup: Setup, rows: int, num_bits: int) -> Iterator[Measure
     case = f"kernels: W{num_bits}A8 product of {rows} rows, {size_out} x {size_in}"
     if not setup.has_time(case):
         return
-    scale = torch.full((size_out,), 1e-3, device=setup.device)
-    weight: Int8Weight | Int4Weight
-    if num_bits == 8:
-        values = torch.randint(-127, 128, (size_out, size_in), dtype=torch.int8, device=setup.device)
-        weight, num_bytes = Int8Weight(values, scale, setup.sizes.dtype), values.nbytes
-    else:
-        num_groups = -(-size_in // GROUP)
-        size = (size_out, num_groups * GROUP // 2)
-        codes = torch.randint(0, 256, size, dtype=torch.uint8, device=setup.device)
-        step, offset = (
-            torch.full((size_out, num_groups), number, dtype=torch.uint8, device=setup.device)
-            for number in (16, 8)
+    weight = random_weight(size_out, size_in, setup.sizes.dtype, setup.device, f"w{num_bits}a8")
+    assert not isinstance(weight, torch.Tensor)
+    num_bytes = sum(
+        part.nbytes
+        for part in (
+            (weight.values,)
+            if isinstance(weight, Int8Weight)
+            else (weight.codes, weight.group_scale, weight.group_offset)
         )
-        weight = Int4Weight(codes, step, offset, scale, setup.sizes.dtype, size_in)
-        num_bytes = codes.nbytes + step.nbytes + offset.nbytes
+    )
     multiply = linear_int8 if isinstance(weight, Int8Weight) else linear_int4
     x = torch.randn(rows, size_in, dtype=setup.sizes.dtype, device=setup.device)
     seconds = setup.seconds(lambda: multiply(round_rows(x), weight))

@@ -43,6 +43,8 @@ class Sizes:
     batches: tuple[int, ...]
     contexts: tuple[int, ...]
     prompts: tuple[int, ...]  # tokens
+    product_rows: tuple[int, ...]  # of a matrix product alone
+    ablation_batches: tuple[int, ...]  # with and without graphs, two steps in flight, and fewer bits
     served_dtype: torch.dtype
     peak_bytes: int  # of the copy that bandwidth is measured by
     peak_side: int  # of the square matrices that the arithmetic peak is measured by
@@ -56,8 +58,9 @@ def full_sizes() -> Sizes:
     return Sizes(
         model=BENCH_8B, served=evolve(SHAPES["1b"], max_positions=4096), dtype=torch.bfloat16,
         batches=(1, 4, 16, 64, 256), contexts=(1 << 10, 1 << 12, 1 << 14, 1 << 15, 1 << 17),
-        prompts=(512, 2048, 8192, 32768), served_dtype=torch.float16,
-        peak_bytes=1 << 30, peak_side=8192, num_calls=1000, swap_frames=512, runs=5,
+        prompts=(512, 4096, 8192, 32768), product_rows=(1, 16, 64, 4096), ablation_batches=(1, 8, 64),
+        served_dtype=torch.float16, peak_bytes=1 << 30, peak_side=8192, num_calls=1000, swap_frames=512,
+        runs=5,
     )  # fmt: skip
 
 
@@ -69,8 +72,8 @@ def rehearsal_sizes() -> Sizes:
     )  # fmt: skip
     return Sizes(
         model=tiny, served=SHAPES["tiny"], dtype=torch.float32, batches=(1, 2), contexts=(16,), prompts=(8,),
-        served_dtype=torch.float32, peak_bytes=1 << 16, peak_side=64, num_calls=3,
-        swap_frames=4, runs=1,
+        product_rows=(1,), ablation_batches=(1,), served_dtype=torch.float32, peak_bytes=1 << 16,
+        peak_side=64, num_calls=3, swap_frames=4, runs=1,
     )  # fmt: skip
 
 

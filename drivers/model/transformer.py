@@ -12,7 +12,7 @@ from attrs import frozen
 
 from drivers.model.config import ModelConfig
 from drivers.model.footprint import count_bytes
-from drivers.model.kv_layout import kv_views
+from drivers.model.kv_layout import KV_DTYPES, kv_views
 from drivers.model.reference_sampler import choose_tokens
 from drivers.model.rope import rope_tables
 from drivers.model.weights import LayerWeights, Weights
@@ -170,6 +170,9 @@ class Transformer:
             for weight in (layer.qkv, layer.output, layer.gate_up, layer.down):
                 ops.prepare_linear(weight)
         ops.prepare_linear(weights.head)
+        ops.prepare_attention(
+            self.shape, weights.final_norm.dtype, KV_DTYPES.get(info.kv, torch.int8), self.device
+        )
 
     def kv_views(self, buffer: torch.Tensor, kv: KVFormat, segment: int) -> list[torch.Tensor]:
         """See Model: [num_pages, tokens_per_page, num_kv_heads, head_dim] for each layer."""

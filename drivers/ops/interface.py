@@ -114,6 +114,18 @@ class Ops(Protocol):
             The rotated queries [num_tokens, num_heads, head_dim], contiguous.
         """
 
+    def prepare_attention(
+        self, shape: AttentionShape, dtype: torch.dtype, kv_dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """Choose, and where needed verify, how attention is computed. Called once at load.
+
+        Args:
+            shape: of the model.
+            dtype: of queries.
+            kv_dtype: of keys and values.
+            device: of both.
+        """
+
     def plan_attention(self, batch: Batch, shape: AttentionShape) -> AttentionPlan:
         """Prepare a step's attention; the same plan serves every layer."""
 

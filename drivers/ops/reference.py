@@ -116,6 +116,11 @@ class ReferenceOps:
             v_pages[batch.pages, batch.slots] = v
         return rotate_halves(q, cos, sin)
 
+    def prepare_attention(
+        self, shape: AttentionShape, dtype: torch.dtype, kv_dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """See `Ops.prepare_attention`: there is nothing to choose."""
+
     def plan_attention(self, batch: Batch, shape: AttentionShape) -> AttentionPlan:
         """See `Ops.plan_attention`."""
         return plan_attention(batch, shape)

@@ -1,8 +1,9 @@
 """Causal attention over virtually contiguous keys: one order of summation, for a new token and for a prompt.
 
-A program takes a tile: up to TILE_ROWS queries, which are positions times the query heads of one key-value
-head. Tiles begin at multiples of their length. Keys are summed in blocks that begin at multiples of BLOCK,
-blocks in splits that begin at multiples of SPLIT, and splits are joined in the order of positions:
+A program takes a tile: up to 64 queries, or 128 of a prompt where those were seen to give the same bits. They
+are positions times the query heads of one key-value head. Tiles begin at multiples of their length. Keys are
+summed in blocks that begin at multiples of BLOCK, blocks in splits that begin at multiples of SPLIT, splits
+joined in the order of positions:
 
     m' = max(m, m_j)      l' = l 2^(m - m') + l_j 2^(m_j - m')      o' likewise;      result = o / l
 
@@ -21,16 +22,19 @@ import torch
 import triton
 import triton.language as tl
 
-from drivers.ops.int8 import scales_of
+from drivers.ops.batch import Span
+from drivers.ops.int8 import SCALE_BYTES, scales_of
 from drivers.ops.interface import AttentionShape
 from drivers.triton_ops.operands import MIN_DOT, operand_format
-from drivers.triton_ops.plan import TritonPlan
+from drivers.triton_ops.plan import HIGH_TILE_ROWS, TILE_ROWS, TritonPlan, plan_attention
 
-__all__ = ["BLOCK", "SPLIT", "attention", "reference_attention"]
+__all__ = ["BLOCK", "SPLIT", "attention", "reference_attention", "verify_tile_rows"]
 
 # constants, because they are part of the order of summation
 SPLIT = 512  # keys
 BLOCK = 64
+STAGES, HIGH_STAGES = 3, 2  # blocks in shared memory; with one more, high tiles spill registers
+TILE_WARPS = 4  # for TILE_ROWS queries: a row of a product is always those of one warp
 LOG2_E = 1.4426950408889634
 UNLIMITED = 1 << 40  # a window that hides nothing
 
@@ -194,6 +198,7 @@ def _attend_tile(
             num_kv_heads, DIM, WIDTH, BLOCK, INT8,
         )  # fmt: skip
         best, total, weighted = _join(best, total, weighted, split_best, split_total, split_weighted)
+    total = tl.where(total > 0.0, total, 1.0)  # of rows of padding, which may see no key
     tl.store(out + heads[:, None] * DIM + at[None, :], weighted / total[:, None], mask=real)
 
 
@@ -228,14 +233,17 @@ def attention(
     numbers = (k_pages.shape[1], window, dim**-0.5 * LOG2_E, *k_pages.stride()[:3], *v_pages.stride()[:3])
     width = max(MIN_DOT, triton.next_power_of_2(dim))
     constants = {
-        "GROUP": shape.group_size, "PACKED": plan.packed_heads, "TILE": plan.tile_length, "DIM": dim,
+        "GROUP": shape.group_size, "PACKED": plan.packed_heads, "DIM": dim,
         "WIDTH": width, "SPLIT": SPLIT, "BLOCK": BLOCK, "INT8": is_int8,
         "OPERAND": operand_format(q.dtype if is_int8 else k_pages.dtype),
     }  # fmt: skip
     if num_tiles := plan.tiles.shape[1]:
+        is_high = plan.tile_rows > TILE_ROWS
         _attend_tile[(num_tiles, kv_heads)](
-            q, k_pages, v_pages, plan.tiles, num_tiles, out, kv_heads, *numbers, **constants
-        )
+            q, k_pages, v_pages, plan.tiles, num_tiles, out, kv_heads, *numbers, **constants,
+            TILE=plan.tile_length, num_warps=(1 + is_high) * TILE_WARPS,
+            num_stages=HIGH_STAGES if is_high else STAGES,
+        )  # fmt: skip
     if num_singles := plan.singles.shape[1]:
         num_splits = triton.cdiv(plan.max_length, SPLIT)
         part_out = torch.empty(num_singles, heads, num_splits, dim, dtype=torch.float32, device=q.device)
@@ -244,13 +252,53 @@ def attention(
         )
         _attend_single[(num_singles, kv_heads, num_splits)](
             q, k_pages, v_pages, plan.singles, num_singles, part_out, part_best, part_total, num_splits,
-            kv_heads, *numbers, **constants,
+            kv_heads, *numbers, **constants, TILE=max(1, TILE_ROWS // plan.packed_heads),
+            num_warps=TILE_WARPS,
         )  # fmt: skip
         _join_single[(num_singles, heads)](
             part_out, part_best, part_total, plan.singles, num_singles, out, num_splits, heads, window,
             DIM=dim, WIDTH=width, SPLIT=SPLIT,
         )  # fmt: skip
     return out
+
+
+def verify_tile_rows(
+    shape: AttentionShape, dtype: torch.dtype, kv_dtype: torch.dtype, device: torch.device
+) -> int:
+    """How many queries a tile of a prompt may have: HIGH_TILE_ROWS if they give the bits of TILE_ROWS, here.
+
+    Args:
+        shape: whose heads are looked at for one key-value head; programs have no other.
+        dtype: of queries.
+        kv_dtype: of keys and values.
+        device: that computes.
+    """
+    one = AttentionShape(shape.group_size, 1, shape.head_dim, shape.window)
+    start, num_tokens = SPLIT - 5, HIGH_TILE_ROWS // triton.next_power_of_2(shape.group_size) + 11
+    generator = torch.Generator().manual_seed(shape.head_dim)
+    # a page for all of it; in int8 with room for the scales
+    num_rows = start + num_tokens
+    size = (1, num_rows, 1, shape.head_dim)
+    pages = []
+    for _ in range(2):
+        numbers = torch.randn(size, generator=generator)
+        if kv_dtype == torch.int8:
+            stride = num_rows * (shape.head_dim + SCALE_BYTES)
+            page = torch.zeros(stride, dtype=torch.int8, device=device).as_strided(
+                size, (stride, shape.head_dim, shape.head_dim, 1)
+            )
+            scales_of(page).fill_(1 / 32)
+            page.copy_((numbers * 32).round().clamp(-127, 127))
+            pages.append(page)
+        else:
+            pages.append(numbers.to(device, kv_dtype))
+    q = torch.randn(num_tokens, shape.group_size, shape.head_dim, generator=generator).to(device, dtype)
+    span = Span(0, start, num_tokens, (0,))
+    low, high = (
+        attention(q, *pages, plan_attention([span], one, device, rows))
+        for rows in (TILE_ROWS, HIGH_TILE_ROWS)
+    )
+    return HIGH_TILE_ROWS if torch.equal(low, high) else TILE_ROWS
 
 
 def reference_attention(

@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 
 from drivers.ops.int8 import GROUP, Int4Weight, Int8Rows
-from drivers.triton_ops.linear import COLUMNS, HEIGHTS, NUM_WARPS
 from drivers.triton_ops.linear_int8 import MAX_SIZE_IN, store_scaled
+from drivers.triton_ops.tiles import GROUP_TILES, Tile, default_tile, fit_tile, tile_at
 
 __all__ = ["linear_int4"]
 
@@ -35,9 +35,9 @@ def _linear_int4(
     x, x_scale, codes, group_scale, group_offset, weight_scale, bias, out, num_tokens, size_in, size_out,
     num_groups,
     BIASED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, HALF: tl.constexpr,
+    GROUP_TILES: tl.constexpr,
 ):  # fmt: skip
-    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
-    columns = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)
+    rows, columns = tile_at(tl.program_id(0), num_tokens, size_out, ROWS, COLUMNS, GROUP_TILES)
     are_columns = columns < size_out
     total = tl.zeros((ROWS, COLUMNS), tl.int32)
     for group in range(0, num_groups):
@@ -56,7 +56,7 @@ def _linear_int4(
 
 
 def linear_int4(
-    x: Int8Rows, weight: Int4Weight, bias: torch.Tensor | None = None, height: int | None = None
+    x: Int8Rows, weight: Int4Weight, bias: torch.Tensor | None = None, tile: Tile | None = None
 ) -> torch.Tensor:
     """See `linear_int8`: the same numbers, of the same integers."""
     (num_tokens, size_in), size_out = x.values.shape, len(weight.codes)
@@ -71,13 +71,11 @@ def linear_int4(
         raise ValueError("rows, codes, scales, offsets and bias must be contiguous")
     out = torch.empty(num_tokens, size_out, dtype=weight.dtype, device=x.values.device)
     if out.numel():
-        if height is None:
-            height = next((high for high in reversed(HEIGHTS) if high < 2 * num_tokens), HEIGHTS[0])
-        columns = COLUMNS[height]
-        _linear_int4[(triton.cdiv(num_tokens, height), triton.cdiv(size_out, columns))](
+        tile = fit_tile(tile or default_tile(num_tokens), 1)
+        _linear_int4[(tile.num_programs(num_tokens, size_out),)](
             *parts, weight.scale if bias is None else bias, out, num_tokens, size_in, size_out,
             weight.group_scale.shape[1],
-            BIASED=bias is not None, ROWS=height, COLUMNS=columns, HALF=GROUP // 2,
-            num_warps=NUM_WARPS[height],
+            BIASED=bias is not None, ROWS=tile.rows, COLUMNS=tile.columns, HALF=GROUP // 2,
+            GROUP_TILES=GROUP_TILES, num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
     return out

@@ -1,6 +1,6 @@
 """Products of int8 rows with int8 weights: sums in int32, which are exact, so rows are invariant in any tile.
 
-The tile's height is free: no bit depends on it. In fp32 a sum is multiplied by its row's scale, then by its
+The tile is free: no bit depends on it. In fp32 a sum is multiplied by its row's scale, then by its
 output's, and the bias is added; the result is rounded once.
 """
 
@@ -11,11 +11,10 @@ import triton
 import triton.language as tl
 
 from drivers.ops.int8 import Int8Rows, Int8Weight
-from drivers.triton_ops.linear import COLUMNS, HEIGHTS, NUM_WARPS
+from drivers.triton_ops.tiles import GROUP_TILES, STEP_BYTES, Tile, default_tile, fit_tile, tile_at
 
 __all__ = ["MAX_SIZE_IN", "linear_int8", "store_scaled"]
 
-STEP = 128  # of the inner dimension: bytes
 MAX_SIZE_IN = 1 << 16  # sums of 127 * 127 stay below 2^31
 
 
@@ -44,26 +43,33 @@ def store_scaled(
 @triton.jit(do_not_specialize=["num_tokens"])
 def _linear_int8(
     x, x_scale, weight, weight_scale, bias, out, num_tokens, size_in, size_out,
-    BIASED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,
+    BIASED: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,
+    GROUP_TILES: tl.constexpr,
 ):  # fmt: skip
-    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
-    columns = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)
+    rows, columns = tile_at(tl.program_id(0), num_tokens, size_out, ROWS, COLUMNS, GROUP_TILES)
     are_rows, are_columns = rows < num_tokens, columns < size_out
+    step = tl.arange(0, STEP)
+    left_at = x + rows[:, None] * size_in + step[None, :]
+    right_at = weight + columns[:, None] * size_in + step[None, :]
     total = tl.zeros((ROWS, COLUMNS), tl.int32)
     for begin in range(0, size_in, STEP):
-        at = begin + tl.arange(0, STEP)
-        real = are_rows[:, None] & (at < size_in)[None, :]
-        left = tl.load(x + rows[:, None] * size_in + at[None, :], mask=real, other=0)
-        real = are_columns[:, None] & (at < size_in)[None, :]
-        right = tl.load(weight + columns[:, None] * size_in + at[None, :], mask=real, other=0)
+        if EVEN:
+            left = tl.load(left_at, mask=are_rows[:, None], other=0)
+            right = tl.load(right_at)
+        else:
+            inside = (begin + step < size_in)[None, :]
+            left = tl.load(left_at, mask=are_rows[:, None] & inside, other=0)
+            right = tl.load(right_at, mask=are_columns[:, None] & inside, other=0)
         total = tl.dot(left, tl.trans(right), total, out_dtype=tl.int32)
+        left_at += STEP
+        right_at += STEP
     store_scaled(
         total, x_scale, weight_scale, bias, out, rows, columns, num_tokens, size_out, BIASED
     )  # fmt: skip
 
 
 def linear_int8(
-    x: Int8Rows, weight: Int8Weight, bias: torch.Tensor | None = None, height: int | None = None
+    x: Int8Rows, weight: Int8Weight, bias: torch.Tensor | None = None, tile: Tile | None = None
 ) -> torch.Tensor:
     """[num_tokens, in] @ [out, in].T + [out] -> [num_tokens, out] in the weight's dtype.
 
@@ -71,7 +77,7 @@ def linear_int8(
         x: rounded rows.
         weight: of at most 65536 inputs.
         bias: contiguous, any number format, or None.
-        height: rows of a tile, one of HEIGHTS; None: as many as there are tokens for.
+        tile: of any shape; None: one that suits the number of tokens.
 
     Raises:
         ValueError: the shapes do not fit, or a tensor is not contiguous.
@@ -86,12 +92,12 @@ def linear_int8(
         raise ValueError("rows, weight, scales and bias must be contiguous")
     out = torch.empty(num_tokens, size_out, dtype=weight.dtype, device=x.values.device)
     if out.numel():
-        if height is None:
-            height = next((high for high in reversed(HEIGHTS) if high < 2 * num_tokens), HEIGHTS[0])
-        columns = COLUMNS[height]
-        _linear_int8[(triton.cdiv(num_tokens, height), triton.cdiv(size_out, columns))](
+        tile = fit_tile(tile or default_tile(num_tokens), 1)
+        _linear_int8[(tile.num_programs(num_tokens, size_out),)](
             x.values, x.scale, weight.values, weight.scale, weight.scale if bias is None else bias, out,
             num_tokens, size_in, size_out,
-            BIASED=bias is not None, ROWS=height, COLUMNS=columns, STEP=STEP, num_warps=NUM_WARPS[height],
+            BIASED=bias is not None, EVEN=size_in % STEP_BYTES == 0 and size_out % tile.columns == 0,
+            ROWS=tile.rows, COLUMNS=tile.columns, STEP=STEP_BYTES, GROUP_TILES=GROUP_TILES,
+            num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
     return out

@@ -11,16 +11,18 @@ from drivers.ops.int8 import Activations, Int4Weight, Int8Rows, Int8Weight, Weig
 from drivers.ops.interface import AttentionPlan, AttentionShape, HeadNorms
 from drivers.ops.tiling import BASE_TILE, TiledLinear
 from drivers.ops.transfer import send
-from drivers.triton_ops.attention import attention
+from drivers.triton_ops.attention import attention, verify_tile_rows
 from drivers.triton_ops.linear import TritonLinear
 from drivers.triton_ops.linear_int4 import linear_int4
 from drivers.triton_ops.linear_int8 import linear_int8
-from drivers.triton_ops.plan import TritonPlan, plan_attention
+from drivers.triton_ops.operands import INTERPRETED
+from drivers.triton_ops.plan import TILE_ROWS, TritonPlan, plan_attention
 from drivers.triton_ops.rms_norm import add_rms_norm, add_rms_norm_int8, rms_norm, rms_norm_int8
 from drivers.triton_ops.rope_kv import rope_write_kv
 from drivers.triton_ops.rounding import round_rows
 from drivers.triton_ops.sample import can_draw, draw_limits, draw_numbers, sample
 from drivers.triton_ops.silu_mul import silu_mul, silu_mul_int8
+from drivers.triton_ops.tuner import open_tuner
 from native.sampling import Draw
 
 __all__ = ["TritonOps"]
@@ -34,7 +36,7 @@ class TritonOps:
 
     Args:
         use_library: multiply by the vendor's library where its tiles were verified, large ones too; else, and
-            where they were not, in triton.
+            where they were not, in triton: in the fastest of the tiles that give the same bits.
     """
 
     kernels = "triton"
@@ -42,7 +44,9 @@ class TritonOps:
     def __init__(self, *, use_library: bool = True) -> None:
         self._use_library = use_library
         self._library = TiledLinear(LIBRARY_TILES)
-        self._linear = TritonLinear()
+        self._tile_rows: dict[AttentionShape, int] = {}  # of prompts
+        opened = open_tuner()
+        self._linear = TritonLinear() if opened is None else TritonLinear(*opened)
 
     def uses_library(self, weight: torch.Tensor) -> bool:
         """Whether this weight is multiplied by the vendor's library."""
@@ -51,7 +55,7 @@ class TritonOps:
     def prepare_linear(self, weight: Weight) -> None:
         """See `Ops.prepare_linear`. Sums of integers need no verification."""
         if isinstance(weight, torch.Tensor) and not self.uses_library(weight):
-            self._linear.heights(weight)
+            self._linear.tiles(weight)
 
     def embedding(self, token_ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
         """See `Ops.embedding`."""
@@ -102,9 +106,17 @@ class TritonOps:
         """See `Ops.rope_write_kv`."""
         return rope_write_kv(qkv, norms, cos, sin, k_pages, v_pages, batch.pages, batch.slots)
 
+    def prepare_attention(
+        self, shape: AttentionShape, dtype: torch.dtype, kv_dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """See `Ops.prepare_attention`. High tiles gain nothing in the interpreter."""
+        if not INTERPRETED:
+            self._tile_rows[shape] = verify_tile_rows(shape, dtype, kv_dtype, device)
+
     def plan_attention(self, batch: Batch, shape: AttentionShape) -> TritonPlan:
         """See `Ops.plan_attention`. Raises ValueError: a row's pages are not consecutive."""
-        return plan_attention(batch.spans, shape, batch.token_ids.device)
+        rows = self._tile_rows.get(shape, TILE_ROWS)
+        return plan_attention(batch.spans, shape, batch.token_ids.device, rows)
 
     def attention(
         self, q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor, plan: AttentionPlan

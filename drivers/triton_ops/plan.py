@@ -13,9 +13,10 @@ from drivers.ops.batch import Span
 from drivers.ops.interface import AttentionShape
 from drivers.ops.transfer import send
 
-__all__ = ["TritonPlan", "plan_attention", "plan_singles"]
+__all__ = ["HIGH_TILE_ROWS", "TILE_ROWS", "TritonPlan", "plan_attention", "plan_singles"]
 
 TILE_ROWS = 64  # queries of a program; a constant, so that a product has one shape
+HIGH_TILE_ROWS = 128  # of a prompt, where those were seen to have the same bits: keys are read half as often
 
 
 @frozen(eq=False)
@@ -28,6 +29,7 @@ class TritonPlan:
     )  # [3, num_singles]: page of position 0; the token's position, -1: padding; its place
     tiles: torch.Tensor  # [4, num_tiles]: page of position 0; first position, end; place of the first token
     max_length: int  # no lone token sees more keys. It sets the size of a grid, and changes no bit
+    tile_rows: int = TILE_ROWS  # queries of a tile
 
     @property
     def packed_heads(self) -> int:
@@ -37,7 +39,7 @@ class TritonPlan:
     @property
     def tile_length(self) -> int:
         """Positions of a tile; tiles begin at multiples of it."""
-        return max(1, TILE_ROWS // self.packed_heads)
+        return max(1, self.tile_rows // self.packed_heads)
 
 
 def plan_singles(shape: AttentionShape, singles: torch.Tensor, max_length: int) -> TritonPlan:
@@ -45,14 +47,16 @@ def plan_singles(shape: AttentionShape, singles: torch.Tensor, max_length: int) 
     return TritonPlan(shape, singles, singles.new_empty((4, 0)), max_length)
 
 
-def plan_attention(spans: Sequence[Span], shape: AttentionShape, device: torch.device) -> TritonPlan:
-    """Cut chunks into tiles; chunks of one token are lone tokens.
+def plan_attention(
+    spans: Sequence[Span], shape: AttentionShape, device: torch.device, tile_rows: int = TILE_ROWS
+) -> TritonPlan:
+    """Cut chunks into tiles of so many queries; chunks of one token are lone tokens.
 
     Raises:
         ValueError: the pages of a row are not consecutive.
     """
     nothing = torch.empty((4, 0), dtype=torch.int64)
-    length = TritonPlan(shape, nothing, nothing, 1).tile_length
+    length = TritonPlan(shape, nothing, nothing, 1, tile_rows).tile_length
     singles: list[tuple[int, int, int]] = []
     tiles: list[tuple[int, int, int, int]] = []
     for span in spans:
@@ -78,4 +82,5 @@ def plan_attention(spans: Sequence[Span], shape: AttentionShape, device: torch.d
         tensor(singles, 3),
         tensor(tiles, 4),
         max((position for _, position, _ in singles), default=0) + 1,
+        tile_rows,
     )

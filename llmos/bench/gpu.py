@@ -16,7 +16,7 @@ from llmos.config import ConfigError
 from llmos.errors import LlmosError
 from syscalls.errno import SyscallError
 
-SECTIONS = ("checks", "peaks", "kernels", "step", "prefill", "paging", "swap", "serving")
+SECTIONS = ("checks", "peaks", "kernels", "step", "formats", "prefill", "paging", "swap", "serving")
 SERVING_SECONDS = 70.0  # of llmos, and of transformers, each
 REHEARSAL = "a rehearsal, on the processor: none of these numbers measures anything"
 

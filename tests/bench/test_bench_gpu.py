@@ -42,8 +42,10 @@ def test_a_rehearsal_runs_every_part() -> None:
     for case in (
         "checks: properties and parity", "peaks: matrix product", "attention: decode, batch 2",
         "attention: prompt of 8", "kernels: product of 1 rows", "kernels: sampling",
-        "step: decode, batch 2, context 16", "step: prompt of 8", "paging: map and set access",
-        "swap: device to host", "swap: host to device", "serving: llmos up",
+        "step: decode, batch 2, context 16", "step: decode, batch 1, context 16, two in flight",
+        "step: decode, batch 1, context 16, graphs", "step: decode, FP32 weights, int8 keys and values",
+        "step: decode, W8A8 weights, int8 keys and values", "step: decode, W4A8 weights", "step: prompt of 8",
+        "paging: map and set access", "swap: device to host", "swap: host to device", "serving: llmos up",
     ):  # fmt: skip
         assert case in result.stdout, case
     assert "transformers" in result.stdout

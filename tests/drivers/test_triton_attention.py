@@ -18,9 +18,10 @@ from llmos.device import KVFormat, Row
 pytest.importorskip("triton", reason="triton is not installed (extra: cuda)")
 
 from drivers.triton_ops import attention as attention_module
-from drivers.triton_ops.attention import SPLIT, attention, reference_attention
+from drivers.triton_ops import ops as ops_module
+from drivers.triton_ops.attention import SPLIT, attention, reference_attention, verify_tile_rows
 from drivers.triton_ops.ops import TritonOps
-from drivers.triton_ops.plan import plan_attention
+from drivers.triton_ops.plan import HIGH_TILE_ROWS, TILE_ROWS, plan_attention
 from drivers.triton_ops.rope_kv import rope_write_kv
 
 TOLERANCE = {"fp32": 2e-5, "fp16": 3e-3, "bf16": 1.6e-2}
@@ -101,6 +102,7 @@ def test_rope_and_write_are_the_references(starts, group, half, name, has_norms,
     rows=[(SPLIT - 3, 7), (SPLIT, 1)], group=3, dim=8, tokens_per_page=5, window=None, name="bf16", seed=0
 )
 @example(rows=[(SPLIT + 40, 1), (62, 5)], group=1, dim=8, tokens_per_page=16, window=60, name="fp32", seed=0)
+@example(rows=[(0, 1), (0, 2)], group=1, dim=8, tokens_per_page=5, window=1, name="bf16", seed=0)
 def test_attention_alone_and_in_company(rows, group, dim, tokens_per_page, window, name, seed):
     """NaN past a row's end is not seen; a token alone has the bits that it has in a chunk and in company."""
     shape = AttentionShape(group, 1, dim, window)
@@ -117,6 +119,9 @@ def test_attention_alone_and_in_company(rows, group, dim, tokens_per_page, windo
     spans = [(row * row_pages, *row_at) for row, row_at in enumerate(rows)]
     wanted = reference_attention(q, k_pages, v_pages, spans, shape)
     torch.testing.assert_close(out, wanted, rtol=TOLERANCE[name], atol=TOLERANCE[name])
+    high = plan_attention(batch.spans, shape, DEVICE, HIGH_TILE_ROWS)
+    out_high = attention(q, k_pages, v_pages, high)
+    torch.testing.assert_close(out_high, wanted, rtol=TOLERANCE[name], atol=TOLERANCE[name])
     token = 0
     for row, (start, count) in enumerate(rows):
         for chosen in {0, count - 1}:
@@ -126,6 +131,40 @@ def test_attention_alone_and_in_company(rows, group, dim, tokens_per_page, windo
             rows_of_q = q[token + chosen].expand(row + 1, group, dim).contiguous()
             assert torch.equal(attention(rows_of_q, k_pages, v_pages, plan)[-1], out[token + chosen])
         token += count
+
+
+@pytest.mark.parametrize("kv", [torch.float32, torch.int8])
+def test_high_tiles_are_for_prompts_where_they_give_the_same_bits(
+    kv: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are looked at before they are used; where a row comes out otherwise the low ones stay."""
+    shape = AttentionShape(8, 2, 8, 40)
+    agreed = verify_tile_rows(shape, torch.float32, kv, DEVICE)
+    assert agreed in (TILE_ROWS, HIGH_TILE_ROWS)
+    seen: list[int] = []
+    true_attention = attention
+
+    def uneven(q, k_pages, v_pages, plan):
+        seen.append(plan.tile_rows)
+        out = true_attention(q, k_pages, v_pages, plan)
+        out[-1] += plan.tile_rows == HIGH_TILE_ROWS
+        return out
+
+    monkeypatch.setattr(attention_module, "attention", uneven)
+    assert verify_tile_rows(shape, torch.float32, kv, DEVICE) == TILE_ROWS
+    assert seen == [TILE_ROWS, HIGH_TILE_ROWS]
+    monkeypatch.setattr(ops_module, "INTERPRETED", False)
+    batch = batch_of([(3, 40)], 3, 16)
+    for rows in (TILE_ROWS, HIGH_TILE_ROWS):
+        monkeypatch.setattr(ops_module, "verify_tile_rows", lambda *given, rows=rows: rows)
+        ops = TritonOps(use_library=False)
+        ops.prepare_attention(shape, torch.float32, kv, DEVICE)
+        plan = ops.plan_attention(batch, shape)
+        assert (plan.tile_rows, plan.tile_length) == (rows, rows // 4)
+        firsts, ends = plan.tiles[1:3].tolist()
+        assert sorted(zip(firsts, ends, strict=True)) == [
+            (max(3, begin), min(43, begin + rows // 4)) for begin in range(0, 43, rows // 4)
+        ]
 
 
 def test_a_larger_grid_changes_no_bit() -> None:

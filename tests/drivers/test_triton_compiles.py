@@ -13,8 +13,9 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed (extra: cuda)")
 
+from triton_compiler import SHARED_BYTES
+
 ROOT = Path(__file__).parents[2]
-SHARED_BYTES = {"80": 163 << 10, "90": 227 << 10}  # that a program can have, by compute capability
 LARGE_PRODUCTS = {"80": "mma.sync", "90": "wgmma"}
 MAX_STACK_BYTES = {"80": 320, "90": 128}  # spilt registers: a few, a tile of attention on Ampere some more
 KERNELS = {
@@ -34,9 +35,12 @@ KERNELS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", sorted(SHARED_BYTES))
+@pytest.mark.parametrize("capability", sorted(LARGE_PRODUCTS))
 def test_kernels_compile(tmp_path: Path, capability: str) -> None:
-    """In bf16 and in 8 bits, within registers and shared memory; products go to the matrix units."""
+    """In bf16 and in 8 bits, within registers and shared memory; products go to the matrix units.
+
+    On Hopper products spill nothing, in any tile that may be chosen.
+    """
     environment = {
         **os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT),
     }  # fmt: skip
@@ -46,8 +50,9 @@ def test_kernels_compile(tmp_path: Path, capability: str) -> None:
     for line in told.splitlines():
         kernel = json.loads(line)
         found[kernel["kernel"]].append(kernel)
-        assert kernel["stack_bytes"] <= MAX_STACK_BYTES[capability], line
-        assert kernel["shared_bytes"] <= SHARED_BYTES[capability], line
+        is_product = capability == "90" and kernel["kernel"].startswith("_linear")
+        assert kernel["stack_bytes"] <= (0 if is_product else MAX_STACK_BYTES[capability]), line
+        assert kernel["shared_bytes"] <= SHARED_BYTES[int(capability)], line
     assert set(found) == KERNELS
     for name in ("_linear", "_linear_int4", "_linear_int8", "_attend_tile", "_attend_single"):
         assert all(kernel["products"] for kernel in found[name]), name

@@ -19,16 +19,17 @@ from native.gemm import WeightFormat, pack_weight, quantise_rows
 
 pytest.importorskip("triton", reason="triton is not installed (extra: cuda)")
 
-from drivers.triton_ops.linear import HEIGHTS
 from drivers.triton_ops.linear_int4 import linear_int4
 from drivers.triton_ops.linear_int8 import linear_int8
 from drivers.triton_ops.ops import TritonOps
 from drivers.triton_ops.rms_norm import add_rms_norm, add_rms_norm_int8, rms_norm_int8
 from drivers.triton_ops.rounding import round_rows
 from drivers.triton_ops.silu_mul import silu_mul_int8
+from drivers.triton_ops.tiles import KINDS
 
 FLOATS = sorted((torch.float32, torch.float16, torch.bfloat16), key=str)
 DTYPES = st.sampled_from(FLOATS)
+TILES = [tile for kind in KINDS for tile in kind]
 few = settings(max_examples=10)
 
 
@@ -84,27 +85,25 @@ def test_what_is_not_finite_does_not_pass_unseen(bad: float) -> None:
     size_out=st.integers(1, 67),
     dtype=DTYPES,
     has_bias=st.booleans(),
-    height=st.sampled_from(HEIGHTS),
+    tile=st.sampled_from(TILES),
     seed=st.integers(0, 99),
 )
-@example(tokens=3, size_in=128, size_out=32, dtype=torch.bfloat16, has_bias=True, height=16, seed=0)
-def test_products_are_exact(tokens, size_in, size_out, dtype, has_bias, height, seed) -> None:
-    """With scales of 1 the sums are NumPy's in int32; a row's bits are its own, in tiles of any height."""
+@example(tokens=3, size_in=128, size_out=32, dtype=torch.bfloat16, has_bias=True, tile=TILES[0], seed=0)
+def test_products_are_exact(tokens, size_in, size_out, dtype, has_bias, tile, seed) -> None:
+    """With scales of 1 the sums are NumPy's in int32; a row's bits are its own, in tiles of any shape."""
     values, weights = integers(tokens, size_in, seed), integers(size_out, size_in, seed + 1)
     ones = Int8Rows(values, torch.ones(tokens, device=DEVICE))
     plain = Int8Weight(weights, torch.ones(size_out, device=DEVICE), torch.float32)
     sums = values.cpu().numpy().astype(np.int32) @ weights.cpu().numpy().astype(np.int32).T
-    np.testing.assert_array_equal(
-        linear_int8(ones, plain, None, height).cpu().numpy(), sums.astype(np.float32)
-    )
+    np.testing.assert_array_equal(linear_int8(ones, plain, None, tile).cpu().numpy(), sums.astype(np.float32))
     rows = Int8Rows(values, draw(tokens, seed=seed).abs() / 100)
     weight = Int8Weight(weights, draw(size_out, seed=seed + 1).abs() / 100, dtype)
     bias = draw(size_out, seed=seed + 2) if has_bias else None
-    out = linear_int8(rows, weight, bias, height)
+    out = linear_int8(rows, weight, bias, tile)
     limit = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}[dtype]
     torch.testing.assert_close(out, reference_linear(rows, weight, bias), rtol=limit, atol=limit)
     last = Int8Rows(values[-1:].clone(), rows.scale[-1:].clone())
-    for other in HEIGHTS:
+    for other in TILES[::3]:
         assert torch.equal(linear_int8(last, weight, bias, other), out[-1:])
 
 
@@ -172,11 +171,11 @@ def test_weights_are_those_of_the_cache(rows: int, size_in: int, size_out: int, 
     size_out=st.integers(1, 70),
     dtype=DTYPES,
     has_bias=st.booleans(),
-    height=st.sampled_from(HEIGHTS),
+    tile=st.sampled_from(TILES),
     seed=st.integers(0, 99),
 )
-@example(rows=3, size_in=263, size_out=65, dtype=torch.float32, has_bias=True, height=16, seed=0)
-def test_four_bits_give_the_integers_of_eight(rows, size_in, size_out, dtype, has_bias, height, seed) -> None:
+@example(rows=3, size_in=263, size_out=65, dtype=torch.float32, has_bias=True, tile=TILES[0], seed=0)
+def test_four_bits_give_the_integers_of_eight(rows, size_in, size_out, dtype, has_bias, tile, seed) -> None:
     """Codes are the processor's; sums are NumPy's in int32; products are those of W8A8."""
     numbers = draw(size_out, size_in, seed=seed).cpu()
     packed = pack_weight(WeightFormat.W4A8, numbers.numpy())
@@ -187,12 +186,10 @@ def test_four_bits_give_the_integers_of_eight(rows, size_in, size_out, dtype, ha
     ones = attrs.evolve(made, scale=torch.ones_like(made.scale), dtype=torch.float32)
     sums = x.values.cpu().numpy().astype(np.int32) @ integers_of.astype(np.int32).T
     plain = Int8Rows(x.values, torch.ones_like(x.scale))
-    np.testing.assert_array_equal(
-        linear_int4(plain, ones, None, height).cpu().numpy(), sums.astype(np.float32)
-    )
+    np.testing.assert_array_equal(linear_int4(plain, ones, None, tile).cpu().numpy(), sums.astype(np.float32))
     bias = draw(size_out, seed=seed + 2) if has_bias else None
     wide = Int8Weight(torch.from_numpy(integers_of).to(DEVICE), made.scale, dtype)
-    out = linear_int4(x, made, bias, height)
+    out = linear_int4(x, made, bias, tile)
     assert torch.equal(out, linear_int8(x, wide, bias))
     last = Int8Rows(x.values[-1:].clone(), x.scale[-1:].clone())
     assert torch.equal(linear_int4(last, made, bias), out[-1:])

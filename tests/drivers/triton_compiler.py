@@ -23,13 +23,15 @@ from triton.runtime.jit import JITFunction
 from drivers.ops.batch import Span
 from drivers.ops.int8 import GROUP, Int4Weight, Int8Weight
 from drivers.ops.interface import AttentionShape, HeadNorms
-from drivers.triton_ops.linear import HEIGHTS, linear
+from drivers.triton_ops.linear import linear
 from drivers.triton_ops.linear_int4 import linear_int4
 from drivers.triton_ops.linear_int8 import linear_int8
 from drivers.triton_ops.ops import TritonOps
-from drivers.triton_ops.plan import plan_attention
+from drivers.triton_ops.plan import HIGH_TILE_ROWS, TILE_ROWS, plan_attention
 from drivers.triton_ops.rope_kv import rope_write_kv
+from drivers.triton_ops.tiles import KINDS, fit_tile
 
+SHARED_BYTES = {80: 163 << 10, 90: 227 << 10}  # that a program can have, by compute capability
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
@@ -67,8 +69,8 @@ def compile_only(capability: int) -> dict[str, Any]:
     return compiled
 
 
-def call_everything(dtype: torch.dtype, shape: AttentionShape) -> None:
-    """Each operation once, in a number format."""
+def call_everything(dtype: torch.dtype, shape: AttentionShape, shared_bytes: int) -> None:
+    """Each operation once, products in every tile, in a number format."""
     hidden, heads, dim = 256, shape.num_heads, shape.head_dim
     tokens = 20
     ops = TritonOps(use_library=False)
@@ -76,8 +78,9 @@ def call_everything(dtype: torch.dtype, shape: AttentionShape) -> None:
     ops.rms_norm(x, norm, 1e-5)
     ops.add_rms_norm(x, x.clone(), norm, 1e-5)
     ops.silu_mul(x)
-    for height in HEIGHTS:
-        linear(x, torch.zeros(512, hidden, dtype=dtype), norm.new_zeros(512), height)
+    for tile in (tile for kind in KINDS for tile in kind):
+        fitting = fit_tile(tile, dtype.itemsize, shared_bytes)
+        linear(x, torch.zeros(512, hidden, dtype=dtype), norm.new_zeros(512), fitting)
     call_int8(ops, x, norm)
     pages = torch.zeros(8, 16, shape.num_kv_heads, dim, dtype=dtype)
     # one layer's int8 pages, with room for its scales
@@ -86,9 +89,10 @@ def call_everything(dtype: torch.dtype, shape: AttentionShape) -> None:
         pages.shape, (page, shape.num_kv_heads * dim, dim, 1)
     )
     spans = [Span(0, 3, 1, (0,)), Span(1, 5, 19, (2, 3))]
-    plan = plan_attention(spans, shape, torch.device("cpu"))
-    for kv in (pages, int8_pages):
-        ops.attention(torch.zeros(tokens, heads, dim, dtype=dtype), kv, kv, plan)
+    for rows in (TILE_ROWS, HIGH_TILE_ROWS):
+        plan = plan_attention(spans, shape, torch.device("cpu"), rows)
+        for kv in (pages, int8_pages):
+            ops.attention(torch.zeros(tokens, heads, dim, dtype=dtype), kv, kv, plan)
     qkv = torch.zeros(tokens, heads + 2 * shape.num_kv_heads, dim, dtype=dtype)
     angles, at = torch.zeros(tokens, dim // 2), torch.zeros(tokens, dtype=torch.int64)
     head_norm = torch.zeros(dim, dtype=dtype)
@@ -108,9 +112,9 @@ def call_int8(ops: TritonOps, x: torch.Tensor, norm: torch.Tensor) -> None:
     groups = torch.zeros(512, x.shape[1] // GROUP, dtype=torch.uint8)
     halves = torch.zeros(512, x.shape[1] // 2, dtype=torch.uint8)
     codes = Int4Weight(halves, groups, groups, torch.zeros(512), x.dtype, x.shape[1])
-    for height in HEIGHTS:
-        linear_int8(rows, weight, torch.zeros(512), height)
-        linear_int4(rows, codes, None, height)
+    for kind in KINDS:
+        linear_int8(rows, weight, torch.zeros(512), kind[0])
+        linear_int4(rows, codes, None, kind[0])
 
 
 def measure(name: str, kernel: Any) -> dict[str, Any]:
@@ -128,14 +132,16 @@ def measure(name: str, kernel: Any) -> dict[str, Any]:
         "stack_bytes": int(stack),
         "shared_bytes": kernel.metadata.shared,
         "num_warps": kernel.metadata.num_warps,
+        "num_stages": kernel.metadata.num_stages,
         "products": next((kind for kind in ("wgmma", "mma.sync") if kind in kernel.asm["ptx"]), ""),
     }
 
 
 def main() -> None:
     """Compile for one capability, 90 say, and one number format, bf16."""
-    compiled = compile_only(int(sys.argv[1]))
-    call_everything(getattr(torch, sys.argv[2]), AttentionShape(32, 8, 128))
+    capability = int(sys.argv[1])
+    compiled = compile_only(capability)
+    call_everything(getattr(torch, sys.argv[2]), AttentionShape(32, 8, 128), SHARED_BYTES[capability])
     for name, kernel in compiled.items():
         print(json.dumps(measure(name, kernel)))
 
