@@ -126,7 +126,7 @@ def attacking(kind: str, url: str) -> Iterator[list[int]]:
 
 def send_large_body(url: str) -> None:
     """Have a gateway start its process for large bodies, which then stays."""
-    body = msgspec.json.encode({"content": "a" * LARGE_BODY_BYTES})
+    body = msgspec.json.encode({"content": "a", "ignored": "a" * LARGE_BODY_BYTES})
     urllib.request.urlopen(urllib.request.Request(f"{url}/tokenize", body), timeout=60).close()
 
 
