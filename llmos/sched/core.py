@@ -209,12 +209,15 @@ class Core(Actor[Message]):
     def _plan(self) -> list[Step | Copy]:
         """Decide what the device is to do next; empty when there is nothing.
 
-        With enough steps in flight that is to begin copies for those who come: they need not wait for a step.
+        With enough steps in flight that is to begin copies for those who come: they need not wait for a step,
+        unless switching is synchronous, as it was before FastSwitch: then all of it is done between steps.
         Copies come after the step, whose edits may make what they copy.
         """
         residents, switch = self.residents, self.residents.switch
         assert switch is not None
         if len(self._in_flight) >= self.limits.steps_in_flight:
+            if switch.costs.is_sync:
+                return []
             if residents.admission_is_due:
                 residents.admit()
             return [] if switch.vmm.has_page_copies else self._take_copies(switch)
@@ -235,9 +238,11 @@ class Core(Actor[Message]):
 
     def _take_copies(self, switch: ContextSwitch) -> list[Step | Copy]:
         """Copies to begin, each with the step that it must wait for."""
-        size = switch.vmm.kv.tokens_per_page
+        size, in_turn = switch.vmm.kv.tokens_per_page, switch.costs.is_sync
         return [
-            msgspec.structs.replace(copy, after=last_use(self._in_flight, pages, size)) if pages else copy
+            copy
+            if in_turn or not pages
+            else msgspec.structs.replace(copy, after=last_use(self._in_flight, pages, size))
             for copy, pages in switch.take_copies()
         ]
 

@@ -31,6 +31,11 @@ class PreemptionCosts:
     forecast: Forecast | None = None  # None: how long steps take is not known
     profile: Profile | None = None
 
+    @property
+    def is_sync(self) -> bool:
+        """Do steps and copies always take turns?"""
+        return self.switching == "sync"
+
     def prefers_swap(self, num_tokens: int, bytes_out: int, bytes_in: int, tier: Tier) -> bool:
         """Should a process be sent down, rather than computed again later?
 
