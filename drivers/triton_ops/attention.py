@@ -295,7 +295,7 @@ def verify_tile_rows(
     q = torch.randn(num_tokens, shape.group_size, shape.head_dim, generator=generator).to(device, dtype)
     span = Span(0, start, num_tokens, (0,))
     low, high = (
-        attention(q, *pages, plan_attention([span], one, device, rows))
+        attention(q, pages[0], pages[1], plan_attention([span], one, device, rows))
         for rows in (TILE_ROWS, HIGH_TILE_ROWS)
     )
     return HIGH_TILE_ROWS if torch.equal(low, high) else TILE_ROWS
