@@ -12,6 +12,8 @@ from hypothesis import settings
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+SLOW_SECONDS = 1800  # before a slow test counts as one that hangs, where it names no limit of its own
+
 settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 settings.load_profile("untimed")
 
@@ -22,3 +24,10 @@ def cache_folder() -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="llmos-cache-") as folder:
         os.environ["LLMOS_CACHE_DIR"] = folder
         yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes minutes on a quiet machine may take many of them on a busy one."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
