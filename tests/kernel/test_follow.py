@@ -161,7 +161,7 @@ async def play(kernel: RunningKernel, acts: list[tuple[str, int, int]]) -> None:
                     assert isinstance(answer, Output)
                     assert answer.tokens == tuple(process.output[number : number + len(answer.tokens)])
                 elif name == "run":
-                    await trio.sleep(number * 1e-3)
+                    await trio.sleep(number * 2e-2)  # about two tokens each
                 elif name == "kill":
                     await raw.call(Kill(pid))
                 await raw.call(Ping())
