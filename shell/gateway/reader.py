@@ -83,6 +83,11 @@ class MessageReader:
         self._answer_start: int | None = None  # in characters of the text
 
     @property
+    def answer_start(self) -> int | None:
+        """Where the answer begins, behind the thought and its marks, in characters; None: not yet."""
+        return self._answer_start
+
+    @property
     def matched(self) -> str | None:
         """The stop string that was found."""
         return self._matcher.matched

@@ -6,13 +6,15 @@ can write the same stream again, with the same sequence numbers, after a restart
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, assert_never
 
 import attrs
 
-from shell.gateway.choice import Choice, Delta
+from shell.gateway.choice import Choice, Delta, TokenEntry
 from shell.gateway.parsers.events import CallArguments, CallBegun, CallEnded, Content, Event, Reasoning
 from shell.gateway.response_record import Record
+from shell.gateway.text_entries import TextEntries
 
 Json = dict[str, Any]
 
@@ -42,14 +44,41 @@ def make_response(record: Record, output: list[Json]) -> Json:
     }
 
 
+def no_rows(entries: Sequence[TokenEntry]) -> list[Json]:
+    """Log-probabilities were not asked for."""
+    return []
+
+
+def drop_bytes(rows: list[Json]) -> list[Json]:
+    """Return rows of log-probabilities as events of text have them: tokens are told as text alone."""
+    return [
+        {name: drop_bytes(value) if isinstance(value, list) else value for name, value in row.items()
+         if name != "bytes"}
+        for row in rows
+    ]  # fmt: skip
+
+
+def drop_logprobs(output: list[Json]) -> list[Json]:
+    """Return items without log-probabilities."""
+    found = []
+    for item in output:
+        if item["type"] == "message":
+            item = {**item, "content": [{**part, "logprobs": []} for part in item["content"]]}
+        found.append(item)
+    return found
+
+
 @attrs.define(eq=False)
 class ResponseEvents:
     """Writes the events of one response."""
 
     record: Record
+    make_rows: Callable[[Sequence[TokenEntry]], list[Json]] = no_rows  # of the log-probabilities of text
     events: list[Json] = attrs.field(factory=list)  # event i has sequence number i
     output: list[Json] = attrs.field(factory=list)  # items that are over
     _item: Json | None = None  # the one that is being written
+    _rows: list[Json] = attrs.field(factory=list)  # of its text
+    _entries: TextEntries = attrs.field(factory=TextEntries)
 
     @property
     def has_items(self) -> bool:
@@ -61,8 +90,9 @@ class ResponseEvents:
         self._add("response.created", response=self._response("in_progress"))
         self._add("response.in_progress", response=self._response("in_progress"))
 
-    def feed(self, delta: Delta) -> None:
-        """Write what a token added."""
+    def feed(self, delta: Delta, answer_start: int | None = None, num_shown: int = 0) -> None:
+        """Write what a token added; for the places in its text see `TextEntries.push`."""
+        self._entries.push(delta.entries, answer_start, num_shown)
         for part in delta.parts:
             self._write(part)
 
@@ -92,9 +122,10 @@ class ResponseEvents:
                 self._item["content"][0]["text"] += part.text
                 if part.text:
                     name = "output_text" if kind == "message" else "reasoning_text"
-                    more: Json = {"logprobs": []} if kind == "message" else {}
+                    more: Json = {"logprobs": self._take_rows(len(part.text))} if kind == "message" else {}
                     self._add(f"response.{name}.delta", **self._place(), delta=part.text, **more)
             case CallBegun():
+                self._entries.skip_call()
                 self._close()
                 index = len(self.output)
                 self._open(
@@ -109,12 +140,20 @@ class ResponseEvents:
                 )
             case CallArguments():
                 assert self._item is not None
+                self._entries.skip_call()
                 self._item["arguments"] += part.text
                 self._add("response.function_call_arguments.delta", **self._at(), delta=part.text)
             case CallEnded():
+                self._entries.skip_call()
                 self._close()
             case _:
                 assert_never(part)
+
+    def _take_rows(self, num_characters: int) -> list[Json]:
+        """Return the log-probabilities of text that is told now, and keep them for its end."""
+        rows = self.make_rows(self._entries.take(num_characters))
+        self._rows += rows
+        return drop_bytes(rows)
 
     def _at(self) -> Json:
         assert self._item is not None
@@ -152,7 +191,10 @@ class ResponseEvents:
             part = item["content"][0]
             is_message = item["type"] == "message"
             name = "output_text" if is_message else "reasoning_text"
-            more: Json = {"logprobs": []} if is_message else {}
+            more: Json = {}
+            if is_message:
+                part["logprobs"], self._rows = self._rows, []
+                more["logprobs"] = drop_bytes(part["logprobs"])
             self._add(f"response.{name}.done", **self._place(), text=part["text"], **more)
             self._add("response.content_part.done", **self._place(), part=dict(part))
         self._add("response.output_item.done", output_index=len(self.output), item=item)

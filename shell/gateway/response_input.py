@@ -10,6 +10,7 @@ from msgspec import Meta
 from shell.gateway.errors import invalid, invalid_value, unsupported
 from shell.gateway.fields import FieldTable, accepted, convert, implemented, refused, take_fields
 from shell.gateway.messages import read_message
+from syscalls.sampling import MAX_LOGPROBS
 
 Json = dict[str, Any]
 
@@ -22,10 +23,11 @@ PASSED_ON = (
 RESPONSE_FIELDS: FieldTable = {
     **implemented(
         "input", "instructions", "max_output_tokens", "stream", "store", "background", "previous_response_id",
-        "tools", "tool_choice", "reasoning", "text", "metadata", "include", "truncation", *PASSED_ON,
+        "tools", "tool_choice", "reasoning", "text", "metadata", "include", "truncation",
+        "top_logprobs", *PASSED_ON,
     ),
     **accepted("user", "service_tier", "safety_identifier", "prompt_cache_key", "stream_options"),
-    **refused(conversation=(), prompt=(), max_tool_calls=(), top_logprobs=0, stop=([], ""), n=1),
+    **refused(conversation=(), prompt=(), max_tool_calls=(), stop=([], ""), n=1),
 }  # fmt: skip
 TEXT_FIELDS: FieldTable = {**implemented("format"), **accepted("verbosity")}
 FORMAT_NAMES = ("name", "schema", "strict", "description")
@@ -37,6 +39,7 @@ OF_HOSTED_TOOLS = (  # whose items never occur, so that there is nothing to incl
 ENCRYPTED_THOUGHTS = (
     "reasoning.encrypted_content"  # not needed: a thought is sent in the clear, and taken back
 )
+LOGPROBS = "message.output_text.logprobs"
 PART_KINDS = ("input_text", "output_text", "text", "refusal")
 
 
@@ -56,6 +59,7 @@ class ResponseFields(msgspec.Struct, kw_only=True):
     text: Json = {}
     metadata: dict[str, Any] = {}
     include: list[str] = []
+    top_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] = 0
     truncation: Literal["auto", "disabled"] = "disabled"
 
 
@@ -67,6 +71,11 @@ def read_response_fields(body: Json, ignored: list[str]) -> tuple[ResponseFields
     if fields.background and not fields.store:
         raise invalid_value("background", "'background' needs 'store': nobody could read the response.")
     _check_include(fields.include, ignored)
+    if LOGPROBS in fields.include:
+        chat["logprobs"], chat["top_logprobs"] = True, fields.top_logprobs
+    elif fields.top_logprobs:
+        message = f"'top_logprobs' is only allowed when 'include' has '{LOGPROBS}'."
+        raise invalid_value("top_logprobs", message)
     text = take_fields(fields.text, TEXT_FIELDS, ignored, "text")
     if "format" in text:
         chat["response_format"] = _read_format(text["format"])
@@ -103,9 +112,7 @@ def _check_include(include: list[str], ignored: list[str]) -> None:
         where = f"include[{index}]"
         if value == ENCRYPTED_THOUGHTS:
             ignored.append(where)
-        elif value == "message.output_text.logprobs":
-            raise unsupported(where)
-        elif value not in OF_HOSTED_TOOLS:
+        elif value != LOGPROBS and value not in OF_HOSTED_TOOLS:
             raise invalid_value(where, f"Invalid value for '{where}': '{value[:60]}' is nothing to include.")
 
 

@@ -135,7 +135,7 @@ async def prepare_response(
             "text": {"format": fields.text.get("format", {"type": "text"})},
             "tool_choice": fields.tool_choice or "auto",
             "tools": [{"parameters": None, "strict": None, **tool} for tool in fields.tools],
-            "top_logprobs": 0,
+            "top_logprobs": fields.top_logprobs,
             "top_p": sampling.top_p,
             "truncation": fields.truncation,
         },

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 import attrs
+import msgspec
 import structlog
 import trio
 
-from shell.gateway.choice import Choice
+from shell.gateway.choice import Choice, TokenEntry
 from shell.gateway.errors import ApiError, as_api_error
 from shell.gateway.generation import explain_exit, open_choice
 from shell.gateway.job import Job
-from shell.gateway.response_events import ResponseEvents, note_reasoning
+from shell.gateway.logprobs import chat_logprobs
+from shell.gateway.response_events import Json, ResponseEvents, drop_logprobs, note_reasoning
 from shell.gateway.response_record import Record
 from syscalls.client import Client, ConnectionLost
 from syscalls.errno import Errno, SyscallError
 from syscalls.process import ExitStatus, Output
+from syscalls.sampling import TokenLogprobs
 
 LOST = "The kernel was restarted, or the process was removed, before the response was complete."
 
 log = structlog.get_logger("gateway.responses")
+_logprobs_decoder = msgspec.msgpack.Decoder(list[TokenLogprobs])
 
 
 @attrs.frozen(kw_only=True)
@@ -42,7 +46,7 @@ class ResponseRun:
     job: Job
     save: Callable[[Record], Awaitable[None]]
     writer: ResponseEvents = attrs.field(
-        default=attrs.Factory(lambda s: ResponseEvents(s.record), takes_self=True)
+        default=attrs.Factory(lambda s: ResponseEvents(s.record, s.make_rows), takes_self=True)
     )
     failure: ApiError | None = None  # what a reader who waits for the whole is told
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
@@ -54,6 +58,14 @@ class ResponseRun:
     def has_begun(self) -> bool:
         """True once the model's first words, or its end, are among the events."""
         return self.writer.has_items or self.over.is_set()
+
+    def make_rows(self, entries: Sequence[TokenEntry]) -> list[Json]:
+        """Return the log-probabilities of tokens, where they were asked for."""
+        job = self.job
+        if job.num_top_logprobs is None:
+            return []
+        rows: list[Json] = chat_logprobs(job.model.text, entries, job.num_top_logprobs)["content"]
+        return rows
 
     async def begin(self, client: Client, prepared: Prepared) -> None:
         """Create the process: a fork of the one that it continues, else a new one. Raises SyscallError."""
@@ -94,11 +106,12 @@ class ResponseRun:
         status, error = "failed", None
         choice = open_choice(self.job, 0, 0, record.pid or 0)
         tokens: list[int] = []
+        logprobs: list[TokenLogprobs] = []
         self.writer.begin()
         self._tell()
         try:
             with self.scope:
-                end = await self._read(client, choice, tokens)
+                end = await self._read(client, choice, tokens, logprobs)
                 if end.reason in ("stop", "length"):
                     status = "completed" if choice.finish_reason == "stop" else "incomplete"
                 elif not self.is_cancelled:
@@ -113,11 +126,12 @@ class ResponseRun:
             error = {"code": "server_error", "message": self.failure.message}
         note_reasoning(record, choice)
         record.tokens, record.status, record.error = tokens, status, error
+        record.logprobs = msgspec.msgpack.encode(logprobs) if logprobs else b""
         record.num_cached_tokens = min(
             len(record.prompt), max(record.num_kept_tokens, choice.usage.num_cached_tokens)
         )
         self.writer.finish()
-        record.output = self.writer.output
+        record.output = drop_logprobs(self.writer.output)
         if not record.is_stored or status not in ("completed", "incomplete") or not choice.has_exited:
             await self._drop_process(client)
         if record.is_stored:
@@ -125,7 +139,9 @@ class ResponseRun:
         self.over.set()
         self._tell()
 
-    async def _read(self, client: Client, choice: Choice, tokens: list[int]) -> ExitStatus:
+    async def _read(
+        self, client: Client, choice: Choice, tokens: list[int], logprobs: list[TokenLogprobs]
+    ) -> ExitStatus:
         """Feed the tokens one by one, so that events do not depend on how they were read."""
         record = self.record
         if record.pid is None or (await client.stat(record.pid)).label != record.id:
@@ -134,15 +150,21 @@ class ResponseRun:
         while True:
             output = await client.read(record.pid, offset)
             offset = output.offset + len(output.tokens)
-            for token in output.tokens:
+            for index, token in enumerate(output.tokens):
                 tokens.append(token)
-                self.writer.feed(choice.feed(Output(0, (token,))))
+                found = output.logprobs[index : index + 1]
+                logprobs += found
+                self._feed(choice, Output(0, (token,), found))
                 if choice.is_finished:  # the one call that was asked for
                     return ExitStatus("stop")
             if output.end is not None:
-                self.writer.feed(choice.feed(Output(0, (), end=output.end, usage=output.usage)))
+                self._feed(choice, Output(0, (), end=output.end, usage=output.usage))
                 return output.end
             self._tell()
+
+    def _feed(self, choice: Choice, output: Output) -> None:
+        delta = choice.feed(output)
+        self.writer.feed(delta, choice.reader.answer_start, choice.num_shown)
 
     def _tell(self) -> None:
         self.changed.set()
@@ -163,11 +185,12 @@ class ResponseRun:
         choice = open_choice(self.job, 0, 0, 0)
         status, record.status = record.status, "in_progress"
         self.writer.begin()
-        for token in record.tokens:
-            self.writer.feed(choice.feed(Output(0, (token,))))
+        logprobs = _logprobs_decoder.decode(record.logprobs) if record.logprobs else []
+        for index, token in enumerate(record.tokens):
+            self._feed(choice, Output(0, (token,), tuple(logprobs[index : index + 1])))
         if status in ("completed", "incomplete") and not choice.is_finished:
             reason = "stop" if status == "completed" else "length"
-            self.writer.feed(choice.feed(Output(0, (), end=ExitStatus(reason))))
+            self._feed(choice, Output(0, (), end=ExitStatus(reason)))
         record.status = status
         self.writer.finish()
         self.over.set()

@@ -58,6 +58,13 @@ class ResponseEndpoint(Endpoint):
         """Return the run of a record. Raises ApiError."""
         return await self.service.responses.find(client, record, lambda: prepare_again(self.service, record))
 
+    async def describe(self, client: Client, record: Record) -> Json:
+        """Return the response as it stands. Log-probabilities are written anew from what is stored."""
+        if record.is_over and not record.logprobs:
+            return make_response(record, record.output)
+        run = await self.take_up(client, record)
+        return make_response(record, run.writer.output)
+
     async def stream(self, exchange: Exchange, run: ResponseRun, after: int) -> None:
         """Send a run's events with sequence numbers over `after`, to the last one, as they come."""
         config = self.service.config
@@ -126,7 +133,7 @@ class Responses(ResponseEndpoint):
             raise
         if run.failure is not None:
             raise run.failure
-        await exchange.respond_json(200, make_response(record, record.output))
+        await exchange.respond_json(200, make_response(record, run.writer.output))
 
 
 class ResponseDescription(ResponseEndpoint):
@@ -151,13 +158,9 @@ class ResponseDescription(ResponseEndpoint):
             raise invalid_value(
                 "starting_after", "Invalid value for 'starting_after': it is a number from 0."
             )
-        if is_stream == "false" and record.is_over:
-            await exchange.respond_json(200, make_response(record, record.output))
-            return
 
         async def tell() -> None:
-            run = await self.take_up(client, record)
-            await exchange.respond_json(200, make_response(record, run.writer.output))
+            await exchange.respond_json(200, await self.describe(client, record))
 
         async def follow() -> None:
             run = await self.take_up(client, record)
@@ -204,7 +207,7 @@ class ResponseCancel(ResponseEndpoint):
         if not record.is_over:
             run = await self.take_up(client, record)
             await self.service.responses.cancel(run)
-        await exchange.respond_json(200, make_response(record, record.output))
+        await exchange.respond_json(200, await self.describe(client, record))
 
 
 class ResponseDeletion(ResponseEndpoint):

@@ -21,6 +21,7 @@ from shell.gateway.choice import Delta
 from shell.gateway.errors import ApiError
 from shell.gateway.parsers.events import CallArguments, CallBegun, CallEnded, Content, Event, Reasoning
 from shell.gateway.response_events import ResponseEvents
+from shell.gateway.response_input import LOGPROBS
 from shell.gateway.response_record import Record, ResponseStore
 from syscalls.process import ExitStatus, Fork, Spawn, Write
 from tests.gateway.harness import (
@@ -326,11 +327,8 @@ def test_refusals(place: tuple[KernelThread, Gateway], kernel: KernelThread) -> 
         ({"input": "x", "tools": [{"type": "web_search"}]}, "unsupported_parameter", "tools[0].type"),
         ({"input": "x", "background": True, "store": False}, "invalid_value", "background"),
         ({"input": "x", "conversation": "c"}, "unsupported_parameter", "conversation"),
-        (
-            {"input": "x", "include": ["file_search_call.results", "message.output_text.logprobs"]},
-            "unsupported_parameter",
-            "include[1]",
-        ),
+        ({"input": "x", "top_logprobs": 2}, "invalid_value", "top_logprobs"),
+        ({"input": "x", "include": [LOGPROBS], "top_logprobs": 21}, "invalid_value", "top_logprobs"),
         ({"input": "x", "include": ["weather"]}, "invalid_value", "include[0]"),
         ({"input": [{"type": "file"}]}, "unsupported_parameter", "input[0].type"),
         ({"input": [{"type": "item_reference"}]}, "invalid_value", "input[0].id"),

@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from shell.gateway.replies.chat import TokenLogprob
 from shell.gateway.replies.common import Count
+from syscalls.sampling import MAX_LOGPROBS
 
 ResponseId = Annotated[str, Meta(pattern="^resp_")]
 Status = Literal["in_progress", "completed", "incomplete", "failed", "cancelled"]
@@ -19,7 +21,7 @@ class OutputText(msgspec.Struct, forbid_unknown_fields=True, tag_field="type", t
 
     text: str
     annotations: Annotated[list[Any], Meta(max_length=0)]
-    logprobs: Annotated[list[Any], Meta(max_length=0)]
+    logprobs: list[TokenLogprob]  # empty unless they were asked for
 
 
 class ReasoningText(msgspec.Struct, forbid_unknown_fields=True, tag_field="type", tag="reasoning_text"):
@@ -116,7 +118,7 @@ class ResponseObject(msgspec.Struct, forbid_unknown_fields=True):
     text: dict[str, Any]
     tool_choice: str | dict[str, Any]
     tools: list[dict[str, Any]]
-    top_logprobs: Literal[0]
+    top_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)]
     top_p: float
     truncation: Literal["auto", "disabled"]
     output: list[Item]
