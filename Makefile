@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py native/build.py $(wildcard native/cpu/*)
-# Where there is no GPU, torch comes from PyTorch's own builds for CPUs: those that pip finds by itself bring gigabytes of
-# CUDA. TORCH_INDEX=URL takes another index, TORCH_INDEX= (empty) what pip finds.
-TORCH_INDEX ?= $(if $(wildcard /dev/nvidiactl),,https://download.pytorch.org/whl/cpu)
+# Where torch is fetched from; empty: where pip looks. PyTorch keeps an index of builds for CPUs: those that pip finds by
+# itself bring gigabytes of CUDA.
+TORCH_INDEX ?=
 TORCH = $(shell sed -n 's/.*"\(torch>=[^"]*\)".*/\1/p' pyproject.toml)
 # "compat" puts a plain path into site-packages, which type checkers follow.
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat
@@ -72,12 +72,11 @@ $(VENV)/bin/pip:
 
 $(VENV)/.torch: $(VENV)/bin/pip
 ifneq ($(TORCH_INDEX),)
+	$(BIN)/pip install --quiet --disable-pip-version-check --index-url $(TORCH_INDEX) --no-deps '$(TORCH)'
+else ifeq ($(wildcard /dev/nvidiactl),)
 	@$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' || \
 		$(BIN)/pip install --no-index --no-deps --dry-run '$(TORCH)' >/dev/null 2>&1 || \
-		{ echo "fetching PyTorch's build for CPUs …" && \
-		$(BIN)/pip install --quiet --disable-pip-version-check --timeout 15 --retries 1 \
-			--index-url $(TORCH_INDEX) --no-deps '$(TORCH)'; } || \
-		echo "no torch from $(TORCH_INDEX): it will be what pip finds, perhaps with gigabytes of CUDA" >&2
+		echo "no GPU here, and pip may bring gigabytes of CUDA with torch: TORCH_INDEX=URL of PyTorch's builds for CPUs avoids it" >&2
 endif
 	@touch $@
 
