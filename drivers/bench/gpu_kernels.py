@@ -1,4 +1,4 @@
-"""Kernels alone: peaks, attention beside torch's, products beside the library's, sampling."""
+"""Kernels alone: peaks, attention beside torch's, products beside the library's, sampling, the rest."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
+from drivers.bench.gpu_elementwise import TOKENS_PER_PAGE, measure_elementwise, random_pages
 from drivers.bench.gpu_setup import Setup
 from drivers.bench.gpu_weights import random_weight
 from drivers.bench.rows import Measured
@@ -26,7 +27,6 @@ from native.sampling import Draw
 
 __all__ = ["measure_kernels", "measure_peaks"]
 
-TOKENS_PER_PAGE = 32
 MANY_ROWS = 512  # of a product that arithmetic limits, and not bandwidth
 
 
@@ -45,6 +45,7 @@ def measure_kernels(setup: Setup) -> Iterator[Measured]:
         yield from _product(setup, rows)
         for num_bits in (8, 4):
             yield from _integer_product(setup, rows, num_bits)
+        yield from measure_elementwise(setup, rows)
     for batch in sizes.batches:
         for context in sizes.contexts:
             yield from _decode_attention(setup, batch, context)
@@ -60,14 +61,6 @@ def measure_kernels(setup: Setup) -> Iterator[Measured]:
         yield setup.against_bandwidth(case, seconds, logits.nbytes)
 
 
-def _pages(setup: Setup, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values of one layer, random."""
-    config, num_pages = setup.sizes.model, -(-num_tokens // TOKENS_PER_PAGE)
-    size = (num_pages, TOKENS_PER_PAGE, config.num_kv_heads, config.head_dim)
-    k, v = (torch.empty(size, dtype=setup.sizes.dtype, device=setup.device).normal_() for _ in range(2))
-    return k, v
-
-
 def _shape(setup: Setup) -> AttentionShape:
     config = setup.sizes.model
     return AttentionShape(config.num_heads, config.num_kv_heads, config.head_dim)
@@ -79,7 +72,7 @@ def _decode_attention(setup: Setup, batch: int, context: int) -> Iterator[Measur
     num_bytes = 2 * batch * context * shape.num_kv_heads * shape.head_dim * setup.sizes.dtype.itemsize
     if not setup.has_time(case) or not setup.has_memory(case, num_bytes):
         return
-    k, v = _pages(setup, batch * _pages_per_space(context) * TOKENS_PER_PAGE)
+    k, v = random_pages(setup, batch * _pages_per_space(context) * TOKENS_PER_PAGE)
     q, plan = _decode_queries(setup, batch, context)
     seconds = setup.seconds(lambda: attention(q, k, v, plan))
     yield setup.against_bandwidth(case, seconds, num_bytes)
@@ -114,7 +107,7 @@ def _int8_attention(setup: Setup, batch: int, context: int) -> Iterator[Measured
         return
     q, plan = _decode_queries(setup, batch, context)
     num_pages = batch * _pages_per_space(context)
-    wide = _pages(setup, num_pages * TOKENS_PER_PAGE)
+    wide = random_pages(setup, num_pages * TOKENS_PER_PAGE)
     narrow = []
     for pages in wide:
         # as kv_views lays one layer out: the numbers of a page, then its scales
@@ -134,7 +127,7 @@ def _prefill_attention(setup: Setup, tokens: int) -> Iterator[Measured]:
     case = f"attention: prompt of {tokens}"
     if not setup.has_time(case):
         return
-    k, v = _pages(setup, tokens)
+    k, v = random_pages(setup, tokens)
     q = torch.randn(tokens, shape.num_heads, shape.head_dim, dtype=setup.sizes.dtype, device=setup.device)
     batch = build_batch(
         [Row(0, 0, (0,) * tokens, True)], ContiguousPages(len(k)), TOKENS_PER_PAGE, setup.device
