@@ -34,7 +34,9 @@ from syscalls.image import (
     Restore,
 )  # fmt: skip
 from syscalls.memory import (
+    CacheDropped,
     DeviceMemory,
+    DropCache,
     FrameMap,
     FrameMapList,
     Frames,
@@ -371,6 +373,10 @@ class Client:
     async def frames(self) -> tuple[FrameMap, ...]:
         """Draw what the frames of each device are for. See `Frames`."""
         return (await self._ask(Frames(), FrameMapList)).devices
+
+    async def drop_cache(self) -> CacheDropped:
+        """Give up the pages of the prefix cache that nobody uses. See `DropCache`."""
+        return await self._ask(DropCache(), CacheDropped)
 
     # --- tenants -------------------------------------------------------------------------------------------
 

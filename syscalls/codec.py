@@ -23,7 +23,16 @@ from syscalls.image import (
     RemoveImage,
     Restore,
 )  # fmt: skip
-from syscalls.memory import FrameMapList, Frames, MapList, Maps, Meminfo, MemoryInfo
+from syscalls.memory import (
+    CacheDropped,
+    DropCache,
+    FrameMapList,
+    Frames,
+    MapList,
+    Maps,
+    Meminfo,
+    MemoryInfo,
+)  # fmt: skip
 from syscalls.process import (
     Cont,
     Follow,
@@ -83,7 +92,7 @@ Request = (
     | Why | Trace
     | Embed
     | Checkpoint | Restore | Images | RemoveImage
-    | Meminfo | Maps | Frames
+    | Meminfo | Maps | Frames | DropCache
     | Whoami | Tenants | ReloadTenants | Shares
     | Devices | Models | Events | Statistics | Shutdown | Ping
 )  # fmt: skip
@@ -100,7 +109,7 @@ class ErrorReply(msgspec.Struct, frozen=True, tag="error"):
 Answer = (
     Spawned | Waited | Output | Done | ProcessList | ProcessInfo
     | Checkpointed | ImageList
-    | WhyInfo | TraceList | MemoryInfo | MapList | FrameMapList | Identity | TenantList
+    | WhyInfo | TraceList | MemoryInfo | MapList | FrameMapList | CacheDropped | Identity | TenantList
     | TenantsReloaded | ShareList
     | DeviceList | ModelList | EventList | StatisticsInfo | ErrorReply
 )  # fmt: skip

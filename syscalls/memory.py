@@ -1,4 +1,4 @@
-"""Memory family: meminfo, maps, frames."""
+"""Memory family: meminfo, maps, frames, drop_cache."""
 
 from __future__ import annotations
 
@@ -124,3 +124,17 @@ class FrameMapList(msgspec.Struct, frozen=True, tag="frame_map_list"):
     """Reply to `Frames`: the devices that have loaded a model."""
 
     devices: tuple[FrameMap, ...]
+
+
+class DropCache(msgspec.Struct, frozen=True, tag="drop_cache"):
+    """Give up the pages of the prefix cache that no process maps, on every device; wait until they are free.
+
+    An administrator drops everybody's pages, others those of their own tenant. Pages in use stay in the
+    cache. What processes compute and read is the same as before. Errors: ESHUTDOWN.
+    """
+
+
+class CacheDropped(msgspec.Struct, frozen=True, tag="cache_dropped"):
+    """Reply to `DropCache`."""
+
+    num_pages: int  # given up, of all devices

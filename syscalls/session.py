@@ -33,7 +33,16 @@ from syscalls.image import (
     RemoveImage,
     Restore,
 )  # fmt: skip
-from syscalls.memory import FrameMapList, Frames, MapList, Maps, Meminfo, MemoryInfo
+from syscalls.memory import (
+    CacheDropped,
+    DropCache,
+    FrameMapList,
+    Frames,
+    MapList,
+    Maps,
+    Meminfo,
+    MemoryInfo,
+)  # fmt: skip
 from syscalls.process import (
     Cont,
     Follow,
@@ -105,6 +114,7 @@ REPLY_TYPES: dict[type[Request], type[Answer]] = {
     Meminfo: MemoryInfo,
     Frames: FrameMapList,
     Maps: MapList,
+    DropCache: CacheDropped,
     Checkpoint: Checkpointed,
     Restore: Spawned,
     Images: ImageList,

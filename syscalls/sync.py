@@ -26,7 +26,9 @@ from syscalls.image import (
     Restore,
 )  # fmt: skip
 from syscalls.memory import (
+    CacheDropped,
     DeviceMemory,
+    DropCache,
     FrameMap,
     FrameMapList,
     Frames,
@@ -311,6 +313,10 @@ class SyncClient:
     def frames(self) -> tuple[FrameMap, ...]:
         """Draw what the frames of each device are for. See `Frames`."""
         return self._ask(Frames(), FrameMapList).devices
+
+    def drop_cache(self) -> CacheDropped:
+        """Give up the pages of the prefix cache that nobody uses. See `DropCache`."""
+        return self._ask(DropCache(), CacheDropped)
 
     # --- tenants -------------------------------------------------------------------------------------------
 

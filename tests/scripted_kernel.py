@@ -32,7 +32,9 @@ from syscalls.image import (
     Restore,
 )
 from syscalls.memory import (
+    CacheDropped,
     DeviceMemory,
+    DropCache,
     FrameMapList,
     Frames,
     MapList,
@@ -374,6 +376,8 @@ class ScriptedKernel:
                     pid, self.devices[0].name, (MapRange(0, 128, "shared", 2, 1 << 20),
                     MapRange(128, 384, "private", 1, 2 << 20)),
                 )  # fmt: skip
+            case DropCache():
+                return CacheDropped(5)
             case Whoami():
                 return Identity(session.tenant, session.tenant == "tester", 1, 1000)
             case Tenants():

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import trio
+
+from llmos.ipc.mailbox import MailboxClosed
 from llmos.kernel.inspection import device_memories, frame_maps, map_list
 from llmos.kernel.session import Session
 from llmos.kernel.system import System
+from llmos.sched import messages
 from syscalls.codec import Answer
-from syscalls.memory import FrameMapList, Frames, Maps, Meminfo, MemoryInfo
+from syscalls.errno import Errno, SyscallError
+from syscalls.memory import (
+    CacheDropped,
+    DropCache,
+    FrameMapList,
+    Frames,
+    Maps,
+    Meminfo,
+    MemoryInfo,
+)  # fmt: skip
 
 
 def meminfo(system: System, session: Session, call_id: int, body: Meminfo) -> Answer:
@@ -22,3 +37,33 @@ def maps(system: System, session: Session, call_id: int, body: Maps) -> Answer:
 def frames(system: System, session: Session, call_id: int, body: Frames) -> Answer:
     """See syscalls.memory.Frames."""
     return FrameMapList(frame_maps(system))
+
+
+def drop_cache(system: System, session: Session, call_id: int, body: DropCache) -> Answer | None:
+    """See syscalls.memory.DropCache."""
+    tenant = None if session.is_admin else session.tenant
+    errand = partial(_drop_cache, system, tenant, session.tenant)
+    system.errands.start(session, call_id, errand, is_lasting=True)
+    return None
+
+
+async def _drop_cache(system: System, tenant: str | None, caller: str) -> Answer:
+    """Tell every device, between its steps, and wait for all of them."""
+    counts: list[int] = []
+    ended = trio.Event()
+
+    def done(num_pages: int) -> None:
+        counts.append(num_pages)
+        if len(counts) == len(system.cores):
+            ended.set()
+
+    try:
+        for core in system.cores.values():
+            core.mailbox.send_nowait(messages.DropCache(tenant, done))
+    except MailboxClosed:
+        raise SyscallError(Errno.ESHUTDOWN, "the kernel is stopping") from None
+    await ended.wait()
+    if num_pages := sum(counts):
+        whose = "everybody's" if tenant is None else "its own"
+        system.events.record("cache", f"{caller} dropped {num_pages} pages of the prefix cache, {whose}")
+    return CacheDropped(num_pages)

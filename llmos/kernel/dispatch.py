@@ -56,6 +56,7 @@ TABLE: dict[type[Request], Handler] = {
     m.Meminfo: calls_memory.meminfo,
     m.Frames: calls_memory.frames,
     m.Maps: calls_memory.maps,
+    m.DropCache: calls_memory.drop_cache,
     t.Whoami: calls_tenant.whoami,
     t.Tenants: calls_tenant.tenants,
     t.ReloadTenants: calls_tenant.reload_tenants,

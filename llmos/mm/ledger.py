@@ -124,11 +124,16 @@ def take_ledger(vmm: VMM, holders: Iterable[Holder]) -> Ledger:
     for salt, frames in vmm.cached_pages():
         if frames[0] not in seen:
             total.cached_bytes += page_bytes
-            tenants.setdefault(salt.partition("\0")[0], Usage()).cached_bytes += page_bytes
+            tenants.setdefault(tenant_of(salt), Usage()).cached_bytes += page_bytes
     pool_bytes = len(refcounts) * kv.frame_bytes
     free_bytes = vmm.statistics().num_free * kv.frame_bytes
     moving_bytes = pool_bytes - free_bytes - total.resident_bytes - total.cached_bytes
     return Ledger(pool_bytes, total, moving_bytes, free_bytes, tuple(processes), tenants, models)
+
+
+def tenant_of(salt: str) -> str:
+    """Whose process it is, or was, that has this salt."""
+    return salt.partition("\0")[0]
 
 
 def _bytes_on(tier: Tier, copies: Iterable[PageCopy], slot_bytes: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from attrs import define, field, frozen
 
@@ -204,6 +204,25 @@ class PrefixIndex:
             self.eviction.note_evicted(node.rank[0])
             freed += self._drop(node)
         return freed
+
+    def drop(self, is_meant: Callable[[str], bool]) -> int:
+        """Give up every idle page whose salt is meant, without a lack of frames.
+
+        Pages that are in use stay, but for those that could not be reached any more. O(pages of those salts).
+
+        Returns:
+            How many pages were given up.
+        """
+        num_before = self._num_evicted
+        meant = [root for salt, root in self._roots.items() if is_meant(salt)]
+        for root in meant:
+            # Whoever stands behind an idle page in this order is before it in its prompt, or beside it.
+            for node in reversed(list(self._walk_below(root))):
+                if node.is_indexed and node.is_idle:
+                    for below in reversed(list(self._walk_below(node))):
+                        self._drop(below)
+                    self._drop(node)
+        return self._num_evicted - num_before
 
     def reset(self, pool: FramePool) -> None:
         """The device lost its memory: forget every page without releasing it, and use a new pool."""

@@ -8,7 +8,7 @@ at once: whoever writes it next does so after every step that could still read i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from attrs import frozen
 
@@ -282,6 +282,14 @@ class VMM:
     def clear(self, space: AddressSpace) -> None:
         """Give back every page; the space stays open."""
         self.truncate(space, 0)
+
+    def drop_cache(self, is_meant: Callable[[str], bool]) -> int:
+        """Give up the pages of the prefix index that nobody maps; returns how many.
+
+        Args:
+            is_meant: asked for each salt that pages are found under.
+        """
+        return self._index.drop(is_meant)
 
     # --- copies between tiers ----------------------------------------------------------------------------
 

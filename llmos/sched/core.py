@@ -50,6 +50,7 @@ from llmos.sched.messages import (
     CopyFinished,
     DriverDown,
     DriverUp,
+    DropCache,
     Enqueue,
     GrammarFinished,
     Message,
@@ -197,6 +198,8 @@ class Core(Actor[Message]):
                 start_saving(self.residents, message, platform_of(self.loaded), is_up=self._link is not None)
             case Restore(process, pages):
                 commands.restore(self.residents, process, pages)
+            case DropCache(tenant, done):
+                done(commands.drop_cache(self.residents, tenant))
             case DriverUp(link, loaded):
                 self._attach(link, loaded)
             case DriverDown(reason, is_final):

@@ -103,6 +103,14 @@ class Restore:
 
 
 @attrs.frozen
+class DropCache:
+    """Give up the pages of the prefix cache that nobody maps. `done` is told how many. Never fails."""
+
+    tenant: str | None  # None: everybody's
+    done: Callable[[int], None]
+
+
+@attrs.frozen
 class StepFinished:
     """The device has done a step."""
 
@@ -153,4 +161,4 @@ class DriverDown:
 
 Command = Kill | Stop | Cont | Renice | WriteInput | Fork
 FromDevice = StepFinished | CopyFinished | GrammarFinished | DriverUp | DriverDown
-Message = Enqueue | Command | Save | Restore | Sweep | Reconsider | FromDevice
+Message = Enqueue | Command | Save | Restore | DropCache | Sweep | Reconsider | FromDevice

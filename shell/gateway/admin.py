@@ -1,4 +1,4 @@
-"""Administrators' routes: drain, and those of other servers that this kernel cannot do, refused by name."""
+"""Administrators' routes: drain, dropping the prefix cache, and those of other servers, refused by name."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from msgspec import Meta
 
 from shell.gateway.errors import ApiError, invalid
 from shell.gateway.exchange import Exchange
-from shell.gateway.fields import FieldTable, convert, implemented, take_fields
+from shell.gateway.fields import FieldTable, convert, implemented, refused, take_fields
 from shell.gateway.json_body import read_json
-from shell.gateway.replies.server import DrainReport, SleepReport
+from shell.gateway.replies.server import CacheReport, DrainReport, SleepReport
 from shell.gateway.service import Endpoint
 
 MAX_GRACE_SECONDS = 86_400.0
 DRAIN_FIELDS: FieldTable = implemented("grace_seconds")
+# Of vLLM's query: processes are not ended for it, and there is no cache beside the devices' own.
+RESET_FIELDS: FieldTable = refused(
+    reset_running_requests=("false", "False"), reset_external=("false", "False")
+)
 
 
 class DrainFields(msgspec.Struct):
@@ -57,6 +61,19 @@ class Drain(AdminEndpoint):
         await exchange.respond_json(200, {"status": "draining", "grace_seconds": seconds})
 
 
+class ResetPrefixCache(AdminEndpoint):
+    """Gives up every page of the prefix cache that no process maps."""
+
+    name = "reset_prefix_cache"
+    answer_type = CacheReport
+
+    async def administrate(self, exchange: Exchange) -> None:
+        """Answer when the pages are free."""
+        take_fields(dict(exchange.query), RESET_FIELDS, exchange.ignored)
+        dropped = await self.client_of(exchange).drop_cache()
+        await exchange.respond_json(200, {"num_dropped_pages": dropped.num_pages})
+
+
 class IsSleeping(AdminEndpoint):
     """This kernel never gives its weights up while it runs, so the answer is always no."""
 
@@ -90,7 +107,6 @@ REASONS = {
         ),
         "this kernel serves no adapters",
     ),
-    "/reset_prefix_cache": "pages of the prefix cache are given up under pressure only; restart to empty it",
     "/sleep": "the weights stay loaded while the kernel runs; POST /drain stops it",
     "/wake_up": "the server does not sleep",
     "/models/load": "a kernel serves the model that it was started with",

@@ -14,6 +14,7 @@ from shell.gateway.admin import REASONS
 from shell.gateway.errors import ApiError
 from shell.gateway.process_errors import explaining_processes
 from syscalls.errno import Errno, SyscallError
+from syscalls.memory import DropCache
 from tests.gateway.harness import (
     PATIENCE_SECONDS,
     Gateway,
@@ -164,6 +165,18 @@ def test_what_the_kernel_cannot_do_is_refused_by_name(gateway: Gateway, path: st
         assert "no adapters" in check_error(gateway.get(path), 400, "unsupported_parameter")["message"]
 
 
+def test_the_prefix_cache_is_dropped(gateway: Gateway, kernel: KernelThread) -> None:
+    """The kernel is told; what vLLM would do beside it is refused unless it is not to be done."""
+    path = "/reset_prefix_cache"
+    assert gateway.post(path, {}).json() == {"num_dropped_pages": 5}
+    assert any(isinstance(call, DropCache) for call in kernel.kernel.calls)
+    kernel.kernel.calls.clear()
+    wanted = "reset_running_requests"
+    check_error(gateway.post(f"{path}?{wanted}=true", {}), 400, "unsupported_parameter", wanted)
+    assert not any(isinstance(call, DropCache) for call in kernel.kernel.calls)
+    assert gateway.post(f"{path}?{wanted}=false&reset_external=False", {}).status_code == 200
+
+
 def test_drain_reaches_the_kernel(own_kernel: KernelThread, tmp_path: Path) -> None:
     """With the time that was asked for; a wrong one is refused."""
     with running_gateway(own_kernel, tmp_path / "gateway") as gateway:
@@ -182,7 +195,7 @@ def test_admin_routes_are_for_administrators(tmp_path: Path) -> None:
             kernel.wait_until(lambda: gateway.get("/health").status_code == 200)
             headers = {"authorization": "Bearer key-of-alice"}
             assert gateway.get("/v1/requests", headers=headers).json()["data"] == []
-            for path in ("/drain", *REASONS):
+            for path in ("/drain", "/reset_prefix_cache", *REASONS):
                 check_error(gateway.post(path, {}, headers=headers), 403, "permission_denied")
             check_error(gateway.get("/is_sleeping", headers=headers), 403, "permission_denied")
             check_error(gateway.get("/slots"), 401, "invalid_api_key")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from syscalls.memory import DropCache
 from tests.llmsh.harness import open_shell
 from tests.llmsh.programs import Gate
 from tests.llmsh.test_process_commands import read_table
@@ -81,3 +82,13 @@ async def test_cache_shows_how_pages_were_mapped(tmp_path: Path) -> None:
         ]  # fmt: skip
         (maps,) = json.loads((await shell.run("cache --maps --json"))[1])
         assert (maps["device"], maps["num_ahead"], maps["num_waiting_steps"]) == ("sim:0", 40, 6)
+
+
+async def test_cache_is_dropped(tmp_path: Path) -> None:
+    """cache --drop says how many pages went; with --maps it is a mistake, and nothing is dropped."""
+    async with open_scripted_kernel(tmp_path) as kernel, open_shell(tmp_path) as shell:
+        assert await shell.run("cache --drop") == (0, "5 pages dropped\n")
+        assert json.loads((await shell.run("cache --drop --json"))[1]) == {"num_pages": 5}
+        kernel.calls.clear()
+        assert (await shell.run("cache --drop --maps"))[0] == 2
+        assert DropCache() not in kernel.calls

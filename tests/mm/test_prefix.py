@@ -183,6 +183,16 @@ class PrefixMachine(RuleBasedStateMachine):
         assert self.index.evict(num_frames) == freed
         assert self.pool.num_free - free_before == freed
 
+    @rule(meant=st.frozensets(salts))
+    def drop_idle(self, meant: frozenset[str]) -> None:
+        """Every idle page of those salts goes, and with it what could not be reached without it."""
+        idle = [p for p, entry in self.model.items() if p[0] in meant and entry.frames not in self.held]
+        gone = {prefix for each in idle for prefix in [each, *self.descendants(each)]}
+        freed = sum(self.drop(prefix) for prefix in gone)
+        free_before = self.pool.num_free
+        assert self.index.drop(meant.__contains__) == len(gone)
+        assert self.pool.num_free - free_before == freed
+
     @invariant()
     def everything_adds_up(self) -> None:
         """Same pages, same idle ones, and no frame is lost."""

@@ -204,6 +204,16 @@ class VmmMachine(RuleBasedStateMachine):
         with pytest.raises(KernelPanic):
             self.vmm.grow(model.space, 0, 1)
 
+    @rule(meant=st.frozensets(salts))
+    def drop_cache(self, meant: frozenset[str]) -> None:
+        """What nobody maps is free; every space still reads what it wrote, with the next step."""
+        num_free, num_cached = self.vmm.statistics().num_free, self.vmm.statistics().num_cached
+        num_pages = self.vmm.drop_cache(meant.__contains__)
+        after = self.vmm.statistics()
+        assert after.num_free - num_free == num_cached - after.num_cached <= num_pages * KV.frames_per_page
+        mapped = {frames for model in self.models for frames in model.space.page_table.entries}
+        assert all(salt not in meant or frames in mapped for salt, frames in self.vmm.cached_pages())
+
     @rule()
     def run_step(self) -> None:
         """The device carries the edits out, then computes the rows; every space reads back what it wrote."""

@@ -128,6 +128,12 @@ class DrainReport(msgspec.Struct, forbid_unknown_fields=True):
     grace_seconds: float
 
 
+class CacheReport(msgspec.Struct, forbid_unknown_fields=True):
+    """Pages of the prefix cache were given up."""
+
+    num_dropped_pages: Count
+
+
 class SleepReport(msgspec.Struct, forbid_unknown_fields=True):
     """The server is awake."""
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from shell.llmsh.errors import UsageError
 from shell.llmsh.listing import Column, Listing, make_table
 from shell.llmsh.loop import Shell
 from shell.llmsh.options import Arguments, Option
@@ -156,8 +157,17 @@ def make_map_table(found: MapList) -> Listing:
 
 
 async def show_cache(shell: Shell, arguments: Arguments) -> int:
-    """`cache`: what the prefix cache of each device holds, and what it was good for."""
+    """`cache`: what the prefix cache of each device holds, and what it was good for; or drop it."""
     client = await shell.client()
+    if arguments["drop"]:
+        if arguments["maps"]:
+            raise UsageError("--drop and --maps do not go together")
+        dropped = await client.drop_cache()
+        if shell.is_json(arguments):
+            shell.screen.json(dropped)
+        else:
+            shell.screen.line(f"{dropped.num_pages} pages dropped")
+        return 0
     if arguments["maps"]:
         _show_map_counts(shell, await client.devices(), shell.is_json(arguments))
         return 0
@@ -260,10 +270,20 @@ COMMANDS = (
             "Pages that it holds, tokens of prompts that were looked up and found there, pages copied where "
             "a prompt left one, and pages given up when memory was short. With -m, how pages came to be "
             "mapped: ahead of need, or in the step that writes them, which then waits; reused were still "
-            "mapped from before, unused were given back, late were not done in time."
+            "mapped from before, unused were given back, late were not done in time. With --drop, the pages "
+            "that no process maps are given up: an administrator drops everybody's, others those of their "
+            "tenant."
         ),
         function=show_cache,
-        options=(Option(("--maps", "-m"), "how pages were mapped, and how long steps waited"), JSON),
-        examples=(("cache", "all devices"), ("cache -m", "maps ahead, and those that steps waited for")),
+        options=(
+            Option(("--maps", "-m"), "how pages were mapped, and how long steps waited"),
+            Option(("--drop",), "give up the pages that nobody uses"),
+            JSON,
+        ),
+        examples=(
+            ("cache", "all devices"),
+            ("cache -m", "maps ahead, and those that steps waited for"),
+            ("cache --drop", "what comes next finds an empty cache"),
+        ),
     ),
 )
