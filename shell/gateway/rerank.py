@@ -21,7 +21,7 @@ Json = dict[str, Any]
 
 RERANK_FIELDS: FieldTable = {
     **VECTOR_FIELDS,
-    **implemented("query", "documents", "top_n", "return_documents", "max_tokens_per_doc"),
+    **implemented("query", "documents", "top_n", "top_k", "return_documents", "max_tokens_per_doc"),
     **refused(rank_fields=([], ["text"]), max_chunks_per_doc=()),
 }
 
@@ -33,13 +33,22 @@ class Document(msgspec.Struct):
 
 
 class RerankFields(VectorFields, kw_only=True):
-    """A query and documents. `top_n`: so many of the best; all unless given."""
+    """A query and documents. `top_n`, which some call `top_k`: so many of the best; all unless given."""
 
     query: str
     documents: list[str | Document]
     top_n: Annotated[int, Meta(ge=1)] | None = None
+    top_k: Annotated[int, Meta(ge=1)] | None = None
     return_documents: bool = False
     max_tokens_per_doc: Annotated[int, Meta(ge=1)] | None = None  # longer ones are cut
+
+    @property
+    def num_shown(self) -> int | None:
+        """How many of the best are wanted; None: all. Raises ApiError when its two names disagree."""
+        if self.top_n is not None and self.top_k not in (None, self.top_n):
+            message = f"'top_k' is {self.top_k} and 'top_n' is {self.top_n}: two names of one number."
+            raise invalid_value("top_k", message)
+        return self.top_k if self.top_n is None else self.top_n
 
 
 class Rerank(Endpoint):
@@ -56,6 +65,7 @@ class Rerank(Endpoint):
 
         async def work() -> None:
             fields = convert(take_fields(body, RERANK_FIELDS, exchange.ignored), RerankFields)
+            num_shown = fields.num_shown
             texts = [each if isinstance(each, str) else each.text for each in fields.documents]
             if not texts:
                 raise invalid_value("documents", "'documents' is empty.")
@@ -72,7 +82,7 @@ class Rerank(Endpoint):
             scored = await score_pairs(self.service, exchange, fields, pairs)
             order = sorted(range(len(texts)), key=lambda index: (-scored.scores[index], index))
             rows: list[Json] = []
-            for index in order[: fields.top_n]:
+            for index in order[:num_shown]:
                 row: Json = {"index": index, "relevance_score": scored.scores[index]}
                 if fields.return_documents:
                     row["document"] = {"text": texts[index]}

@@ -46,6 +46,9 @@ def test_documents_come_sorted(gateway: Gateway, path: str) -> None:
     assert [row["index"] for row in rows] == expected[:3]
     assert [row["document"] for row in rows] == [{"text": DOCUMENTS[index]} for index in expected[:3]]
     assert len(gateway.post(path, {**fields, "top_n": 99}).json()["results"]) == 5
+    for more in ({"top_n": None, "top_k": 2}, {"top_n": 2, "top_k": 2}):
+        rows = gateway.post(path, {**fields, **more}).json()["results"]
+        assert [row["index"] for row in rows] == expected[:2]
 
 
 @pytest.mark.parametrize("path", ["/v1/score", "/score"])
@@ -95,6 +98,8 @@ def test_long_documents_may_be_cut(gateway: Gateway, kernel: KernelThread) -> No
         ("/rerank", {"query": "x", "documents": ["x"] * 2049}, "invalid_value", "documents"),
         ("/rerank", {"query": "x", "documents": ["x" * 5000]}, "context_length_exceeded", "documents"),
         ("/rerank", {"query": "x", "documents": ["x"], "top_n": 0}, "invalid_value", "top_n"),
+        ("/rerank", {"query": "x", "documents": ["x"], "top_k": 0}, "invalid_value", "top_k"),
+        ("/rerank", {"query": "x", "documents": ["x"], "top_n": 1, "top_k": 2}, "invalid_value", "top_k"),
         (
             "/rerank", {"query": "x", "documents": ["x"], "rank_fields": ["a"]}, "unsupported_parameter",
             "rank_fields",
