@@ -547,15 +547,13 @@ def test_timings(gateway: Gateway, kernel: KernelThread) -> None:
 @pytest.mark.parametrize("is_streaming", [False, True])
 def test_a_limit_of_time_waits_for_a_line(gateway: Gateway, kernel: KernelThread, is_streaming: bool) -> None:
     """Over `t_max_predict_ms` a choice ends with reason length, once it has output a newline."""
-    asked = kernel.make_event()
 
     async def program(process: ScriptedProcess) -> ExitStatus:
         await process.say("one")
-        await process.wait_read()
-        await trio.sleep(0.02)  # longer than allowed
-        await process.say(" line\n")
-        await asked.wait()
-        return ExitStatus("stop")
+        while True:  # until it is killed; the gateway may be late with its clock, and see a line too early
+            await process.wait_read()
+            await trio.sleep(0.02)  # longer than allowed
+            await process.say(" line\n")
 
     kernel.program = program
     body = {"prompt": "x", "max_tokens": 500, "t_max_predict_ms": 5}
@@ -566,5 +564,7 @@ def test_a_limit_of_time_waits_for_a_line(gateway: Gateway, kernel: KernelThread
     else:
         (choice,) = gateway.post(COMPLETIONS, body).json()["choices"]
         text, reason = choice["text"], choice["finish_reason"]
-    assert (text, reason) == ("one line\n", "length")
+    assert text.startswith("one line\n")
+    assert ("one" + 5000 * " line\n").startswith(text)
+    assert reason == "length"
     kernel.wait_until(lambda: any(isinstance(call, Kill) for call in kernel.kernel.calls))

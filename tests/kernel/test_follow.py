@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
+from llmos.kernel import follower
 from llmos.kernel.follower import MAX_OUTPUT_TOKENS
 from llmos.params import MAX_GATHERED_BYTES
 from syscalls.client import Client
@@ -115,9 +116,12 @@ class Followed:
             assert last.usage.num_output_tokens == len(output)
 
 
+# Most of it ends a little behind where a follower is, in the middle of what there is or will be.
+CREDIT = st.one_of(st.integers(0, 8), st.integers(0, 2 * NUM_TOKENS))
 ACTS = st.one_of(
-    st.tuples(st.just("follow"), st.integers(0, NUM_TOKENS), st.integers(0, 2 * NUM_TOKENS)),
-    st.tuples(st.just("grant"), st.integers(0, 5), st.integers(0, 2 * NUM_TOKENS)),
+    st.tuples(st.just("follow"), st.integers(0, NUM_TOKENS), CREDIT),
+    st.tuples(st.just("grant"), st.integers(0, 5), CREDIT),
+    st.tuples(st.just("regrant"), st.integers(0, 5), st.integers(0, NUM_TOKENS)),
     st.tuples(st.just("leave"), st.integers(0, 5), st.just(0)),
     st.tuples(st.just("read"), st.integers(0, NUM_TOKENS), st.just(0)),
     st.tuples(st.just("run"), st.integers(1, 20), st.just(0)),
@@ -142,8 +146,10 @@ async def play(kernel: RunningKernel, acts: list[tuple[str, int, int]]) -> None:
                 if name == "follow":
                     body = Follow(pid, min(number, now) + credit, min(number, now))
                     follows.append(Followed(await raw.post(body), body.offset, body.until))
-                elif name == "grant" and number < len(follows):
+                elif name in ("grant", "regrant") and number < len(follows):
                     each = follows[number]
+                    if name == "grant":  # more than it has used; the other may be less than it had
+                        credit += each.offset + len(raw.tokens(each.call_id))
                     answer = await raw.call(Grant(each.call_id, credit))
                     each.until = max(each.until, credit)
                     is_over = each.is_left or raw.last(each.call_id) is not None
@@ -175,7 +181,8 @@ async def play(kernel: RunningKernel, acts: list[tuple[str, int, int]]) -> None:
                     if not each.is_left and raw.last(each.call_id) is None:
                         await raw.call(Grant(each.call_id, MUCH))
                         each.until = MUCH
-                await raw.call(Ping())
+                while not all(each.is_left or raw.last(each.call_id) for each in follows):
+                    await raw.receive()
                 for each in follows:
                     each.check_whole(raw, output)
                 assert process.followers == []
@@ -186,18 +193,62 @@ async def play(kernel: RunningKernel, acts: list[tuple[str, int, int]]) -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(acts=st.lists(ACTS, max_size=14))
+@given(acts=st.lists(ACTS, max_size=14), most=st.sampled_from([1, 7, MAX_OUTPUT_TOKENS]))
 def test_any_credits_cuts_and_kills(
-    tmp_path_factory: pytest.TempPathFactory, acts: list[tuple[str, int, int]]
+    tmp_path_factory: pytest.TempPathFactory, acts: list[tuple[str, int, int]], most: int
 ) -> None:
-    """Several followers and readers of one process, in any order of events: each is told its piece."""
+    """Several followers and readers of one process, in any order of events: each is told its piece.
+
+    However few tokens, `most`, fit into one answer.
+    """
 
     async def main() -> None:
         async with running_kernel(tmp_path_factory.mktemp("k")) as kernel:
             with trio.fail_after(1000):
                 await play(kernel, acts)
 
-    trio.run(main, clock=MockClock(autojump_threshold=0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(follower, "MAX_OUTPUT_TOKENS", most)
+        trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+async def test_credit_in_the_middle_of_what_there_is(autojump_clock, tmp_path: Path) -> None:
+    """Of output that is there already, no token past the credit is sent, and each grant brings its own."""
+    async with running_kernel(tmp_path) as kernel, open_raw(kernel) as raw:
+        (pid,) = (await kernel.client.spawn(PROMPT, max_tokens=NUM_TOKENS, ignore_eos=True)).pids
+        process = kernel.system.table.get(pid)
+        await wait_until(lambda: process.turn_is_over)
+        call_id = await raw.post(Follow(pid, 13, 10))
+        for until, told in ((13, 13), (14, 14), (12, 14), (NUM_TOKENS - 1, NUM_TOKENS - 1)):
+            await raw.call(Grant(call_id, until))
+            await raw.call(Ping())
+            assert raw.tokens(call_id) == STORY[10:told]
+            assert raw.last(call_id) is None
+        await raw.call(Grant(call_id, NUM_TOKENS))
+        while raw.last(call_id) is None:
+            await raw.receive()
+        assert raw.tokens(call_id) == STORY[10:]
+        await kernel.client.wait(pid)
+
+
+async def test_more_than_one_answer_holds(
+    autojump_clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who follows what has ended is told all of it in full answers, though nothing happens any more."""
+    monkeypatch.setattr(follower, "MAX_OUTPUT_TOKENS", 25)
+    async with running_kernel(tmp_path) as kernel, open_raw(kernel) as raw:
+        (pid,) = (await kernel.client.spawn(PROMPT, max_tokens=NUM_TOKENS, ignore_eos=True)).pids
+        process = kernel.system.table.get(pid)
+        await wait_until(lambda: process.turn_is_over)
+        calls = [await raw.post(Follow(pid, MUCH)) for _ in range(3)]
+        with trio.fail_after(10):
+            while any(raw.last(call_id) is None for call_id in calls):
+                await raw.receive()
+        for call_id in calls:
+            assert raw.tokens(call_id) == STORY
+            lengths = [len(answer.tokens) for answer in raw.answers[call_id] if isinstance(answer, Output)]
+            assert lengths == [25, 25, 10]
+        await kernel.client.wait(pid)
 
 
 async def test_one_write_for_a_step(autojump_clock, tmp_path: Path) -> None:
