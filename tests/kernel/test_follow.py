@@ -118,9 +118,10 @@ class Followed:
 
 # Most of it ends a little behind where a follower is, in the middle of what there is or will be.
 CREDIT = st.one_of(st.integers(0, 8), st.integers(0, 2 * NUM_TOKENS))
+FOLLOW = st.tuples(st.just("follow"), st.integers(0, NUM_TOKENS), CREDIT)
 ACTS = st.one_of(
-    st.tuples(st.just("follow"), st.integers(0, NUM_TOKENS), CREDIT),
-    st.tuples(st.just("grant"), st.integers(0, 5), CREDIT),
+    FOLLOW,
+    st.tuples(st.just("grant"), st.integers(0, 2), CREDIT),
     st.tuples(st.just("regrant"), st.integers(0, 5), st.integers(0, NUM_TOKENS)),
     st.tuples(st.just("leave"), st.integers(0, 5), st.just(0)),
     st.tuples(st.just("read"), st.integers(0, NUM_TOKENS), st.just(0)),
@@ -144,7 +145,8 @@ async def play(kernel: RunningKernel, acts: list[tuple[str, int, int]]) -> None:
                 if name == "reconnect":
                     break
                 if name == "follow":
-                    body = Follow(pid, min(number, now) + credit, min(number, now))
+                    offset = max(0, now - number)
+                    body = Follow(pid, offset + credit, offset)
                     follows.append(Followed(await raw.post(body), body.offset, body.until))
                 elif name in ("grant", "regrant") and number < len(follows):
                     each = follows[number]
@@ -193,19 +195,29 @@ async def play(kernel: RunningKernel, acts: list[tuple[str, int, int]]) -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(acts=st.lists(ACTS, max_size=14), most=st.sampled_from([1, 7, MAX_OUTPUT_TOKENS]))
+@given(
+    lead=st.integers(0, 25),
+    follows=st.lists(FOLLOW, min_size=1, max_size=4),
+    acts=st.lists(ACTS, max_size=14),
+    most=st.sampled_from([1, 7, MAX_OUTPUT_TOKENS]),
+)
 def test_any_credits_cuts_and_kills(
-    tmp_path_factory: pytest.TempPathFactory, acts: list[tuple[str, int, int]], most: int
+    tmp_path_factory: pytest.TempPathFactory,
+    lead: int,
+    follows: list[tuple[str, int, int]],
+    acts: list[tuple[str, int, int]],
+    most: int,
 ) -> None:
     """Several followers and readers of one process, in any order of events: each is told its piece.
 
-    However few tokens, `most`, fit into one answer.
+    However far the process is, `lead`, when the first `follows` come, and however few tokens, `most`, fit
+    into one answer.
     """
 
     async def main() -> None:
         async with running_kernel(tmp_path_factory.mktemp("k")) as kernel:
             with trio.fail_after(1000):
-                await play(kernel, acts)
+                await play(kernel, [("run", lead, 0), *follows, *acts])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(follower, "MAX_OUTPUT_TOKENS", most)
