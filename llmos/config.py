@@ -210,6 +210,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     insecure_no_keys: Annotated[
         bool, Meta(description="gateway: listen beyond loopback though no tenant has a key")
     ] = False
+    alias: Annotated[
+        str,
+        Meta(description="gateway: more names of the model, NAME,…; NAME=MODEL where it is not the first"),
+    ] = ""
     cors_origins: Annotated[
         str, Meta(description="gateway: web pages that may call it, https://HOST,…; *: all; empty: none")
     ] = ""
@@ -257,6 +261,7 @@ def load_config(path: str | None, overrides: dict[str, Any]) -> Config:
     if config.listen:
         parse_listen(config.listen)
     parse_weights(config.tenant_weights)
+    parse_aliases(config.alias)
     if config.max_uploads_mib is not None and config.max_uploads_mib < config.max_body_mib:
         raise ConfigError(f"max_uploads_mib must be at least max_body_mib, {config.max_body_mib}")
     if (config.tls_cert is None) != (config.tls_key is None):
@@ -327,6 +332,16 @@ def parse_weights(text: str) -> dict[str, float]:
         if not tenant or not 1e-3 <= weights[tenant] <= 1e3:
             raise ConfigError(f"tenant_weights has {part.strip()!r}; it must be TENANT=WEIGHT, 0.001 to 1000")
     return weights
+
+
+def parse_aliases(text: str) -> list[str]:
+    """Read NAME,… or NAME=MODEL,… as the gateway's options. Raises ConfigError."""
+    given = [part.strip() for part in text.split(",") if part.strip()]
+    names = [part.partition("=")[0] for part in given]
+    for name, part in zip(names, given, strict=True):
+        if not name or part.endswith("=") or names.count(name) > 1:
+            raise ConfigError(f"alias has {part!r}; it must be NAME or NAME=MODEL, each name once")
+    return given
 
 
 def num_cores() -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmos.config import Config
+from llmos.config import Config, parse_aliases
 
 
 def gateway_options(config: Config, socket_path: str) -> list[str]:
@@ -42,4 +42,5 @@ def gateway_options(config: Config, socket_path: str) -> list[str]:
     switches += [
         f"--cors-origin={origin.strip()}" for origin in config.cors_origins.split(",") if origin.strip()
     ]
+    switches += [f"--alias={alias}" for alias in parse_aliases(config.alias)]
     return [f"--{name}={value}" for name, value in options.items()] + switches

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,7 @@ class Catalog:
     """Finds models by name and opens each one's tokenizer once, in a thread."""
 
     link: KernelLink
+    aliases: Mapping[str, str | None] = attrs.field(factory=dict)  # see GatewayConfig
     _opened: dict[tuple[str, str], tuple[TextModel, dict[str, float]]] = attrs.field(factory=dict)
     _lock: trio.Lock = attrs.field(factory=trio.Lock)
 
@@ -76,7 +77,15 @@ class Catalog:
             models = _defaults_for(models, embeds=embeds, pairs=pairs)
         if name is None and len(models) > 1:
             raise invalid("missing_required_parameter", "Missing required parameter: 'model'.", "model")
-        return next((model for model in models if name is None or model.name == name), None)
+        found = next((model for model in models if name is None or model.name == name), None)
+        return self.find_alias(name) if found is None and name is not None else found
+
+    def find_alias(self, name: str) -> Model | None:
+        """Return the model that an operator gave another name; None: there is none."""
+        if name not in self.aliases:
+            return None
+        wanted = self.aliases[name]
+        return next((model for model in self.link.models if wanted in (None, model.name)), None)
 
     async def find_info(self, name: str | None, embeds: bool | None = None, pairs: bool = False) -> Model:
         """Return the kernel's description of a model.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import enum
 import ipaddress
+from collections.abc import Mapping, Sequence
 
 import attrs
 
@@ -42,6 +43,7 @@ class GatewayConfig:
     tls_cert: str | None = None  # PEM file of the certificate and its chain; set exactly when tls_key is
     tls_key: str | None = None
     insecure_no_keys: bool = False  # beyond loopback, serve also while the kernel has no keys
+    aliases: Mapping[str, str | None] = attrs.field(factory=dict)  # whose name each is; None: the first model
     cors_origins: frozenset[str] = frozenset()  # web pages of these may call; "*": all
     socket_path: str | None = None  # the kernel's; None: the default place
     ready_fd: int | None = None
@@ -105,6 +107,19 @@ def split_address(address: str) -> tuple[str, int]:
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
+def read_aliases(given: Sequence[str]) -> dict[str, str | None]:
+    """Read NAME or NAME=MODEL, each name once. Raises ValueError."""
+    aliases: dict[str, str | None] = {}
+    for text in given:
+        name, equals, model = text.partition("=")
+        if not name or (equals and not model):
+            raise ValueError(f"{text!r} is not NAME or NAME=MODEL")
+        if name in aliases:
+            raise ValueError(f"{name!r} is given twice")
+        aliases[name] = model or None
+    return aliases
+
+
 def is_loopback(host: str) -> bool:
     """True when only this machine reaches `host`; a name other than localhost may be anywhere."""
     try:
@@ -130,6 +145,9 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
     add("--tls-cert", metavar="FILE", help="PEM file: certificate and chain; with --tls-key")
     add("--tls-key", metavar="FILE", help="PEM file: the certificate's key")
     add("--insecure-no-keys", action="store_true", help="beyond loopback, serve without keys too")
+    add(
+        "--alias", action="append", default=[], metavar="NAME", help="of the model, or NAME=MODEL; repeatable"
+    )
     add("--cors-origin", action="append", default=[], metavar="ORIGIN", help="https://HOST, or *; repeatable")
     add("--ready-fd", type=int, metavar="N", help="write one line there once ready: the URL")
     add("--life-fd", type=int, metavar="N", help="drain when the other end of this pipe closes")
@@ -190,6 +208,10 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
         host, port = split_address(given.listen)
     except ValueError as error:
         parser.error(f"--listen: {error}")
+    try:
+        aliases = read_aliases(given.alias)
+    except ValueError as error:
+        parser.error(f"--alias: {error}")
     if (given.tls_cert is None) != (given.tls_key is None):
         parser.error("--tls-cert and --tls-key go together")
     for name in POSITIVE:
@@ -203,6 +225,7 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
         tls_cert=given.tls_cert,
         tls_key=given.tls_key,
         insecure_no_keys=given.insecure_no_keys,
+        aliases=aliases,
         cors_origins=frozenset(given.cors_origin),
         socket_path=given.socket,
         ready_fd=given.ready_fd,

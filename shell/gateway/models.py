@@ -10,10 +10,10 @@ from shell.gateway.service import Endpoint
 from syscalls.system import Model
 
 
-def describe_model(model: Model) -> dict[str, Any]:
-    """Return the API's object for a model. `max_model_len` is the usable context."""
+def describe_model(model: Model, name: str | None = None) -> dict[str, Any]:
+    """Return the API's object for a model, or of a name that it has besides. `max_model_len` is the context."""
     return {
-        "id": model.name,
+        "id": name or model.name,
         "object": "model",
         "created": model.created,
         "owned_by": "llmos",
@@ -31,7 +31,7 @@ def describe_model(model: Model) -> dict[str, Any]:
 
 
 class ModelListing(Endpoint):
-    """Lists what is served, the default first."""
+    """Lists what is served, the default first, then by its other names."""
 
     name = "models"
     answer_type = ModelObjects
@@ -39,7 +39,12 @@ class ModelListing(Endpoint):
     async def answer(self, exchange: Exchange) -> None:
         """Ask the kernel, so that the list is never old."""
         await self.service.link.refresh()
-        rows = [describe_model(model) for model in self.service.link.models]
+        catalog, models = self.service.catalog, self.service.link.models
+        rows = [describe_model(model) for model in models]
+        for name in catalog.aliases:
+            model = catalog.find_alias(name)
+            if model is not None and name not in {each.name for each in models}:
+                rows.append(describe_model(model, name))
         await exchange.respond_json(200, {"object": "list", "data": rows})
 
 
@@ -51,5 +56,6 @@ class ModelDescription(Endpoint):
 
     async def answer(self, exchange: Exchange) -> None:
         """Find it by name."""
-        model = await self.service.catalog.find_info(exchange.path_params["model"])
-        await exchange.respond_json(200, describe_model(model))
+        name = exchange.path_params["model"]
+        model = await self.service.catalog.find_info(name)
+        await exchange.respond_json(200, describe_model(model, name))

@@ -75,7 +75,7 @@ def make_service(config: GatewayConfig) -> Service:
         config,
         link,
         Sessions(link, config.is_open_door),
-        Catalog(link),
+        Catalog(link, config.aliases),
         metrics,
         admission,
         responses,

@@ -108,9 +108,14 @@ async def test_boot_needs_no_keys_at_home(listen: str) -> None:
 def test_configuration_reaches_the_gateway() -> None:
     """What the kernel passes on is what the gateway reads."""
     values = {"tls_cert": "c.pem", "tls_key": "k.pem", "insecure_no_keys": True, "cors_origins": f"{PAGE}, *"}
+    values["alias"] = "gpt-x, e=minilm"
     config = parse_arguments(gateway_options(load_config(None, values), "/s"))
     assert (config.tls_cert, config.tls_key, config.insecure_no_keys) == ("c.pem", "k.pem", True)
     assert config.cors_origins == {PAGE, "*"}
+    assert config.aliases == {"gpt-x": None, "e": "minilm"}
+    for wrong in ("=x", "x=", "a,b,a=c"):
+        with pytest.raises(ConfigError, match="alias has"):
+            load_config(None, {"alias": wrong})
     with pytest.raises(ConfigError, match="go together"):
         load_config(None, {"tls_cert": "c.pem"})
 
