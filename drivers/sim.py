@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
 
 import attrs
 import msgspec
 import trio
 
 from drivers.sim_memory import ProtocolViolation, SimMemory
-from drivers.sim_model import VECTOR_SIZE, SimModel, mix, next_mu, penalty_term, sampling_key
+from drivers.sim_model import VECTOR_SIZE, SimModel, mix
+from drivers.sim_rows import SimRows, work_of
+from drivers.sim_sampler import SimSampler
 from drivers.sim_tiers import SimTiers
-from drivers.step_results import StepResults
-from llmos.cost import CopyCost, CostModel, Profile, StepWork
+from llmos.cost import CopyCost, CostModel, Profile
 from llmos.device import (
     DRIVER_ABI,
     Bind,
@@ -43,13 +43,11 @@ from llmos.device import (
     ModelInfo,
     Release,
     Reserve,
-    Row,
     Segment,
     Step,
     StopDriver,
     Tier,
     ToDriver,
-    TokenLogprobs,
 )  # fmt: skip
 
 __all__ = ["ProtocolViolation", "SimDriver", "SimFaults", "SimModel", "SimStatistics"]
@@ -88,38 +86,6 @@ class SimStatistics:
     num_mapped_frames: int
     num_copies: int  # between tiers
     num_copied_bytes: int
-
-
-@attrs.define(eq=False)
-class _Sampler:
-    """How one space samples, and what it has counted."""
-
-    bind: Bind
-    num_counted: int  # positions below it are in `penalty_state`
-    penalty_state: int
-    sampled: tuple[int, int] | None = None  # position and token
-    mu: float | None = None
-    num_pooled: int = 0  # positions folded into `pooled`, of a space that makes a mean
-    pooled: int = 0
-    has_failed: bool = False  # its last row was faulty: there is no sample to feed
-    key: int = attrs.field(
-        default=attrs.Factory(lambda self: sampling_key(self.bind.sampling), takes_self=True)
-    )
-
-    def count(self, position: int, token: int) -> None:
-        """Let a token into the history, once."""
-        if position == self.num_counted:
-            if self.bind.sampling.has_penalties:  # else nobody asks for the state
-                self.penalty_state += penalty_term(token, position, self.bind.num_prompt_tokens)
-            self.num_counted += 1
-
-    def count_all(self, start: int, tokens: Sequence[int]) -> None:
-        """Let tokens from position `start` on into the history, each once."""
-        if self.bind.sampling.has_penalties:
-            for position, token in enumerate(tokens, start):
-                self.count(position, token)
-        elif start <= self.num_counted < start + len(tokens):
-            self.num_counted = start + len(tokens)
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -167,7 +133,7 @@ class SimDriver:
     tiers: SimTiers = attrs.field(init=False)
     _grammars: dict[int, str] = attrs.field(factory=dict, init=False)  # that were taken, and not forgotten
     _compiled: set[int] = attrs.field(factory=set, init=False)  # the kernel has heard of them
-    _samplers: dict[int, _Sampler] = attrs.field(factory=dict, init=False)
+    _rows: SimRows = attrs.field(init=False)
     _load: Load | None = attrs.field(default=None, init=False)
     _outbox: list[tuple[float, int, FromDriver]] = attrs.field(factory=list, init=False)  # a heap, by time
     _num_answers: int = attrs.field(default=0, init=False)
@@ -187,6 +153,13 @@ class SimDriver:
 
     def __attrs_post_init__(self) -> None:
         self.memory = SimMemory(self.kv, self.num_frames)
+        self._rows = SimRows(
+            model=self.model,
+            memory=self.memory,
+            max_model_len=self.max_model_len,
+            encodes=self.encodes,
+            faulty_token=self.faults.faulty_token,
+        )
         memory_bytes = self.num_frames * self.kv.frame_bytes
         hello = Hello(DRIVER_ABI, "sim", self.name, "simulated device", memory_bytes, 1, None)
         self.tiers = SimTiers(self.memory, {})
@@ -282,6 +255,7 @@ class SimDriver:
             raise ProtocolViolation(f"a load while {len(self.memory.spaces)} spaces are open")
         self._load = load
         self.max_model_len = min(self.max_model_len, load.max_model_len or self.max_model_len)
+        self._rows.max_model_len = self.max_model_len
         digest = f"{mix(self.model.vocab_size, self.model.eos_every):016x}"
         info = ModelInfo(
             name=load.name,
@@ -370,40 +344,16 @@ class SimDriver:
         asids = [row.asid for row in step.rows]
         if len(set(asids)) < len(asids):
             raise ProtocolViolation(f"step {step.id} has two rows of one space: {sorted(asids)}")
-        num_tokens = sum(row.num_tokens for row in step.rows)
+        work = work_of(step.rows)
+        num_tokens = work.num_tokens
         if num_tokens > self._load.max_step_tokens and not (self.encodes and len(step.rows) == 1):
             raise ProtocolViolation(
                 f"step {step.id} has {num_tokens} tokens; the limit is {self._load.max_step_tokens}"
             )
-        work = StepWork()
-        for row in step.rows:
-            work = work.with_row(row.start, row.num_tokens)
         seconds = self.slowness * self.cost.step_seconds(work)
         self._num_rows += len(step.rows)
         self._num_tokens += num_tokens
-
-        results = StepResults(len(step.rows))
-        for index, row in enumerate(step.rows):
-            if not row.tokens and self._sampler(row).has_failed:
-                # Planned before the kernel could know; it fails too, and does not touch memory.
-                results.faults[index] = "the sample that it feeds on has failed"
-                continue
-            inputs = self._resolve(row)
-            states = self._run(row, inputs)
-            if scores := self._score(row, states):
-                results.scores[index] = scores
-            vector = self._pool(row, states)
-            if self.faults.faulty_token in inputs:
-                results.faults[index] = f"token {self.faults.faulty_token} makes the simulated device fail"
-                self._sampler(row).has_failed = True
-                continue
-            if vector is not None:
-                results.vectors[index] = vector
-            if row.sample:
-                results.tokens[index], results.logprobs[index] = self._sample(row, states[-1])
-                if (mu := self._sampler(row).mu) is not None:
-                    results.mus[index] = mu
-        done = results.done(step.id, seconds)
+        done = self._rows.run(step.rows).done(step.id, seconds)
         ended_at = max(trio.current_time(), self._busy_until) + seconds
         self._answer(seconds, msgspec.structs.replace(done, ended_at=ended_at))
         self._step_ends[step.id] = ended_at
@@ -417,7 +367,7 @@ class SimDriver:
                 self.memory.reserve(asid)
             case Release(asid):
                 self.memory.release(asid)
-                self._samplers.pop(asid, None)
+                self._rows.samplers.pop(asid, None)
             case Map():
                 self.memory.map(edit, self.kv.num_pages(self.max_model_len))
                 self._num_maps += 1
@@ -439,110 +389,14 @@ class SimDriver:
             raise ProtocolViolation(f"space {bind.asid} bound with grammar {bind.grammar}, not compiled")
         if bind.sampling.temperature > 0 and bind.sampling.seed is None:
             raise ProtocolViolation(f"space {bind.asid} samples at a temperature, and its seed is not set")
-        previous = self._samplers.get(bind.asid)
+        previous = self._rows.samplers.get(bind.asid)
         if bind.grammar is not None:  # the model goes by the text
             sampling = msgspec.structs.replace(bind.sampling, grammar=self._grammars[bind.grammar])
             bind = msgspec.structs.replace(bind, sampling=sampling)
-        sampler = _Sampler(bind, 0, 0, previous.sampled if previous else None, bind.mu)
+        sampler = SimSampler(bind, 0, 0, previous.sampled if previous else None, bind.mu)
         if bind.sampling.has_penalties:
             for position, token in enumerate(bind.tokens):
                 sampler.count(position, token)
         sampler.num_counted = len(bind.tokens)
         sampler.num_pooled, sampler.pooled = bind.num_summed, int.from_bytes(bind.total)
-        self._samplers[bind.asid] = sampler
-
-    def _sampler(self, row: Row) -> _Sampler:
-        if row.asid not in self._samplers:
-            raise ProtocolViolation(f"space {row.asid} samples before it was bound")
-        return self._samplers[row.asid]
-
-    def _resolve(self, row: Row) -> tuple[int, ...]:
-        """Turn empty tokens into the token that the space sampled last."""
-        if row.tokens:
-            low, high = min(row.tokens), max(row.tokens)
-            if low < 0 or high >= self.model.vocab_size:
-                raise ProtocolViolation(
-                    f"space {row.asid} feeds token {low if low < 0 else high}; there are "
-                    f"{self.model.vocab_size}"
-                )
-            return row.tokens
-        sampled = self._sampler(row).sampled
-        if sampled is None:
-            raise ProtocolViolation(f"space {row.asid} feeds its last sample, and there is none")
-        position, token = sampled
-        if position != row.start:
-            raise ProtocolViolation(
-                f"space {row.asid} feeds its last sample at position {row.start}; it belongs at {position}"
-            )
-        return (token,)
-
-    def _score(self, row: Row, states: list[int]) -> tuple[TokenLogprobs, ...]:
-        if len(row.targets) > len(states):
-            raise ProtocolViolation(
-                f"space {row.asid} has {len(row.targets)} targets for {len(states)} tokens"
-            )
-        count = self._sampler(row).bind.sampling.prompt_logprobs or 0 if row.targets else 0
-        return tuple(
-            self.model.logprobs(token, state, count)
-            for token, state in zip(row.targets, states, strict=False)
-        )
-
-    def _pool(self, row: Row, states: list[int]) -> bytes | None:
-        """Fold what a row's positions yield into its space's vector; return that with the last row."""
-        sampler = self._samplers.get(row.asid)
-        pooling = sampler.bind.pooling if sampler is not None else None
-        if sampler is None or pooling is None:
-            if row.pool:
-                raise ProtocolViolation(f"space {row.asid} makes no vector")
-            return None
-        if self.encodes and (row.start or not row.pool):
-            raise ProtocolViolation(
-                f"space {row.asid} of an encoder has a text from {row.start} that is not whole"
-            )
-        if row.sample or row.targets:
-            raise ProtocolViolation(f"space {row.asid} makes a vector, and is to sample or score")
-        if pooling.kind != "mean":
-            return self.model.vector(states[-1], pooling) if row.pool else None
-        if row.start > sampler.num_pooled:
-            raise ProtocolViolation(
-                f"space {row.asid} has summed {sampler.num_pooled} positions; the row starts at {row.start}"
-            )
-        new = states[max(0, sampler.num_pooled - row.start) :]
-        for state in new:
-            sampler.pooled = mix(sampler.pooled, state)
-        sampler.num_pooled += len(new)
-        return self.model.vector(sampler.pooled, pooling) if row.pool else sampler.pooled.to_bytes(8)
-
-    def _run(self, row: Row, inputs: tuple[int, ...]) -> list[int]:
-        """Compute a row's positions into memory and return the state behind each."""
-        end = row.start + len(inputs)
-        if row.start < 0 or end > self.max_model_len:
-            raise ProtocolViolation(
-                f"space {row.asid} computes up to {end}; the limit is {self.max_model_len}"
-            )
-        state = self.memory.read(row.asid, row.start)
-        states = [state]
-        for token in inputs:
-            state = mix(state, token)
-            states.append(state)
-        self.memory.write(row.asid, row.start, states)
-        sampler = self._samplers.get(row.asid)
-        if sampler is not None:
-            sampler.count_all(row.start, inputs)
-        return states[1:]
-
-    def _sample(self, row: Row, state: int) -> tuple[int, TokenLogprobs | None]:
-        sampler = self._sampler(row)
-        position = row.start + row.num_tokens
-        if position > sampler.num_counted:
-            raise ProtocolViolation(
-                f"space {row.asid} samples position {position}; its sampler knows {sampler.num_counted}"
-            )
-        penalty_state = sampler.penalty_state & ((1 << 64) - 1)
-        if sampler.bind.sampling.mirostat is not None:
-            sampler.mu = next_mu(sampler.mu, state)
-        token = self.model.next_token(state, position, sampler.bind, penalty_state, sampler.mu, sampler.key)
-        sampler.sampled = (position, token)
-        sampler.count(position, token)
-        count = sampler.bind.sampling.logprobs
-        return token, None if count is None else self.model.logprobs(token, state, count)
+        self._rows.samplers[bind.asid] = sampler

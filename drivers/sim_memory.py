@@ -57,6 +57,7 @@ class SimSpace:
     last_step: int = 0  # that had a row for it
     num_checked: int = 0  # positions below it are known to form one chain
     last_state: tuple[int, int] = (0, ROOT_STATE)  # the number of positions checked last, and what follows
+    tail: list[SimFrame] = attrs.field(factory=list)  # of the page written last; empty: shared since, or gone
 
 
 @attrs.define(eq=False)
@@ -171,8 +172,10 @@ class SimMemory:
         space.last_step = self.step_id
         size = self.kv.tokens_per_page
         end = position + len(states) - 1
+        tail: list[SimFrame] = []
         for vpn in range(position // size, -(-end // size)):
             low, high = max(position, vpn * size), min(end, (vpn + 1) * size)
+            tail.clear()
             for segment, pfn in enumerate(self._page(space, vpn)):
                 if len(self._users[pfn]) > 1:
                     raise ProtocolViolation(
@@ -186,8 +189,27 @@ class SimMemory:
                     frame = self._frames.setdefault(pfn, SimFrame())
                     frame.after[offset:] = new
                 else:
-                    self._frames[pfn] = SimFrame(segment, states[low - position], new)
-        space.num_checked, space.last_state = end, (end, states[-1])
+                    frame = self._frames[pfn] = SimFrame(segment, states[low - position], new)
+                tail.append(frame)
+        space.num_checked, space.last_state, space.tail = end, (end, states[-1]), tail
+
+    def place_next(self, asid: int, position: int) -> SimSpace | None:
+        """Find the space to which a step that begins now appends one position, if all is as usual.
+
+        Its `tail` has the frames. The caller sets what `write` would set, and appends the new state to each.
+
+        Returns:
+            None: it is not as usual, for `read` and `write` to tell; nothing was done.
+        """
+        space = self.spaces.get(asid)
+        if space is None or not space.tail or not position % self.kv.tokens_per_page:
+            return None
+        if not space.last_state[0] == space.num_checked == position or self.being_read or self.being_filled:
+            return None
+        space.last_step = self.step_id
+        for pfn in space.pages[position // self.kv.tokens_per_page]:
+            self._last_write[pfn] = self.step_id
+        return space
 
     def frame(self, pfn: int) -> SimFrame:
         """What a frame holds; not to be changed."""
@@ -265,7 +287,10 @@ class SimMemory:
     def _enter(self, space: SimSpace, vpn: int, pfns: tuple[int, ...]) -> None:
         space.pages[vpn] = pfns
         for segment, pfn in enumerate(pfns):
-            self._users.setdefault(pfn, set()).add((space.asid, vpn, segment))
+            users = self._users.setdefault(pfn, set())
+            for asid, *_ in users:
+                self.spaces[asid].tail = []  # shared from now on
+            users.add((space.asid, vpn, segment))
 
     def _page(self, space: SimSpace, vpn: int) -> tuple[int, ...]:
         if vpn in space.ahead:
@@ -275,6 +300,7 @@ class SimMemory:
         return space.pages[vpn]
 
     def _unmap(self, space: SimSpace, vpn: int) -> None:
+        space.tail = []
         for segment, pfn in enumerate(space.pages.pop(vpn)):
             self._last_read[pfn] = max(self._last_read.get(pfn, 0), space.last_step)
             users = self._users[pfn]

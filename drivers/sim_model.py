@@ -87,15 +87,28 @@ class SimModel:
             draw = mix(draw, penalty_state)
         if mu is not None:
             draw = mix(draw, round(mu * 2**32))
-        barred: set[int] = set()
-        if position - bind.num_prompt_tokens < bind.min_tokens:
-            barred.update(bind.stop_token_ids)
-        if self.eos_every and self.eos_token_ids and (draw >> 32) % self.eos_every == 0:
-            end = self.eos_token_ids[draw % len(self.eos_token_ids)]
+        is_held = position - bind.num_prompt_tokens < bind.min_tokens
+        return self._settle(draw, frozenset(bind.stop_token_ids) if is_held else frozenset())
+
+    def tokens_of(self, draws: Sequence[int]) -> list[int]:
+        """What draws come to where no stop token is barred: each as at the end of `next_token`."""
+        size, ends, every = self.vocab_size, self.eos_token_ids, self.eos_every
+        tokens = [draw % size for draw in draws]
+        if not ends:
+            return tokens
+        for index, draw in enumerate(draws):
+            if tokens[index] in ends or (every and (draw >> 32) % every == 0):
+                tokens[index] = self._settle(draw, frozenset())
+        return tokens
+
+    def _settle(self, draw: int, barred: frozenset[int]) -> int:
+        """The token that a draw comes to."""
+        ends, size = self.eos_token_ids, self.vocab_size
+        if self.eos_every and ends and (draw >> 32) % self.eos_every == 0:
+            end = ends[draw % len(ends)]
             if end not in barred:
                 return end
-        barred.update(self.eos_token_ids)
-        while (token := draw % self.vocab_size) in barred:
+        while (token := draw % size) in barred or token in ends:
             draw = mix(draw, 1)
         return token
 
