@@ -11,7 +11,7 @@ from syscalls.system import Model
 
 
 def describe_model(model: Model, name: str | None = None) -> dict[str, Any]:
-    """Return the API's object for a model, or of a name that it has besides. `max_model_len` is the context."""
+    """Return the API's object for a model, or for another name of it. Its `max_model_len` can be used."""
     return {
         "id": name or model.name,
         "object": "model",

@@ -80,6 +80,42 @@ def test_a_continuation_finds_the_memory(client: OpenAI) -> None:
     assert last.usage.input_tokens > forked.usage.total_tokens
 
 
+def test_a_continuation_tells_its_log_probabilities(client: OpenAI, server: Server) -> None:
+    """Those of a fork are those of a process of its own, and none of the turn before is among them."""
+    ask = {"temperature": 0, "max_output_tokens": 12, "model": client.models.list().data[0].id}
+    ask |= {"include": ["message.output_text.logprobs"], "top_logprobs": 3}
+    first = client.responses.create(input="Tell a story of a river. " * 10, **ask)
+    forked = client.responses.create(input="And then?", previous_response_id=first.id, **ask)
+    assert forked.usage.input_tokens_details.cached_tokens == first.usage.total_tokens - 1
+    dropped = httpx.post(f"{server.url}/reset_prefix_cache", timeout=60).json()
+    assert dropped.keys() == {"num_dropped_pages"}  # those that the two map stay
+    alone = client.responses.create(input="And then?", previous_response_id=first.id, top_p=0.5, **ask)
+    found = []
+    for answer in (forked, alone):
+        assert client.responses.retrieve(answer.id).to_dict() == answer.to_dict()
+        (part,) = answer.output[0].content
+        assert b"".join(bytes(row.bytes) for row in part.logprobs).decode() == part.text
+        assert all(len(row.top_logprobs) == 3 for row in part.logprobs)
+        assert all(row.logprob == row.top_logprobs[0].logprob for row in part.logprobs)  # it was greedy
+        found.append(part.logprobs)
+    assert [row.token for row in found[0]] == [row.token for row in found[1]]
+    assert [row.logprob for row in found[0]] == pytest.approx([row.logprob for row in found[1]], abs=1e-3)
+
+
+def test_a_dropped_cache_is_empty(client: OpenAI, server: Server) -> None:
+    """The next prompt is computed from its first token, and the one after it finds that again."""
+    model = client.models.list().data[0].id
+
+    def count_cached() -> int:
+        asked = {"model": model, "prompt": "The same beginning. " * 20, "max_tokens": 1}
+        return client.completions.create(**asked).usage.prompt_tokens_details.cached_tokens
+
+    count_cached()
+    assert count_cached() > 0
+    assert httpx.post(f"{server.url}/reset_prefix_cache", timeout=60).json()["num_dropped_pages"] > 0
+    assert [count_cached() > 0 for _ in range(2)] == [False, True]
+
+
 def test_what_if_the_gateway_is_killed(client: OpenAI, server: Server) -> None:
     """A background response goes on; the gateway that follows tells the rest of its events."""
     model = client.models.list().data[0].id
