@@ -106,6 +106,11 @@ class Followed:
             position += len(each.tokens)
         assert not any(each.end for each in outputs[:-1])
 
+    def is_behind(self, raw: RawClient, output: tuple[int, ...]) -> bool:
+        """Is there more that it has credit for?"""
+        num_told = len(raw.tokens(self.call_id))
+        return not self.is_left and self.offset + num_told < min(self.until, len(output))
+
     def check_whole(self, raw: RawClient, output: tuple[int, ...]) -> None:
         """With all the credit there is, whoever stayed was told all, and the end."""
         self.check(raw, output)
@@ -179,6 +184,8 @@ async def play(kernel: RunningKernel, acts: list[tuple[str, int, int]]) -> None:
                 await wait_until(lambda: process.turn_is_over)
                 output = tuple(process.output)
                 assert output == STORY[: len(output)]
+                while any(each.is_behind(raw, output) for each in follows):
+                    await raw.receive()
                 for each in follows:
                     if not each.is_left and raw.last(each.call_id) is None:
                         await raw.call(Grant(each.call_id, MUCH))

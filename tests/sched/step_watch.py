@@ -32,7 +32,7 @@ from syscalls.sampling import Sampling
 
 SIZE = 4  # tokens of a page
 KV = KVFormat("sim", (Segment("K", 16), Segment("V", 16)), 16 * SIZE, SIZE)
-NUM_FRAMES = 20
+NUM_FRAMES = 24
 STOP = 7  # a token that ends a turn
 
 

@@ -18,13 +18,13 @@ from tests.sched.step_watch import SIZE, DrivenCore, open_driven_core
 Act = tuple[str, int, int]
 
 ACTS = st.one_of(
-    st.tuples(st.just("spawn"), st.integers(1, 5 * SIZE), st.integers(1, 4 * SIZE)),
+    st.tuples(st.just("spawn"), st.integers(1, 5 * SIZE), st.integers(1, 5 * SIZE)),
     st.tuples(st.just("chat"), st.integers(1, 5 * SIZE), st.integers(1, 2 * SIZE)),
     st.tuples(st.just("siblings"), st.integers(1, 3 * SIZE), st.integers(1, 2 * SIZE)),
     st.tuples(st.sampled_from(["kill", "stop", "cont", "write"]), st.integers(0, 9), st.integers(1, 9)),
     st.tuples(st.just("sweep"), st.just(0), st.just(0)),
     st.tuples(st.just("plan"), st.just(0), st.just(0)),
-    st.tuples(st.just("step"), st.integers(1, 8), st.integers(0, 9)),
+    *2 * [st.tuples(st.just("step"), st.integers(0, 3), st.integers(0, 19))],
     st.tuples(st.just("copy"), st.integers(0, 9), st.just(0)),
 )
 
@@ -44,11 +44,13 @@ def act(driven: DrivenCore, name: str, number: int, other: int) -> None:
         case "plan":
             driven.plan()
         case "step":
-            for _ in range(number):
-                driven.end_step(stops=other == 9)
-                driven.plan()
+            for _ in range(1 + number % 4):
+                driven.end_step(stops=other % 10 == 9)
+                while driven.plan() and other % 4:  # else the device is about to be idle
+                    pass
         case "copy":
-            driven.end_copy(number)
+            for _ in range(1 + number % 4):
+                driven.end_copy(number)
         case _ if processes:
             process = processes[number % len(processes)]
             command = {
@@ -97,9 +99,10 @@ def lively(seed: int) -> list[Act]:
     """Many acts, in an order of their own; more of them than Hypothesis draws."""
     rng = random.Random(seed)
     acts: list[Act] = []
-    for _ in range(250):
-        name = rng.choice(["spawn", "chat", "siblings", "write", "sweep", "plan", "step", "step", "copy"])
-        acts.append((name, rng.randrange(1, 20), rng.randrange(1, 9)))
+    names = ["spawn", "chat", "siblings", "write", "sweep", "plan", *4 * ["step"], *4 * ["copy"]]
+    for _ in range(400):
+        name = rng.choice(names)
+        acts.append((name, rng.randrange(1, 20), rng.randrange(1, 20)))
     return acts
 
 
