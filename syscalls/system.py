@@ -72,6 +72,7 @@ class SwapInfo(msgspec.Struct, frozen=True):
     num_clean_bytes: int  # that went down without being sent, because a copy was there
     num_faulty_pages: int  # that could not be copied, or were not what they should be: computed again
     num_dropped_pages: int  # clean copies given up for those that were needed
+    num_copies_beside_steps: int = 0  # that ended before a step that was sent before them
 
 
 class StepCost(msgspec.Struct, frozen=True):

@@ -116,6 +116,11 @@ class _Snapshot(Collector):
             ("llmos_swap_clean_bytes", "Bytes not sent, because a copy was there.", "num_clean_bytes"),
             ("llmos_swap_faulty_pages", "Pages that were not what they should be.", "num_faulty_pages"),
             ("llmos_swap_dropped_pages", "Clean copies given up.", "num_dropped_pages"),
+            (
+                "llmos_swap_overtaking_copies",
+                "Copies that ended before a step that was sent before them.",
+                "num_copies_beside_steps",
+            ),
         ):
             counter = CounterMetricFamily(name, what, labels=("device",))
             for device in self._devices:

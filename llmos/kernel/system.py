@@ -368,6 +368,7 @@ def _swap_info(swap: SwapStatistics | None, frame_bytes: int) -> SwapInfo | None
         num_clean_bytes=swap.num_clean_bytes,
         num_faulty_pages=swap.num_faults,
         num_dropped_pages=swap.num_dropped,
+        num_copies_beside_steps=swap.num_beside_steps,
     )
 
 

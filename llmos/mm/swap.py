@@ -37,6 +37,7 @@ class SwapStatistics:
 
     tiers: dict[Tier, TierStatistics]
     num_in_flight: int
+    num_beside_steps: int  # copies that ended before a step that was sent before them
     num_clean_bytes: int  # that needed no copy, because one was there
     num_faults: int  # pages whose copy failed, or was not what it should be
     num_dropped: int  # clean copies given up for those that were needed
@@ -65,7 +66,7 @@ class Swap:
         self._in_flight: dict[int, Transfer] = {}
         self._messages: list[Copy] = []
         self._last_id = 0
-        self._num_clean_bytes = self._num_faults = 0
+        self._num_clean_bytes = self._num_faults = self._num_beside_steps = 0
         self._num_bytes = {(tier, way): 0 for tier in ("host", "disk", "file") for way in ("out", "in")}
 
     # --- out ---------------------------------------------------------------------------------------------
@@ -253,12 +254,18 @@ class Swap:
 
     # --- ends --------------------------------------------------------------------------------------------
 
-    def finish(self, done: CopyDone) -> Transfer | None:
-        """Take the device's answer in, and call the transfer's `on_end`; None: no such copy is under way."""
+    def finish(self, done: CopyDone, oldest_step: int | None = None) -> Transfer | None:
+        """Take the device's answer in, and call the transfer's `on_end`; None: no such copy is under way.
+
+        Args:
+            done: the answer.
+            oldest_step: that is not answered yet; None: all are.
+        """
         transfer = self._in_flight.pop(done.id, None)
         if transfer is None:
             return None
         transfer.seconds = done.seconds
+        self._num_beside_steps += oldest_step is not None and oldest_step <= transfer.last_step
         num_pages = len(transfer.vpns)
         for fault in done.faults:
             transfer.faults.setdefault(transfer.vpns[fault.index % num_pages], fault.message)
@@ -291,9 +298,14 @@ class Swap:
         """Is there something to be told?"""
         return bool(self._messages)
 
-    def take_messages(self) -> list[Copy]:
-        """Drain what the device must be told, after the copies of pages that were queued before it."""
+    def take_messages(self, last_step: int = 0) -> list[Copy]:
+        """Drain what the device must be told, after the copies of pages that were queued before it.
+
+        `last_step` is the one that it is told before that.
+        """
         messages, self._messages = self._messages, []
+        for message in messages:
+            self._in_flight[message.id].last_step = last_step
         return messages
 
     def pages_used(self, copy: Copy) -> list[PageFrames]:
@@ -354,6 +366,7 @@ class Swap:
                 for tier, area in self.copies.areas.items()
             },
             num_in_flight=len(self._in_flight),
+            num_beside_steps=self._num_beside_steps,
             num_clean_bytes=self._num_clean_bytes,
             num_faults=self._num_faults,
             num_dropped=self.copies.num_dropped,

@@ -37,6 +37,7 @@ class Transfer:
     num_bytes: int
     on_end: Finish | None = None
     sources: list[PageCopy] = field(factory=list)  # of DOWN and SAVE: where they come from
+    last_step: int = 0  # that the device was sent before it
     seconds: float = 0.0  # that it took; filled in at its end
     faults: dict[int, str] = field(factory=dict)  # vpn: why; filled in at its end
 

@@ -246,7 +246,7 @@ class Core(Actor[Message]):
             copy
             if in_turn or not pages
             else msgspec.structs.replace(copy, after=last_use(self._in_flight, pages, size))
-            for copy, pages in switch.take_copies()
+            for copy, pages in switch.take_copies(self._step_id)
         ]
 
     def _plan_step(self, switch: ContextSwitch) -> Step | None:
@@ -400,7 +400,8 @@ class Core(Actor[Message]):
     def _finish_copy(self, result: CopyDone) -> None:
         """Take the end of a copy between tiers in."""
         assert self.residents.switch is not None
-        if self.residents.switch.swap.finish(result) is None:
+        oldest_step = self._in_flight[0].step.id if self._in_flight else None
+        if self.residents.switch.swap.finish(result, oldest_step) is None:
             self._distrust(copy=result.id)
 
     def _distrust(self, **what: int) -> None:

@@ -215,12 +215,13 @@ class ContextSwitch:
             self._binds.clear()
         return edits
 
-    def take_copies(self) -> list[tuple[Copy, list[PageFrames]]]:
+    def take_copies(self, last_step: int) -> list[tuple[Copy, list[PageFrames]]]:
         """Drain the copies to start, to be sent when the copies of pages that were queued before have been.
 
         With each the pages that it reads, or fills, of the device; none where it must wait for its turn.
+        `last_step` is the one that the device is sent before them.
         """
-        return [(copy, self.swap.pages_used(copy)) for copy in self.swap.take_messages()]
+        return [(copy, self.swap.pages_used(copy)) for copy in self.swap.take_messages(last_step)]
 
     def must_wait(self, running: Sequence[Process]) -> bool:
         """Should no step be issued before the copies under way have ended?"""

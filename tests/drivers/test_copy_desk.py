@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from drivers.copy_desk import CopyDesk
 from drivers.host_arena import HostArena
@@ -26,6 +31,8 @@ from llmos.device import (
 )  # fmt: skip
 
 KV = KVFormat("bf16", (Segment("K", 64), Segment("V", 64)), 4096, 64)
+NUM_PAGES = 4
+Wait = Literal["nothing", "last", "this", "all"]  # the steps that a copy waits for, of those before it
 
 
 class CopyingEngine:
@@ -34,8 +41,8 @@ class CopyingEngine:
     steps_hold_up = True
 
     def __init__(self) -> None:
-        self.arena = HostArena(KV, num_frames=8, max_spaces=2, pages_per_space=2)
-        self.tiers = Tiers(self.arena, host_bytes=8 * KV.frame_bytes)
+        self.arena = HostArena(KV, num_frames=2 * NUM_PAGES, max_spaces=2, pages_per_space=2)
+        self.tiers = Tiers(self.arena, host_bytes=128 * KV.frame_bytes)
 
     def copy_fds(self) -> tuple[int, ...]:
         return (self.tiers.fileno(),)
@@ -99,6 +106,61 @@ def test_copies_end_while_a_step_runs() -> None:
             assert [done.id for done in desk.begin_copies(step_id + 1)] == [3]
             assert memory[page] == memory[: 2 * KV.frame_bytes]
         memory.release()
+
+
+COPIES = st.lists(
+    st.tuples(st.integers(0, NUM_PAGES - 1), st.sampled_from(["nothing", "last", "this", "all"])), max_size=4
+)
+
+
+@given(plan=st.lists(st.tuples(st.integers(0, NUM_PAGES - 1), COPIES), max_size=8))
+def test_each_copy_sees_the_steps_that_it_waits_for(plan: list[tuple[int, list[tuple[int, Wait]]]]) -> None:
+    """Steps fill pages while copies of pages come: a copy has what was there after the steps it waits for.
+
+    Those that need not wait for a step are answered while it runs, and no others; threads end, and
+    descriptors are closed.
+    """
+    before = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    with open_desk() as (desk, link, kernel, engine):
+        memory = memoryview(engine.arena.memory).cast("B")
+        pages = [0] * NUM_PAGES  # what each is filled with: the model
+        expected: dict[int, int] = {}  # by copy, whose slots are its own
+        desk.note_copy()
+        for step_id, (written, copies) in enumerate(plan, 1):
+            early, late = [], []
+            with desk.open(step_id):
+                after = {"nothing": 0, "last": step_id - 1, "this": step_id, "all": None}
+                for page, wait in copies:
+                    id = len(expected)
+                    is_early = wait in ("nothing", "last")
+                    (early if is_early else late).append(id)
+                    expected[id] = step_id if page == written and not is_early else pages[page]
+                    source, target = (
+                        Place("device", (2 * page, 2 * page + 1)),
+                        Place("host", (2 * id, 2 * id + 1)),
+                    )
+                    kernel.sendall(encode_message(Copy(id, source, target, after=after[wait])))
+                assert sorted(receive(kernel).id for _ in early) == early  # type: ignore[union-attr]
+                frames = slice(2 * written * KV.frame_bytes, (2 * written + 2) * KV.frame_bytes)
+                memory[frames] = bytes([step_id]) * (2 * KV.frame_bytes)
+                pages[written] = step_id
+            done = [each.id for each in desk.begin_copies(step_id + 1)]
+            while len(done) + engine.tiers.num_running < len(late):
+                copy = link.receive()  # one that waits for all that came before it
+                assert isinstance(copy, Copy)
+                assert copy.after is None
+                done += [each.id for each in engine.begin_copies([copy])]
+            engine.tiers.wait()
+            done += [each.id for each in engine.tiers.collect()]
+            assert sorted(done) == late
+        for id, value in expected.items():
+            source, target = Place("host", (2 * id, 2 * id + 1)), Place("device", (0, 1))
+            engine.begin_copies([Copy(id, source, target)])
+            engine.tiers.wait()
+            engine.tiers.collect()
+            assert set(memory[: 2 * KV.frame_bytes]) == {value}
+        memory.release()
+    assert (threading.active_count(), len(os.listdir("/proc/self/fd"))) == before
 
 
 def test_nobody_listens_where_nothing_is_copied() -> None:

@@ -26,7 +26,7 @@ from llmos.sched.accounts import Accounts
 from llmos.sched.batch import BatchLimits
 from llmos.sched.core import Core
 from llmos.sched.fair import TokenFair
-from llmos.sched.messages import CopyFinished, DriverUp, Enqueue, StepFinished
+from llmos.sched.messages import CopyFinished, DriverUp, Enqueue, Fork, StepFinished
 from llmos.sched.preemption import PreemptionCosts, Switching
 from syscalls.sampling import Sampling
 
@@ -125,19 +125,25 @@ class DrivenCore:
 
     def spawn(self, length: int, max_tokens: int, num_samples: int = 1, *, interactive: bool = False) -> None:
         """Processes with one prompt; prompts of equal lengths are equal, others part in the middle."""
-        processes = []
-        for _ in range(num_samples):
-            pid = len(self.processes) + 1
-            prompt = [*range(10, 10 + length // 2), *([length] * (length - length // 2))]
-            process = Process(
-                pid=Pid(pid), tenant="t", session=None, model="sim", device="sim:0",
-                sampling=Sampling(seed=pid), stop_tokens=frozenset({STOP}), spawned_at=0.0, arrival=pid,
-                tokens=prompt, turn_start=length, max_tokens=max_tokens, num_prompt_tokens=length,
-                num_uncharged=length, interactive=interactive,
-            )  # fmt: skip
-            processes.append(process)
-            self.processes.append(process)
+        prompt = [*range(10, 10 + length // 2), *([length] * (length - length // 2))]
+        processes = [self._make(prompt, max_tokens, interactive=interactive) for _ in range(num_samples)]
         self.core._handle(Enqueue(processes))
+
+    def fork(self, parent: Process) -> None:
+        """A child of a process, from where that is now."""
+        child = self._make([], 0, interactive=parent.interactive)
+        self.core._handle(Fork(parent, [child], lambda error: error and self.processes.remove(child)))
+
+    def _make(self, prompt: list[int], max_tokens: int, *, interactive: bool) -> Process:
+        pid, length = len(self.processes) + 1, len(prompt)
+        process = Process(
+            pid=Pid(pid), tenant="t", session=None, model="sim", device="sim:0",
+            sampling=Sampling(seed=pid), stop_tokens=frozenset({STOP}), spawned_at=0.0, arrival=pid,
+            tokens=list(prompt), turn_start=length, max_tokens=max_tokens, num_prompt_tokens=length,
+            num_uncharged=length, interactive=interactive,
+        )  # fmt: skip
+        self.processes.append(process)
+        return process
 
     def plan(self) -> bool:
         """One turn of the loop: what is sent reaches the device. False: nothing was."""
@@ -152,6 +158,11 @@ class DrivenCore:
                     for process, epoch, *_ in flight.entries
                     if process.epoch != epoch
                 }
+                switch = self.core.residents.switch
+                assert switch is not None
+                assert not switch.vmm.has_page_copies, (
+                    "pages are copied first, where that was asked for first"
+                )
                 num_overtaken = self.device.take_copy(order, lost)
                 self.num_copies += 1
                 self.num_overtaking += bool(num_overtaken)

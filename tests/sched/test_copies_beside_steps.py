@@ -21,7 +21,9 @@ ACTS = st.one_of(
     st.tuples(st.just("spawn"), st.integers(1, 5 * SIZE), st.integers(1, 5 * SIZE)),
     st.tuples(st.just("chat"), st.integers(1, 5 * SIZE), st.integers(1, 2 * SIZE)),
     st.tuples(st.just("siblings"), st.integers(1, 3 * SIZE), st.integers(1, 2 * SIZE)),
-    st.tuples(st.sampled_from(["kill", "stop", "cont", "write"]), st.integers(0, 9), st.integers(1, 9)),
+    st.tuples(
+        st.sampled_from(["kill", "stop", "cont", "write", "fork"]), st.integers(0, 9), st.integers(1, 9)
+    ),
     st.tuples(st.just("sweep"), st.just(0), st.just(0)),
     st.tuples(st.just("plan"), st.just(0), st.just(0)),
     *2 * [st.tuples(st.just("step"), st.integers(0, 3), st.integers(0, 19))],
@@ -51,6 +53,8 @@ def act(driven: DrivenCore, name: str, number: int, other: int) -> None:
         case "copy":
             for _ in range(1 + number % 4):
                 driven.end_copy(number)
+        case "fork" if processes:
+            driven.fork(processes[number % len(processes)])
         case _ if processes:
             process = processes[number % len(processes)]
             command = {
@@ -99,7 +103,7 @@ def lively(seed: int) -> list[Act]:
     """Many acts, in an order of their own; more of them than Hypothesis draws."""
     rng = random.Random(seed)
     acts: list[Act] = []
-    names = ["spawn", "chat", "siblings", "write", "sweep", "plan", *4 * ["step"], *4 * ["copy"]]
+    names = ["spawn", "chat", "siblings", "fork", "write", "sweep", "plan", *4 * ["step"], *4 * ["copy"]]
     for _ in range(400):
         name = rng.choice(names)
         acts.append((name, rng.randrange(1, 20), rng.randrange(1, 20)))

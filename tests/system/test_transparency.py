@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import cache
 
 import attrs
@@ -158,6 +159,8 @@ async def test_swapped(
     with running_server(*options, "--pool-mib", "2", *swap, gateway=False) as swapping:
         before = count(swapping)
         assert await run_together(swapping) == quiet
+        while not await num_copies_beside_steps(swapping):  # one round nearly always has some
+            assert await run_together(swapping) == quiet
         assert await chat(swapping, is_swapped=True) == await chat(server, is_swapped=False)
         assert_no_leak(swapping, before)
         async with open_client(swapping.socket_path) as client:
@@ -169,7 +172,41 @@ async def test_swapped(
     assert used.num_free_bytes == used.num_bytes
 
 
-async def chat(server: Server, *, is_swapped: bool) -> list[tuple[int, ...]]:
+async def num_copies_beside_steps(server: Server) -> int:
+    """Copies that ended before a step that was sent before them, on the only device."""
+    async with open_client(server.socket_path) as client:
+        (device,) = await client.devices()
+    assert device.swap is not None
+    return device.swap.num_copies_beside_steps
+
+
+@asynccontextmanager
+async def nothing_happens(client: Client) -> AsyncIterator[None]:
+    """What is around the second turn of a chat, mostly."""
+    yield
+
+
+@asynccontextmanager
+async def driver_killed_in_a_copy(client: Client) -> AsyncIterator[None]:
+    """The driver answers nothing any more when the turn begins, and ends with a copy under way; once."""
+    (device,) = await client.devices()
+    if device.num_restarts:
+        yield
+        return
+    assert device.driver_pid is not None
+    os.kill(device.driver_pid, signal.SIGSTOP)
+    yield
+    while not (swap := (await client.devices())[0].swap) or not swap.num_copies_in_flight:  # noqa: ASYNC110
+        await trio.sleep(0.01)
+    os.kill(device.driver_pid, signal.SIGKILL)
+
+
+async def chat(
+    server: Server,
+    *,
+    is_swapped: bool,
+    around_write: Callable[[Client], AbstractAsyncContextManager[None]] = nothing_happens,
+) -> list[tuple[int, ...]]:
     """Four chats of two turns; in the pause between them they have no memory, or keep it."""
     outputs = []
     async with open_client(server.socket_path) as client:
@@ -188,7 +225,8 @@ async def chat(server: Server, *, is_swapped: bool) -> list[tuple[int, ...]]:
                 while is_swapped and (await client.stat(pid)).num_resident_bytes:  # noqa: ASYNC110
                     await trio.sleep(0.01)
                 if turn == 0:
-                    await client.write(pid, (301, 302, 303), max_tokens=10)
+                    async with around_write(client):
+                        await client.write(pid, (301, 302, 303), max_tokens=10)
             outputs.append(tuple(tokens))
             await client.kill(pid)
             await client.wait(pid)
@@ -258,6 +296,30 @@ async def test_driver_killed(options: tuple[str, ...], quiet: list[tuple[int, ..
                     await trio.sleep(0.01)
             (device,) = await client.devices()
             assert device.num_restarts == 1
+
+
+async def test_driver_killed_in_a_copy(
+    options: tuple[str, ...], server: Server, quiet: list[tuple[int, ...]]
+) -> None:
+    """kill -9 while memory is on its way back, beside others: it is computed again, the same bits."""
+    swap = ("--swap-mib", "64", "--preempt", "swap", "--swap-idle-seconds", "0.05", "--no-prefix-cache")
+    expected = await chat(server, is_swapped=False)
+    with running_server(*options, *swap, gateway=False) as swapping:
+        before = count(swapping)
+        async with trio.open_nursery() as nursery:
+
+            async def others() -> None:
+                assert await run_together(swapping) == quiet
+
+            nursery.start_soon(others)
+            assert await chat(swapping, is_swapped=True, around_write=driver_killed_in_a_copy) == expected
+        assert_no_leak(swapping, before)
+        async with open_client(swapping.socket_path) as client:
+            (device,) = await client.devices()
+    assert device.num_restarts == 1
+    assert device.swap is not None
+    assert device.swap.num_copies_in_flight == 0
+    assert all(tier.num_free_bytes == tier.num_bytes for tier in device.swap.tiers)
 
 
 async def test_two_devices(options: tuple[str, ...], quiet: list[tuple[int, ...]]) -> None:
