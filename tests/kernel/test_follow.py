@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from llmos.kernel import follower
+from llmos.kernel import follower, session
 from llmos.kernel.follower import MAX_OUTPUT_TOKENS
 from llmos.params import MAX_GATHERED_BYTES
 from syscalls.client import Client
 from syscalls.codec import Answer, ErrorReply, Request
 from syscalls.errno import Errno, SyscallError
-from syscalls.process import ExitStatus, Follow, Grant, Kill, Output, Read, Unfollow
+from syscalls.process import ExitStatus, Follow, Grant, Kill, Output, Read, Unfollow, Wait
 from syscalls.sampling import Sampling
 from syscalls.session import ClientSession
 from syscalls.system import Done, Ping
@@ -263,6 +263,22 @@ async def test_credit_is_not_taken_back(autojump_clock, tmp_path: Path) -> None:
         with trio.fail_after(60):
             while len(raw.tokens(call_id)) < 40:
                 await raw.receive()
+        await kernel.client.wait(pid)
+
+
+async def test_follows_are_among_the_calls_that_wait(
+    autojump_clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With as many follows as calls may wait, neither another one nor another call that waits is taken."""
+    monkeypatch.setattr(session, "MAX_PARKED_CALLS", 2)
+    async with running_kernel(tmp_path) as kernel, open_raw(kernel) as raw:
+        (pid,) = (await kernel.client.spawn(PROMPT, max_tokens=NUM_TOKENS, ignore_eos=True)).pids
+        for _ in range(2):
+            await raw.post(Follow(pid, 0))
+        for body in (Follow(pid, 0), Wait(pid)):
+            answer = await raw.call(body)
+            assert isinstance(answer, ErrorReply)
+            assert answer.errno is Errno.EAGAIN
         await kernel.client.wait(pid)
 
 
