@@ -29,7 +29,7 @@ SAMPLING = [
     Sampling(),
     Sampling(temperature=1.0, top_p=0.9, seed=5),
 ]
-NUM_TOKENS = 6
+NUM_TOKENS = 12
 
 
 @pytest.fixture(scope="module")
