@@ -126,12 +126,18 @@ class FakeKernel:
         """Have the script answer reads, one after the other, as far as the credit goes; return the last."""
         following = session.following[call_id] = Following(body.until)
         offset = body.offset
+        ended: Output | None = None  # was cut; the script may have reaped the process with its end
         try:
             with following.scope:
                 while True:
-                    output = await self.script(session, Read(body.pid, offset))
-                    if not isinstance(output, Output):
-                        return output
+                    if ended is None:
+                        output = await self.script(session, Read(body.pid, offset))
+                        if not isinstance(output, Output):
+                            return output
+                    else:
+                        output = drop_tokens(ended, offset - ended.offset)
+                    if output.end is not None:
+                        ended = output
                     while not (room := following.until - offset) and output.tokens:
                         following.granted = trio.Event()
                         await following.granted.wait()
@@ -161,6 +167,14 @@ def cut_output(output: Output, num_tokens: int) -> Output:
     return msgspec.structs.replace(
         output, tokens=output.tokens[:num_tokens], logprobs=output.logprobs[:num_tokens],
         times=output.times[:num_tokens], end=None, usage=Usage(), vector=b"",
+    )  # fmt: skip
+
+
+def drop_tokens(output: Output, num_tokens: int) -> Output:
+    """What is left of an output without its first tokens."""
+    return msgspec.structs.replace(
+        output, offset=output.offset + num_tokens, tokens=output.tokens[num_tokens:],
+        logprobs=output.logprobs[num_tokens:], times=output.times[num_tokens:],
     )  # fmt: skip
 
 
