@@ -144,7 +144,8 @@ def test_one_in_the_making_is_followed_again(kernel: KernelThread, tmp_path: Pat
     kernel.program = program
     asked: dict[str, Any] = {"model": "scripted", "input": "hi", "include": INCLUDE, "background": True}
     with running_gateway(kernel, tmp_path / "one") as gateway:
-        wanted = open_client(gateway).responses.create(**asked).id
+        with open_client(gateway) as client:
+            wanted = client.responses.create(**asked).id
         kernel.wait_until(lambda: kernel.kernel.spawned and len(kernel.kernel.spawned[-1].logprobs) == 2)
         gateway.process.kill()
         gateway.process.wait()
