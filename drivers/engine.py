@@ -6,37 +6,28 @@ What can fail alone fails alone: an edit breaks its space until that is released
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import attrs
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from drivers.arena import Arena
 from drivers.backend import Backend, DeviceUnavailable
-from drivers.copy_cost import measure_copy_cost
-from drivers.grammars import Grammars
 from drivers.model.errors import ModelError
-from drivers.model.grammar import GrammarTokens
 from drivers.model.kv_layout import poison_tail
 from drivers.model.pooler import Pooler
-from drivers.model.sampler import Sampler
 from drivers.model.step_queue import MAX_IN_FLIGHT
-from drivers.model.transformer import Model
 from drivers.page_table import ArenaError
-from drivers.profile import profile_model
+from drivers.session import ReportProgress, Session, open_session
 from drivers.step_pipeline import StepPipeline
 from drivers.step_results import StepResults
 from drivers.step_work import StepWork
-from drivers.tiers import Tiers
 from llmos.device import (
     Bind,
     Compile,
@@ -47,37 +38,17 @@ from llmos.device import (
     CopyPage,
     Edit,
     Failed,
-    KVFormat,
     Load,
     Loaded,
     Map,
     Release,
     Reserve,
     Row,
-    Segment,
     Step,
     StepDone,
-    choose_kv_format,
 )  # fmt: skip
 
 __all__ = ["Engine"]
-
-ReportProgress = Callable[[int, int, str], None]  # bytes done, bytes in all, tensor
-
-
-@attrs.define(eq=False)
-class _Session:
-    """What a load sets up."""
-
-    model: Model
-    sampler: Sampler
-    pooler: Pooler
-    arena: Arena
-    tiers: Tiers
-    grammars: Grammars
-    pipeline: StepPipeline | None  # None: a step is over when it was launched
-    k_pages: list[torch.Tensor]
-    v_pages: list[torch.Tensor]
 
 
 @attrs.define(eq=False)
@@ -86,7 +57,7 @@ class Engine:
 
     backend: Backend
     debug: bool = attrs.field(factory=lambda: os.environ.get("LLMOS_DEBUG") == "1")
-    _session: _Session | None = attrs.field(default=None, init=False)
+    _session: Session | None = attrs.field(default=None, init=False)
     _sampled: dict[int, tuple[int, int]] = attrs.field(factory=dict, init=False)  # asid: position, token
     _broken: dict[int, str] = attrs.field(factory=dict, init=False)  # asid: what failed
 
@@ -95,7 +66,7 @@ class Engine:
         self.close()
         started = time.perf_counter()
         try:
-            session, loaded = self._open(load, report)
+            session, loaded = open_session(self.backend, load, report)
         except (ModelError, ArenaError, DeviceUnavailable, OSError) as error:
             return Failed(str(error))
         except Exception as error:
@@ -106,85 +77,6 @@ class Engine:
         gc.collect()
         gc.freeze()
         return msgspec.structs.replace(loaded, seconds=time.perf_counter() - started)
-
-    def _open(self, load: Load, report: ReportProgress) -> tuple[_Session, Loaded]:
-        backend = self.backend
-        model, quality = backend.load_model(load, report)
-        kv, num_frames = self._plan_memory(load, model.info.kv, model.segments, model.info.max_model_len)
-        profile = profile_model(model, backend, kv, load)
-        pages_per_space = kv.num_pages(model.info.max_model_len)
-        with contextlib.ExitStack() as undo:
-            arena = backend.open_arena(kv, num_frames, load.max_spaces, pages_per_space)
-            undo.callback(arena.close)
-            k_pages, v_pages = (
-                model.kv_views(frames, kv, segment) for segment, frames in enumerate(arena.segments)
-            )
-            tiers = Tiers(
-                arena, load.host_bytes, load.disk_bytes, load.disk_folder, load.copy_piece_bytes or 0
-            )
-            undo.callback(tiers.close)
-            profile = msgspec.structs.replace(
-                profile,
-                host=measure_copy_cost(tiers, "host", tiers.num_host_slots),
-                disk=measure_copy_cost(tiers, "disk", tiers.num_disk_slots),
-            )
-            undo.pop_all()
-        info = model.info.model_info(load.name, load.path)
-        grammar_tokens = GrammarTokens.open(info.path, info.vocab_size, info.eos_token_ids)
-        grammars = Grammars(grammar_tokens)
-        sampler = Sampler(info.vocab_size)
-        queue = backend.open_queue(model, arena, k_pages, v_pages, load.max_spaces)
-        pipeline = None if queue is None else StepPipeline(queue)
-        session = _Session(model, sampler, Pooler(), arena, tiers, grammars, pipeline, k_pages, v_pages)
-        loaded = Loaded(
-            model=msgspec.structs.replace(info, weight_bytes=model.weight_bytes),
-            kv=kv,
-            num_frames=num_frames,
-            seconds=0.0,
-            quality=quality,
-            profile=profile,
-            num_host_slots=tiers.num_host_slots,
-            num_disk_slots=tiers.num_disk_slots,
-            takes_grammars=grammar_tokens is not None,
-        )
-        return session, loaded
-
-    def _plan_memory(
-        self, load: Load, kv_name: str, segments: tuple[Segment, ...], max_model_len: int
-    ) -> tuple[KVFormat, int]:
-        """Choose the size of a frame and how many there are."""
-        kv = self._choose_frames(load, kv_name, segments)
-        limit = self.backend.max_frames(load.max_spaces, len(segments))
-        if load.pool_bytes is None:
-            # More than every space at its longest is of no use, and neither is more than can be mapped.
-            num_frames = load.max_spaces * kv.num_pages(max_model_len) * kv.frames_per_page
-            num_frames = min(num_frames, self.backend.choose_pool_bytes() // kv.frame_bytes)
-            num_frames = num_frames if limit is None else min(num_frames, limit)
-        else:
-            while (
-                load.frame_bytes is None and limit is not None and load.pool_bytes // kv.frame_bytes > limit
-            ):
-                kv = choose_kv_format(kv_name, segments, 2 * kv.frame_bytes)
-            num_frames = load.pool_bytes // kv.frame_bytes
-        if num_frames < kv.frames_per_page:
-            raise ArenaError(
-                f"a pool of {num_frames} frames of {kv.frame_bytes} bytes is too small: one page of "
-                f"{kv.tokens_per_page} tokens takes {kv.frames_per_page}"
-            )
-        return kv, num_frames
-
-    def _choose_frames(self, load: Load, kv_name: str, segments: tuple[Segment, ...]) -> KVFormat:
-        """A format whose frames the device can map. Raises ArenaError."""
-        kv = choose_kv_format(kv_name, segments, load.frame_bytes)
-        granularity = self.backend.granularity_bytes
-        if excess := kv.frame_bytes % granularity:
-            if load.frame_bytes is not None:
-                raise ArenaError(
-                    f"a frame of {load.frame_bytes} bytes is not a multiple of the {granularity} bytes that "
-                    "this device maps at once"
-                )
-            kv = choose_kv_format(kv_name, segments, kv.frame_bytes - excess + granularity)
-        return kv
 
     def run_step(self, step: Step) -> StepDone:
         """Carry out a step, and wait for it; see `begin_step`. No other step is in flight."""
@@ -229,7 +121,7 @@ class Engine:
         seconds = time.perf_counter() - began_at
         return [*answers, results.done(step.id, seconds, session.arena.take_map_work())]
 
-    def _find_good_rows(self, session: _Session, step: Step, results: StepResults) -> dict[int, Row]:
+    def _find_good_rows(self, session: Session, step: Step, results: StepResults) -> dict[int, Row]:
         """Apply edits; the rows that can run, by index, without a token where only the device knows it."""
         good: dict[int, Row] = {}
         failed = self._apply_edits(session, step.edits)
@@ -257,7 +149,7 @@ class Engine:
 
     def _launch(
         self,
-        session: _Session,
+        session: Session,
         pipeline: StepPipeline,
         step: Step,
         good: dict[int, Row],
@@ -292,7 +184,7 @@ class Engine:
         except Exception as loss:
             raise error from loss
 
-    def _finish_step(self, session: _Session, pipeline: StepPipeline) -> StepDone:
+    def _finish_step(self, session: Session, pipeline: StepPipeline) -> StepDone:
         """Wait for the oldest step in flight, and answer it. Raises: the device is beyond use."""
         launched, choices, seconds = pipeline.collect()
         step, results = launched.step, launched.results
@@ -313,7 +205,7 @@ class Engine:
                 answers.append(self._finish_step(self._session, pipeline))
         return answers
 
-    def _apply_edits(self, session: _Session, edits: tuple[Edit, ...]) -> str | None:
+    def _apply_edits(self, session: Session, edits: tuple[Edit, ...]) -> str | None:
         """Apply every edit; return why the whole step cannot run, if so. Raises when the device is lost."""
         failed = None
         for edit in edits:
@@ -349,7 +241,7 @@ class Engine:
                     self._broken[edit.asid] = message
         return failed
 
-    def _resolve(self, session: _Session, row: Row) -> Row | None:
+    def _resolve(self, session: Session, row: Row) -> Row | None:
         """Fill in the token that the space sampled last; none, where a step in flight samples it.
 
         Returns:
@@ -364,7 +256,7 @@ class Engine:
         return Row(row.asid, row.start, (), row.sample) if is_coming else None
 
     def _explain_bad_row(
-        self, session: _Session, row: Row, resolved: Row | None, is_second: bool
+        self, session: Session, row: Row, resolved: Row | None, is_second: bool
     ) -> str | None:
         """Say why a row cannot run, or None."""
         if (message := self._broken.get(row.asid)) is not None:
@@ -388,7 +280,7 @@ class Engine:
         return None
 
     def _run_apart(
-        self, session: _Session, rows: tuple[Row, ...], good: dict[int, Row], results: StepResults
+        self, session: Session, rows: tuple[Row, ...], good: dict[int, Row], results: StepResults
     ) -> None:
         """Run good rows as one batch; where that fails, its halves: only what fails alone is at fault.
 
@@ -416,7 +308,7 @@ class Engine:
             self._run_apart(session, rows, {index: good[index] for index in half}, results)
 
     def _run_rows(
-        self, session: _Session, rows: tuple[Row, ...], good: dict[int, Row], results: StepResults
+        self, session: Session, rows: tuple[Row, ...], good: dict[int, Row], results: StepResults
     ) -> None:
         """Run good rows, by index, and take what they yield."""
         batch = list(good.values())
@@ -530,11 +422,7 @@ class Engine:
         """Unload the model, drop what the tiers hold, and give all memory back. Idempotent."""
         if self._session is not None:
             session, self._session = self._session, None
-            session.grammars.close()
-            if session.pipeline is not None:
-                session.pipeline.close()
-            session.tiers.close()
-            session.arena.close()
+            session.close()
             gc.unfreeze()
         self._sampled.clear()
         self._broken.clear()
@@ -561,7 +449,7 @@ def _pool(
         first = last
 
 
-def _poison_tails(session: _Session, rows: list[Row]) -> None:
+def _poison_tails(session: Session, rows: list[Row]) -> None:
     """Fill what lies behind each row's last token in its page with junk (NaN), so that a stray read shows.
 
     Nobody else can need it: a row appends, so its last page is its own.

@@ -10,9 +10,7 @@ MAX_PROCESSES: Final = 65_536  # entries in the process table, zombies included
 MAX_SESSIONS: Final = 4_096  # connections to the syscall socket
 MAX_PARKED_CALLS: Final = 16_384  # calls of one session that wait for something; more are refused
 MAX_REPLY_BACKLOG_BYTES: Final = 32 << 20  # unread replies of one session; then it is not read either
-MAX_GATHERED_BYTES: Final = (
-    64 << 10
-)  # unread replies of a session; beyond, what it follows waits in the process
+MAX_GATHERED_BYTES: Final = 64 << 10  # likewise; then what it follows waits in the process
 FAREWELL_SECONDS: Final = 2.0  # from a session's end to the end of sending its last replies
 HANDSHAKE_SECONDS: Final = 10.0  # a session that has not said Hello by then is closed
 

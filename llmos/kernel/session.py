@@ -11,6 +11,7 @@ import trio
 
 from llmos.ipc.framing import FrameError, FrameStream
 from llmos.kernel.follower import Followers
+from llmos.kernel.outbox import FRAMES_AT_ONCE, Outbox
 from llmos.kernel.system import System
 from llmos.kernel.tenants import hash_key
 from llmos.params import (
@@ -18,7 +19,6 @@ from llmos.params import (
     HANDSHAKE_SECONDS,
     MAX_GATHERED_BYTES,
     MAX_PARKED_CALLS,
-    MAX_REPLY_BACKLOG_BYTES,
     VERSION,
 )
 from llmos.proc.lifecycle import ProcState
@@ -45,8 +45,6 @@ from syscalls.process import Output
 
 log = structlog.get_logger("session")
 
-REPLIES_AT_ONCE = 32  # gathered, at most, before they are on their way: the reader works beside us
-
 Undo = Callable[[], None]
 CarryOut = Callable[["Session", Call, trio.Nursery], None]
 """Answers a call through `Session.reply`, now or later; the nursery is for what needs a task."""
@@ -68,19 +66,19 @@ class Session:
     tenant: str = ""  # whom it acts for, by the handshake
     is_admin: bool = False
     _key_sha256: str = ""  # of the key that it was opened with; empty: with none
+    _outbox: Outbox = attrs.field(
+        default=attrs.Factory(
+            lambda self: Outbox(self.stream, self.system.unflushed, self._gather_outputs), takes_self=True
+        )
+    )
     followers: Followers = attrs.field(
         default=attrs.Factory(
-            lambda self: Followers(self.system, self.reply, self._note_due), takes_self=True
+            lambda self: Followers(self.system, self.reply, self._outbox.note_due), takes_self=True
         )
     )
     _parked: dict[int, Undo] = attrs.field(factory=dict)
     _listeners: dict[int, Callable[[Answer], None]] = attrs.field(factory=dict)  # of calls, for traces
-    _outgoing: list[bytes] = attrs.field(factory=list)
-    _num_outgoing_bytes: int = 0
-    _is_gathering: bool = False  # answers of followers are on their way into `_outgoing`
-    _is_writing: bool = False  # what was taken out of `_outgoing` is under way
-    _has_outgoing: trio.Event = attrs.field(factory=trio.Event)
-    _has_room: trio.Event = attrs.field(factory=trio.Event)
+    _is_gathering: bool = False  # answers of followers are on their way into the outbox
     _is_closed: bool = False
     _serving: trio.CancelScope = attrs.field(factory=trio.CancelScope)
 
@@ -88,13 +86,12 @@ class Session:
         """Serve the connection until it ends, by whoever's doing. Never raises for what a client sends."""
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._write_replies)
+                nursery.start_soon(self._outbox.run)
                 with self._serving:
                     await self._serve(nursery)
                 self.close()
                 # Let the last words out, to one who still listens: they may say why the session ends.
                 nursery.cancel_scope.deadline = trio.current_time() + FAREWELL_SECONDS
-                self._has_outgoing.set()
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the client went away, which is ordinary
         finally:
@@ -108,9 +105,7 @@ class Session:
             while True:
                 for payload in payloads:
                     self._take(payload, nursery)
-                while self._num_outgoing_bytes > MAX_REPLY_BACKLOG_BYTES:
-                    self._has_room = trio.Event()
-                    await self._has_room.wait()
+                await self._outbox.wait_for_room()
                 payloads = await self.stream.receive_payloads()
         except trio.EndOfChannel:
             pass  # the client has nothing more to say
@@ -153,7 +148,7 @@ class Session:
             return None
         needs_key = self.system.tenants.needs_key
         welcome = Welcome(ABI_VERSION, VERSION, self.id, self.tenant, self.is_admin, needs_key)
-        self._queue(encode_frame(welcome))
+        self._outbox.put(encode_frame(welcome))
         return rest
 
     def _identify(self, key: str) -> None:
@@ -228,39 +223,19 @@ class Session:
 
     def _send(self, call_id: int, answer: Answer) -> None:
         try:
-            self._queue(encode_frame(Reply(call_id, answer)))
+            self._outbox.put(encode_frame(Reply(call_id, answer)))
         except FrameTooLarge as error:
-            self._queue(_encode_misfit(call_id, error))
-
-    def _queue(self, frame: bytes) -> None:
-        self._hold(frame)
-        if len(self._outgoing) >= REPLIES_AT_ONCE:
-            self.flush_nowait()
-        else:
-            self.system.unflushed.add(self.flush_nowait)
-
-    def _hold(self, frame: bytes) -> None:
-        self._outgoing.append(frame)
-        self._num_outgoing_bytes += len(frame)
-        self._has_outgoing.set()
-
-    def _note_due(self, num_due: int) -> None:
-        """So many of those who follow a process have something to send, by now."""
-        if num_due == 1:
-            self._has_outgoing.set()
-            self.system.unflushed.add(self.flush_nowait)
-        elif num_due % REPLIES_AT_ONCE == 0:
-            self.flush_nowait()
+            self._outbox.put(_encode_misfit(call_id, error))
 
     def _gather_outputs(self) -> None:
         """Ask some followers who are due, if the client reads; their answers make one frame."""
         if self._is_gathering:
             return  # what is reaped below may end others of ours: their errors come behind
-        if not self.followers.are_due or self._num_outgoing_bytes >= MAX_GATHERED_BYTES:
+        if not self.followers.are_due or self._outbox.num_bytes >= MAX_GATHERED_BYTES:
             return
         self._is_gathering = True
         try:
-            outputs = self.followers.take(REPLIES_AT_ONCE)
+            outputs = self.followers.take(FRAMES_AT_ONCE)
             self._hold_outputs(outputs)
             self.followers.reap_read()
             for call_id, output in outputs if self._listeners else ():
@@ -272,51 +247,16 @@ class Session:
     def _hold_outputs(self, outputs: list[tuple[int, Output]]) -> None:
         try:
             if len(outputs) > 1:
-                self._hold(encode_frame(Outputs(tuple(outputs))))
+                self._outbox.hold(encode_frame(Outputs(tuple(outputs))))
             elif outputs:
-                self._hold(encode_frame(Reply(*outputs[0])))
+                self._outbox.hold(encode_frame(Reply(*outputs[0])))
         except FrameTooLarge as error:
             if len(outputs) > 1:
                 for each in outputs:
                     self._hold_outputs([each])
             else:
                 self.followers.discard(outputs[0][0])
-                self._hold(_encode_misfit(outputs[0][0], error))
-
-    def flush_nowait(self) -> None:
-        """Send of the replies that have gathered what can go at once. The writer's task sends the rest."""
-        self.system.unflushed.discard(self.flush_nowait)
-        if self._is_writing:
-            return
-        self._gather_outputs()
-        while self._outgoing:
-            data = b"".join(self._outgoing)
-            num_sent = self.stream.send_nowait(data)
-            self._outgoing = [data[num_sent:]] if num_sent < len(data) else []
-            self._num_outgoing_bytes -= num_sent
-            self._has_room.set()
-            if self._outgoing:
-                return
-            self._gather_outputs()
-
-    async def _write_replies(self) -> None:
-        """Send what has gathered, many replies at a time."""
-        while True:
-            await self._has_outgoing.wait()
-            self._has_outgoing = trio.Event()
-            self._gather_outputs()
-            data = b"".join(self._outgoing)
-            self._outgoing.clear()
-            if data:
-                self._is_writing = True
-                await self.stream.send_all(data)
-                self._is_writing = False
-            self._num_outgoing_bytes -= len(data)
-            self._has_room.set()
-            if self.followers.are_due:
-                self._has_outgoing.set()  # the client was slow
-            if self._is_closed and not self._outgoing:
-                return
+                self._outbox.hold(_encode_misfit(outputs[0][0], error))
 
     # --- rights and the end ------------------------------------------------------------------------------
 
@@ -334,7 +274,7 @@ class Session:
     def close(self) -> None:
         """Undo parked calls and end the processes that live with the session. Idempotent; synchronous."""
         self._is_closed = True
-        self.system.unflushed.discard(self.flush_nowait)
+        self._outbox.close()
         for undo in self._parked.values():
             undo()
         self._parked.clear()
