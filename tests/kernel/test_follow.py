@@ -334,9 +334,7 @@ async def test_what_if_the_client_does_not_read(autojump_clock, tmp_path: Path) 
         session.stream.stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 << 10)
         await wait_until(lambda: process.turn_is_over)
         assert session.followers.are_due  # it waits for the client, in the process
-        assert session._outbox.num_bytes < MAX_GATHERED_BYTES + (
-            4 << 10
-        )  # by an answer of one token at most
+        assert session._outbox.num_bytes < MAX_GATHERED_BYTES + (4 << 10)  # by an answer of one token at most
         while raw.last(call_id) is None:
             await raw.receive()
         assert raw.tokens(call_id) == MODEL.expected_tokens(PROMPT, 2000, sampling)
