@@ -87,6 +87,13 @@ class MessageReader:
         """Where the answer begins, behind the thought and its marks, in characters; None: not yet."""
         return self._answer_start
 
+    def text_start(self, run: int) -> int | None:
+        """Where a run of text begins, in characters; a call ends one. None: it has not been told yet."""
+        if self._answer_start is None:
+            return None
+        starts = self._tools.text_starts if self._tools is not None else [0]
+        return self._answer_start + starts[run] if run < len(starts) else None
+
     @property
     def matched(self) -> str | None:
         """The stop string that was found."""

@@ -13,6 +13,7 @@ import attrs
 
 from shell.gateway.choice import Choice, Delta, TokenEntry
 from shell.gateway.parsers.events import CallArguments, CallBegun, CallEnded, Content, Event, Reasoning
+from shell.gateway.reader import MessageReader
 from shell.gateway.response_record import Record
 from shell.gateway.text_entries import TextEntries
 
@@ -90,9 +91,9 @@ class ResponseEvents:
         self._add("response.created", response=self._response("in_progress"))
         self._add("response.in_progress", response=self._response("in_progress"))
 
-    def feed(self, delta: Delta, answer_start: int | None = None, num_shown: int = 0) -> None:
-        """Write what a token added; for the places in its text see `TextEntries.push`."""
-        self._entries.push(delta.entries, answer_start, num_shown)
+    def feed(self, delta: Delta, reader: MessageReader) -> None:
+        """Write what a token added, which the reader of its choice has read."""
+        self._entries.push(delta.entries, reader)
         for part in delta.parts:
             self._write(part)
 
@@ -151,6 +152,8 @@ class ResponseEvents:
 
     def _take_rows(self, num_characters: int) -> list[Json]:
         """Return the log-probabilities of text that is told now, and keep them for its end."""
+        if self.make_rows is no_rows:
+            return []
         rows = self.make_rows(self._entries.take(num_characters))
         self._rows += rows
         return drop_bytes(rows)

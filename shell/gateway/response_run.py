@@ -164,7 +164,7 @@ class ResponseRun:
 
     def _feed(self, choice: Choice, output: Output) -> None:
         delta = choice.feed(output)
-        self.writer.feed(delta, choice.reader.answer_start, choice.num_shown)
+        self.writer.feed(delta, choice.reader)
 
     def _tell(self) -> None:
         self.changed.set()

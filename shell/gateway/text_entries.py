@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import attrs
 
 from shell.gateway.choice import TokenEntry
+from shell.gateway.reader import MessageReader
 
 
 @attrs.define(eq=False)
@@ -18,29 +19,22 @@ class TextEntries:
     """Entries wait here for the text that they belong to. Places are characters of the decoded text."""
 
     _waiting: list[TokenEntry] = attrs.field(factory=list)
-    _told_to: int | None = None  # where the text that was told ends; None: behind a call, it is not known yet
-    _num_shown: int = 0
-    _has_begun: bool = False
+    _starts: list[int] = attrs.field(factory=list)  # of runs of text, of which a call ends one
+    _run: int = -1
+    _told_to: int | None = None  # where the text of this run ends that was told; None: it has not begun
 
-    def push(self, entries: Sequence[TokenEntry], answer_start: int | None, num_shown: int) -> None:
-        """Take what a token added, before the parts that it added are written.
-
-        Args:
-            entries: of the choice.
-            answer_start: where its answer begins; None: what came so far is thought.
-            num_shown: where the text ends that the choice has let out.
-        """
-        if answer_start is None:
-            return
-        if not self._has_begun:
-            self._has_begun, self._told_to = True, answer_start
-        self._waiting += [entry for entry in entries if entry.start >= answer_start]
-        self._num_shown = num_shown
+    def push(self, entries: Sequence[TokenEntry], reader: MessageReader) -> None:
+        """Take what a token added, before the parts that it added are written."""
+        if reader.answer_start is not None:  # what came before is thought
+            self._waiting += entries
+        while (start := reader.text_start(len(self._starts))) is not None:
+            self._starts.append(start)
 
     def take(self, num_characters: int) -> list[TokenEntry]:
         """Return the entries of the next characters of text."""
-        if self._told_to is None:  # the marks of a call are before it
-            self._told_to = start = self._num_shown - num_characters
+        if self._told_to is None:
+            self._run += 1
+            start = self._told_to = self._starts[self._run]
             self._waiting = [entry for entry in self._waiting if entry.start >= start]
         self._told_to += num_characters
         count = sum(entry.start < self._told_to for entry in self._waiting)
@@ -48,6 +42,5 @@ class TextEntries:
         return taken
 
     def skip_call(self) -> None:
-        """What waits was a call."""
-        self._waiting.clear()
+        """What comes next is not of the text that was told."""
         self._told_to = None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from openai import OpenAI
 from openai.types.responses import ResponseTextDeltaEvent, ResponseTextDoneEvent
@@ -39,11 +39,17 @@ texts = st.text(alphabet='ab <{"n🙂é', max_size=8)
 
 
 @settings(max_examples=150)
-@given(thought=st.none() | texts, pieces=st.lists(texts | st.just(CALL), max_size=5), has_tools=st.booleans())
+@example(thought=None, pieces=[CALL, "<<"], has_tools=True, num_read=1)
+@given(
+    thought=st.none() | texts,
+    pieces=st.lists(texts | st.just(CALL), max_size=5),
+    has_tools=st.booleans(),
+    num_read=st.integers(1, 90),
+)
 def test_they_spell_the_text(
-    text_model: TextModel, thought: str | None, pieces: list[str], has_tools: bool
+    text_model: TextModel, thought: str | None, pieces: list[str], has_tools: bool, num_read: int
 ) -> None:
-    """Tokens are bytes: those told are the bytes of the text, in events, items and ends alike."""
+    """Tokens are bytes: those told are the bytes of the text, in events, items and ends, read as you like."""
     said = ("" if thought is None else f"<think>{thought}</think>") + "".join(pieces)
     reading = Reading(
         reasoning_marks=("<think>", "</think>"),
@@ -56,9 +62,11 @@ def test_they_spell_the_text(
     record = make_record()
     writer = ResponseEvents(record, lambda entries: list(chat_logprobs(text_model, entries, 0)["content"]))
     writer.begin()
-    outputs = [Output(0, (token,), (TokenLogprobs(-1.0),)) for token in said.encode()]
+    tokens = said.encode()
+    reads = [tuple(tokens[at : at + num_read]) for at in range(0, len(tokens), num_read)]
+    outputs = [Output(0, read, (TokenLogprobs(-1.0),) * len(read)) for read in reads]
     for output in (*outputs, Output(0, (), end=ExitStatus("stop"))):
-        writer.feed(choice.feed(output), choice.reader.answer_start, choice.num_shown)
+        writer.feed(choice.feed(output), choice.reader)
     record.status = "completed"
     writer.finish()
     events = json.loads(json.dumps(writer.events))

@@ -20,6 +20,7 @@ from openai import AsyncOpenAI, OpenAI
 from shell.gateway.choice import Delta
 from shell.gateway.errors import ApiError
 from shell.gateway.parsers.events import CallArguments, CallBegun, CallEnded, Content, Event, Reasoning
+from shell.gateway.reader import PLAIN_TEXT
 from shell.gateway.response_events import ResponseEvents
 from shell.gateway.response_input import LOGPROBS
 from shell.gateway.response_record import Record, ResponseStore
@@ -123,7 +124,7 @@ def test_events_of_any_parts(groups: list[list[Event]], data: st.DataObject) -> 
         writer = ResponseEvents(record)
         writer.begin()
         for cut in cuts:
-            writer.feed(Delta(parts=tuple(cut), entries=(), tokens=()))
+            writer.feed(Delta(parts=tuple(cut), entries=(), tokens=()), PLAIN_TEXT.open((), False))
         record.status = status
         writer.finish()
         events = json.loads(json.dumps(writer.events))
@@ -364,11 +365,7 @@ def test_refusals(place: tuple[KernelThread, Gateway], kernel: KernelThread) -> 
 
 
 def open_client(gateway: Gateway) -> OpenAI:
-    """A client without connections to close, and of its own.
-
-    A stream that was left closes itself whenever it is collected: it must not meet the lock of a request
-    under way.
-    """
+    """A client of its own, which keeps no connection."""
     alone = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0), timeout=PATIENCE_SECONDS)
     return OpenAI(base_url=gateway.base_url, api_key="any", max_retries=0, http_client=alone)
 
@@ -386,18 +383,19 @@ def test_kill_9(own_kernel: KernelThread, tmp_path: Path) -> None:
 
     own_kernel.program = program
     with running_gateway(own_kernel, tmp_path / "one") as gateway:
-        client = open_client(gateway)
-        stream = client.responses.create(model="scripted", input="hi", background=True, stream=True)
-        seen: list[Any] = []
-        for event in stream:
-            seen.append(event.to_dict())
-            if len([e for e in seen if e["type"].endswith("text.delta")]) == 12:
-                break
-        gateway.process.kill()
-        gateway.process.wait()
+        with (
+            open_client(gateway) as client,
+            client.responses.create(model="scripted", input="hi", background=True, stream=True) as stream,
+        ):
+            seen: list[Any] = []
+            for event in stream:
+                seen.append(event.to_dict())
+                if len([e for e in seen if e["type"].endswith("text.delta")]) == 12:
+                    break
+            gateway.process.kill()
+            gateway.process.wait()
     wanted = seen[0]["response"]["id"]
-    with running_gateway(own_kernel, tmp_path / "two") as gateway:
-        client = open_client(gateway)
+    with running_gateway(own_kernel, tmp_path / "two") as gateway, open_client(gateway) as client:
         assert client.responses.retrieve(wanted).status == "in_progress"
         own_kernel.call(middle.set)
         rest = client.responses.retrieve(wanted, stream=True, starting_after=seen[-1]["sequence_number"])
@@ -408,8 +406,7 @@ def test_kill_9(own_kernel: KernelThread, tmp_path: Path) -> None:
         assert [event.to_dict() for event in whole] == events
         gateway.process.kill()
         gateway.process.wait()
-    with running_gateway(own_kernel, tmp_path / "three") as gateway:
-        client = open_client(gateway)
+    with running_gateway(own_kernel, tmp_path / "three") as gateway, open_client(gateway) as client:
         assert [event.to_dict() for event in client.responses.retrieve(wanted, stream=True)] == events
         assert client.responses.retrieve(wanted).output_text == "first half, second half"
         client.responses.delete(wanted)
@@ -430,7 +427,8 @@ def test_kill_9_before_the_kernel_has_answered(own_kernel: KernelThread, tmp_pat
     kernel, first = own_kernel.kernel, None
     with running_gateway(own_kernel, tmp_path / "one") as gateway:
         if call is not Spawn:
-            first = open_client(gateway).responses.create(model="scripted", input="hi").id
+            with open_client(gateway) as client:
+                first = client.responses.create(model="scripted", input="hi").id
         own_kernel.program = says("to be continued")
         kernel.unanswered.add(call)
         with gateway.connect() as raw:
@@ -444,11 +442,10 @@ def test_kill_9_before_the_kernel_has_answered(own_kernel: KernelThread, tmp_pat
     (begun,) = [
         path.stem for path in (own_kernel.folder / "llmos.sock.responses").iterdir() if path.stem != first
     ]
-    with running_gateway(own_kernel, tmp_path / "two") as gateway:
+    with running_gateway(own_kernel, tmp_path / "two") as gateway, open_client(gateway) as client:
         record = own_kernel.wait_until(
             lambda: (now := read_record(own_kernel, begun))["status"] != "in_progress" and now
         )
-        client = open_client(gateway)
         found = client.responses.retrieve(begun)
         if call is Fork:
             assert record["status"] == found.status == "failed"
@@ -477,7 +474,8 @@ def test_drain_waits_for_the_background(own_kernel: KernelThread, tmp_path: Path
     own_kernel.program = program
     timeout = str(PATIENCE_SECONDS if is_in_time else 0.2)
     with running_gateway(own_kernel, tmp_path / "one", "--shutdown-timeout", timeout) as gateway:
-        begun = open_client(gateway).responses.create(model="scripted", input="hi", background=True).id
+        with open_client(gateway) as client:
+            begun = client.responses.create(model="scripted", input="hi", background=True).id
         gateway.process.send_signal(signal.SIGTERM)
         if is_in_time:
             own_kernel.wait_until(lambda: gateway.post(PATH, {"input": "hi"}).status_code == 503)
@@ -487,9 +485,8 @@ def test_drain_waits_for_the_background(own_kernel: KernelThread, tmp_path: Path
     expected = "completed" if is_in_time else "in_progress"
     assert read_record(own_kernel, begun)["status"] == expected
     own_kernel.call(rest.set)
-    with running_gateway(own_kernel, tmp_path / "two") as gateway:
+    with running_gateway(own_kernel, tmp_path / "two") as gateway, open_client(gateway) as client:
         own_kernel.wait_until(lambda: read_record(own_kernel, begun)["status"] == "completed")
-        client = open_client(gateway)
         assert client.responses.retrieve(begun).output_text == "first half, second half"
         client.responses.delete(begun)
         own_kernel.wait_until(lambda: not own_kernel.kernel.processes)
@@ -497,8 +494,10 @@ def test_drain_waits_for_the_background(own_kernel: KernelThread, tmp_path: Path
 
 def test_the_store_is_bounded(own_kernel: KernelThread, tmp_path: Path) -> None:
     """The oldest that is over goes, with its process; when none is over, the newest is refused."""
-    with running_gateway(own_kernel, tmp_path / "one", "--max-responses", "2") as gateway:
-        client = open_client(gateway)
+    with (
+        running_gateway(own_kernel, tmp_path / "one", "--max-responses", "2") as gateway,
+        open_client(gateway) as client,
+    ):
         made = [client.responses.create(model="scripted", input="hi").id for _ in range(3)]
         with pytest.raises(openai.NotFoundError):
             client.responses.retrieve(made[0])

@@ -121,13 +121,14 @@ def test_what_if_the_gateway_is_killed(client: OpenAI, server: Server) -> None:
     model = client.models.list().data[0].id
     options = {"extra_body": {"ignore_eos": True}, "temperature": 0, "max_output_tokens": 300}
     undisturbed = client.responses.create(model=model, input="Count.", **options)
-    stream = client.responses.create(model=model, input="Count.", background=True, stream=True, **options)
-    seen = []
-    for event in stream:
-        seen.append(event.to_dict())
-        if len(seen) > 10:
-            break
-    os.kill(find_gateway(server), signal.SIGKILL)
+    asked = {"model": model, "input": "Count.", "background": True, "stream": True, **options}
+    with client.responses.create(**asked) as stream:
+        seen = []
+        for event in stream:
+            seen.append(event.to_dict())
+            if len(seen) > 10:
+                break
+        os.kill(find_gateway(server), signal.SIGKILL)
     response_id = seen[0]["response"]["id"]
     wait_until_ready(server.url)
     rest = client.responses.retrieve(response_id, stream=True, starting_after=seen[-1]["sequence_number"])

@@ -36,7 +36,7 @@ class MistralParser(ToolParser):
     def _read_named(self, at: int) -> Generator[None, None, bool]:
         while (brace := self._held.find("{", at, at + MAX_HEAD)) < 0:
             if self._is_over and self._is_certain:  # cut before its name was known: there is nothing to tell
-                self._held = ""
+                self._drop(len(self._held))
                 return False
             if self._is_over or len(self._held) >= at + MAX_HEAD:
                 self._tell(at)

@@ -77,9 +77,12 @@ class ToolParser(ABC):
 
     def __init__(self, names: frozenset[str], *, is_certain: bool = False) -> None:
         self.num_ended = 0  # calls that are complete
+        self.text_starts: list[int] = []  # where runs of content begin, one after the other, in characters
         self._names = names
         self._is_certain = is_certain
         self._held = ""  # read and not told
+        self._num_gone = 0  # characters that are not held any more
+        self._is_telling = False  # the last event was content
         self._is_over = False
         self._events: list[Event] = []
         self._machine = self._read()
@@ -105,9 +108,13 @@ class ToolParser(ABC):
 
     def _drop(self, count: int) -> None:
         self._held = self._held[count:]
+        self._num_gone += count
 
     def _tell(self, count: int) -> None:
         if count:
+            if not self._is_telling:
+                self.text_starts.append(self._num_gone)
+                self._is_telling = True
             self._events.append(Content(self._held[:count]))
             self._drop(count)
 
@@ -186,12 +193,13 @@ class ToolParser(ABC):
 
     def _tell_call(self, name: str, arguments: str) -> None:
         self._events += [CallBegun(name), CallArguments(arguments), CallEnded()]
+        self._is_telling = False
         self.num_ended += 1
 
     def _stream_call(self, at: int) -> Generator[None, None, bool]:
         while (head := _HEAD.match(self._held, at)) is None:
             if self._is_over:  # cut before its name was known: there is nothing to tell
-                self._held = ""
+                self._drop(len(self._held))
                 return False
             yield
         self._drop(head.end())
@@ -204,6 +212,7 @@ class ToolParser(ABC):
     def _stream_arguments(self, name: str) -> Generator[None, None, bool]:
         """Tell the arguments, which are next in the text, as they come. Returns False when they were cut."""
         self._events.append(CallBegun(name))
+        self._is_telling = False
         span = JsonSpan()
         while True:
             count = span.feed(self._held)
@@ -215,7 +224,7 @@ class ToolParser(ABC):
                 self.num_ended += 1
                 return True
             if span.is_broken or self._is_over:
-                self._held = ""
+                self._drop(len(self._held))
                 return False
             yield
 
