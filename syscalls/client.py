@@ -5,9 +5,7 @@
         async for output in client.stream(spawned.pids[0]):
             print(output.tokens)
 
-One task reads the socket and wakes the callers; another writes what has gathered since its last send, so
-calls made in the same tick share one system call. A caller parks itself directly instead of waiting on an
-event or a channel: that halves the price of a call.
+A method for each call, and what goes with it; the two tasks behind them are `Connection`'s.
 """
 
 from __future__ import annotations
@@ -15,12 +13,13 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import TypeVar, Unpack
 
-import outcome
 import trio
 
-from syscalls.codec import Answer, ErrorReply, Request, Welcome
+from syscalls.codec import Answer, Request, Welcome
+from syscalls.connection import Connection, open_connection
 from syscalls.embedding import Embed, Embedded
 from syscalls.errno import Errno, SyscallError
 from syscalls.feed import FEED_TOKENS, OutputFeed
@@ -62,14 +61,14 @@ from syscalls.process import (
     Stop,
     Trace,
     TraceList,
-    Unfollow,
     Wait,
     Waited,
     Why,
     WhyInfo,
     Write,
 )
-from syscalls.session import ClientSession, ConnectionLost, EmbedOptions, SpawnOptions, explain_wrong_answer
+from syscalls.session import ConnectionLost, EmbedOptions, SpawnOptions, explain_wrong_answer
+from syscalls.streams import EventStream, OutputStream
 from syscalls.system import (
     DeviceInfo,
     DeviceList,
@@ -105,12 +104,8 @@ __all__ = [
     "EventStream",
     "OutputFeed",
     "OutputStream",
-    "attach_client",
     "open_client",
 ]
-
-RECEIVE_BYTES = 256 << 10
-MAX_UNSENT_BYTES = 1 << 20  # callers wait while more is queued: a kernel that does not read slows us
 
 R = TypeVar("R", bound=Answer)
 
@@ -138,35 +133,8 @@ async def open_client(
         stream = await trio.open_unix_socket(path)
     except OSError as error:
         raise ConnectionLost(f"no kernel answers at {path}: {error.strerror or error}") from error
-    async with attach_client(stream, name, key) as client:
-        yield client
-
-
-@asynccontextmanager
-async def attach_client(stream: trio.abc.Stream, name: str = "", key: str = "") -> AsyncIterator[Client]:
-    """Open a session on a connected stream, which is closed at the end of the block.
-
-    The nursery that holds the two tasks never sees the block's own exception: it would wrap it in a group,
-    and `except SyscallError` around the block would not match.
-    """
-    failure: BaseException | None = None
-    async with stream:
-        client = Client(stream)
-        await client._open(name, key)
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(client._run_reader)
-                nursery.start_soon(client._run_writer)
-                try:
-                    yield client
-                except BaseException as error:
-                    failure = error
-                finally:
-                    client._fail("this client was closed")
-                    nursery.cancel_scope.cancel()
-        finally:
-            if failure is not None:
-                raise failure
+    async with open_connection(stream, name, key) as connection:
+        yield Client(connection)
 
 
 class Client:
@@ -178,48 +146,25 @@ class Client:
     killed.
     """
 
-    def __init__(self, stream: trio.abc.Stream) -> None:
-        self._stream = stream
-        self._session = ClientSession()
-        self._waiting: dict[int, trio.lowlevel.Task | OutputFeed] = {}  # callers, by the id of their call
-        self._orphaned: set[int] = set()  # cancelled calls that create, which are not answered yet
-        self._unsent = bytearray()
-        self._writer: trio.lowlevel.Task | None = None  # set while the writer is parked: nothing to send
-        self._has_room = trio.lowlevel.ParkingLot()  # callers held back by MAX_UNSENT_BYTES
-        self._lost: str | None = None  # why the session is over
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
 
     @property
     def welcome(self) -> Welcome:
         """What the kernel said when it opened the session: its version, our tenant and rights."""
-        assert self._session.welcome is not None
-        return self._session.welcome
+        return self._connection.welcome
 
     @property
     def num_calls_in_flight(self) -> int:
         """Callers that wait for a reply."""
-        return len(self._waiting)
+        return self._connection.num_calls_in_flight
 
     async def call(self, body: Request) -> Answer:
         """Make one call and wait for its answer, which is never an ErrorReply: that is raised.
 
         Not for `Follow`, which has many answers: see `open_feed`.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
-        while len(self._unsent) > MAX_UNSENT_BYTES and self._lost is None:
-            await self._has_room.park()
-        call_id = self._post(body)
-        self._waiting[call_id] = trio.lowlevel.current_task()
-
-        def abandon(_: object) -> trio.lowlevel.Abort:
-            del self._waiting[call_id]
-            if isinstance(body, Spawn | Embed | Fork | Restore):
-                self._orphaned.add(call_id)
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        answer: Answer = await trio.lowlevel.wait_task_rescheduled(abandon)
-        if isinstance(answer, ErrorReply):
-            raise SyscallError(answer.errno, answer.message, answer.exceeded)
-        return answer
+        return await self._connection.call(body)
 
     @contextmanager
     def open_feed(self, pid: int, offset: int = 0, *, window: int = FEED_TOKENS) -> Iterator[OutputFeed]:
@@ -232,16 +177,11 @@ class Client:
 
         Raises ConnectionLost. What the kernel refuses is raised by the feed.
         """
-        feed = OutputFeed(self._post, pid, offset, window)
-        self._waiting[feed.call_id] = feed
+        feed = self._connection.start_feed(pid, offset, window)
         try:
             yield feed
         finally:
-            self._close_feed(feed)
-
-    def _close_feed(self, feed: OutputFeed) -> None:
-        if self._waiting.pop(feed.call_id, None) is not None and self._lost is None:
-            self._post(Unfollow(feed.call_id))
+            self._connection.stop_feed(feed)
 
     async def _ask(self, body: Request, reply_type: type[R]) -> R:
         answer = await self.call(body)
@@ -314,7 +254,7 @@ class Client:
 
     def stream(self, pid: int, offset: int = 0) -> OutputStream:
         """Iterate over a process's output from `offset` to the end of its turn."""
-        return OutputStream(self, pid, offset)
+        return OutputStream(self.read, pid, offset)
 
     async def embed(self, inputs: Iterable[Iterable[int]], **options: Unpack[EmbedOptions]) -> Embedded:
         """Make a vector of each input of token ids, and wait for all. See `Embed`.
@@ -328,9 +268,7 @@ class Client:
             for pid in spawned.pids:
                 outputs.append(await self.read(pid))
         except BaseException:
-            left = spawned.pids[len(outputs) :]
-            if self._lost is None:
-                self._bury(Spawned(left, spawned.seeds))
+            self._connection.bury(spawned.pids[len(outputs) :])
             raise
         return Embedded(spawned.pids, outputs, spawned.rates)
 
@@ -400,7 +338,7 @@ class Client:
 
     def follow_events(self, since: int = 0) -> EventStream:
         """Iterate over batches of kernel events for ever, from sequence number `since` on."""
-        return EventStream(self, since)
+        return EventStream(partial(self.events, follow=True), since)
 
     async def statistics(self, *, exposition: bool = False) -> StatisticsInfo:
         """Read the kernel's counters. See `Statistics`."""
@@ -427,121 +365,3 @@ class Client:
     async def reload_tenants(self) -> TenantsReloaded:
         """Have the tenants file read again. See `ReloadTenants`."""
         return await self._ask(ReloadTenants(), TenantsReloaded)
-
-    # --- the two tasks -------------------------------------------------------------------------------------
-
-    async def _open(self, name: str, key: str) -> None:
-        try:
-            await self._stream.send_all(self._session.encode_hello(name, key))
-            while self._session.welcome is None:
-                self._session.receive(await self._stream.receive_some(RECEIVE_BYTES))
-        except trio.BrokenResourceError as error:
-            raise ConnectionLost("the kernel closed the connection during the handshake") from error
-
-    def _post(self, body: Request) -> int:
-        """Queue one call for the writer. Raises ConnectionLost when the session is over."""
-        if self._lost is not None:
-            raise ConnectionLost(self._lost)
-        call_id, frame = self._session.encode_call(body)
-        self._unsent += frame
-        if self._writer is not None:
-            trio.lowlevel.reschedule(self._writer)
-            self._writer = None
-        return call_id
-
-    async def _run_writer(self) -> None:
-        try:
-            while True:
-                if not self._unsent:
-                    self._writer = trio.lowlevel.current_task()
-                    await trio.lowlevel.wait_task_rescheduled(self._stop_writer)
-                data, self._unsent = self._unsent, bytearray()
-                self._has_room.unpark_all()
-                await self._stream.send_all(data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            return  # the reader meets the same end, and may still find the kernel's reason before it
-
-    def _stop_writer(self, _: object) -> trio.lowlevel.Abort:
-        self._writer = None
-        return trio.lowlevel.Abort.SUCCEEDED
-
-    async def _run_reader(self) -> None:
-        try:
-            while True:
-                for call_id, answer in self._session.receive(await self._stream.receive_some(RECEIVE_BYTES)):
-                    caller = self._waiting.get(call_id)
-                    if isinstance(caller, OutputFeed):
-                        if caller.receive(answer):
-                            del self._waiting[call_id]
-                    elif caller is not None:
-                        del self._waiting[call_id]
-                        trio.lowlevel.reschedule(caller, outcome.Value(answer))
-                    elif call_id in self._orphaned:
-                        self._orphaned.remove(call_id)
-                        self._bury(answer)
-        except ConnectionLost as error:
-            self._fail(str(error))
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            self._fail(f"the connection to the kernel broke: {error.__cause__ or error}")
-
-    def _bury(self, answer: Answer) -> None:
-        """Kill and reap what a cancelled spawn created; nobody waits for these replies."""
-        if isinstance(answer, Spawned):
-            for pid in answer.pids:
-                self._post(Kill(pid))
-                self._post(Wait(pid))
-
-    def _fail(self, reason: str) -> None:
-        """End the session: every caller, waiting or to come, gets ConnectionLost."""
-        if self._lost is not None:
-            return
-        self._lost = reason
-        waiting, self._waiting = self._waiting, {}
-        for caller in waiting.values():
-            if isinstance(caller, OutputFeed):
-                caller.lose(ConnectionLost(reason))
-            else:
-                trio.lowlevel.reschedule(caller, outcome.Error(ConnectionLost(reason)))
-        self._has_room.unpark_all()
-
-
-class OutputStream:
-    """A process's output, one `Output` for each read; ends after the one whose `end` is set.
-
-    Leaving the loop early costs nothing: reads do not consume. `offset` is where the next read starts, so
-    the next turn of an interactive process is `client.stream(pid, stream.offset)`.
-    """
-
-    def __init__(self, client: Client, pid: int, offset: int) -> None:
-        self.offset = offset
-        self._client = client
-        self._pid = pid
-        self._ended = False
-
-    def __aiter__(self) -> OutputStream:
-        return self
-
-    async def __anext__(self) -> Output:
-        if self._ended:
-            raise StopAsyncIteration
-        output = await self._client.read(self._pid, self.offset)
-        self.offset = output.offset + len(output.tokens)
-        self._ended = output.end is not None
-        return output
-
-
-class EventStream:
-    """The kernel's events in batches, oldest first; waits for new ones, and never ends by itself."""
-
-    def __init__(self, client: Client, since: int) -> None:
-        self.since = since
-        self._client = client
-
-    def __aiter__(self) -> EventStream:
-        return self
-
-    async def __anext__(self) -> tuple[Event, ...]:
-        events = await self._client.events(self.since, follow=True)
-        if events:
-            self.since = events[-1].sequence + 1
-        return events
