@@ -130,8 +130,9 @@ class DropCache(msgspec.Struct, frozen=True, tag="drop_cache"):
     """Give up the pages of the prefix cache that no process maps, on every device; wait until they are free.
 
     An administrator drops everybody's pages, others those of their own tenant. Pages in use stay in the
-    cache. What processes compute and read is the same as before. Between two steps of a device, which wait:
-    takes time that grows with the pages, a few microseconds for each. Errors: ESHUTDOWN.
+    cache, and so may some that come meanwhile. What processes compute and read is the same as before. It is
+    done in small pieces between steps: all of it takes time that grows with the pages, a few microseconds for
+    each, and nobody waits for more than a piece. Errors: ESHUTDOWN.
     """
 
 

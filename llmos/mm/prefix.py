@@ -14,6 +14,8 @@ from llmos.mm.frame import FramePool
 from llmos.mm.page_table import PageFrames
 from llmos.mm.prefix_node import TOKEN_BYTES, PageNode, pack_tokens
 
+DROP_PIECE = 256  # pages: a few microseconds each
+
 
 @frozen
 class PrefixStatistics:
@@ -205,24 +207,27 @@ class PrefixIndex:
             freed += self._drop(node)
         return freed
 
-    def drop(self, is_meant: Callable[[str], bool]) -> int:
+    def drop(self, is_meant: Callable[[str], bool]) -> Iterator[int]:
         """Give up every idle page whose salt is meant, without a lack of frames.
 
-        Pages that are in use stay, but for those that could not be reached any more. O(pages of those salts).
+        Pages that are in use stay, but for those that could not be reached any more. Whatever else may be
+        done to the index between two pieces; pages that come in meanwhile stay. O(pages) in all.
 
-        Returns:
-            How many pages were given up.
+        Yields:
+            After each piece of DROP_PIECE pages that were looked at: how many were given up.
         """
-        num_before = self._num_evicted
-        meant = [root for salt, root in self._roots.items() if is_meant(salt)]
-        for root in meant:
-            # Whoever stands behind an idle page in this order is before it in its prompt, or beside it.
-            for node in reversed(list(self._walk_below(root))):
-                if node.is_indexed and node.is_idle:
+        nodes = list(self._nodes.values())
+        while nodes:
+            num_before = self._num_evicted
+            # From the last that came in: whatever follows a page came after it. So all that is idle behind
+            # one is gone by then, and to give it up is a small piece of work, however long its prompt is.
+            for _ in range(min(DROP_PIECE, len(nodes))):
+                node = nodes.pop()
+                if node.is_indexed and node.is_idle and is_meant(node.salt):
                     for below in reversed(list(self._walk_below(node))):
                         self._drop(below)
                     self._drop(node)
-        return self._num_evicted - num_before
+            yield self._num_evicted - num_before
 
     def reset(self, pool: FramePool) -> None:
         """The device lost its memory: forget every page without releasing it, and use a new pool."""

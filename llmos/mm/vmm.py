@@ -283,11 +283,14 @@ class VMM:
         """Give back every page; the space stays open."""
         self.truncate(space, 0)
 
-    def drop_cache(self, is_meant: Callable[[str], bool]) -> int:
-        """Give up the pages of the prefix index that nobody maps; returns how many.
+    def drop_cache(self, is_meant: Callable[[str], bool]) -> Iterator[int]:
+        """Give up the pages of the prefix index that nobody maps, piece by piece.
 
         Args:
-            is_meant: asked for each salt that pages are found under.
+            is_meant: asked for the salt that a page is found under.
+
+        Yields:
+            How many pages each piece gave up. Steps may be planned between two of them.
         """
         return self._index.drop(is_meant)
 

@@ -10,7 +10,6 @@ from typing import assert_never
 
 import trio
 
-from llmos.mm.ledger import tenant_of
 from llmos.mm.page_copy import PageCopy
 from llmos.proc.lifecycle import Prefill, ProcState, move
 from llmos.proc.pcb import Process
@@ -71,13 +70,6 @@ def restore(residents: Residents, process: Process, pages: Sequence[PageCopy]) -
         process.idle_since = trio.current_time()
     residents.begin(process)
     residents.admission_is_due = True
-
-
-def drop_cache(residents: Residents, tenant: str | None) -> int:
-    """Give up pages that the prefix cache keeps for nobody in particular; returns how many."""
-    if residents.switch is None:
-        return 0
-    return residents.switch.vmm.drop_cache(lambda salt: tenant in (None, tenant_of(salt)))
 
 
 def _refuse_zombie(process: Process) -> None:

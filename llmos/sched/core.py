@@ -43,6 +43,7 @@ from llmos.proc.pcb import Process
 from llmos.sched import commands
 from llmos.sched.accounts import Accounts
 from llmos.sched.batch import BatchLimits, compose
+from llmos.sched.cache_drops import CacheDrops
 from llmos.sched.forecast import Forecast
 from llmos.sched.grammars import GrammarStatistics
 from llmos.sched.in_flight import InFlight, last_use
@@ -146,6 +147,7 @@ class Core(Actor[Message]):
         self.on_event = on_event
         self.mapping = mapping
         self._link: DriverLink | None = None
+        self._cache_drops = CacheDrops()
         self._in_flight: deque[InFlight] = deque()
         self._step_id = self._next_review = 0
         self.num_steps = self.num_prompt_tokens = self.num_output_tokens = 0
@@ -165,7 +167,10 @@ class Core(Actor[Message]):
             if self._link is not None:
                 orders += self.residents.grammars.take_orders()
                 orders += self._plan()
-            if not orders:
+            if self._cache_drops:
+                self._cache_drops.go_on()
+                await trio.lowlevel.checkpoint()  # others' turn: readers, and results that are there
+            elif not orders:
                 try:
                     self._handle(await self.mailbox.receive())
                 except trio.EndOfChannel:
@@ -198,8 +203,9 @@ class Core(Actor[Message]):
                 start_saving(self.residents, message, platform_of(self.loaded), is_up=self._link is not None)
             case Restore(process, pages):
                 commands.restore(self.residents, process, pages)
-            case DropCache(tenant, done):
-                done(commands.drop_cache(self.residents, tenant))
+            case DropCache():
+                switch = self.residents.switch
+                self._cache_drops.start(message, switch.vmm if switch is not None else None)
             case DriverUp(link, loaded):
                 self._attach(link, loaded)
             case DriverDown(reason, is_final):

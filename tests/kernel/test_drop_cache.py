@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
+import pytest
+
+from drivers.sim import SimDriver
+from llmos.mm import prefix
 from syscalls.client import Client
 from tests.kernel.harness import RunningKernel, running_kernel, wait_until
 from tests.kernel.test_tenants import two_tenants
@@ -63,6 +68,24 @@ async def test_a_process_keeps_what_it_maps(tmp_path: Path) -> None:
             await client.kill(pid)
             await client.wait(pid)
         assert outputs[0] == outputs[1]
+
+
+async def test_steps_go_on_between_the_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a device whose steps take no time: one decodes while the cache is dropped."""
+    monkeypatch.setattr(prefix, "DROP_PIECE", 1)
+    async with running_kernel(tmp_path, partial(SimDriver, slowness=0.0)) as kernel:
+        client = kernel.client
+        for start in range(8):
+            await num_cached_tokens(client, [start, *PROMPT])
+        (pid,) = (await client.spawn([9, 9, 9], max_tokens=2000, ignore_eos=True)).pids
+        process = kernel.system.table.get(pid)
+        await wait_until(lambda: len(process.output) > 0)
+        before = len(process.output)
+        dropped = await client.drop_cache()
+        assert len(process.output) - before > dropped.num_pages / 8 > 4
+        assert not process.turn_is_over
+        await client.kill(pid)
+        await client.wait(pid)
 
 
 async def test_whose_pages_go(tmp_path: Path) -> None:

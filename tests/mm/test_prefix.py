@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
+from unittest import mock
 
 import pytest
 from attrs import define
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from llmos.errors import KernelPanic
+from llmos.mm import prefix as prefix_module
 from llmos.mm.eviction import CostAware, LeastRecentlyUsed
 from llmos.mm.frame import FramePool
 from llmos.mm.page_table import PageFrames
@@ -59,6 +61,8 @@ class PrefixMachine(RuleBasedStateMachine):
         self.held: list[PageFrames] = []  # references of users
         self.clock = 0
         self.num_evicted = 0
+        self.meant: frozenset[str] = frozenset()
+        self.pieces: Iterator[int] | None = None  # a drop that is under way
 
     def rank(self, prefix: Prefix) -> None:
         """What the page is worth now."""
@@ -190,7 +194,34 @@ class PrefixMachine(RuleBasedStateMachine):
         gone = {prefix for each in idle for prefix in [each, *self.descendants(each)]}
         freed = sum(self.drop(prefix) for prefix in gone)
         free_before = self.pool.num_free
-        assert self.index.drop(meant.__contains__) == len(gone)
+        assert sum(self.index.drop(meant.__contains__)) == len(gone)
+        assert self.pool.num_free - free_before == freed
+
+    @precondition(lambda self: self.pieces is None)
+    @rule(meant=st.frozensets(salts, min_size=1))
+    def begin_to_drop(self, meant: frozenset[str]) -> None:
+        """In pieces of one page, between which anything may happen."""
+        self.meant, self.pieces = meant, self.index.drop(meant.__contains__)
+
+    @precondition(lambda self: self.pieces is not None)
+    @rule()
+    def drop_piece(self) -> None:
+        """Looks at one page: if that one is meant and idle it goes, with what follows it."""
+        assert self.pieces is not None
+        free_before = self.pool.num_free
+        with mock.patch.object(prefix_module, "DROP_PIECE", 1):
+            num_pages = next(self.pieces, None)
+        left = set(self.index.frames())
+        gone = [prefix for prefix, entry in self.model.items() if entry.frames not in left]
+        if num_pages is None:
+            self.pieces = None
+        assert (num_pages or 0) == len(gone)
+        if gone:
+            first = min(gone, key=lambda prefix: len(prefix[1]))
+            assert first[0] in self.meant
+            assert self.model[first].frames not in self.held
+            assert set(gone) == {first, *self.descendants(first)}
+        freed = sum(self.drop(prefix) for prefix in gone)
         assert self.pool.num_free - free_before == freed
 
     @invariant()

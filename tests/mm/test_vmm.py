@@ -208,7 +208,7 @@ class VmmMachine(RuleBasedStateMachine):
     def drop_cache(self, meant: frozenset[str]) -> None:
         """What nobody maps is free; every space still reads what it wrote, with the next step."""
         num_free, num_cached = self.vmm.statistics().num_free, self.vmm.statistics().num_cached
-        num_pages = self.vmm.drop_cache(meant.__contains__)
+        num_pages = sum(self.vmm.drop_cache(meant.__contains__))
         after = self.vmm.statistics()
         assert after.num_free - num_free == num_cached - after.num_cached <= num_pages * KV.frames_per_page
         mapped = {frames for model in self.models for frames in model.space.page_table.entries}
