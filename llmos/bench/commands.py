@@ -282,6 +282,14 @@ def add_fair(names: Any) -> None:
         "--cases", default="", metavar="LIST",
         help="of the simulated device, like overload,arena (default: all)",
     )  # fmt: skip
+    fair.add_argument(
+        "--only", default=None, metavar="LIST",
+        help="cases; curve: light tenants at several loads beside a flood (default: both)",
+    )  # fmt: skip
+    fair.add_argument(
+        "--light-loads", default="2,25,50,75,90", metavar="LIST",
+        help="of the curve, in percent of a fair share (default: %(default)s)",
+    )  # fmt: skip
     add_json(fair)
     add_runs(fair)
     fair.set_defaults(run=run_fair_bench)
@@ -290,11 +298,17 @@ def add_fair(names: Any) -> None:
 def run_fair_bench(options: argparse.Namespace) -> int:
     """Measure what tenants get."""
     from llmos.bench import fair
+    from llmos.bench.fair_curve import parse_loads
+    from llmos.bench.sections import choose_sections
 
     check_runs(options)
+    sections = choose_sections(options.only, ("cases", "curve"))
     configure_logging("error", "console")  # a kernel runs in this process, and preempts a lot
     cases = [name.strip() for name in options.cases.split(",") if name.strip()]
-    return fair.main(device=options.device, cases=cases, json_path=options.json, num_runs=options.runs)
+    return fair.main(
+        device=options.device, sections=sections, cases=cases, light_loads=parse_loads(options.light_loads),
+        json_path=options.json, num_runs=options.runs,
+    )  # fmt: skip
 
 
 def add_page(names: Any) -> None:

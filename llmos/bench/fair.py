@@ -12,15 +12,15 @@ import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import attrs
 import trio
 import trio.testing
+from rich.console import Console
 from rich.progress import track
 
 from drivers.sim import DEFAULT_KV, SimDriver
-from llmos.bench import suites
+from llmos.bench import fair_curve, suites
 from llmos.bench.fairness import (
     contended_windows,
     first_token_seconds,
@@ -32,14 +32,11 @@ from llmos.bench.fairness import (
 )
 from llmos.bench.in_process import settle_order
 from llmos.bench.report import Report
-from llmos.bench.traffic import Outcome, Traffic, observe
+from llmos.bench.traffic import Flood, Measure, Outcome, Policy, Traffic, observe
 from llmos.config import Config, ConfigError
 from llmos.cost import CopyCost, CostModel
 from llmos.device import DriverLink
 from llmos.kernel.driver_host import OpenLink
-
-Policy = Literal["fair", "fcfs"]
-Measure = Callable[[Policy, Traffic], Outcome]
 
 POOL_TOKENS = 10_000
 # Of 7B in 16 bits on an A10G: near 880 tokens/s with 256 in and 256 out, as published; 5,000 prompt tokens/s;
@@ -214,18 +211,57 @@ def add_rows(report: Report, case: str, fair: Numbers, baselines: Baselines, num
             report.add(case, metric, value, unit, against=against, ratio=ratio, runs=num_runs)
 
 
-def main(*, device: str, cases: Sequence[str], json_path: str | None, num_runs: int) -> int:
+def curve_machines(device: str) -> list[fair_curve.Machine]:
+    """Where the curve of the light tenants' loads is measured."""
+    found = []
+    if device in ("sim", "all"):
+        flood = Flood("flood", 64, suites.TOKENS, suites.TOKENS)
+        found.append(fair_curve.Machine("simulated A10G", simulate, flood, 1, 300.0, 1500.0))
+    if device in ("cpu", "all"):
+        flood = Flood("flood", 64, 128, 128)
+        found.append(fair_curve.Machine("cpu", serve, flood, 4, REAL_SECONDS / 2, REAL_SECONDS))
+    return found
+
+
+def main(
+    *, device: str, sections: Sequence[str], cases: Sequence[str], light_loads: Sequence[float],
+    json_path: str | None, num_runs: int,
+) -> int:  # fmt: skip
     """Measure on one device, or on the simulated one and then the CPU; print the table, write the rows."""
     report = Report("fair")
-    plan: list[tuple[str, Case, Measure, float, int]] = []
-    if device in ("sim", "all"):
-        plan += [("simulated A10G", case, simulate, WINDOW_SECONDS, 1) for case in simulated_cases(cases)]
-    if device in ("cpu", "all"):
-        plan += [("cpu", case, serve, REAL_WINDOW_SECONDS, num_runs) for case in real_cases()]
-    for where, case, measure, window_seconds, runs in track(plan, "bench fair", transient=True):
-        fair, baselines = measure_case(case, measure, window_seconds, runs)
-        add_rows(report, f"{where}: {case.name}", fair, baselines, runs)
-    report.print_table()
     if json_path:
-        report.write_json(json_path)
+        report.open_json(json_path)
+    plan: list[Callable[[], None]] = []
+
+    def plan_case(where: str, case: Case, measure: Measure, window_seconds: float, runs: int) -> None:
+        def run() -> None:
+            fair, baselines = measure_case(case, measure, window_seconds, runs)
+            add_rows(report, f"{where}: {case.name}", fair, baselines, runs)
+
+        plan.append(run)
+
+    def plan_curve(machine: fair_curve.Machine, runs: int) -> None:
+        lengths = fair_curve.read_lengths(ARENA)
+        capacity: list[float] = []
+        plan.append(lambda: capacity.append(fair_curve.measure_capacity(machine)))
+        for load in light_loads:
+
+            def run(load: float = load) -> None:
+                traffic = fair_curve.light_traffic(machine, lengths, load, capacity[0])
+                fair_curve.add_load(report, machine, traffic, load, runs)
+
+            plan.append(run)
+
+    if "cases" in sections and device in ("sim", "all"):
+        for case in simulated_cases(cases):
+            plan_case("simulated A10G", case, simulate, WINDOW_SECONDS, 1)
+    if "cases" in sections and device in ("cpu", "all"):
+        for case in real_cases():
+            plan_case("cpu", case, serve, REAL_WINDOW_SECONDS, num_runs)
+    if "curve" in sections and (ARENA.exists() or "cases" not in sections):
+        for machine in curve_machines(device):
+            plan_curve(machine, 1 if machine.measure is simulate else num_runs)
+    for run in track(plan, "bench fair", transient=True, console=Console(stderr=True)):
+        run()
+    report.print_table()
     return 0

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import attrs
 import msgspec
@@ -95,6 +96,10 @@ class Outcome:
     def throughput(self) -> float:
         """Tokens per second."""
         return self.num_tokens / self.traffic.seconds
+
+
+Policy = Literal["fair", "fcfs"]
+Measure = Callable[[Policy, Traffic], Outcome]
 
 
 async def observe(

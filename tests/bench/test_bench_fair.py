@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llmos.bench.fair import NONE, Case, Numbers, add_rows, measure_case, simulate, simulated_cases
+from llmos.bench.fair_curve import (
+    Machine,
+    add_load,
+    light_traffic,
+    measure_capacity,
+    parse_loads,
+    read_lengths,
+)
 from llmos.bench.fairness import contended_windows, jain, largest_gap, service_differences
 from llmos.bench.report import Report
-from llmos.bench.suites import PHASE_SECONDS, merge, on_off, poisson, weighted
+from llmos.bench.suites import LIGHT, PHASE_SECONDS, merge, on_off, poisson, weighted
 from llmos.bench.traffic import Arrival, Flood, Outcome, Request, Sample, Traffic
 from llmos.config import ConfigError
+from llmos.sched.accounts import weigh
 
 SHARES = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=9)
 
@@ -145,3 +156,53 @@ def test_rows_say_what_they_are_against() -> None:
         ("P99 TBT of light tenants", "fcfs"): 1.0,
         ("P99 TBT of light tenants", "alone"): 0.5,
     }
+
+
+def small_machine(seconds: float, most_seconds: float) -> Machine:
+    """A simulated device with a flood of six."""
+    return Machine("sim", simulate, Flood("flood", 6, 64, 16), 4, seconds, most_seconds)
+
+
+@given(load=st.floats(0.1, 1.0), capacity=st.floats(500.0, 2000.0), seed=st.integers(0, 99))
+def test_light_tenants_ask_for_their_load(load: float, capacity: float, seed: int) -> None:
+    """All four together, near enough; lengths are pairs of the trace, shrunk."""
+    machine = small_machine(200.0, 4000.0)
+    traffic = light_traffic(machine, [(400, 200), (3, 5), (40, 80)], load, capacity, seed)
+    assert machine.seconds <= traffic.seconds <= machine.most_seconds
+    assert {(a.prompt, a.output) for a in traffic.arrivals} <= {(100, 50), (1, 2), (10, 20)}
+    assert set(Counter(a.tenant for a in traffic.arrivals)) <= set(LIGHT)
+    assert list(traffic.arrivals) == sorted(traffic.arrivals, key=lambda a: (a.at, a.tenant))
+    asked = sum(weigh(a.prompt, a.output) for a in traffic.arrivals) / traffic.seconds
+    assert asked == pytest.approx(load * capacity * len(LIGHT) / 5, rel=0.6)
+    assert traffic == light_traffic(machine, [(400, 200), (3, 5), (40, 80)], load, capacity, seed)
+
+
+def test_the_curve_has_rows_of_each_baseline() -> None:
+    """A short run of a load: throughput beside fcfs, latencies beside those without the flood, and alone."""
+    machine = small_machine(12.0, 12.0)
+    capacity = measure_capacity(machine)
+    assert 0 < capacity < 64 / 0.05  # a step of a token takes 42 ms at least, and there are six
+    report = Report("fair")
+    add_load(report, machine, light_traffic(machine, [(64, 32)], 0.5, capacity), 0.5, 1)
+    found = Counter((row.metric, row.against.split(":")[0]) for row in report.rows)
+    assert found == {
+        ("throughput", "fcfs"): 1,
+        **{
+            (f"P{percent} {name} of light tenants", against): 1
+            for percent in (50, 99)
+            for name in ("TTFT", "TBT")
+            for against in ("without the flood", "one of them alone", "fcfs")
+            if percent == 99 or against != "fcfs"
+        },
+    }
+    assert all(row.case == "sim: 50% of a fair share each, beside 6 of a flood" for row in report.rows)
+
+
+def test_loads_of_the_curve_are_checked() -> None:
+    """Percentages; the error names the one that is none. Without the trace there is no curve."""
+    assert parse_loads(" 2, 50,") == [0.02, 0.5]
+    for wrong in ("0", "101", "half", "nan"):
+        with pytest.raises(ConfigError, match=f"'{wrong}'"):
+            parse_loads(f"25,{wrong}")
+    with pytest.raises(ConfigError, match=r"/nowhere\.csv"):
+        read_lengths(Path("/nowhere.csv"))
