@@ -41,14 +41,11 @@ class Session:
     pipeline: StepPipeline | None  # None: a step is over when it was launched
     k_pages: list[torch.Tensor]
     v_pages: list[torch.Tensor]
+    opened: contextlib.ExitStack  # closes all of it, the last opened first
 
     def close(self) -> None:
         """Drop what the tiers hold, and give all memory back."""
-        self.grammars.close()
-        if self.pipeline is not None:
-            self.pipeline.close()
-        self.tiers.close()
-        self.arena.close()
+        self.opened.close()
 
 
 def open_session(backend: Backend, load: Load, report: ReportProgress) -> tuple[Session, Loaded]:
@@ -62,27 +59,31 @@ def open_session(backend: Backend, load: Load, report: ReportProgress) -> tuple[
     kv, num_frames = plan_memory(backend, load, model)
     profile = profile_model(model, backend, kv, load)
     pages_per_space = kv.num_pages(model.info.max_model_len)
-    with contextlib.ExitStack() as undo:
+    with contextlib.ExitStack() as opened:
         arena = backend.open_arena(kv, num_frames, load.max_spaces, pages_per_space)
-        undo.callback(arena.close)
+        opened.callback(arena.close)
         k_pages, v_pages = (
             model.kv_views(frames, kv, segment) for segment, frames in enumerate(arena.segments)
         )
         tiers = Tiers(arena, load.host_bytes, load.disk_bytes, load.disk_folder, load.copy_piece_bytes or 0)
-        undo.callback(tiers.close)
+        opened.callback(tiers.close)
         profile = msgspec.structs.replace(
             profile,
             host=measure_copy_cost(tiers, "host", tiers.num_host_slots),
             disk=measure_copy_cost(tiers, "disk", tiers.num_disk_slots),
         )
-        undo.pop_all()
-    info = model.info.model_info(load.name, load.path)
-    grammar_tokens = GrammarTokens.open(info.path, info.vocab_size, info.eos_token_ids)
-    grammars = Grammars(grammar_tokens)
-    sampler = Sampler(info.vocab_size)
-    queue = backend.open_queue(model, arena, k_pages, v_pages, load.max_spaces)
-    pipeline = None if queue is None else StepPipeline(queue)
-    session = Session(model, sampler, Pooler(), arena, tiers, grammars, pipeline, k_pages, v_pages)
+        queue = backend.open_queue(model, arena, k_pages, v_pages, load.max_spaces)
+        pipeline = None if queue is None else StepPipeline(queue)
+        if pipeline is not None:
+            opened.callback(pipeline.close)
+        info = model.info.model_info(load.name, load.path)
+        grammar_tokens = GrammarTokens.open(info.path, info.vocab_size, info.eos_token_ids)
+        grammars = Grammars(grammar_tokens)
+        opened.callback(grammars.close)
+        sampler = Sampler(info.vocab_size)
+        session = Session(
+            model, sampler, Pooler(), arena, tiers, grammars, pipeline, k_pages, v_pages, opened.pop_all()
+        )
     loaded = Loaded(
         model=msgspec.structs.replace(info, weight_bytes=model.weight_bytes),
         kv=kv,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Self, TypeVar, Unpack
 
 from syscalls.codec import Answer, ErrorReply, Request, Welcome
@@ -176,6 +177,13 @@ class SyncClient:
             raise SyscallError(Errno.EPROTO, explain_wrong_answer(body, answer))
         return answer
 
+    def _bury(self, pids: tuple[int, ...]) -> None:
+        """Kill and reap processes; the replies are dropped when they come. At the session's end they end."""
+        for pid in pids if self._lost is None else ():
+            for body in (Kill(pid), Wait(pid)):
+                with suppress(ConnectionLost):
+                    self._send(self._session.encode_call(body)[1])
+
     def _send(self, frame: bytes) -> None:
         try:
             self._socket.sendall(frame)
@@ -221,10 +229,20 @@ class SyncClient:
         return self._ask(Fork(pid, count, tuple(seeds), detached, auto_reap, label), Spawned)
 
     def embed(self, inputs: Iterable[Iterable[int]], **options: Unpack[EmbedOptions]) -> Embedded:
-        """Make a vector of each input of token ids, and wait for all. See `Embed`."""
+        """Make a vector of each input of token ids, and wait for all. See `Embed`.
+
+        When it is interrupted, or a read fails, the processes that are left are killed.
+        """
         body = Embed(tuple(map(tuple, inputs)), auto_reap=True, **options)
         spawned = self._ask(body, Spawned)
-        return Embedded(spawned.pids, [self.read(pid) for pid in spawned.pids], spawned.rates)
+        outputs: list[Output] = []
+        try:
+            for pid in spawned.pids:
+                outputs.append(self.read(pid))
+        except BaseException:
+            self._bury(spawned.pids[len(outputs) :])
+            raise
+        return Embedded(spawned.pids, outputs, spawned.rates)
 
     def wait(self, pid: int) -> Waited:
         """Wait until a process has exited, and reap it. See `Wait`."""

@@ -226,6 +226,33 @@ def test_a_missing_gpu_is_refused_by_name(checkpoint: Path, monkeypatch: pytest.
     backend.close()
 
 
+def test_a_load_that_fails_late_leaves_nothing_open(
+    backend: Backend, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory and tiers are set up when the last part fails: all of it is given back."""
+
+    def fail(*_: object) -> None:
+        raise MemoryError("no room for a queue")
+
+    def find_open() -> set[tuple[str, str]]:
+        """Descriptors without a name: frames, the swap file, events. Libraries open others at first use."""
+        links = {
+            (entry.name, str(entry.readlink()))
+            for entry in Path("/proc/self/fd").iterdir()
+            if entry.is_symlink()
+        }
+        return {(fd, to) for fd, to in links if "memfd:" in to or "deleted" in to or "eventfd" in to}
+
+    before = find_open()
+    monkeypatch.setattr(type(backend), "open_queue", fail)
+    load = Load(str(checkpoint), "tiny", "fp32", "auto", 1 << 19, FRAME_BYTES, 4, 128, 64)
+    load = msgspec.structs.replace(load, host_bytes=1 << 18, disk_bytes=1 << 18)
+    failed = Engine(backend).load(load, lambda *progress: None)
+    assert isinstance(failed, Failed)
+    assert "no room for a queue" in failed.message
+    assert find_open() == before
+
+
 def test_a_stand_in_says_what_it_is(stand_in: FakeCuda) -> None:
     """Nobody takes it for a GPU; one more device than there are is not there."""
     backend = CudaDriver()

@@ -19,8 +19,9 @@ from syscalls.codec import (
     Request,
     encode_frame,
 )
+from syscalls.embedding import Embed
 from syscalls.errno import Errno, SyscallError
-from syscalls.process import ExitStatus, Output, Read, Spawn, Stop
+from syscalls.process import ExitStatus, Kill, Output, Read, Spawn, Spawned, Stop, Wait
 from syscalls.sync import ConnectionLost, SyncClient
 from syscalls.system import Done, Event, EventList, Events
 from tests.syscalls.fake_kernel import FakeKernel, FakeSession, open_fake_kernel
@@ -161,6 +162,32 @@ async def test_reply_of_an_interrupted_call_is_dropped(tmp_path: Path) -> None:
                 client.ping()
 
     await run_against(FakeKernel(hold_stop), tmp_path / "s", use)
+
+
+async def test_what_a_failed_embed_leaves_is_killed(tmp_path: Path) -> None:
+    """The first input's vector is there and the second read is refused: the others are killed and reaped."""
+
+    async def refuse_second(session: FakeSession, body: Request) -> Answer:
+        match body:
+            case Embed():
+                return Spawned((1, 2, 3), (0, 0, 0))
+            case Read(1):
+                return Output(0, (), end=ExitStatus("stop", 0), vector=b"\0\0\0\0")
+            case Read():
+                raise SyscallError(Errno.EIO, "the device failed")
+            case _:
+                return Done()
+
+    def use(path: Path) -> None:
+        with SyncClient(path) as client:
+            with pytest.raises(SyscallError, match="the device failed"):
+                client.embed([(1,), (2,), (3,)])
+            client.ping()
+
+    kernel = FakeKernel(refuse_second)
+    await run_against(kernel, tmp_path / "s", use)
+    ended = [call.body for call in kernel.sessions[0].calls if isinstance(call.body, Kill | Wait)]
+    assert ended == [Kill(2), Wait(2), Kill(3), Wait(3)]
 
 
 def test_both_clients_offer_the_same_calls() -> None:
