@@ -34,9 +34,16 @@ class Follower:
     offset: int  # of the next token to be sent
     until: int  # credit: no token at or past this position is sent
     owner: Followers
+    has_left: bool = False
 
     def note(self) -> None:
-        """Something has changed: there is more output or credit, the turn is over, the process was reaped."""
+        """Something has changed: there is more output or credit, the turn is over, the process was reaped.
+
+        Whoever is told before us may have its last answer sent, and the process reaped by that, which tells
+        us: then we may have left when it is our turn.
+        """
+        if self.has_left:
+            return
         if self._can_send:
             self.owner.note_due(self)
         elif self._is_reaped:
@@ -117,6 +124,7 @@ class Followers:
     def remove(self, follower: Follower) -> None:
         """Have one leave: nothing of it is sent any more."""
         del self._members[follower.call_id]
+        follower.has_left = True
         self._due.pop(follower, None)
         follower.process.followers.remove(follower.note)
 

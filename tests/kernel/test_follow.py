@@ -16,6 +16,7 @@ from trio.testing import MockClock
 
 from llmos.kernel import follower, session
 from llmos.kernel.follower import MAX_OUTPUT_TOKENS
+from llmos.kernel.outbox import FRAMES_AT_ONCE
 from llmos.params import MAX_GATHERED_BYTES
 from syscalls.client import Client
 from syscalls.codec import Answer, ErrorReply, Request
@@ -393,6 +394,36 @@ async def test_the_last_of_two_followers_reaps(autojump_clock, tmp_path: Path) -
                 await other.receive()
             assert {raw.tokens(call) for call in mine} == {other.tokens(theirs)} == {STORY[:20]}
         assert len(kernel.system.table) == 0
+
+
+async def test_one_who_is_told_reaps_before_others_are_told(autojump_clock, tmp_path: Path) -> None:
+    """Processes that end in one step: a session sends, and reaps, while others are still to be told."""
+    num = 2 * FRAMES_AT_ONCE
+    async with running_kernel(tmp_path) as kernel:
+        spawned = await kernel.client.spawn(
+            PROMPT, max_tokens=20, num_samples=num, ignore_eos=True, auto_reap=True
+        )
+        async with open_raw(kernel) as first, open_raw(kernel) as second:
+            mine = [await first.post(Follow(pid, MUCH)) for pid in spawned.pids]
+            poor = [await second.post(Follow(pid, 7)) for pid in spawned.pids]
+            rich = [await second.post(Follow(pid, MUCH)) for pid in spawned.pids]
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(receive_all, first, mine)
+                nursery.start_soon(receive_all, second, [*poor, *rich])
+            for call in mine:
+                assert first.tokens(call) == STORY[:20]
+            for call in rich:
+                assert second.tokens(call) == STORY[:20]
+            for call in poor:
+                assert second.tokens(call) == STORY[:7]
+                assert isinstance(second.last(call), ErrorReply)
+        assert len(kernel.system.table) == 0
+
+
+async def receive_all(raw: RawClient, calls: list[int]) -> None:
+    """Receive until calls have their last answers."""
+    while any(raw.last(call) is None for call in calls):
+        await raw.receive()
 
 
 @pytest.mark.parametrize(
