@@ -2,8 +2,9 @@
 
 Many streams of a simulated device, through the kernel and the gateway as processes of their own, to clients
 that compare every token with what the device must have said. A token is late by the time from when the device
-had it to when its client read it; one inside a character counts from when the device had the one that
-completes it, since before there is nothing to tell.
+had it to when it came to its client; one inside a character counts from when the device had the one that
+completes it, since before there is nothing to tell. For some seconds at a time the same processes are read
+from the syscall socket, too: what comes later through the gateway than there, the gateway has added.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import attrs
@@ -23,18 +24,17 @@ import msgspec
 
 from drivers.sim import SimModel
 from llmos.bench.attackers import KINDS
+from llmos.bench.lateness import Lateness, Spells, add_lateness_rows, explain_difference, find_lateness
 from llmos.bench.report import Report
 from llmos.bench.server import Server, running_server
+from llmos.bench.socket_door import SocketDoor
 from llmos.bench.stream_load import Stream, StreamLoad
-from llmos.bench.workload import percentile
 from llmos.config import ConfigError
 from llmos.openers import make_sim_model
 from syscalls.sync import SyncClient
 from syscalls.text.tokenizer import TextModel
 
-LIMIT_MS = 10.0
 RAMP_SECONDS, WARM_SECONDS = 4.0, 2.0  # until all streams have begun, and then until what is measured begins
-PERCENTS = (50, 99, 99.9)
 SETTLE_SECONDS = 10.0
 MIB = 1 << 20
 LARGE_BODY_BYTES = 1 * MIB  # decoded by a process of its own
@@ -74,7 +74,7 @@ class Outcome:
 
     streams: list[Stream]
     wrong: list[str]  # what is wrong with streams that are not as they must be
-    lags: list[float]  # of the tokens of the measured time, in seconds
+    lateness: Lateness  # of the tokens of the measured time
     kernel: Process
     gateway: Process
     kernel_seconds: float  # of processor time
@@ -130,21 +130,6 @@ def send_large_body(url: str) -> None:
     urllib.request.urlopen(urllib.request.Request(f"{url}/tokenize", body), timeout=60).close()
 
 
-def due_times(stream: Stream, text: TextModel) -> list[float]:
-    """When there was something to tell of each token: when the device had the one that completes its text.
-
-    One that was told before that, beside the text of another, was due when the device had it.
-    """
-    decoder = text.decoder(continues=True)
-    has_text = [bool(decoder.push_one(token)) for token in stream.tokens]
-    due, found = [0.0] * len(stream.tokens), stream.times[-1] if stream.times else 0.0
-    for index in range(len(due) - 1, -1, -1):
-        found = stream.times[index] if has_text[index] else found
-        is_told_early = stream.arrivals[index] < found
-        due[index] = stream.times[index] if is_told_early else found
-    return due
-
-
 def measure(*, num_streams: int, seconds: float, step_ms: float, attack: str, ramp: float) -> Outcome:
     """Load a server of our own."""
     # A simulated device is part of the kernel, and so is the memory of the pages that it would keep.
@@ -166,9 +151,13 @@ def measure(*, num_streams: int, seconds: float, step_ms: float, attack: str, ra
                 kernel.note_memory()
                 gateway.note_memory()
 
-        load = StreamLoad(url=server.url, num_streams=num_streams, ramp_seconds=ramp, on_second=note)
+        spells, door = Spells.of(first, last), SocketDoor(server.socket_path)
+        load = StreamLoad(
+            url=server.url, num_streams=num_streams, ramp_seconds=ramp, on_second=note,
+            door=door, is_beside=spells.is_beside,
+        )  # fmt: skip
         before = kernel.seconds(), gateway.seconds()
-        with attacking(attack, server.url) as attacks:
+        with closing(door), attacking(attack, server.url) as attacks:
             load.run(seconds)
         after = kernel.seconds(), gateway.seconds()
         with SyncClient(server.socket_path) as client:
@@ -178,15 +167,13 @@ def measure(*, num_streams: int, seconds: float, step_ms: float, attack: str, ra
                 if left <= 0 and client.statistics().num_processes == 0:
                     break
                 time.sleep(0.1)
-    lags = [
-        arrival - due
-        for stream in load.finished
-        for arrival, due in zip(stream.arrivals, due_times(stream, text), strict=False)
-        if first <= due <= last
+    whys = [
+        stream.explain(model) or explain_difference(stream, door.told(stream.pid)) for stream in load.finished
     ]
-    wrong = [why for stream in load.finished if (why := stream.explain(model))]
+    wrong = list(filter(None, whys))
+    lateness = find_lateness(load.finished, text, spells, door.told)
     return Outcome(
-        streams=load.finished, wrong=wrong, lags=lags, kernel=kernel, gateway=gateway,
+        streams=load.finished, wrong=wrong, lateness=lateness, kernel=kernel, gateway=gateway,
         kernel_seconds=after[0] - before[0], gateway_seconds=after[1] - before[1],
         num_files_left=max(0, left), num_attacks=sum(attacks),
     )  # fmt: skip
@@ -198,9 +185,7 @@ def add_rows(report: Report, case: str, outcome: Outcome) -> None:
     def add(metric: str, value: float, unit: str, against: str = "itself", ratio: float = 1.0) -> None:
         report.add(case, metric, value, unit, against=against, ratio=ratio, runs=1)
 
-    for percent in PERCENTS if outcome.lags else ():
-        late = 1e3 * percentile(outcome.lags, percent)
-        add(f"P{percent} late", late, "ms", f"{LIMIT_MS:g} ms", LIMIT_MS / max(late, 1e-6))
+    add_lateness_rows(report, case, outcome.lateness)
     num_right = len(outcome.streams) - len(outcome.wrong)
     add("streams, each token right", num_right, "streams", "all", num_right / max(1, len(outcome.streams)))
     add("tokens", outcome.num_tokens, "tokens")

@@ -1,8 +1,9 @@
 """Many streams of a gateway at once, read by one plain loop: when each token came, and whether it was right.
 
 The clients of a server are on other machines, and here they share its processors. So the loop does little
-while tokens come: it looks at all sockets once a millisecond, which makes a token that late at most, and
-reads what was said only when nobody says more.
+while tokens come, and reads what was said only when nobody says more. When something came, the system tells
+(`arrival_stamp`): then it is enough to look at the sockets every few milliseconds. Where its own clock
+counts, the loop looks once a millisecond, which makes a token that late at most.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ import attrs
 import msgspec
 
 from drivers.sim import SimModel
+from llmos.bench.arrival_stamp import ask_for_stamps, receive
+from llmos.bench.socket_door import SocketDoor
 
 RECEIVE_BYTES = 64 << 10
-LOOK_SECONDS = 0.001  # between two looks at the sockets
+LOOK_SECONDS = 0.001  # between two looks at the sockets, while the loop's own clock counts
+STAMPED_LOOK_SECONDS = 0.008  # likewise, while the system's does; less than a step takes
 PARSED_AT_ONCE = 16  # pieces between two looks
 
 
@@ -65,24 +69,28 @@ class Stream:
     asked_at: float  # Unix time, like all times here
     prompt: list[int] = attrs.field(factory=list)  # as the gateway says that it is
     tokens: list[int] = attrs.field(factory=list)
-    arrivals: list[float] = attrs.field(factory=list)  # of each token
+    arrivals: list[float] = attrs.field(factory=list)  # of each token, by the system's clock if it tells
+    reads: list[float] = attrs.field(factory=list)  # when we received each
     times: list[float] = attrs.field(factory=list)  # when the device had each
     is_done: bool = False  # [DONE] came
     failure: str = ""
+    pid: int = 0  # of its process, once the gateway has said so
     _rest: bytes = b""
 
-    def feed(self, at: float, data: bytes) -> None:
-        """Take bytes that came at a time; heads and lengths of chunks are passed over."""
+    def feed(self, at: float, data: bytes, read_at: float | None = None) -> None:
+        """Take bytes that came at a time, and were received at another; lengths of chunks are passed over."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             if line.startswith(b"data: {"):
-                self._take(at, _decoder.decode(line[6:]))
+                self._take(at, at if read_at is None else read_at, _decoder.decode(line[6:]))
             elif line.startswith(b"data: [DONE]"):
                 self.is_done = True
             elif line.startswith(b"HTTP/1.1 ") and not line.startswith(b"HTTP/1.1 200"):
                 self.failure = line.decode("latin-1").strip()
+            elif line.startswith(b"x-llmos-pid: "):
+                self.pid = int(line[13:])
 
-    def _take(self, at: float, chunk: Chunk) -> None:
+    def _take(self, at: float, read_at: float, chunk: Chunk) -> None:
         if chunk.error is not None:
             self.failure = chunk.error.message
         if chunk.prompt_token_ids is not None:
@@ -90,6 +98,7 @@ class Stream:
         for choice in chunk.choices:
             self.tokens += choice.token_ids
             self.arrivals += [at] * len(choice.token_ids)
+            self.reads += [read_at] * len(choice.token_ids)
             self.times += choice.token_times
 
     def explain(self, model: SimModel) -> str:
@@ -135,6 +144,8 @@ class StreamLoad:
         ramp_seconds: in which they begin, one after the other.
         lengths: least and most tokens of an answer; drawn by a fixed seed.
         on_second: called once a second.
+        door: of the kernel, through which the processes are followed as well.
+        is_beside: true at times (Unix time) when they are.
     """
 
     url: str
@@ -142,10 +153,15 @@ class StreamLoad:
     ramp_seconds: float = 0.0
     lengths: tuple[int, int] = (64, 384)
     on_second: Callable[[float], None] = lambda now: None
+    door: SocketDoor | None = None
+    is_beside: Callable[[float], bool] = lambda now: False
     finished: list[Stream] = attrs.field(factory=list)
     _poll: select.epoll = attrs.field(factory=select.epoll)
     _slots: dict[int, _Slot] = attrs.field(factory=dict)  # by descriptor
-    _backlog: deque[tuple[_Slot, float, bytes]] = attrs.field(factory=deque)
+    # What was received and not yet read, where (None: at the door), when it came, and when we received it.
+    _backlog: deque[tuple[_Slot | None, float, float, bytes]] = attrs.field(factory=deque)
+    _is_following: bool = False
+    _is_stamped: bool = False  # the system tells when bytes came
     _is_over: bool = False
     _random: random.Random = attrs.field(factory=lambda: random.Random(0))
     _to_begin: deque[tuple[float, _Slot]] = attrs.field(factory=deque)  # when, and what
@@ -153,6 +169,8 @@ class StreamLoad:
     def run(self, seconds: float) -> None:
         """Load for so long; then no new stream begins, and those that are open are read to their ends."""
         gc.disable()  # it would stop the clock's reader for milliseconds
+        if self.door is not None:
+            self._poll.register(self.door.raw.fileno(), select.EPOLLIN)
         try:
             began = second = time.time()
             over_at = began + seconds
@@ -166,7 +184,10 @@ class StreamLoad:
                 if now >= second:
                     self.on_second(now)
                     second += 1.0
-                time.sleep(LOOK_SECONDS)
+                if self.door is not None and self._is_following != self.is_beside(now):
+                    self._turn(self.door)
+                is_rare = self._is_stamped and not self._is_following
+                time.sleep(STAMPED_LOOK_SECONDS if is_rare else LOOK_SECONDS)
                 if self._receive():
                     continue
                 for _ in range(min(PARSED_AT_ONCE, len(self._backlog))):
@@ -178,6 +199,20 @@ class StreamLoad:
                 assert slot.raw is not None
                 slot.raw.close()
 
+    def _turn(self, door: SocketDoor) -> None:
+        """Begin to follow all processes at the door, or end it."""
+        self._is_following = not self._is_following
+        if not self._is_following:
+            door.unfollow()
+            return
+        for slot in self._slots.values():
+            self._follow(door, slot)
+
+    def _follow(self, door: SocketDoor, slot: _Slot) -> None:
+        stream = slot.stream
+        if stream is not None and stream.pid:
+            door.follow(stream.pid, len(stream.tokens), stream.num_wanted)
+
     def _begin(self, slot: _Slot) -> None:
         address = urlsplit(self.url)
         num_tokens = self._random.randint(*self.lengths)
@@ -185,6 +220,7 @@ class StreamLoad:
         slot.raw = socket.create_connection((address.hostname or "", address.port or 80))
         slot.raw.sendall(make_request(address.netloc, slot.number, slot.num_begun, num_tokens))
         slot.raw.setblocking(False)
+        ask_for_stamps(slot.raw)
         slot.num_begun += 1
         self._slots[slot.raw.fileno()] = slot
         self._poll.register(slot.raw.fileno(), select.EPOLLIN)
@@ -193,23 +229,38 @@ class StreamLoad:
         """Take what there is; False: nothing."""
         ready = self._poll.poll(0)
         for descriptor, _ in ready:
-            slot = self._slots[descriptor]
+            slot = self._slots.get(descriptor)
+            if slot is None:
+                assert self.door is not None
+                data = self.door.receive()
+                now = time.time()
+                self._backlog.append((None, now, now, data))
+                continue
             assert slot.raw is not None
             try:
-                data = slot.raw.recv(RECEIVE_BYTES)
+                data, came_at = receive(slot.raw, RECEIVE_BYTES)
             except ConnectionResetError:
-                data = b""
-            self._backlog.append((slot, time.time(), data))
+                data, came_at = b"", None
+            now = time.time()
+            self._is_stamped = self._is_stamped or came_at is not None
+            self._backlog.append((slot, now if came_at is None else came_at, now, data))
             if not data:
                 self._poll.unregister(descriptor)
                 del self._slots[descriptor]
                 slot.raw.close()
         return bool(ready)
 
-    def _parse(self, slot: _Slot, at: float, data: bytes) -> None:
+    def _parse(self, slot: _Slot | None, at: float, read_at: float, data: bytes) -> None:
+        if slot is None:
+            assert self.door is not None
+            self.door.feed(at, data)
+            return
         assert slot.stream is not None
         if data:
-            slot.stream.feed(at, data)
+            had_pid = bool(slot.stream.pid)
+            slot.stream.feed(at, data, read_at)
+            if self._is_following and self.door is not None and not had_pid:
+                self._follow(self.door, slot)
             return
         self.finished.append(slot.stream)
         if not self._is_over:
