@@ -48,6 +48,7 @@ from llmos.device import (
     StopDriver,
     Tier,
     ToDriver,
+    choose_kv_format,
 )  # fmt: skip
 
 __all__ = ["ProtocolViolation", "SimDriver", "SimFaults", "SimModel", "SimStatistics"]
@@ -96,11 +97,11 @@ class SimDriver:
         name: device name, "sim:0".
         cost: seconds that each step takes; it is also what the driver says of itself.
         slowness: how many times longer than that steps really take; may be set at any time.
-        num_frames: physical frames of the device.
+        num_frames: physical frames of the device, where a load does not say how much memory to take.
         max_slots: most slots of each lower tier: what tests call too little.
         host_cost: of copies to and from the host area.
         disk_cost: of copies to and from the swap file, and to and from images.
-        kv: segments, and tokens per page.
+        kv: segments, and tokens per page where a load does not say how large a frame is.
         model: vocabulary and end tokens.
         max_model_len: longest context in tokens.
         faults: what goes wrong.
@@ -253,6 +254,8 @@ class SimDriver:
             return Failed(self.faults.fail_load)
         if self.memory.spaces:
             raise ProtocolViolation(f"a load while {len(self.memory.spaces)} spaces are open")
+        if (problem := self._lay_out_memory(load)) is not None:
+            return Failed(problem)
         self._load = load
         self.max_model_len = min(self.max_model_len, load.max_model_len or self.max_model_len)
         self._rows.max_model_len = self.max_model_len
@@ -272,8 +275,8 @@ class SimDriver:
             embedding=EmbeddingInfo(VECTOR_SIZE, ("mean", "cls") if self.encodes else ("last", "mean")),
         )
         num_slots: dict[Tier, int] = {
-            "host": min(self.max_slots, load.host_bytes // self.kv.frame_bytes),
-            "disk": min(self.max_slots, load.disk_bytes // self.kv.frame_bytes),
+            "host": min(self.max_slots, load.host_bytes // self.memory.kv.frame_bytes),
+            "disk": min(self.max_slots, load.disk_bytes // self.memory.kv.frame_bytes),
         }
         self.tiers.num_slots = num_slots
         profile = Profile(
@@ -286,14 +289,33 @@ class SimDriver:
         )
         return Loaded(
             info,
-            self.kv,
-            self.num_frames,
+            self.memory.kv,
+            self.memory.num_frames,
             self.load_seconds,
             profile=profile,
             num_host_slots=num_slots["host"],
             num_disk_slots=num_slots["disk"],
             takes_grammars=self.compile_seconds is not None,
         )
+
+    def _lay_out_memory(self, load: Load) -> str | None:
+        """Cut the memory that a load takes into frames of the size it names; returns what is wrong."""
+        kv, pool_bytes = self.kv, load.pool_bytes
+        if pool_bytes is None:
+            pool_bytes = self.num_frames * kv.frame_bytes
+        if load.frame_bytes is not None:
+            try:
+                kv = choose_kv_format(kv.name, kv.segments, load.frame_bytes)
+            except ValueError as error:
+                return str(error)
+        num_frames = pool_bytes // kv.frame_bytes
+        if num_frames < kv.frames_per_page:
+            return (
+                f"a pool of {num_frames} frames of {kv.frame_bytes} bytes is too small: one page of "
+                f"{kv.tokens_per_page} tokens takes {kv.frames_per_page}"
+            )
+        self.memory.lay_out(kv, num_frames)
+        return None
 
     def _take_grammar(self, order: Compile) -> None:
         if self.compile_seconds is None or order.id in self._grammars:
@@ -309,7 +331,7 @@ class SimDriver:
             raise ProtocolViolation(f"copy {copy.id} before a model was loaded")
         self.tiers.begin(copy)
         self._num_copies += 1
-        self._num_copied_bytes += len(copy.source.slots) * self.kv.frame_bytes
+        self._num_copied_bytes += len(copy.source.slots) * self.memory.kv.frame_bytes
         places = {copy.source.tier, copy.target.tier}
         cost = self.host_cost if places == {"device", "host"} else self.disk_cost
         seconds = self.tiers.seconds(copy, self._load, cost.base, cost.bytes_per_second)
@@ -369,7 +391,7 @@ class SimDriver:
                 self.memory.release(asid)
                 self._rows.samplers.pop(asid, None)
             case Map():
-                self.memory.map(edit, self.kv.num_pages(self.max_model_len))
+                self.memory.map(edit, self.memory.kv.num_pages(self.max_model_len))
                 self._num_maps += 1
             case CopyPage():
                 self.memory.copy(edit)

@@ -82,6 +82,12 @@ class SimMemory:
         """Frames that at least one page table names."""
         return len(self._users)
 
+    def lay_out(self, kv: KVFormat, num_frames: int) -> None:
+        """Begin anew with other frames, while no space is open; what was in memory is gone."""
+        assert not self.spaces, self.spaces
+        self.kv, self.num_frames = kv, num_frames
+        self._frames.clear()
+
     def space(self, asid: int) -> SimSpace:
         """Look up an open space. Raises ProtocolViolation when it is not reserved."""
         if asid not in self.spaces:

@@ -158,7 +158,8 @@ class DriverHost:
                         f"{self.name}: {answer.model.name} ({answer.model.architecture}, "
                         f"{answer.model.dtype}) "
                         f"loaded in {answer.seconds:.2f} s; "
-                        f"{answer.num_frames} frames of {answer.kv.frame_bytes >> 10} KiB, {answer.kv.name}",
+                        f"{answer.num_frames} frames of {answer.kv.frame_bytes / 1024:g} KiB, "
+                        f"{answer.kv.name}",
                     )
                     if (quality := answer.quality) is not None:
                         self._events.record(

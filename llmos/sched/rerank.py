@@ -36,6 +36,7 @@ class Rerank:
     seed: int = 0
     pattern: Literal["random", "markov"] = "random"
     num_draws: int = 0
+    _priorities: dict[int, float] = attrs.field(factory=dict, init=False)  # since the last draw, by pid
     name = "rerank"
 
     def order(self, nice: int, arrival: int, asked_at: float, deadline: float) -> Order:
@@ -64,6 +65,7 @@ class Rerank:
     def give_way(self, view: View) -> list[int]:
         """Draw new priorities; those that run and are no longer among the first that fit give way."""
         self.num_draws += 1
+        self._priorities.clear()
         running = [candidate for crew in view.running.values() for candidate in crew]
         live = self._ranked([*view.waiting, *running])
         num_frames = view.num_free_frames + sum(candidate.frames_held for candidate in live)
@@ -73,11 +75,14 @@ class Rerank:
 
     def priority(self, pid: int) -> float:
         """A process's priority since the last draw, from 0, the first, to 1."""
-        draw = self.num_draws
-        if self.pattern == "markov":
-            while draw and self._chance("change", draw, pid) >= CHANCE_OF_CHANGE:
-                draw -= 1
-        return self._chance("priority", draw, pid)
+        found = self._priorities.get(pid)  # asked for at each admission, of everybody who waits
+        if found is None:
+            draw = self.num_draws
+            if self.pattern == "markov":
+                while draw and self._chance("change", draw, pid) >= CHANCE_OF_CHANGE:
+                    draw -= 1
+            found = self._priorities[pid] = self._chance("priority", draw, pid)
+        return found
 
     def _chance(self, what: str, draw: int, pid: int) -> float:
         return random.Random(f"{self.seed}/{what}/{draw}/{pid}").random()

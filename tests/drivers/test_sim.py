@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
 import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from drivers.sim import ProtocolViolation, SimDriver, SimFaults, SimModel
+from drivers.sim import DEFAULT_KV, ProtocolViolation, SimDriver, SimFaults, SimModel
 from llmos.cost import CostModel
 from llmos.device import (
     Bind,
@@ -19,6 +20,7 @@ from llmos.device import (
     Edit,
     Failed,
     Hello,
+    KVFormat,
     Load,
     Loaded,
     Map,
@@ -26,6 +28,7 @@ from llmos.device import (
     Reserve,
     Row,
     Sampling,
+    Segment,
     Step,
     StepDone,
     StopDriver,
@@ -311,3 +314,51 @@ async def test_faults_and_logprobs_belong_to_their_row(autojump_clock: MockClock
     assert done.logprobs[0] is None
     assert done.logprobs[1] is not None
     assert done.logprobs[1].top_ids[0] == done.tokens[1]
+
+
+@settings(max_examples=30)
+@given(kib=st.none() | st.sampled_from([4, 8, 12, 24]), pool_kib=st.none() | st.integers(0, 300))
+def test_memory_is_cut_as_a_load_says(kib: int | None, pool_kib: int | None) -> None:
+    """Frames are of the size asked for, in as much memory as asked for; what holds no page is refused."""
+
+    async def main() -> None:
+        driver = SimDriver(num_frames=100)
+        await driver.receive()
+        pool_bytes, frame_bytes = pool_kib and pool_kib << 10, kib and kib << 10
+        sizes = {"pool_bytes": pool_bytes, "frame_bytes": frame_bytes, "max_step_tokens": 2048}
+        await driver.send(msgspec.structs.replace(LOAD, **sizes))
+        frame_bytes = frame_bytes or DEFAULT_KV.frame_bytes
+        num_frames = (100 * DEFAULT_KV.frame_bytes if pool_bytes is None else pool_bytes) // frame_bytes
+        answer = await driver.receive()
+        if num_frames < 2:
+            assert isinstance(answer, Failed)
+            assert f"a pool of {num_frames} frames of {frame_bytes} bytes is too small" in answer.message
+            return
+        assert isinstance(answer, Loaded)
+        assert (answer.kv.frame_bytes, answer.num_frames) == (frame_bytes, num_frames)
+        assert answer.kv.tokens_per_page == frame_bytes // 16  # of each token in one segment
+        last = (num_frames - 2, num_frames - 1)
+        prompt = tuple(i % 512 for i in range(answer.kv.tokens_per_page))  # a whole page
+        await driver.send(Step(1, opened(prompt=prompt, pfns=last), (Row(0, 0, prompt, True),)))
+        done = await driver.receive()
+        assert isinstance(done, StepDone)
+        assert done.tokens[0] == SimModel().expected_tokens(prompt, 1)[0]
+        with pytest.raises(ProtocolViolation, match=f"frame {num_frames} does not exist"):
+            await driver.send(Step(2, (Map(0, 1, (0, num_frames)),), ()))
+        with pytest.raises(ProtocolViolation, match="page 1, which is not mapped"):
+            await driver.send(Step(3, (), (Row(0, len(prompt), (), True),)))
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+async def test_a_frame_holds_a_token_at_least(autojump_clock: trio.abc.Clock) -> None:
+    """Other segments, other sizes: what a frame cannot hold is told; a new load begins anew."""
+    wide = KVFormat("wide", (Segment("K", 5000), Segment("V", 5000)), 1 << 20, 16)
+    driver = SimDriver(kv=wide)
+    await driver.receive()
+    await driver.send(msgspec.structs.replace(LOAD, frame_bytes=4096))
+    assert await driver.receive() == Failed("a frame of 4096 bytes cannot hold one token of 5000 bytes")
+    await driver.send(LOAD)
+    answer = await driver.receive()
+    assert isinstance(answer, Loaded)
+    assert answer.kv == wide

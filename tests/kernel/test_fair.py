@@ -382,7 +382,7 @@ async def test_priorities_drawn_at_random_change_no_token(autojump_clock, tmp_pa
 
 async def test_service_is_charged_once(autojump_clock, tmp_path) -> None:
     """What is computed again, found in the prefix cache or shared by fork costs nothing more."""
-    async with running_kernel(tmp_path, max_running=8, pool_mib=1, frame_kib=4) as kernel:
+    async with running_kernel(tmp_path, max_running=8) as kernel:
         account = kernel.system.accounts.of(f"uid:{os.getuid()}")
         prompts = [tuple((i * j) % 97 for j in range(1, 120)) for i in range(1, 30)]
         pids = [(await kernel.client.spawn(prompt, max_tokens=60)).pids[0] for prompt in prompts]
@@ -404,7 +404,7 @@ async def test_nobody_keeps_memory_that_the_next_one_waits_for(autojump_clock, t
     uids = iter([1000, 3000, 2000])  # of equals, 2000 is next
     monkeypatch.setattr(server, "peer_credentials", lambda sock: PeerCredentials(1, next(uids), 1))
     async with running_kernel(
-        tmp_path, make_sim=partial(SimDriver, num_frames=8), prefix_cache=False, frame_kib=4, max_running=4
+        tmp_path, make_sim=partial(SimDriver, num_frames=8), prefix_cache=False, max_running=4
     ) as kernel:
         (core,) = kernel.system.cores.values()
         half = core.loaded.kv.tokens_per_page * 2

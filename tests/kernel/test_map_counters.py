@@ -15,7 +15,7 @@ from tests.kernel.harness import running_kernel
 async def test_devices_and_metrics_count_maps(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
     """A long answer is mapped ahead but for its beginning; what ends unused is told; both say the same."""
     make = partial(SimDriver, num_frames=64)
-    async with running_kernel(tmp_path, make, prefix_cache=False, frame_kib=4) as kernel:
+    async with running_kernel(tmp_path, make, prefix_cache=False) as kernel:
         (pid,) = (await kernel.client.spawn(range(1, 6), max_tokens=300)).pids
         await kernel.client.wait(pid)
         (device,) = await kernel.client.devices()

@@ -8,10 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmos.sched.accounts import Accounts
+from llmos.sched.policy import View
 from llmos.sched.rerank import Rerank
 from tests.sched.small_engine import SmallEngine
 
 PATTERNS = st.sampled_from(["random", "markov"])
+NOBODY = View((), {}, {}, lambda tenant: 0, (), 0, 0, 8)
 
 
 def make_engine(
@@ -81,7 +83,7 @@ def test_markov_keeps_most_priorities() -> None:
     for pattern, least, most in (("random", 0, 0), ("markov", 700, 800)):
         policy = Rerank(1, 7, pattern, num_draws=5)
         before = [policy.priority(pid) for pid in range(1000)]
-        policy.num_draws += 1
+        policy.give_way(NOBODY)
         kept = sum(policy.priority(pid) == before[pid] for pid in range(1000))
         assert least <= kept <= most
         assert all(0 <= priority < 1 for priority in before)
