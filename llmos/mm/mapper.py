@@ -15,9 +15,10 @@ from typing import Literal
 
 from attrs import define, field, frozen
 
-from llmos.device import Edit, Map, MapWork, Vpn
+from llmos.device import Map, MapWork, Vpn
 from llmos.errors import KernelPanic
 from llmos.mm.address_space import AddressSpace
+from llmos.mm.edit_queue import EditQueue
 from llmos.mm.frame import FramePool
 from llmos.mm.page_table import PageFrames
 
@@ -45,6 +46,7 @@ class Mapper:
 
     Args:
         pool: of the frames.
+        edits: where it queues them.
         frames_per_page: one for each segment.
         mode: "ahead"; or, to compare with it, "sync": every page is mapped in the step that writes it, or
             "premapped": every page that a space can have is mapped at its first, while frames are free.
@@ -52,10 +54,10 @@ class Mapper:
     """
 
     pool: FramePool
+    edits: EditQueue
     frames_per_page: int
     mode: MappingMode = "ahead"
     reuse: bool = True
-    edits: list[Edit] = field(init=False, factory=list)  # in the order in which the device must see them
     num_ahead_frames: int = field(init=False, default=0)  # mapped ahead and unused; they count as free
     _holders: dict[AddressSpace, None] = field(init=False, factory=dict)  # of such frames, longest first
     _num_sync: int = field(init=False, default=0)
@@ -66,9 +68,8 @@ class Mapper:
     _device: MapWork = field(init=False, factory=MapWork)
 
     def reset(self, pool: FramePool) -> None:
-        """The device lost its memory: nothing is mapped, and nothing is to be; what was counted stays."""
+        """The device lost its memory: nothing is mapped; what was counted stays."""
         self.pool = pool
-        self.edits.clear()
         self._holders.clear()
         self.num_ahead_frames = 0
 
@@ -168,7 +169,7 @@ class Mapper:
     # --- inside ------------------------------------------------------------------------------------------
 
     def _tell(self, space: AddressSpace, vpn: int, frames: PageFrames, *, is_ahead: bool) -> None:
-        self.edits.append(Map(space.asid, vpn, frames, is_ahead))
+        self.edits.put(Map(space.asid, vpn, frames, is_ahead))
         if is_ahead:
             self._num_ahead += 1
         else:

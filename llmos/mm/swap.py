@@ -62,7 +62,7 @@ class Swap:
     ) -> None:
         self.vmm = vmm
         self._on_fault = on_fault
-        self.copies = CopyStore(num_slots, vmm.kv.frames_per_page, vmm.generation, reuse)
+        self.copies = CopyStore(num_slots, vmm.kv.frames_per_page, vmm.references.generation, reuse)
         self._in_flight: dict[int, Transfer] = {}
         self._messages: list[Copy] = []
         self._last_id = 0
@@ -140,14 +140,14 @@ class Swap:
         Returns:
             How many tokens it has now.
         """
-        size = self.vmm.kv.tokens_per_page
+        size, references = self.vmm.kv.tokens_per_page, self.vmm.references
         pages: list[PageFrames] = []
         while num_tokens < limit and num_tokens % size == 0:
             copy = backing.usable(num_tokens // size)
             if copy is None or copy.home is None:
                 break
             frames, generation = copy.home
-            if generation != self.vmm.generation(frames[0]) or not self.vmm.is_held(frames):
+            if generation != references.generation(frames[0]) or not references.is_held(frames):
                 break
             pages.append(frames)
             num_tokens += copy.num_tokens
@@ -290,7 +290,7 @@ class Swap:
             transfer.on_end(transfer)
         for copy in (*transfer.pages, *transfer.sources):
             self.copies.settle(copy)
-        self.vmm.unpin(transfer.frames)
+        self.vmm.references.unpin(transfer.frames)
         return transfer
 
     @property
@@ -348,7 +348,7 @@ class Swap:
     def num_leaving_frames(self) -> int:
         """Frames that nobody but a copy out refers to: they will be free when it ends."""
         return sum(
-            self.vmm.is_only_pinned(frames) * len(frames)
+            self.vmm.references.is_only_pinned(frames) * len(frames)
             for transfer in self._in_flight.values()
             for frames in transfer.frames
         )
@@ -405,7 +405,7 @@ class Swap:
         for copy in (*copies, *transfer.sources):
             copy.num_transfers += 1
             self.copies.settle(copy)
-        self.vmm.pin(frames)
+        self.vmm.references.pin(frames)
         below = Place(tier, in_runs([copy.slots for copy in copies]), copies[0].path)
         if direction is Direction.IN:
             self._messages.append(Copy(transfer.id, below, other, checksums_of(copies)))

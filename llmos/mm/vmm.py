@@ -7,20 +7,21 @@ at once: whoever writes it next does so after every step that could still read i
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from attrs import frozen
 
-from llmos.device import Asid, CopyPage, Edit, KVFormat, MapWork, Pfn, Release, Reserve
+from llmos.device import Asid, Edit, KVFormat, MapWork, Release, Reserve
 from llmos.errors import KernelPanic, OutOfFrames
 from llmos.mm.address_space import AddressSpace
+from llmos.mm.edit_queue import EditQueue
 from llmos.mm.eviction import CostAware, Eviction
 from llmos.mm.frame import FramePool
 from llmos.mm.free_asids import FreeAsids
 from llmos.mm.mapper import Mapper, MappingMode, MapStatistics
 from llmos.mm.page_table import PageFrames, PageTable
 from llmos.mm.prefix import PrefixIndex, PrefixStatistics
+from llmos.mm.references import PageReferences
 
 
 @frozen
@@ -71,15 +72,14 @@ class VMM:
         self.prefix_cache = prefix_cache
         self._pool = FramePool(num_frames)
         self._index = PrefixIndex(self._pool, kv.tokens_per_page, kv.frames_per_page, eviction or CostAware())
+        self.references = PageReferences(self._pool, self._index)
         self._tokens_per_page = kv.tokens_per_page
         self._refcounts = self._pool.refcounts
         self._spaces: dict[Asid, AddressSpace] = {}
         self._free_asids = FreeAsids(max_spaces, map_reuse)
-        self._mapper = Mapper(self._pool, kv.frames_per_page, mapping, map_reuse)
-        self._edits: list[Edit] = self._mapper.edits
-        self._pins: Counter[PageFrames] = Counter()  # pages that copies between tiers read or write
+        self._edits = EditQueue()
+        self._mapper = Mapper(self._pool, self._edits, kv.frames_per_page, mapping, map_reuse)
         self._num_copies = self._num_tail_copies = 0
-        self.has_page_copies = False  # among the queued edits
 
     # --- spaces come and go ------------------------------------------------------------------------------
 
@@ -117,9 +117,7 @@ class VMM:
             raise KernelPanic(f"{num_tokens} tokens are forked from a space of {parent.num_pages} pages")
         pages = parent.page_table.entries[:num_pages]
         child = self._open(salt, pages, num_pages)
-        for frames in pages:
-            for pfn in frames:
-                self._pool.acquire(pfn)
+        self.references.acquire(pages)
         self._map_shared(child, pages)
         return child
 
@@ -139,12 +137,12 @@ class VMM:
             self._index.insert(space.salt, tokens, pages)
             num_full = min(len(tokens) // self._tokens_per_page, len(pages))
             landmarks = tuple(dict.fromkeys(pages[:num_full][:: max(1, num_full - 1)]))
-        self._release_pages(pages)
+        self.references.release(pages)
         space.is_open = False
         del self._spaces[space.asid]
         num_own = next((vpn for vpn, page in enumerate(pages) if self._refcounts[page[0]]), len(pages))
         self._free_asids.give_back(space.asid, space.mappings, num_own, landmarks)
-        self._edits.append(Release(space.asid))
+        self._edits.put(Release(space.asid))
 
     def reset(self) -> None:
         """The device lost its memory: forget all of it, queued edits too. Open spaces become unusable."""
@@ -155,9 +153,9 @@ class VMM:
         self._pool = FramePool(self._pool.num_frames)
         self._refcounts = self._pool.refcounts
         self._index.reset(self._pool)
+        self.references.reset(self._pool)
         self._mapper.reset(self._pool)
-        self.has_page_copies = False
-        self._pins.clear()
+        self._edits.clear()
 
     # --- pages come and go -------------------------------------------------------------------------------
 
@@ -186,7 +184,7 @@ class VMM:
         if found.tail is None:
             return covered
         if covered + found.num_tail_tokens <= has:
-            self._release_pages((found.tail,))
+            self.references.release((found.tail,))
             return covered
         return covered + self._copy_tail(space, found.tail, found.num_tail_tokens)
 
@@ -237,11 +235,9 @@ class VMM:
             if vpn < len(entries):
                 old = entries[vpn]
                 if vpn == first and start % tokens_per_page:
-                    self._edits.append(CopyPage(old, new))
-                    self.has_page_copies = True
+                    self._edits.copy_page(old, new)
                     self._num_copies += 1
-                # Its source may go to someone else at once: that one's edits and writes come after the copy.
-                self._release_pages((old,))
+                self.references.release((old,))
             self._mapper.map(space, vpn, new)
         if end > len(entries) * tokens_per_page - space.ahead_tokens:
             self._map_ahead(space, len(entries) + 1)
@@ -277,11 +273,17 @@ class VMM:
         dropped = space.page_table.truncate(self.kv.num_pages(num_tokens))
         if dropped:
             self._mapper.drop(space)
-        self._release_pages(dropped)
+        self.references.release(dropped)
 
     def clear(self, space: AddressSpace) -> None:
         """Give back every page; the space stays open."""
         self.truncate(space, 0)
+
+    def share_pages(self, space: AddressSpace, pages: Sequence[PageFrames]) -> None:
+        """Map pages that are held, copy-on-write, behind those that a space has."""
+        self.references.acquire(pages)
+        for frames in pages:
+            self._mapper.map(space, space.num_pages, frames)
 
     def drop_cache(self, is_meant: Callable[[str], bool]) -> Iterator[int]:
         """Give up the pages of the prefix index that nobody maps, piece by piece.
@@ -294,53 +296,16 @@ class VMM:
         """
         return self._index.drop(is_meant)
 
-    # --- copies between tiers ----------------------------------------------------------------------------
-
-    def pin(self, pages: Sequence[PageFrames]) -> None:
-        """Keep mapped pages as they are: while a copy reads them, or fills them, they have one user more.
-
-        Who writes to a pinned page gets a copy of it first, and who gives it up does not free it.
-        """
-        for frames in pages:
-            self._pins[frames] += 1
-            for pfn in frames:
-                self._pool.acquire(pfn)
-
-    def unpin(self, pages: Sequence[PageFrames]) -> None:
-        """The copy has ended."""
-        for frames in pages:
-            self._pins[frames] -= 1
-            if not self._pins[frames]:
-                del self._pins[frames]
-        self._release_pages(pages)
-
-    def is_held(self, frames: PageFrames) -> bool:
-        """Does anybody but the prefix index refer to a page?"""
-        return self._refcounts[frames[0]] > self._index.holds(frames)
-
-    def share_pages(self, space: AddressSpace, pages: Sequence[PageFrames]) -> None:
-        """Map pages that are held, copy-on-write, behind those that a space has."""
-        for frames in pages:
-            for pfn in frames:
-                self._pool.acquire(pfn)
-            self._mapper.map(space, space.num_pages, frames)
-
-    def is_only_pinned(self, frames: PageFrames) -> bool:
-        """Will a page be free, or free to be evicted, when its copies have ended?"""
-        return self._refcounts[frames[0]] == self._pins[frames] + self._index.holds(frames)
-
-    def generation(self, pfn: Pfn) -> int:
-        """Which of its lives a frame is in: the number changes when it gets a new owner."""
-        return self._pool.generations[pfn]
-
     # --- the device's side -------------------------------------------------------------------------------
 
     def take_edits(self) -> tuple[Edit, ...]:
         """Drain the queued edits, in the order in which the device must carry them out."""
-        edits = tuple(self._edits)
-        self._edits.clear()
-        self.has_page_copies = False
-        return edits
+        return self._edits.take()
+
+    @property
+    def has_page_copies(self) -> bool:
+        """Is a page copied by one of the queued edits?"""
+        return self._edits.has_page_copies
 
     def note_map_work(self, work: MapWork) -> None:
         """Count what the device says it did to map pages for one step."""
@@ -407,7 +372,7 @@ class VMM:
             for frames in (*space.page_table.entries, *space.ahead):
                 for pfn in frames:
                     expected[pfn] += 1
-        for frames in (*self._index.frames(), *self._pins.elements()):
+        for frames in (*self._index.frames(), *self.references.pinned()):
             for pfn in frames:
                 expected[pfn] += 1
         if expected != self._refcounts:
@@ -470,7 +435,7 @@ class VMM:
             ahead_tokens=self._mapper.ahead_tokens(free.asid),
         )
         self._spaces[space.asid] = space
-        self._edits.append(Reserve(space.asid))
+        self._edits.put(Reserve(space.asid))
         return space
 
     def _map_shared(self, space: AddressSpace, pages: Sequence[PageFrames]) -> None:
@@ -487,16 +452,8 @@ class VMM:
         else:
             vpn = space.num_pages
             (own,) = self._mapper.take(space, [vpn])
-            self._edits.append(CopyPage(tail, own))
-            self.has_page_copies = True
+            self._edits.copy_page(tail, own)
             self._mapper.map(space, vpn, own)
             self._num_tail_copies += 1
-        self._release_pages((tail,))
+        self.references.release((tail,))
         return num_tokens
-
-    def _release_pages(self, pages: Sequence[PageFrames]) -> None:
-        for frames in pages:
-            for pfn in frames:
-                self._pool.release(pfn)
-            if self._refcounts[frames[0]] == 1:  # the one left may be the index
-                self._index.note_release(frames)
