@@ -18,6 +18,7 @@ __all__ = [
     "Cut",
     "Draw",
     "MirostatDraw",
+    "Tally",
     "bind_sample",
     "read_choice",
     "repeats",
@@ -63,6 +64,15 @@ class MirostatDraw(NamedTuple):
     mu: float
 
 
+class Tally(NamedTuple):
+    """Whose tokens a draw's penalties are about, for a device that counts what it draws by itself."""
+
+    owner: object  # it is the space's, until that is bound anew
+    num_known: int  # tokens that `seen_ids` and `num_output` are about: one may be in flight besides
+    position: int  # of the token that is to be drawn
+    is_output: bool  # that it is counted as output
+
+
 @frozen(eq=False)
 class Draw:
     """Everything besides its logits that a row's token depends on; arrays are contiguous.
@@ -90,23 +100,32 @@ class Draw:
     mirostat: MirostatDraw | None = None  # takes cuts, if only ()
     is_processed: bool = False  # log-probabilities are of what is drawn from; takes cuts too
     given: int | None = None  # draw nothing: tell the log-probabilities and the rank of this token
+    tally: Tally | None = None  # None: `seen_ids` are all there is to know of the tokens before
+
+    @property
+    def has_limits(self) -> bool:
+        """True when some tokens are not allowed, or banned."""
+        return len(self.banned_ids) + len(self.allowed_ids) > 0
+
+    @property
+    def is_scored(self) -> bool:
+        """True when there are, or will be, penalties or a bias."""
+        return self.tally is not None or len(self.seen_ids) + len(self.bias_ids) > 0
 
     @property
     def is_adjusted(self) -> bool:
         """True when the token is drawn from other scores than the raw logits."""
-        return len(self.seen_ids) + len(self.bias_ids) + len(self.banned_ids) + len(self.allowed_ids) > 0
+        return len(self.seen_ids) + len(self.bias_ids) > 0 or self.has_limits
 
     @property
-    def is_limited(self) -> bool:
-        """True when it takes no more than `is_plain` does, and what is allowed and banned."""
-        is_cut = self.cuts is not None or self.mirostat is not None
-        is_scored = len(self.seen_ids) + len(self.bias_ids) > 0
-        return not (is_scored or is_cut or self.num_top is not None or self.given is not None)
+    def is_token_only(self) -> bool:
+        """True when it comes to a token, and nothing else."""
+        return not (self.mirostat is not None or self.num_top is not None or self.given is not None)
 
     @property
     def is_plain(self) -> bool:
         """True when it takes temperature, random number, top-k, top-p and min-p, and no more than logits."""
-        return self.is_limited and not self.is_adjusted
+        return self.is_token_only and self.cuts is None and not (self.is_scored or self.has_limits)
 
     @property
     def token_only(self) -> Draw:

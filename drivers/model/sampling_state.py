@@ -12,7 +12,7 @@ from drivers.model.grammar import CompiledGrammar, Grammar
 from drivers.model.randomness import XTC, uniform
 from drivers.model.token_history import BadWords, DryPenalty, TokenHistory
 from llmos.device import CUTS, Bind, Sampling
-from native.sampling import Cut, Draw, MirostatDraw
+from native.sampling import Cut, Draw, MirostatDraw, Tally
 
 __all__ = ["SamplingState", "list_cuts", "needs_cuts"]
 
@@ -96,13 +96,11 @@ class SamplingState:
 
     @property
     def looks_back(self) -> bool:
-        """True when the next draw may depend on the tokens before it, and not on its position alone."""
-        return (
-            self.counts is not None
-            or self.history is not None
-            or self.grammar is not None
-            or self.sampling.mirostat is not None
-        )
+        """True when the next draw cannot be told before the token before it is known.
+
+        Counts do not make it so: a device adds the tokens that it draws to its own.
+        """
+        return self.history is not None or self.grammar is not None or self.sampling.mirostat is not None
 
     def must_not_stop(self, position: int) -> bool:
         """True while the token at `position` is one of the first `min_tokens` of the output."""
@@ -130,8 +128,11 @@ class SamplingState:
                 banned_ids = np.union1d(banned_ids, np.array(words, dtype=np.int64))
         num_named = len(seen_ids) + len(bias_ids) + len(banned_ids) + len(allowed_ids)
         is_greedy = sampling.temperature == 0.0
-        if is_greedy and not num_named and sampling.logprobs is None:
+        if is_greedy and not num_named and sampling.logprobs is None and self.counts is None:
             return None
+        tally = None
+        if self.counts is not None:
+            tally = Tally(self.counts, self._num_known, position, position >= self.num_prompt_tokens)
         draw = Draw(
             sampling.temperature,
             uniform(sampling.seed or 0, position),
@@ -148,6 +149,7 @@ class SamplingState:
             banned_ids,
             sampling.logprobs,
             allowed_ids,
+            tally=tally,
         )
         return evolve(draw, **self._by_cuts(position)) if self._needs_cuts else draw
 

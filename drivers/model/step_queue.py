@@ -7,7 +7,8 @@ draws take: seed and position give the random number, and log-probabilities are 
 What a draw may be depends on the token before it where there is a grammar, say. Then the forward pass is
 launched, the step before is collected while the device is at it, and the draw is launched behind.
 
-Draws that the device cannot make (penalties, biases, other cuts) are the host's: their logits are copied to
+Penalties are about counts, which the device has and adds to (`token_table.py`). Draws that it cannot make
+(mirostat, other cuts) are the host's: their logits are copied to
 it, and their space cannot go on before `collect` has decided the token and sent it back.
 
 On triton's operations steps of lone tokens run in buckets (`decode_buckets.py`). Other steps, with chunks of
@@ -24,8 +25,10 @@ from attrs import frozen
 
 from drivers.model.launch import Fence, Launcher
 from drivers.model.reference_sampler import tell_token
+from drivers.model.token_table import TokenTable
 from drivers.model.transformer import Transformer
 from drivers.ops.batch import ContiguousPages, ResolvedRow, build_batch
+from drivers.ops.counted import Counted
 from drivers.ops.transfer import send
 from llmos.device import Row
 from native.sampling import Choice, Draw, sample
@@ -92,6 +95,7 @@ class StepQueue:
         self._page_index, self._launcher = page_index, launcher
         self._tokens_per_page = k_pages[0].shape[1]
         self._last = torch.zeros(max_spaces + 1, dtype=torch.int64, device=model.device)
+        self._table = TokenTable(model.config.vocab_size, model.device)
         self._buckets = None
         if model.ops.kernels == "triton":
             from drivers.model.decode_buckets import DecodeBuckets  # here: there may be no triton
@@ -164,6 +168,8 @@ class StepQueue:
                 assert draw is not None
                 raw = step.logits[row].numpy()
                 choice = tell_token(raw, token, draw) if step.by_device[row] else sample(raw, draw)
+            if space is not None and choice.token < 0:
+                self._table.forget(space)
             if space is not None and not step.by_device[row]:
                 self._undecided.discard(space)
                 self._last[space] = max(choice.token, 0)
@@ -188,16 +194,20 @@ class StepQueue:
         device, ops = self._model.device, self._model.ops
         wanted = [None if draw is None else draw.token_only for draw in draws]
         by_device = list(map(ops.can_draw, wanted))
-        given = [draw if can else None for draw, can in zip(wanted, by_device, strict=True)]
-        ids, num_bad = ops.draw_tokens(logits, given)
-        if device.type == "cpu":  # there the host need not wait for logits: what a device could draw, it does
-            for place, draw in enumerate(wanted):
-                if draw is not None and draw.is_limited and not by_device[place]:
-                    by_device[place] = True
-                    ids[place] = 0 if num_bad[place] else sample(logits[place].numpy(), draw).token
         spaces: list[int | None] = []
         for row in rows:
             spaces += [None] * len(row.targets) + ([row.asid] if row.sample else [])
+        if device.type == "cpu":  # there the host need not wait for logits: what a device could draw, it does
+            by_device = [draw is None or draw.is_token_only for draw in wanted]
+        counted = self._table.prepare(
+            [draw if is_drawn else None for draw, is_drawn in zip(wanted, by_device, strict=True)], spaces
+        )
+        given = [draw if ops.can_draw(draw) else None for draw in wanted]
+        ids, num_bad = ops.draw_tokens(logits, given, counted)
+        for place, draw in enumerate(wanted):
+            if draw is not None and by_device[place] and not ops.can_draw(draw):
+                ids[place] = 0 if num_bad[place] else self._draw_here(logits[place], draw, counted, place)
+        self._table.confirm()
         kept = [
             (place, space)
             for place, (space, is_drawn) in enumerate(zip(spaces, by_device, strict=True))
@@ -212,6 +222,14 @@ class StepQueue:
             if not is_drawn or (draw is not None and draw.num_top is not None)
         }
         return self._fetch(ids, num_bad, copied, draws, tuple(by_device), tuple(spaces), turn)
+
+    def _draw_here(self, logits: torch.Tensor, draw: Draw, counted: Counted | None, row: int) -> int:
+        """Draw a token on a processor, in place of operations that cannot."""
+        place = -1 if counted is None else counted.places[row]
+        token = sample(logits.numpy(), draw if place < 0 else self._table.seen(place, draw)).token
+        if counted is not None and place >= 0:
+            self._table.note(place, counted.notes[row], token)
+        return token
 
     def _to_host(self, row: torch.Tensor) -> torch.Tensor:
         copied = self._launcher.host_memory((len(row),), row.dtype)

@@ -14,6 +14,7 @@ import torch
 from attrs import frozen
 
 from drivers.ops.batch import Batch
+from drivers.ops.counted import Counted
 from drivers.ops.int8 import Activations, Int8Rows, Weight
 from native.sampling import Draw
 
@@ -156,9 +157,15 @@ class Ops(Protocol):
         """Whether `draw_tokens` can carry a draw out; None, the lowest id of a largest logit, always."""
 
     def draw_tokens(
-        self, logits: torch.Tensor, draws: Sequence[Draw | None]
+        self, logits: torch.Tensor, draws: Sequence[Draw | None], counted: Counted | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw a token of each row of logits [num_rows, vocab_size], fp32, by draws that can be drawn.
+
+        Args:
+            logits: contiguous.
+            draws: one for each row.
+            counted: what the penalties are about; the tokens drawn are added to it. None: what the draws
+                themselves say.
 
         Returns:
             Token ids, -1 where none is allowed, and how many logits are not finite, on the logits' device:

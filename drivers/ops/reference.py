@@ -14,6 +14,7 @@ import torch
 
 from drivers.ops.attention import ReferencePlan, paged_attention, plan_attention
 from drivers.ops.batch import Batch
+from drivers.ops.counted import Counted
 from drivers.ops.int8 import Activations, Int8Rows, Weight, linear_int8, round_rows, scales_of
 from drivers.ops.interface import AttentionPlan, AttentionShape, HeadNorms
 from drivers.ops.tiling import TiledLinear, fold_sum
@@ -145,7 +146,7 @@ class ReferenceOps:
         return draw is None
 
     def draw_tokens(
-        self, logits: torch.Tensor, draws: Sequence[Draw | None]
+        self, logits: torch.Tensor, draws: Sequence[Draw | None], counted: Counted | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Ops.draw_tokens`; `torch.argmax` does not say which of equal logits it returns."""
         ids = torch.arange(logits.shape[1], device=logits.device)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from drivers.ops.batch import Batch
+from drivers.ops.counted import Counted, count_seen
 from drivers.ops.int8 import Activations, Int4Weight, Int8Rows, Int8Weight, Weight
 from drivers.ops.interface import AttentionPlan, AttentionShape, HeadNorms
 from drivers.ops.tiling import BASE_TILE, TiledLinear
@@ -21,6 +22,7 @@ from drivers.triton_ops.rms_norm import add_rms_norm, add_rms_norm_int8, rms_nor
 from drivers.triton_ops.rope_kv import rope_write_kv
 from drivers.triton_ops.rounding import round_rows
 from drivers.triton_ops.sample import can_draw, draw_limits, draw_numbers, sample
+from drivers.triton_ops.scores import score
 from drivers.triton_ops.silu_mul import silu_mul, silu_mul_int8
 from drivers.triton_ops.tuner import open_tuner
 from native.sampling import Draw
@@ -134,16 +136,18 @@ class TritonOps:
         return silu_mul_int8(gate_up)
 
     def can_draw(self, draw: Draw | None) -> bool:
-        """See `Ops.can_draw`: temperature, top-k, top-p, min-p, what is allowed and banned; no more."""
+        """See `Ops.can_draw`: all but mirostat, other cuts, and what is told of a token."""
         return can_draw(draw)
 
     def draw_tokens(
-        self, logits: torch.Tensor, draws: Sequence[Draw | None]
+        self, logits: torch.Tensor, draws: Sequence[Draw | None], counted: Counted | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Ops.draw_tokens`."""
         limits = draw_limits(draws, logits.shape[1])
+        counted = counted or count_seen(draws, logits.shape[1], logits.device)
         return sample(
             logits,
             send(torch.from_numpy(draw_numbers(draws)), logits.device),
             None if limits is None else send(torch.from_numpy(limits), logits.device),
+            score(logits, draws, counted),
         )

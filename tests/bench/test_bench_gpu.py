@@ -30,7 +30,7 @@ def bench_gpu(library: str, *arguments: str, control: str = "") -> subprocess.Co
     environment.pop("TRITON_INTERPRET", None)  # tests of kernels set it; served is by torch
     return subprocess.run(
         [sys.executable, "-m", "llmos.cli", "bench", "gpu", *arguments], cwd=ROOT,
-        capture_output=True, text=True, timeout=900, check=False, env=environment,
+        capture_output=True, text=True, timeout=500, check=False, env=environment,
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from drivers.model.randomness import uniform
 from drivers.model.transformer import Transformer
 from drivers.ops.batch import ContiguousPages
 from llmos.device import Row
-from native.sampling import Choice, Draw
+from native.sampling import Choice, Draw, MirostatDraw, Tally
 
 pytest.importorskip("triton", reason="triton is not installed (extra: cuda)")
 
@@ -70,21 +70,36 @@ class Way(Enum):
     PLAIN = "by seed and position"
     TOLD = "log-probabilities are told"
     LATE = "never the token before"
-    HOST = "by a bias"
+    COUNTED = "penalties for all tokens before"
+    HOST = "by mirostat"
 
 
-def draw_at(space: int, position: int, way: Way, last: int) -> Draw | None:
-    """Greedy for the first space if it is plain, random else; `last` is the token before."""
+OWNERS = [object() for _ in range(NUM_SPACES)]
+
+
+def draw_at(space: int, position: int, way: Way, known: Sequence[int]) -> Draw | None:
+    """Greedy for the first space if it is plain, random else; `known` tokens are all, or all but one."""
     if space == 0 and way is Way.PLAIN:
         return None
     draw = Draw(0.8, uniform(space, position), top_k=20)
+    last = known[-1]
     match way:
+        case Way.COUNTED:
+            num_prompt = len(PROMPT[space % 2 :])
+            ids, places = np.unique(known, return_inverse=True)
+            counts = np.bincount(places[num_prompt:], minlength=len(ids))
+            tally = Tally(OWNERS[space], len(known), position, True)
+            num_top = 1 if space == 1 else None
+            return evolve(
+                draw, seen_ids=ids, num_output=counts, repetition_penalty=1.5, frequency_penalty=0.8,
+                tally=tally, num_top=num_top,
+            )  # fmt: skip
         case Way.TOLD:
             return evolve(draw, num_top=2)
         case Way.LATE:
             return evolve(draw, banned_ids=np.array([last]), num_top=1 if space == 1 else None)
         case Way.HOST:
-            return evolve(draw, bias_ids=np.array([7]), bias_values=np.array([2.0]))
+            return evolve(draw, cuts=(), mirostat=MirostatDraw(2, 3.0, 0.1, 6.0))
     return draw
 
 
@@ -97,7 +112,7 @@ def quiet_run(space: int, way: Way, num_tokens: int, *numbers: str) -> list[Choi
     choices = []
     for _ in range(num_tokens):
         row = Row(space, start, tuple(tokens[start:]), True)
-        draws = [draw_at(space, len(tokens), way, tokens[-1])]
+        draws = [draw_at(space, len(tokens), way, tokens)]
         choices += memory.model.choose([row], memory.page_index, memory.k_pages, memory.v_pages, draws)
         start = len(tokens)
         tokens.append(choices[-1].token)
@@ -113,6 +128,9 @@ def quiet_run(space: int, way: Way, num_tokens: int, *numbers: str) -> list[Choi
 )
 @example(ways=[Way.PLAIN] * NUM_SPACES, begins=[0, 0, 0, 0], depth=2, is_replayed=False)
 @example(ways=[Way.PLAIN, Way.HOST, Way.TOLD, Way.PLAIN], begins=[0, 0, 1, 2], depth=2, is_replayed=False)
+@example(
+    ways=[Way.COUNTED, Way.COUNTED, Way.PLAIN, Way.LATE], begins=[0, 0, 0, 1], depth=2, is_replayed=False
+)
 @example(ways=[Way.LATE, Way.LATE, Way.PLAIN, Way.TOLD], begins=[0, 0, 0, 1], depth=2, is_replayed=True)
 def test_choices_are_those_of_quiet_runs(
     ways: list[Way], begins: list[int], depth: int, is_replayed: bool
@@ -130,8 +148,8 @@ def test_choices_are_those_of_quiet_runs(
     def draw(rows: list[Row]) -> list[Draw | None]:
         draws = []
         for space in (row.asid for row in rows):
-            last = choices[space][-1].token if choices[space] else PROMPT[-1]
-            draws.append(draw_at(space, lengths[space], ways[space], last))
+            known = [*PROMPT[space % 2 :], *(choice.token for choice in choices[space])]
+            draws.append(draw_at(space, lengths[space], ways[space], known))
         return draws
 
     for step in range(3):
@@ -182,7 +200,7 @@ def test_sizes_and_order() -> None:
 def test_a_space_whose_token_the_host_decides_waits() -> None:
     """Its next step is refused until the token is there; other spaces go on."""
     queue, _ = open_queue()
-    queue.launch([Row(0, 0, (1,), True)], [draw_at(0, 1, Way.HOST, 1)])
+    queue.launch([Row(0, 0, (1,), True)], [draw_at(0, 1, Way.HOST, (1,))])
     mine, other = Row(0, 1, (), True), Row(1, 0, (1,), True)
     assert queue.must_collect([mine])
     assert not queue.must_collect([other])
@@ -227,7 +245,7 @@ def test_replayed_steps_emit_what_called_ones_do(numbers: tuple[str, ...]) -> No
     for space in spaces:
         queue.launch(
             [Row(space, 0, PROMPT[space % 2 :], True)],
-            [draw_at(space, len(PROMPT[space % 2 :]), Way.PLAIN, -1)],
+            [draw_at(space, len(PROMPT[space % 2 :]), Way.PLAIN, PROMPT)],
         )
         tokens[space] += [choice.token for choice in queue.collect()]
     launched: list[tuple[int, ...]] = []
@@ -242,7 +260,7 @@ def test_replayed_steps_emit_what_called_ones_do(numbers: tuple[str, ...]) -> No
             given = (tokens[space][-1],) if is_known else ()
             rows.append(Row(space, lengths[space], given, True))
             lengths[space] += 1
-        queue.launch(rows, [draw_at(space, lengths[space], Way.PLAIN, -1) for space in batch])
+        queue.launch(rows, [draw_at(space, lengths[space], Way.PLAIN, PROMPT) for space in batch])
         launched.append(batch)
     while launched:
         for space, choice in zip(launched.pop(0), queue.collect(), strict=True):

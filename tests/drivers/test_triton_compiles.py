@@ -27,6 +27,7 @@ KERNELS = {
     "_join_single",
     "_rope_write_kv",
     "_sample",
+    "_score",
     "_linear_int4",
     "_linear_int8",
     "_round_rows",

@@ -10,19 +10,45 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from triton_device import DEVICE
 
-from drivers.model.reference_sampler import choose_token, choose_tokens
-from native.sampling import Cut, Draw
+from drivers.model.reference_sampler import adjust_logits, choose_token, choose_tokens
+from native.sampling import Cut, Draw, MirostatDraw
 from native.sampling import sample as sample_by_host
 
 pytest.importorskip("triton", reason="triton is not installed (extra: cuda)")
 
+from drivers.ops.counted import NOTHING, OUTPUT, SEEN, Counted, count_seen
 from drivers.triton_ops.ops import TritonOps
-from drivers.triton_ops.sample import BLOCK, NUM_NUMBERS, can_draw, draw_limits, draw_numbers, sample
+from drivers.triton_ops.sample import BLOCK, NUM_NUMBERS, can_draw, draw_numbers, sample
+from drivers.triton_ops.scores import score
 
+OPS = TritonOps()
 IDS = st.lists(st.integers(0, 9), max_size=9).map(lambda ids: np.unique(ids).astype(np.int64))
 
+
+def build_draw(
+    seen: dict[int, int], biases: list[tuple[int, float]], has_scores: bool, **fields: object
+) -> Draw:
+    """A draw with penalties for tokens that were seen, so often in the output, and biases, some twice."""
+    draw = Draw(**fields)  # type: ignore[arg-type]
+    if not has_scores:
+        return draw
+    return evolve(
+        draw,
+        seen_ids=np.array(list(seen), dtype=np.int64),
+        num_output=np.array(list(seen.values()), dtype=np.int64),
+        bias_ids=np.array([token for token, _ in biases], dtype=np.int64),
+        bias_values=np.array([value for _, value in biases], dtype=np.float64),
+    )
+
+
 DRAWS = st.builds(
-    Draw,
+    build_draw,
+    seen=st.dictionaries(st.integers(0, 9), st.integers(0, 3), max_size=9),
+    biases=st.lists(st.tuples(st.integers(0, 9), st.sampled_from([-100.0, -0.3, 1.7, 4.0])), max_size=5),
+    has_scores=st.booleans(),
+    repetition_penalty=st.sampled_from([1.0, 1.3, 0.7]),
+    frequency_penalty=st.sampled_from([0.0, 0.9, -0.4]),
+    presence_penalty=st.sampled_from([0.0, 1.1]),
     temperature=st.sampled_from([0.0, 0.3, 1.0, 2.5]),
     uniform=st.floats(0, 1, exclude_max=True),
     top_k=st.sampled_from([0, 1, 2, 7, 40, 3000]),
@@ -41,12 +67,8 @@ def logits_of(num_rows: int, size: int, levels: int, seed: int) -> torch.Tensor:
 
 def draw_all(logits: torch.Tensor, draws: list[Draw | None]) -> list[int]:
     """Tokens by the kernel."""
-    limits = draw_limits(draws, logits.shape[1])
-    ids, num_bad = sample(
-        logits.to(DEVICE),
-        torch.from_numpy(draw_numbers(draws)).to(DEVICE),
-        None if limits is None else torch.from_numpy(limits).to(DEVICE),
-    )
+    assert all(map(can_draw, draws))
+    ids, num_bad = OPS.draw_tokens(logits.to(DEVICE), draws)
     assert not num_bad.any()
     return ids.tolist()
 
@@ -93,11 +115,57 @@ def test_what_is_not_finite_is_counted(bad: float) -> None:
     assert all(0 <= token < 30 for token in ids.tolist())
 
 
+@settings(max_examples=8)
+@given(draws=st.lists(DRAWS, min_size=3, max_size=3), seed=st.integers(0, 99))
+def test_scores_are_the_hosts_to_the_bit(draws: list[Draw], seed: int) -> None:
+    """Penalties and biases of each row that has some, in fp64; a row alone has the same."""
+    logits = logits_of(3, BLOCK + 7, 0, seed)
+    made = score(logits.to(DEVICE), draws, count_seen(draws, BLOCK + 7, DEVICE))
+    scored = [row for row, draw in enumerate(draws) if draw.is_scored]
+    assert (made is None) == (not scored)
+    for place, row in enumerate(scored):
+        assert made is not None
+        draw = evolve(draws[row], allowed_ids=np.empty(0, np.int64), banned_ids=np.empty(0, np.int64))
+        wanted = adjust_logits(logits[row].numpy().astype(np.float64), draw)
+        assert made.values[place].cpu().numpy().tobytes() == wanted.tobytes()
+
+
+@settings(max_examples=4)
+@given(seed=st.integers(0, 99), temperature=st.sampled_from([0.0, 1.3]))
+def test_a_token_that_is_drawn_is_counted(seed: int, temperature: float) -> None:
+    """Where it is asked for: draws that follow each other need nothing of the host, as tokens need not."""
+    size, num_draws = 12, 5
+    logits = logits_of(3, size, 4, seed)
+    logits[2, 3] = torch.nan
+    counts = torch.zeros(3, size, dtype=torch.int32, device=DEVICE)
+    counts[:, 4] = 1  # in the prompt
+    known = [{4: 0}, {4: 0}]
+    for i in range(num_draws):
+        draws = [
+            build_draw(
+                seen, [], True, temperature=temperature, uniform=(0.3 + 0.37 * i) % 1,
+                repetition_penalty=1.2, frequency_penalty=0.9, presence_penalty=0.2,
+            )
+            for seen in known
+        ]  # fmt: skip
+        wanted = [choose_token(row.numpy(), draw).token for row, draw in zip(logits[:2], draws, strict=True)]
+        nothing = [evolve(draw, seen_ids=draw.seen_ids[:1], num_output=draw.num_output[:1]) for draw in draws]
+        counted = Counted(counts, [2, 0, 1], [OUTPUT, SEEN if i % 2 else NOTHING, OUTPUT])
+        ids, _ = OPS.draw_tokens(logits.to(DEVICE), [*nothing, nothing[0]], counted)
+        assert ids[:2].tolist() == wanted
+        known[0][wanted[0]] = known[0].get(wanted[0], 0) + 1
+        if i % 2:
+            known[1].setdefault(wanted[1], 0)
+    assert counts[2].tolist() == [1 + known[0][token] if token in known[0] else 0 for token in range(size)]
+    assert counts[0].tolist() == [int(token in known[1]) for token in range(size)]
+    assert counts[1].tolist() == [int(token == 4) for token in range(size)]  # of a row that is bad: nothing
+
+
 def test_the_host_decides_what_the_device_cannot() -> None:
-    """Penalties, biases, given tokens and other cuts take a copy of the logits; so does what is told."""
+    """Given tokens, mirostat and other cuts take a copy of the logits; so does what is told."""
     some = np.array([3], dtype=np.int64)
     by_host = [
-        Draw(1.0, 0.5, seen_ids=some, num_output=some), Draw(bias_ids=some, bias_values=np.ones(1)),
+        Draw(1.0, 0.5, cuts=(), mirostat=MirostatDraw(2, 3.0, 0.1, 6.0)), Draw(given=3, num_top=1),
         Draw(1.0, 0.5, num_top=2), Draw(given=3), Draw(1.0, 0.5, cuts=(Cut("temperature", 1.0),)),
         Draw(1.0, 0.5, num_top=2, allowed_ids=some),
     ]  # fmt: skip
@@ -122,7 +190,7 @@ def test_numbers_of_another_shape_are_refused() -> None:
             torch.zeros(NUM_NUMBERS, 1, dtype=torch.float64),
             torch.zeros(1, 2, dtype=torch.uint8),
         )
-    with pytest.raises(ValueError, match=r"numbers \[6, 2\]"):
+    with pytest.raises(ValueError, match=r"numbers \[7, 2\]"):
         sample(torch.zeros(1, 3), torch.zeros(NUM_NUMBERS, 2, dtype=torch.float64))
     with pytest.raises(ValueError, match="contiguous fp32"):
         sample(torch.zeros(1, 3, dtype=torch.float16), torch.zeros(NUM_NUMBERS, 1, dtype=torch.float64))

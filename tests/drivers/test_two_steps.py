@@ -49,6 +49,7 @@ from llmos.device import (
     encode_message,
     from_driver_decoder,
 )  # fmt: skip
+from syscalls.sampling import Mirostat
 from tests.fake_cuda import load_fake
 
 ON_GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
@@ -58,16 +59,19 @@ NAN_TOKEN = 99
 WAYS = (
     Sampling(),
     Sampling(temperature=0.8, seed=3, top_k=20),
-    Sampling(temperature=0.9, seed=4, top_p=0.9, frequency_penalty=0.7),  # looks back: the host draws
+    Sampling(temperature=0.9, seed=4, top_p=0.9, frequency_penalty=0.7),  # the device counts
     Sampling(logprobs=2),  # the host tells of what was drawn
     Sampling(bad_words=((1, 2), (7,))),  # looks back: the device draws what the host allows
     Sampling(temperature=0.9, seed=5, bad_words=((0, 3), (8,)), logprobs=1),  # both
     Sampling(temperature=1.2, seed=6, allowed_token_ids=(2, 3, 5, 7, 11, 13)),
-    Sampling(logit_bias={3: 4.0}),  # the host draws
+    Sampling(logit_bias={3: 4.0}),
     Sampling(temperature=1.5, seed=7),  # within the grammar
+    Sampling(repetition_penalty=1.4, presence_penalty=0.3, logprobs=1),  # counts, and is told
+    Sampling(temperature=0.9, seed=8, repetition_penalty=1.4, repeat_last_n=3),  # looks back
+    Sampling(temperature=0.9, seed=9, mirostat=Mirostat(2)),  # the host draws
 )
-IS_FED = (True, True, False, True, True, True, True, False, True)  # goes on before the host knows the token
-IS_LATE = (False, False, False, False, True, True, False, False, True)  # its draw takes the token before
+IS_FED = (*(True,) * 11, False)  # goes on before the host knows the token
+IS_LATE = tuple(way in (4, 5, 8, 10) for way in range(12))  # its draw takes the token before
 GRAMMAR_WAY, GRAMMAR_ID = 8, 1
 GRAMMAR = "start: /([a-m]|[0-4][!-Z])+/"
 
@@ -320,6 +324,13 @@ def carry_out(kernel: Kernel, action: Action) -> set[int]:
 )
 @example(actions=[("spawn", asid, asid) for asid in range(4)] + [("none", 0, 0)] * 8, chunk=4)
 @example(actions=[("spawn", asid, 4 + asid) for asid in range(4)] + [("none", 0, 0)] * 8, chunk=64)
+@example(actions=[("spawn", asid, 8 + asid) for asid in range(4)] + [("none", 0, 0)] * 8, chunk=64)
+@example(
+    actions=[("spawn", 0, 2), ("spawn", 1, 9), *[("none", 0, 0)] * 4, ("turn", 0, 0), ("preempt", 1, 0)]
+    + [("none", 0, 0), ("fork", 0, 0), ("none", 0, 0), ("end", 0, 0), ("spawn", 0, 9)]
+    + [("none", 0, 0)] * 4,
+    chunk=4,
+)
 @example(actions=[("spawn", asid, 5 + asid) for asid in range(4)] + [("fork", 3, 0)] * 8, chunk=64)
 @example(
     actions=[("spawn", way, 2 * len(WAYS) + way) for way in (0, 2)]

@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
@@ -30,6 +31,7 @@ from drivers.triton_ops.ops import TritonOps
 from drivers.triton_ops.plan import HIGH_TILE_ROWS, TILE_ROWS, plan_attention
 from drivers.triton_ops.rope_kv import rope_write_kv
 from drivers.triton_ops.tiles import KINDS, fit_tile
+from native.sampling import Draw
 
 SHARED_BYTES = {80: 163 << 10, 90: 227 << 10}  # that a program can have, by compute capability
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -96,10 +98,17 @@ def call_everything(dtype: torch.dtype, shape: AttentionShape, shared_bytes: int
     qkv = torch.zeros(tokens, heads + 2 * shape.num_kv_heads, dim, dtype=dtype)
     angles, at = torch.zeros(tokens, dim // 2), torch.zeros(tokens, dtype=torch.int64)
     head_norm = torch.zeros(dim, dtype=dtype)
-    ops.draw_tokens(torch.zeros(3, 1000), [None] * 3)
+    call_draws(ops)
     for norms in (None, HeadNorms(head_norm, head_norm, 1e-5)):
         for kv in (pages, int8_pages):
             rope_write_kv(qkv, norms, angles, angles, kv, kv, at, at)
+
+
+def call_draws(ops: TritonOps) -> None:
+    """Tokens by logits, and by scores with penalties and a bias."""
+    some, one = np.array([3]), np.ones(1)
+    scored = Draw(0.8, 0.5, top_k=9, seen_ids=some, num_output=some, bias_ids=some, bias_values=one)
+    ops.draw_tokens(torch.zeros(3, 1000), [None, Draw(0.8, 0.5, top_p=0.9, banned_ids=some), scored])
 
 
 def call_int8(ops: TritonOps, x: torch.Tensor, norm: torch.Tensor) -> None:
