@@ -29,6 +29,7 @@ class View:
     """A device's processes and its memory at one moment."""
 
     waiting: Iterable[Candidate]  # READY, in the policy's order; made lazily, to be walked once
+    ranked: Callable[[Callable[[int], Order]], Iterable[Candidate]]  # the same, by a rank of pids; lazy
     queues: Mapping[str, Iterable[Candidate]]  # the same by tenant; lazy as well
     running: Mapping[str, Iterable[Candidate]]  # RUNNING, by tenant, the last in order first; lazy
     num_promised: Callable[[str], int]  # of a tenant: prompt tokens admitted, and not yet charged

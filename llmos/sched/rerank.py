@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import attrs
 
-from llmos.sched.policy import Candidate, Order, View, last_in_order
+from llmos.sched.policy import Order, View, last_in_order
 
 CHANCE_OF_CHANGE = 0.25  # of a conversation's priority, in a draw of pattern "markov"
 
@@ -53,21 +53,25 @@ class Rerank:
 
     def admit(self, view: View) -> list[int]:
         """See ResidencyPolicy. The waiting by priority; nobody is skipped."""
-        waiting = self._ranked(view.waiting)
-        needed = [candidate.frames_needed for candidate in waiting]
-        num_fit = _num_that_fit(needed, view.num_free_frames, view.max_running - view.num_running)
-        return [candidate.pid for candidate in waiting[:num_fit]]
+        places, num_free = max(0, view.max_running - view.num_running), view.num_free_frames
+        chosen: list[int] = []
+        for candidate in itertools.islice(view.ranked(self._rank), places):
+            num_free -= candidate.frames_needed
+            if num_free < 0:
+                break  # the rest is not looked at: a backlog is long
+            chosen.append(candidate.pid)
+        return chosen
 
     def victim(self, view: View, for_pid: int) -> int | None:
         """See ResidencyPolicy."""
-        return last_in_order(view, for_pid, self._rank)
+        return last_in_order(view, for_pid, lambda candidate: self._rank(candidate.pid))
 
     def give_way(self, view: View) -> list[int]:
         """Draw new priorities; those that run and are no longer among the first that fit give way."""
         self.num_draws += 1
         self._priorities.clear()
         running = [candidate for crew in view.running.values() for candidate in crew]
-        live = self._ranked([*view.waiting, *running])
+        live = sorted([*view.waiting, *running], key=lambda candidate: self._rank(candidate.pid))
         num_frames = view.num_free_frames + sum(candidate.frames_held for candidate in live)
         sizes = [candidate.frames_held + candidate.frames_needed for candidate in live]
         num_fit = _num_that_fit(sizes, num_frames, view.max_running)
@@ -87,11 +91,8 @@ class Rerank:
     def _chance(self, what: str, draw: int, pid: int) -> float:
         return random.Random(f"{self.seed}/{what}/{draw}/{pid}").random()
 
-    def _rank(self, candidate: Candidate) -> tuple[float, ...]:
-        return (self.priority(candidate.pid), candidate.pid)
-
-    def _ranked(self, candidates: Iterable[Candidate]) -> list[Candidate]:
-        return sorted(candidates, key=self._rank)
+    def _rank(self, pid: int) -> Order:
+        return (self.priority(pid), pid)
 
 
 def _num_that_fit(sizes: Sequence[int], num_frames: int, places: int) -> int:

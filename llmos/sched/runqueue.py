@@ -115,6 +115,9 @@ class RunQueue:
     def _admissible(self, queue: Iterable[Process]) -> Iterable[Process]:
         return self.caps.pass_over(queue, self.members.values())
 
+    def _ranked(self, rank: Callable[[int], Order]) -> Iterator[Candidate]:
+        return self._candidates(sorted(self._admissible(self.waiting), key=lambda process: rank(process.pid)))
+
     def _num_promised(self, tenant: str) -> int:
         return sum(process.num_uncharged for process in self._crews.get(tenant, ()))
 
@@ -129,6 +132,7 @@ class RunQueue:
         )
         return View(
             waiting=self._candidates(self._admissible(self.waiting)),
+            ranked=self._ranked,
             queues=_ByTenant(self._queues, lambda queue: self._candidates(self._admissible(queue))),
             running=_ByTenant(self._crews, lambda crew: self._candidates(reversed(crew))),
             num_promised=self._num_promised,

@@ -62,8 +62,9 @@ class Device:
             name: list(self.candidates([j for j in self.waiting if j.tenant == name])) for name in tenants
         }
         view = View(
-            self.candidates(self.waiting), queues, {}, lambda tenant: 0, (), free, len(self.running), 10**6
-        )
+            self.candidates(self.waiting), lambda rank: (), queues, {}, lambda tenant: 0, (), free,
+            len(self.running), 10**6,
+        )  # fmt: skip
         by_pid = {job.pid: job for job in self.waiting}
         admitted = [by_pid[pid] for pid in self.policy.admit(view)]
         assert sum(job.prompt + job.output for job in admitted) <= free

@@ -13,7 +13,7 @@ from llmos.sched.rerank import Rerank
 from tests.sched.small_engine import SmallEngine
 
 PATTERNS = st.sampled_from(["random", "markov"])
-NOBODY = View((), {}, {}, lambda tenant: 0, (), 0, 0, 8)
+NOBODY = View((), lambda rank: (), {}, {}, lambda tenant: 0, (), 0, 0, 8)
 
 
 def make_engine(
