@@ -106,6 +106,13 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         Literal["cost", "lru"],
         Meta(description="which of those pages go first: cheap ones or old ones"),
     ] = "cost"
+    pin_max_seconds: Annotated[
+        float, Meta(ge=0, description="requests may have their pages outlast others for so long; 0: never")
+    ] = 3600.0
+    pin_mib: Annotated[
+        NotNegative | None,
+        Meta(description="pages that a tenant may pin so, per device; default: a quarter of the pool"),
+    ] = None
     swap_mib: Annotated[
         NotNegative | None,
         Meta(

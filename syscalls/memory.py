@@ -35,6 +35,7 @@ class TenantMemory(msgspec.Struct, frozen=True):
     cached: int  # of the prefix cache alone: given up when memory is short
     host: int = 0
     disk: int = 0
+    pinned: int = 0  # of the prefix cache, in use or not: what outlasts the rest
 
 
 class TierMemory(msgspec.Struct, frozen=True):

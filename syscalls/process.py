@@ -21,11 +21,15 @@ class Spawn(msgspec.Struct, frozen=True, tag="spawn"):
     A deadline is a wish: of processes of one tenant, nice level and time of arrival (to two seconds) the one
     with the earlier deadline goes first. Nothing happens when it passes.
 
-    Errors: EINVAL (empty prompt, token id outside the vocabulary, bad sampling value, grammar, deadline or
-    salt), E2BIG (prompt + max_tokens over the context), ENOMEM (could never fit in device memory, or in what
-    the tenant may have of it), EAGAIN (process table full; a grammar not read in time, or
-    more of them in use than a device may have), EDQUOT (a limit of the tenant), EPERM (nice below what the
-    tenant may have), ENOENT (no such model), ESHUTDOWN (draining).
+    A pin is a wish, too: when memory is short, pages of the prefix cache that are pinned go after all that
+    are not, but before any process would lose its memory. A tenant may pin only so much; of a prompt and its
+    output that are more than that, the first pages are pinned. `drop_cache` drops what is pinned as well.
+
+    Errors: EINVAL (empty prompt, token id outside the vocabulary, bad sampling value, grammar, deadline,
+    salt or pin), E2BIG (prompt + max_tokens over the context), ENOMEM (could never fit in device memory, or
+    in what the tenant may have of it), EAGAIN (process table full; a grammar not read in time, or more of
+    them in use than a device may have), EDQUOT (a limit of the tenant), EPERM (nice below what the tenant may
+    have), ENOENT (no such model), ESHUTDOWN (draining).
     """
 
     prompt: tuple[int, ...]  # token ids
@@ -46,6 +50,7 @@ class Spawn(msgspec.Struct, frozen=True, tag="spawn"):
     )
     cache_salt: str = ""  # pages are shared with processes of the same tenant and salt only
     token_times: bool = False  # read tells when the device had each token
+    pin_seconds: float = 0.0  # for so long after its end its pages outlast others in the prefix cache
 
 
 class Spawned(msgspec.Struct, frozen=True, tag="spawned"):

@@ -154,6 +154,7 @@ class SpawnOptions(TypedDict, total=False):
     deadline_seconds: float | None
     cache_salt: str
     token_times: bool
+    pin_seconds: float
 
 
 class EmbedOptions(TypedDict, total=False):

@@ -38,6 +38,7 @@ class CacheInfo(msgspec.Struct, frozen=True):
     num_hit_tokens: int  # of those, found: they were not computed again
     num_copied_pages: int  # for tokens at which a prompt left a page
     num_evicted_pages: int
+    num_pinned_pages: int = 0  # of those there are: they outlast the others
 
 
 class MapInfo(msgspec.Struct, frozen=True):

@@ -719,7 +719,7 @@ def make_device(name: str = "sim:0") -> DeviceInfo:
         num_steps=7,
         num_restarts=0,
         driver_pid=4242,
-        cache=CacheInfo("cost", 2 << 20, 64, 20, 10, 8, 6, 1000, 250, 3, 7),
+        cache=CacheInfo("cost", 2 << 20, 64, 20, 10, 8, 6, 1000, 250, 3, 7, 4),
         maps=MapInfo(40, 12, 5, 2, 1, 3, 6, 0.0125, 0.5),
     )
 

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 from llmos.errors import OutOfFrames
 from llmos.mm.eviction import DEFAULT_KNEE_TOKENS, CostAware, LeastRecentlyUsed
 from llmos.mm.frame import FramePool
+from llmos.mm.pins import Pins
 from llmos.mm.prefix import PrefixIndex
 
 BLOCK_TOKENS = 512
@@ -30,7 +32,7 @@ CAPACITIES = (1000, 2000, 5000, 10_000, 20_000, 50_000)
 def replay(prompts: list[list[int]], capacity: int, policy: str) -> tuple[float, float]:
     """Run prompts one after the other. Returns the shares of tokens found and of work saved."""
     pool = FramePool(capacity)
-    index = PrefixIndex(pool, 1, 1, POLICIES[policy]())  # one id stands for a block
+    index = PrefixIndex(pool, 1, 1, Pins(time.monotonic, 0), POLICIES[policy]())  # one id stands for a block
     found = asked = saved = work = 0.0
     for ids in prompts:
         pages = index.match("", ids).pages

@@ -180,6 +180,7 @@ def _make_process(
         nice=saved.nice,
         deadline_seconds=saved.deadline_seconds,
         cache_salt=saved.cache_salt,
+        pin_seconds=min(saved.pin_seconds, core.max_pin_seconds),
         tokens=list(saved.tokens),
         output=list(saved.output),
         logprobs=list(saved.logprobs),

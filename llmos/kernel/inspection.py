@@ -83,6 +83,7 @@ def device_memories(system: System, tenant: str | None) -> tuple[DeviceMemory, .
                 cached=usage.cached_bytes,
                 host=usage.host_bytes,
                 disk=usage.disk_bytes,
+                pinned=core.residents.switch.vmm.pinned_bytes(who) if core.residents.switch else 0,
             )
             for who, usage in sorted(ledger.tenants.items())
             if tenant in (None, who)

@@ -103,6 +103,13 @@ class _Snapshot(Collector):
                 if device.cache is not None:
                     counter.add_metric((device.name,), getattr(device.cache, field))
             yield counter
+        pinned = GaugeMetricFamily(
+            "llmos_cache_pinned_pages", "Pages of the prefix cache that outlast others.", labels=("device",)
+        )
+        for device in self._devices:
+            if device.cache is not None:
+                pinned.add_metric((device.name,), device.cache.num_pinned_pages)
+        yield pinned
         yield from self._maps()
         moved = CounterMetricFamily(
             "llmos_swapped_bytes", "Bytes copied to and from a tier.", labels=("device", "tier", "way")

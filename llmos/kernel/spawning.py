@@ -97,6 +97,8 @@ def check_spawn(core: Core, tenant: Tenant, body: Spawn) -> int:
         raise _invalid(f"deadline_seconds is {body.deadline_seconds}; it must be positive and finite")
     if len(body.cache_salt) > MAX_SALT_LENGTH:
         raise _invalid(f"cache_salt has {len(body.cache_salt)} characters; the limit is {MAX_SALT_LENGTH}")
+    if not 0 <= body.pin_seconds <= core.max_pin_seconds:
+        raise _invalid(f"pin_seconds is {body.pin_seconds}; the limit is 0 to {core.max_pin_seconds:g}")
     if not 0 <= body.min_tokens <= wanted:
         raise _invalid(f"min_tokens is {body.min_tokens}; the limit is 0 to max_tokens, {wanted}")
     if len(body.stop_token_ids) > MAX_STOP_TOKENS:
@@ -160,6 +162,7 @@ def make_processes(system: System, core: Core, session: Session, body: Spawn) ->
             auto_reap=body.auto_reap,
             deadline_seconds=body.deadline_seconds,
             cache_salt=body.cache_salt,
+            pin_seconds=body.pin_seconds,
             token_times=[] if body.token_times else None,
             spawned_at=now,
             turn_started_at=now,
@@ -213,6 +216,7 @@ def make_children(system: System, session: Session, parent: Process, body: Fork)
             auto_reap=body.auto_reap,
             deadline_seconds=parent.deadline_seconds,
             cache_salt=parent.cache_salt,
+            pin_seconds=parent.pin_seconds,
             spawned_at=now,
             turn_started_at=now,
             arrival=pid,

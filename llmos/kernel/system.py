@@ -386,6 +386,7 @@ def _cache_info(memory: VmmStatistics, kv: KVFormat, policy: str) -> CacheInfo:
         num_hit_tokens=prefix.num_hit_tokens,
         num_copied_pages=memory.num_tail_copies,
         num_evicted_pages=prefix.num_evicted_pages,
+        num_pinned_pages=prefix.num_pinned_pages,
     )
 
 

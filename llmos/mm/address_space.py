@@ -8,6 +8,11 @@ from llmos.device import Asid
 from llmos.mm.page_table import PageFrames, PageTable
 
 
+def tenant_of(salt: str) -> str:
+    """Whose process it is, or was, that has this salt."""
+    return salt.partition("\0")[0]
+
+
 @define(eq=False)
 class AddressSpace:
     """A process's keys and values, by position. Made, changed and closed by the VMM only.

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from attrs import define, field, frozen
 
 from llmos.device import Tier
-from llmos.mm.address_space import AddressSpace
+from llmos.mm.address_space import AddressSpace, tenant_of
 from llmos.mm.page_copy import Backing, PageCopy
 from llmos.mm.vmm import VMM
 
@@ -129,11 +129,6 @@ def take_ledger(vmm: VMM, holders: Iterable[Holder]) -> Ledger:
     free_bytes = vmm.statistics().num_free * kv.frame_bytes
     moving_bytes = pool_bytes - free_bytes - total.resident_bytes - total.cached_bytes
     return Ledger(pool_bytes, total, moving_bytes, free_bytes, tuple(processes), tenants, models)
-
-
-def tenant_of(salt: str) -> str:
-    """Whose process it is, or was, that has this salt."""
-    return salt.partition("\0")[0]
 
 
 def _bytes_on(tier: Tier, copies: Iterable[PageCopy], slot_bytes: int) -> int:

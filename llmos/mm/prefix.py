@@ -12,6 +12,7 @@ from llmos.errors import KernelPanic
 from llmos.mm.eviction import CostAware, Eviction
 from llmos.mm.frame import FramePool
 from llmos.mm.page_table import PageFrames
+from llmos.mm.pins import Pins
 from llmos.mm.prefix_node import TOKEN_BYTES, PageNode, pack_tokens
 
 DROP_PIECE = 256  # pages: a few microseconds each
@@ -29,6 +30,7 @@ class PrefixStatistics:
     num_hit_tokens: int
     num_inserted_pages: int
     num_evicted_pages: int
+    num_pinned_pages: int  # of those there are
 
 
 @frozen
@@ -49,14 +51,15 @@ class PrefixIndex:
     A page's keys and values depend on every token before it, so a page is found by its whole prefix, and
     equality of the token ids decides, not equality of a hash. Where a prompt leaves the tree inside a page,
     the tokens that agree are still worth a copy of that page. The last page of a process is kept though it is
-    not full. Evicts the leaf of least value first, so that what is left can always be reached. A call costs
-    O(pages of its prompt · log children), an eviction O(log pages).
+    not full. Evicts the leaf of least value first, pinned ones after all others, so that what is left can
+    always be reached. A call costs O(pages of its prompt · log children), an eviction O(log pages).
 
     Args:
         pool: of the frames; the index keeps one reference to each frame of its pages.
         tokens_per_page: the unit of sharing; of copying, it is a token.
         frames_per_page: frames behind one page.
         eviction: what pages are worth.
+        pins: which of them outlast the others.
 
     Source: Zheng et al. 2024, SGLang (RadixAttention), with pages of many tokens and copies for the rest.
     """
@@ -64,12 +67,13 @@ class PrefixIndex:
     _pool: FramePool
     _tokens_per_page: int
     _frames_per_page: int
+    _pins: Pins
     eviction: Eviction = field(factory=CostAware)
     _roots: dict[str, PageNode] = field(init=False, factory=dict)
     _nodes: dict[Pfn, PageNode] = field(init=False, factory=dict)  # by the first frame of the page
     # (rank, node): leaves that were idle when pushed. Entries go stale instead of being searched for: one
     # counts only if its node is still an idle leaf of that rank. Ranks are unique while nodes are indexed.
-    _candidates: list[tuple[tuple[float, int], int, PageNode]] = field(init=False, factory=list)
+    _candidates: list[tuple[tuple[bool, float, int], int, PageNode]] = field(init=False, factory=list)
     _clock: int = field(init=False, default=0)  # counts rankings
     _num_idle: int = field(init=False, default=0)
     _num_queries: int = field(init=False, default=0)
@@ -178,6 +182,28 @@ class PrefixIndex:
             self._push(node)  # its old entry is stale now
         return self._num_inserted - num_before
 
+    def pin(self, salt: str, tokens: Sequence[int], seconds: float) -> None:
+        """Let the pages of a prompt outlast all that are not pinned, from now on, as far as they are there.
+
+        Of one that its tenant may not pin to its end, the first pages are.
+        """
+        self._end_pins()
+        until = self._pins.clock() + seconds
+        packed = pack_tokens(tokens)
+        size = self._tokens_per_page * TOKEN_BYTES
+        node = self._roots.get(salt)
+        for start in range(0, len(packed), size):
+            if node is None:
+                break
+            key = packed[start : start + size]
+            child = node.children.get(key)
+            if child is None:  # a page that holds the last tokens, and more
+                similar, num_common = node.most_similar(key)
+                child = similar if num_common * TOKEN_BYTES == len(key) else None
+            if child is None or not self._pin(child, until):
+                break
+            node = child
+
     def note_release(self, frames: PageFrames) -> None:
         """Hear that a user let go of a page; to be called after the release when references are left."""
         node = self._nodes.get(frames[0])
@@ -194,6 +220,7 @@ class PrefixIndex:
         Returns:
             How many frames were freed.
         """
+        self._end_pins()
         freed = 0
         while freed < num_frames and self._num_idle:
             node = self._pop_leaf()
@@ -203,7 +230,7 @@ class PrefixIndex:
                 node = min((each for each in self._nodes.values() if each.is_idle), key=lambda n: n.rank)
                 for below in reversed(list(self._walk_below(node))):
                     freed += self._drop(below)
-            self.eviction.note_evicted(node.rank[0])
+            self.eviction.note_evicted(node.rank[1])
             freed += self._drop(node)
         return freed
 
@@ -236,6 +263,7 @@ class PrefixIndex:
         self._roots.clear()
         self._nodes.clear()
         self._candidates.clear()
+        self._pins.clear()
         self._num_idle = 0
         self._pool = pool
 
@@ -252,7 +280,8 @@ class PrefixIndex:
         return ((node.salt, node.frames) for node in self._nodes.values())
 
     def statistics(self) -> PrefixStatistics:
-        """Count. O(1)."""
+        """Count. O(1), but for the pins that have ended since somebody looked."""
+        self._end_pins()
         return PrefixStatistics(
             num_pages=len(self._nodes),
             num_idle_pages=self._num_idle,
@@ -262,7 +291,13 @@ class PrefixIndex:
             num_hit_tokens=self._num_hit_tokens,
             num_inserted_pages=self._num_inserted,
             num_evicted_pages=self._num_evicted,
+            num_pinned_pages=self._pins.num_pages,
         )
+
+    def num_pinned_pages_of(self, tenant: str) -> int:
+        """Pages that a tenant has pinned."""
+        self._end_pins()
+        return self._pins.of(tenant)
 
     def check_integrity(self) -> None:
         """Raise KernelPanic where trie, map of frames, idle count and candidates disagree. O(pages)."""
@@ -295,6 +330,7 @@ class PrefixIndex:
                 raise KernelPanic(f"page at frame {node.frames[0]}: {references}, idle: {node.is_idle}")
             if node.is_idle and not node.children and (node.rank, id(node)) not in candidates:
                 raise KernelPanic(f"page at frame {node.frames[0]} can never be evicted")
+        self._pins.check_integrity([n for n in self._nodes.values() if n.pinned_until is not None])
         if (reached, num_idle) != (len(self._nodes), self._num_idle):
             raise KernelPanic(f"{reached} pages in the trie, {num_idle} idle; {self.statistics()}")
 
@@ -328,9 +364,12 @@ class PrefixIndex:
             parent.adopt(elsewhere)
             return elsewhere
         # Idle pages that hold only the first of these tokens: it holds them, too, and more.
+        # It takes their pins.
+        ends = []
         for num_tokens in range(self.min_tail_tokens, num_common + 1):
             shorter = parent.children.get(key[: num_tokens * TOKEN_BYTES])
             if shorter is not None and shorter.is_idle:
+                ends.append(shorter.pinned_until or 0.0)
                 self._drop(shorter)
         child = PageNode(parent, key, parent.salt, frames, number * self._tokens_per_page)
         parent.adopt(child)
@@ -338,13 +377,33 @@ class PrefixIndex:
         for pfn in frames:
             self._pool.acquire(pfn)
         self._num_inserted += 1
+        if (until := max(ends, default=0.0)) > 0.0:
+            self._pin(child, until)
         return child
+
+    def _pin(self, node: PageNode, until: float) -> bool:
+        """Pin one page, if its tenant may."""
+        if not self._pins.add(node, until):
+            return False
+        self._rerank(node)
+        return True
+
+    def _end_pins(self) -> None:
+        for node in self._pins.take_ended():
+            self._rerank(node)
+
+    def _rerank(self, node: PageNode) -> None:
+        """It is pinned now, or no longer; what it is worth has not changed."""
+        node.rank = (node.pinned_until is not None, *node.rank[1:])
+        if node.is_idle and not node.children:
+            self._push(node)
 
     def _rank(self, node: PageNode) -> None:
         """Settle what a page is worth from now on; of equals, the one that was settled last goes last."""
         self._clock += 1
         num_tokens = len(node.key) // TOKEN_BYTES
-        node.rank = (self.eviction.value(node.position, num_tokens, node.num_uses), self._clock)
+        worth = self.eviction.value(node.position, num_tokens, node.num_uses)
+        node.rank = (node.pinned_until is not None, worth, self._clock)
 
     @staticmethod
     def _walk_below(node: PageNode) -> Iterator[PageNode]:
@@ -362,7 +421,7 @@ class PrefixIndex:
         heapq.heappush(self._candidates, (node.rank, id(node), node))
 
     @staticmethod
-    def _is_current(entry: tuple[tuple[float, int], int, PageNode]) -> bool:
+    def _is_current(entry: tuple[tuple[bool, float, int], int, PageNode]) -> bool:
         rank, _, node = entry
         return node.is_indexed and node.is_idle and not node.children and node.rank == rank
 
@@ -379,6 +438,7 @@ class PrefixIndex:
         assert parent is not None
         parent.disown(node)
         del self._nodes[node.frames[0]]
+        self._pins.remove(node)
         node.is_indexed = False
         if node.is_idle:
             self._num_idle -= 1

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from attrs import define, field
 
+from llmos.mm.address_space import tenant_of
 from llmos.mm.page_table import PageFrames
 
 TOKEN_BYTES = 4
@@ -26,9 +27,16 @@ class PageNode:
     children: dict[bytes, PageNode] = field(factory=dict)
     keys: list[bytes] = field(factory=list)  # of the children, sorted: the most similar ones are neighbours
     num_uses: int = 1
-    rank: tuple[float, int] = (0.0, 0)  # what it is worth, and when that was settled: the least goes first
+    # The least goes first: is it pinned, what is it worth, and when was that settled?
+    rank: tuple[bool, float, int] = (False, 0.0, 0)
+    pinned_until: float | None = None  # None: it is not; written by Pins only
     is_idle: bool = False  # only the index refers to its frames
     is_indexed: bool = True
+
+    @property
+    def tenant(self) -> str:
+        """Whose page it is."""
+        return tenant_of(self.salt)
 
     def adopt(self, child: PageNode) -> None:
         """Enter a child."""

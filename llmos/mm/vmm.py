@@ -7,6 +7,7 @@ at once: whoever writes it next does so after every step that could still read i
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 from attrs import frozen
@@ -20,6 +21,7 @@ from llmos.mm.frame import FramePool
 from llmos.mm.free_asids import FreeAsids
 from llmos.mm.mapper import Mapper, MappingMode, MapStatistics
 from llmos.mm.page_table import PageFrames, PageTable
+from llmos.mm.pins import Pins
 from llmos.mm.prefix import PrefixIndex, PrefixStatistics
 from llmos.mm.references import PageReferences
 
@@ -51,6 +53,8 @@ class VMM:
         eviction: which of them go first when frames are short; None: by what they cost to compute again.
         mapping: when pages are mapped, see Mapper.
         map_reuse: give a space the asid and the frames that are mapped as it needs them; False, to compare.
+        max_pinned_bytes: of the prefix index, for each tenant; None: a quarter of the device's frames.
+        clock: seconds, for pins to end by.
     """
 
     def __init__(
@@ -63,6 +67,8 @@ class VMM:
         eviction: Eviction | None = None,
         mapping: MappingMode = "ahead",
         map_reuse: bool = True,
+        max_pinned_bytes: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if max_spaces < 1:
             raise ValueError(f"a device has at least 1 address space, not {max_spaces}")
@@ -71,7 +77,12 @@ class VMM:
         self.max_model_len = max_model_len
         self.prefix_cache = prefix_cache
         self._pool = FramePool(num_frames)
-        self._index = PrefixIndex(self._pool, kv.tokens_per_page, kv.frames_per_page, eviction or CostAware())
+        if max_pinned_bytes is None:
+            max_pinned_bytes = num_frames * kv.frame_bytes // 4
+        pins = Pins(clock, max_pinned_bytes // kv.page_bytes)
+        self._index = PrefixIndex(
+            self._pool, kv.tokens_per_page, kv.frames_per_page, pins, eviction or CostAware()
+        )
         self.references = PageReferences(self._pool, self._index)
         self._tokens_per_page = kv.tokens_per_page
         self._refcounts = self._pool.refcounts
@@ -121,13 +132,14 @@ class VMM:
         self._map_shared(child, pages)
         return child
 
-    def close_space(self, space: AddressSpace, tokens: Sequence[int] = ()) -> None:
+    def close_space(self, space: AddressSpace, tokens: Sequence[int] = (), pin_seconds: float = 0.0) -> None:
         """Close a space and give its frames back. Mutates the space: it cannot be used any more.
 
         Args:
             space: open.
             tokens: ids at positions 0, 1, … that the device has computed, or will have before the next step
                 is carried out. Their pages go to the prefix index; empty: nothing is kept.
+            pin_seconds: for so long they outlast those of others there.
         """
         self._check_open(space)
         self._mapper.drop(space)
@@ -135,6 +147,8 @@ class VMM:
         landmarks: tuple[PageFrames, ...] = ()
         if self.prefix_cache and tokens:
             self._index.insert(space.salt, tokens, pages)
+            if pin_seconds > 0:
+                self._index.pin(space.salt, tokens, pin_seconds)
             num_full = min(len(tokens) // self._tokens_per_page, len(pages))
             landmarks = tuple(dict.fromkeys(pages[:num_full][:: max(1, num_full - 1)]))
         self.references.release(pages)
@@ -330,6 +344,10 @@ class VMM:
     def cached_pages(self) -> Iterator[tuple[str, PageFrames]]:
         """Pages of the prefix index, in use or not, each with the salt that it is found under."""
         return self._index.pages()
+
+    def pinned_bytes(self, tenant: str) -> int:
+        """Of the prefix index, in use or not, what a tenant has pinned."""
+        return self._index.num_pinned_pages_of(tenant) * self.kv.page_bytes
 
     @property
     def num_frames(self) -> int:

@@ -115,6 +115,7 @@ class SavedProcess(msgspec.Struct, frozen=True):
     pooling: Pooling | None = None
     num_summed: int = 0
     total: bytes = b""
+    pin_seconds: float = 0.0
 
 
 class Image(msgspec.Struct, frozen=True):
@@ -186,6 +187,7 @@ def describe(process: Process, platform: Platform, num_saved_tokens: int, saved_
             pooling=process.pooling,
             num_summed=process.num_summed,
             total=process.total,
+            pin_seconds=process.pin_seconds,
         ),
     )
 
@@ -277,6 +279,7 @@ def _explain_contradiction(image: Image, num_frame_bytes: int) -> str | None:
             process.deadline_seconds is None or 0 < process.deadline_seconds < math.inf,
             f"deadline_seconds is {process.deadline_seconds}",
         ),
+        (0 <= process.pin_seconds < math.inf, f"pin_seconds is {process.pin_seconds}"),
         (process.sampling.seed is not None, "no seed"),
         (
             0 <= len(process.prompt_logprobs) <= process.num_to_score < process.num_prompt_tokens,

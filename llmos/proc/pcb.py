@@ -62,6 +62,7 @@ class Process:
     auto_reap: bool = False
     deadline_seconds: float | None = None  # from the beginning of a turn to when it should be over
     cache_salt: str = ""  # of the client's
+    pin_seconds: float = 0.0  # for so long after its end its pages outlast others
     spawned_at: float  # kernel clock, seconds
     arrival: int  # order among all spawns
 

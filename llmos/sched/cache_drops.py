@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import attrs
 
-from llmos.mm.ledger import tenant_of
+from llmos.mm.address_space import tenant_of
 from llmos.mm.vmm import VMM
 from llmos.sched.messages import DropCache
 

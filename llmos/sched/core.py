@@ -108,6 +108,8 @@ class Core(Actor[Message]):
         swap_reuse: keep copies on lower tiers when their pages are back.
         on_event: told, with a subsystem, of what an operator should know.
         mapping: when pages are mapped, see Mapper.
+        max_pin_seconds: longest that pages may be pinned in the prefix cache; 0: not at all.
+        max_pinned_bytes: of the prefix cache, for each tenant; None: as the VMM says.
     """
 
     def __init__(
@@ -125,6 +127,8 @@ class Core(Actor[Message]):
         swap_reuse: bool = True,
         on_event: Callable[[str, str], None] = lambda subsystem, text: None,
         mapping: MappingMode = "ahead",
+        max_pin_seconds: float = 0.0,
+        max_pinned_bytes: int | None = None,
     ) -> None:
         # Unbounded: senders are syscalls and one driver, bounded by the process table and steps in flight.
         super().__init__(name, Mailbox(math.inf))
@@ -146,6 +150,8 @@ class Core(Actor[Message]):
         self.swap_reuse = swap_reuse
         self.on_event = on_event
         self.mapping = mapping
+        self.max_pin_seconds = max_pin_seconds
+        self.max_pinned_bytes = max_pinned_bytes
         self._link: DriverLink | None = None
         self._cache_drops = CacheDrops()
         self._in_flight: deque[InFlight] = deque()
@@ -446,6 +452,8 @@ class Core(Actor[Message]):
             prefix_cache=self.prefix_cache,
             eviction=make_eviction(self.cache_policy, knee),
             mapping=self.mapping,
+            max_pinned_bytes=self.max_pinned_bytes,
+            clock=trio.current_time,
         )
         num_slots: dict[Tier, int] = {"host": loaded.num_host_slots, "disk": loaded.num_disk_slots}
         swap = Swap(vmm, num_slots, self._report_fault, self.swap_reuse)

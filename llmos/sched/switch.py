@@ -153,7 +153,7 @@ class ContextSwitch:
             known = process.tokens[: process.num_scheduled] if is_clean else []
             if keep and known:
                 out = self._send_down(process, len(known))
-            self.vmm.close_space(process.space, known)
+            self.vmm.close_space(process.space, known, 0.0 if keep else process.pin_seconds)
             process.space = None
         if keep:
             self.swap.copies.set_needed(process.backing, True)

@@ -156,6 +156,9 @@ def root_cause(error: BaseException) -> BaseException:
 def _from_errno(error: SyscallError, request_id: str) -> ApiError:
     match error.errno:
         case Errno.EINVAL:
+            if error.message.startswith("pin_seconds"):  # the one limit that only the kernel knows
+                message = error.message.replace("pin_seconds", "'pin_ttl_s'", 1)
+                return invalid("invalid_value", message, "pin_ttl_s")
             return invalid("invalid_value", error.message)
         case Errno.E2BIG:
             return invalid("context_length_exceeded", error.message)

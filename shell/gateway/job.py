@@ -108,6 +108,8 @@ def make_job(
             message = f"'{where}' holds a token id over {model.info.vocab_size - 1}, the model's last."
             raise invalid_value(where, message)
         check_context(model, len(prompt), max_tokens, param)
+    if fields.pin_ttl_s and not fields.cache_prompt:
+        raise invalid_value("pin_ttl_s", "'pin_ttl_s' is given; with 'cache_prompt' false nothing is kept.")
     if max_tokens is not None and fields.min_tokens > max_tokens:
         raise invalid_value(
             "min_tokens", f"'min_tokens' is {fields.min_tokens}, over 'max_tokens' {max_tokens}."
@@ -130,6 +132,7 @@ def make_job(
             nice=config.nice_of(fields.priority),
             label=label,
             cache_salt=_read_salt(fields),
+            pin_seconds=fields.pin_ttl_s,
             token_times=fields.return_token_times,
             deadline_seconds=None if fields.deadline_ms is None else fields.deadline_ms / 1000,
         ),

@@ -18,7 +18,7 @@ Json = dict[str, Any]
 PASSED_ON = (
     "model", "temperature", "top_p", "top_k", "min_p", "seed", "min_tokens", "ignore_eos", "stop_token_ids",
     "frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias", "priority", "deadline_ms",
-    "chat_template_kwargs", "parallel_tool_calls", "cache_salt",
+    "chat_template_kwargs", "parallel_tool_calls", "cache_salt", "pin_ttl_s",
 )  # fmt: skip
 RESPONSE_FIELDS: FieldTable = {
     **implemented(

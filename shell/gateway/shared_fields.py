@@ -24,7 +24,7 @@ SHARED_FIELDS: FieldTable = {
         "no_stop_trim", "skip_special_tokens", "add_special_tokens", "return_token_ids", "return_token_times",
         "logprobs", "priority", "request_id", "rid", "cache_salt", "cache_prompt", "t_max_predict_ms",
         "deadline_ms", "timings_per_token", "prompt_logprobs", "return_tokens_as_token_ids",
-        "truncate_prompt_tokens", "return_progress",
+        "truncate_prompt_tokens", "return_progress", "pin_ttl_s",
         *SAMPLER_FIELDS, *CONSTRAINT_FIELDS,
     ),
     **accepted(
@@ -34,7 +34,7 @@ SHARED_FIELDS: FieldTable = {
     **refused(
         documents=([],), chat_template=(),
         lora=([],), lora_path=(), speculative=({},),
-        pin_ttl_s=0, use_beam_search=False, length_penalty=1.0, early_stopping=False,
+        use_beam_search=False, length_penalty=1.0, early_stopping=False,
     ),
 }  # fmt: skip
 
@@ -89,6 +89,7 @@ class SharedFields(ConstraintFields, msgspec.Struct, kw_only=True):
     rid: RequestId | None = None
     cache_salt: Annotated[str, Meta(max_length=200)] = ""
     cache_prompt: bool = True
+    pin_ttl_s: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
     t_max_predict_ms: Annotated[float, Meta(ge=-1, le=1e12)] = -1.0  # 0 or less: no limit
     timings_per_token: bool = False
     return_progress: bool = False

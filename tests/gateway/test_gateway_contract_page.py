@@ -127,14 +127,13 @@ def test_what_is_accepted_without_effect(
         {"functions": [{"name": "f"}]}, {"function_call": {"name": "f"}}, {"audio": {"voice": "x"}},
         {"modalities": ["text", "audio"]}, {"web_search_options": {}}, {"prediction": {"type": "content"}},
         {"lora": [{"id": 0, "scale": 1}]}, {"lora_path": "x"}, {"speculative": {"mode": "ngram"}},
-        {"pin_ttl_s": 5},
     ],
 )  # fmt: skip
 def test_refused_fields(gateway: Gateway, kernel: KernelThread, fields: dict[str, Any]) -> None:
     """By name, before anything is spawned; those of no message in text completions as well."""
     (name,) = fields
     check_error(gateway.post(CHAT, hello(**fields)), 400, "unsupported_parameter", name)
-    if name in ("lora", "lora_path", "speculative", "pin_ttl_s"):
+    if name in ("lora", "lora_path", "speculative"):
         body = {"prompt": "x", **fields}
         check_error(gateway.post(COMPLETIONS, body), 400, "unsupported_parameter", name)
     assert not kernel.kernel.spawned

@@ -516,6 +516,19 @@ def test_cache_salt_and_no_cache(gateway: Gateway, kernel: KernelThread) -> None
     assert all(salt.startswith("s:") for salt in salts)
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [(CHAT, hello()), (COMPLETIONS, {"prompt": [1, 2]}), ("/v1/responses", {"input": "hi", "store": False})],
+)
+def test_a_pin_reaches_the_kernel(
+    gateway: Gateway, kernel: KernelThread, path: str, body: dict[str, Any]
+) -> None:
+    """Of every kind of request; without it nothing is pinned."""
+    for wish, expected in (({"pin_ttl_s": 90}, 90.0), ({}, 0.0), ({"pin_ttl_s": None}, 0.0)):
+        assert gateway.post(path, {**body, **wish}).status_code == 200
+        assert last_spawn(kernel).pin_seconds == expected
+
+
 @pytest.mark.parametrize("name", ["request_id", "rid"])
 def test_a_request_names_itself(gateway: Gateway, kernel: KernelThread, name: str) -> None:
     """The body's id is the response's and the process's label."""

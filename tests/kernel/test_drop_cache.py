@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import trio
 
 from drivers.sim import SimDriver
 from llmos.mm import prefix
@@ -70,7 +71,9 @@ async def test_a_process_keeps_what_it_maps(tmp_path: Path) -> None:
         assert outputs[0] == outputs[1]
 
 
-async def test_steps_go_on_between_the_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_steps_go_on_between_the_pieces(
+    autojump_clock: trio.abc.Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of a device whose steps take no time: one decodes while the cache is dropped."""
     monkeypatch.setattr(prefix, "DROP_PIECE", 1)
     async with running_kernel(tmp_path, partial(SimDriver, slowness=0.0)) as kernel:

@@ -115,8 +115,13 @@ async def carry_out(kernel: RunningKernel, operations: list[tuple], nursery: tri
             length, max_tokens, seed, num_samples, grammar = arguments
             prompt = tuple((length // 20 + i) % 500 for i in range(length))
             sampling = Sampling(temperature=0.0 if seed is None else 1.0, seed=seed, grammar=grammar)
+            most = min(core.max_pin_seconds for core in kernel.system.cores.values())
             spawned = await client.spawn(
-                prompt, max_tokens=max_tokens, sampling=sampling, num_samples=num_samples
+                prompt,
+                max_tokens=max_tokens,
+                sampling=sampling,
+                num_samples=num_samples,
+                pin_seconds=min(most, length % 3 / 5),
             )
             for pid, own_seed in zip(spawned.pids, spawned.seeds, strict=True):
                 own = msgspec.structs.replace(sampling, seed=own_seed)

@@ -66,7 +66,7 @@ async def test_cache_shows_what_was_found(tmp_path: Path) -> None:
         kernel.devices.append(msgspec.structs.replace(make_device("sim:1"), cache=None))
         (row,) = read_table((await shell.run("cache"))[1])
         assert list(row.values()) == [
-            "sim:0", "cost", "20", "10", "40.0 MiB", "8", "6", "1000", "250", "25.0%", "3", "7",
+            "sim:0", "cost", "20", "10", "4", "40.0 MiB", "8", "6", "1000", "250", "25.0%", "3", "7",
         ]  # fmt: skip
         (cache,) = json.loads((await shell.run("cache --json"))[1])
         assert (cache["device"], cache["num_hit_tokens"], cache["tokens_per_page"]) == ("sim:0", 250, 64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
 from unittest import mock
 
@@ -17,11 +17,13 @@ from llmos.mm import prefix as prefix_module
 from llmos.mm.eviction import CostAware, LeastRecentlyUsed
 from llmos.mm.frame import FramePool
 from llmos.mm.page_table import PageFrames
+from llmos.mm.pins import Pins
 from llmos.mm.prefix import Match, PrefixIndex
 
 TOKENS_PER_PAGE = 3
 FRAMES_PER_PAGE = 2
 NUM_FRAMES = 400
+MAX_PINNED_PAGES = 4
 
 Prefix = tuple[str, tuple[int, ...]]  # salt, and the tokens up to the end of a page, or of what fills it
 salts = st.sampled_from(["alice", "bob"])
@@ -35,6 +37,7 @@ class Entry:
     frames: PageFrames
     num_uses: int = 1
     rank: tuple[float, int] = (0.0, 0)
+    until: float = 0.0  # pinned, if that is still to come
 
 
 def start_of(prefix: Prefix) -> int:
@@ -47,6 +50,11 @@ def num_common(one: Sequence[int], other: Sequence[int]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
+def new_index(pool: FramePool, clock: Callable[[], float] = lambda: 1.0) -> PrefixIndex:
+    """An index on its own."""
+    return PrefixIndex(pool, TOKENS_PER_PAGE, FRAMES_PER_PAGE, Pins(clock, MAX_PINNED_PAGES))
+
+
 class PrefixMachine(RuleBasedStateMachine):
     """The index agrees with a dictionary from whole prefixes to pages, searched the slow way."""
 
@@ -55,7 +63,9 @@ class PrefixMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.pool = FramePool(NUM_FRAMES)
-        self.index = PrefixIndex(self.pool, TOKENS_PER_PAGE, FRAMES_PER_PAGE, self.eviction_policy())
+        self.now = 1.0
+        pins = Pins(lambda: self.now, MAX_PINNED_PAGES)
+        self.index = PrefixIndex(self.pool, TOKENS_PER_PAGE, FRAMES_PER_PAGE, pins, self.eviction_policy())
         self.worth = self.eviction_policy()  # the model's own
         self.model: dict[Prefix, Entry] = {}
         self.held: list[PageFrames] = []  # references of users
@@ -83,6 +93,10 @@ class PrefixMachine(RuleBasedStateMachine):
                 break
             found.append((salt, tuple(tokens[:end])))
         return found
+
+    def is_pinned(self, prefix: Prefix) -> bool:
+        """Does it outlast others?"""
+        return self.model[prefix].until > self.now
 
     def siblings(self, salt: str, before: tuple[int, ...]) -> list[Prefix]:
         """Pages that come right after the given tokens."""
@@ -124,11 +138,13 @@ class PrefixMachine(RuleBasedStateMachine):
                 size = len(prefix[1])
                 if size % TOKENS_PER_PAGE and any(p[1][:size] == prefix[1] for p in siblings):
                     break
+                until = 0.0
                 for sibling in siblings:
                     idle = self.model[sibling].frames not in self.held
                     if idle and prefix[1][: len(sibling[1])] == sibling[1]:
+                        until = max(until, self.model[sibling].until)
                         self.drop(sibling)
-                self.model[prefix] = Entry(frames)
+                self.model[prefix] = Entry(frames, until=until)
                 num_new += 1
             self.rank(prefix)
         assert returned == num_new
@@ -164,6 +180,34 @@ class PrefixMachine(RuleBasedStateMachine):
             for prefix in used:
                 self.let_go(self.model[prefix].frames)
 
+    @rule(salt=salts, tokens=prompts, seconds=st.integers(1, 9))
+    def pin(self, salt: str, tokens: list[int], seconds: int) -> None:
+        """As many first pages of a prompt as are known, and as its tenant may have pinned."""
+        pages = self.longest(salt, tokens)
+        end = len(pages) * TOKENS_PER_PAGE
+        rest = tuple(tokens[end:])
+        if rest:
+            holding = [
+                p for p in self.siblings(salt, tuple(tokens[:end])) if p[1][: len(tokens)] == (*tokens,)
+            ]
+            same = (salt, tuple(tokens))
+            # of several that hold more, the index takes the first in order of their tokens
+            pages += [same] if same in holding else sorted(holding)[:1]
+        for prefix in pages:
+            entry = self.model[prefix]
+            num_pinned = sum(self.is_pinned(p) for p in self.model if p[0] == salt)
+            if not self.is_pinned(prefix):
+                if num_pinned >= MAX_PINNED_PAGES:
+                    break
+                entry.until = 0.0
+            entry.until = max(entry.until, self.now + seconds)
+        self.index.pin(salt, tokens, seconds)
+
+    @rule(seconds=st.integers(1, 9))
+    def pass_time(self, seconds: int) -> None:
+        """Some pins end."""
+        self.now += seconds
+
     @precondition(lambda self: self.held)
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
@@ -179,7 +223,7 @@ class PrefixMachine(RuleBasedStateMachine):
             if not idle:
                 break
             leaves = [prefix for prefix in idle if not self.descendants(prefix)]
-            victim = min(leaves or idle, key=lambda prefix: self.model[prefix].rank)
+            victim = min(leaves or idle, key=lambda p: (self.is_pinned(p), self.model[p].rank))
             self.worth.note_evicted(self.model[victim].rank[0])
             for prefix in [victim, *self.descendants(victim)]:
                 freed += self.drop(prefix)
@@ -237,6 +281,10 @@ class PrefixMachine(RuleBasedStateMachine):
         assert statistics.num_pages == len(self.model)
         assert statistics.num_inserted_pages - statistics.num_evicted_pages == len(self.model)
         assert statistics.num_evicted_pages == self.num_evicted
+        assert statistics.num_pinned_pages == sum(map(self.is_pinned, self.model))
+        for salt in ("alice", "bob"):
+            num_pinned = sum(self.is_pinned(p) for p in self.model if p[0] == salt)
+            assert self.index.num_pinned_pages_of(salt) == num_pinned <= MAX_PINNED_PAGES
         assert self.pool.num_free == NUM_FRAMES - len(pages | set(self.held)) * FRAMES_PER_PAGE
 
 
@@ -261,7 +309,7 @@ TestLeastRecentlyUsed.settings = settings(max_examples=40, stateful_step_count=3
 def test_candidates_stay_few_while_nothing_is_evicted() -> None:
     """A page that is used over and over does not make the queue of eviction candidates grow."""
     pool = FramePool(2)
-    index = PrefixIndex(pool, TOKENS_PER_PAGE, FRAMES_PER_PAGE)
+    index = new_index(pool)
     page = tuple(pool.allocate(2))
     index.insert("alice", [1, 2, 0], [page])
     for _ in range(1000):
@@ -276,7 +324,7 @@ def test_candidates_stay_few_while_nothing_is_evicted() -> None:
 def test_pages_of_a_fork_under_another_salt_stay_where_they_are() -> None:
     """A page that one tenant's entry holds is not entered again for a fork of another tenant."""
     pool = FramePool(2)
-    index = PrefixIndex(pool, TOKENS_PER_PAGE, FRAMES_PER_PAGE)
+    index = new_index(pool)
     page = tuple(pool.allocate(2))
     assert index.insert("alice", [1, 2, 0], [page]) == 1
     assert index.insert("bob", [1, 2, 0], [page]) == 0
@@ -287,7 +335,7 @@ def test_pages_of_a_fork_under_another_salt_stay_where_they_are() -> None:
 def test_one_page_cannot_hold_two_prefixes() -> None:
     """Inserting the same frames for other tokens is a kernel bug, and is called one."""
     pool = FramePool(2)
-    index = PrefixIndex(pool, TOKENS_PER_PAGE, FRAMES_PER_PAGE)
+    index = new_index(pool)
     page = tuple(pool.allocate(2))
     index.insert("alice", [1, 2, 0], [page])
     with pytest.raises(KernelPanic, match="two prefixes"):
@@ -297,7 +345,7 @@ def test_one_page_cannot_hold_two_prefixes() -> None:
 def test_a_page_forked_while_a_step_filled_it_is_known_by_its_longer_tokens() -> None:
     """The child ends first, with the tokens of the fork; then the parent, with those in flight then."""
     pool = FramePool(2)
-    index = PrefixIndex(pool, TOKENS_PER_PAGE, FRAMES_PER_PAGE)
+    index = new_index(pool)
     page = tuple(pool.allocate(2))
     assert index.insert("alice", [1], [page]) == 1
     assert index.insert("alice", [1, 2], [page]) == 0
@@ -310,7 +358,7 @@ def test_a_page_forked_while_a_step_filled_it_is_known_by_its_longer_tokens() ->
 def test_a_page_replaces_every_idle_one_that_it_continues() -> None:
     """Not only the one that it is most like: a page with the same first token, kept when it was in use."""
     pool = FramePool(NUM_FRAMES)
-    index = PrefixIndex(pool, TOKENS_PER_PAGE, FRAMES_PER_PAGE)
+    index = new_index(pool)
     pages = [tuple(pool.allocate(FRAMES_PER_PAGE)) for _ in range(3)]
     for tokens, frames in zip(([7], [7, 7], [7, 8]), pages, strict=True):
         index.insert("bob", tokens, [frames])  # the first is in use while the second comes

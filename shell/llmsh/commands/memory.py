@@ -21,6 +21,7 @@ COUNTS = (
     "POLICY",
     "PAGES",
     "IDLE",
+    "PINNED",
     "SIZE",
     "QUERIES",
     "HITS",
@@ -43,7 +44,7 @@ MAP_COUNTS = (
     "BESIDE",
 )
 MINOR_MAP_COUNTS = ("REUSED", "UNUSED", "LATE", "UNMAPPED", "BESIDE")
-MINOR_COUNTS = ("POLICY", "IDLE", "QUERIES", "HITS", "COPIED", "EVICTED")
+MINOR_COUNTS = ("POLICY", "IDLE", "PINNED", "QUERIES", "HITS", "COPIED", "EVICTED")
 
 
 async def show_memory(shell: Shell, arguments: Arguments) -> int:
@@ -90,7 +91,7 @@ def make_memory_table(devices: Sequence[DeviceMemory]) -> Listing:
 
 def make_tenant_table(devices: Sequence[DeviceMemory]) -> Listing:
     """Lay out what tenants have on each device."""
-    names = ("private", "shared", "ahead", "cached", "host", "disk")
+    names = ("private", "shared", "ahead", "cached", "pinned", "host", "disk")
     columns = (Column("DEVICE"), Column("TENANT"), *(Column(name.upper(), True) for name in names))
     rows = [
         (device.device, tenant.tenant, *(format_bytes(getattr(tenant, name)) for name in names))
@@ -182,6 +183,7 @@ async def show_cache(shell: Shell, arguments: Arguments) -> int:
             cache.policy,
             cache.num_pages,
             cache.num_idle_pages,
+            cache.num_pinned_pages,
             format_bytes(cache.num_pages * cache.page_bytes),
             cache.num_queries,
             cache.num_hits,
