@@ -13,7 +13,7 @@ from drivers.model.step_queue import StepQueue
 from drivers.model.transformer import Model
 from llmos.device import KVFormat, Load, Quality
 
-__all__ = ["Backend", "DeviceUnavailable"]
+__all__ = ["Backend", "DeviceUnavailable", "outlive"]
 
 
 class DeviceUnavailable(RuntimeError):
@@ -73,3 +73,11 @@ class Backend(Protocol):
 
     def check_health(self) -> None:
         """Raise when the device is beyond use after an exception, so that only a new process helps."""
+
+
+def outlive(backend: Backend, error: Exception) -> None:
+    """Go on after an exception. Raises it if the device is beyond use: it was the first to say so."""
+    try:
+        backend.check_health()
+    except Exception as loss:
+        raise error from loss

@@ -202,10 +202,10 @@ class Kernel:
 
     def take_oldest(self) -> None:
         """Take one answer, waiting for it."""
-        session = self.engine._session
-        assert session is not None
-        assert session.pipeline is not None
-        self.take([self.engine._finish_step(session, session.pipeline)])
+        steps = self.engine._steps
+        assert steps is not None
+        assert steps.session.pipeline is not None
+        self.take([steps.finish_oldest(steps.session.pipeline)])
 
     def finish(self) -> None:
         """Take all answers."""
