@@ -108,7 +108,7 @@ async def _restore(system: System, session: Session, tenant: str, body: Restore)
     await trio.lowlevel.checkpoint()  # the session may have ended; from here on nothing waits
     if system.is_draining:
         raise SyscallError(Errno.ESHUTDOWN, "the kernel is draining; nothing new is admitted")
-    core = system.place()
+    core = system.place(_find_model(system, image))
     assert core.loaded is not None
     _check_fit(core, system.tenants.of(tenant), image, body.name)
     process = _make_process(system, core, session, tenant, image, body)
@@ -116,6 +116,13 @@ async def _restore(system: System, session: Session, tenant: str, body: Restore)
     text = f"process {process.pid} restored from image {body.name}: {len(process.tokens)} tokens"
     system.events.record("image", text, pid=process.pid)
     return spawned(system, [process])
+
+
+def _find_model(system: System, image: Image) -> str | None:
+    """The served model that an image goes on with, by name; None: none fits, and the default one says why."""
+    loaded = [core.loaded for core in system.cores.values() if core.loaded is not None]
+    fitting = [one.model.name for one in loaded if not explain_mismatch(image.platform, platform_of(one))]
+    return image.model if image.model in fitting else next(iter(fitting), None)
 
 
 async def _check_grammar(system: System, image: Image, name: str) -> None:

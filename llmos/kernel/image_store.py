@@ -8,6 +8,7 @@ another kernel's work.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -223,7 +224,8 @@ class ImageStore:
         used = 0
         for path in self._files_of(tenant):
             if path != target:
-                used += path.stat().st_size
+                with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                    used += path.stat().st_size
         if used + num_bytes > self.limit_bytes:
             raise SyscallError(
                 Errno.ENOSPC,

@@ -11,8 +11,9 @@ from drivers.builtin import base_path
 from drivers.sim import SimDriver
 from llmos.config import Config, ConfigError
 from llmos.loads import ENCODER, encoder_load_message, load_message
-from syscalls.embedding import Pooling
+from syscalls.embedding import Embed, Pooling
 from syscalls.errno import Errno, SyscallError
+from syscalls.process import Spawned
 from tests.kernel.harness import MODEL, running_kernel
 
 OPTIONS = {"embedding_model": str(base_path()), "embedding_name": "encoder"}
@@ -95,6 +96,27 @@ async def test_what_each_can_do(tmp_path: Path, autojump_clock: trio.abc.Clock) 
             with pytest.raises(SyscallError, match=message) as refused:
                 await call
             assert refused.value.errno is errno
+
+
+async def test_an_image_of_the_encoder_goes_back_to_it(
+    tmp_path: Path, autojump_clock: trio.abc.Clock
+) -> None:
+    """A text that waits is saved; restored, it is computed where its model is, not by the first model."""
+    async with running_kernel(tmp_path, make_sim, **OPTIONS, max_step_tokens=64) as kernel:
+        client = kernel.client
+        texts = tuple(prompt(i, 60) for i in range(5))
+        embedding = await client.call(Embed(texts, auto_reap=True))
+        assert isinstance(embedding, Spawned)
+        *others, last = embedding.pids
+        await client.stop(last)
+        await client.checkpoint(last, "text")
+        await client.kill(last)
+        (pid,) = (await client.restore("text", auto_reap=True)).pids
+        assert (await client.stat(pid)).device == ENCODER
+        output = await client.read(pid)
+        assert output.vector == MODEL.expected_vector(texts[-1], Pooling("mean"))
+        for other in (*others, last):
+            await client.read(other)
 
 
 def test_two_models_of_one_name_are_refused() -> None:

@@ -470,7 +470,12 @@ async def test_a_share_of_the_disk(tmp_path: Path, autojump_clock: trio.abc.Cloc
         await client.stop(pid)
         size = (await client.checkpoint(pid, "one")).num_bytes
         kernel.system.images.limit_bytes = 2 * size + size // 2
+        # What is removed between the look at the folder and the look at the file is as this is.
+        (one,) = kernel.system.images.folder.rglob("one")
+        gone = one.with_name("gone")
+        gone.symlink_to("nowhere")
         await client.checkpoint(pid, "two")
+        gone.unlink()
         await refused(Errno.ENOSPC, partial(client.checkpoint, pid, "three"))
         await client.checkpoint(pid, "two", overwrite=True)
         kernel.system.images.limit_bytes = size + size // 2  # both fit at first, but not together
