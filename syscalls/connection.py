@@ -7,6 +7,7 @@ event or a channel: that halves the price of a call.
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -22,6 +23,7 @@ from syscalls.process import Fork, Kill, Spawn, Spawned, Unfollow, Wait
 from syscalls.session import ClientSession, ConnectionLost
 
 RECEIVE_BYTES = 256 << 10
+MORE_READS = 8  # of what came meanwhile, before other tasks have their turn: a step's outputs come in pieces
 MAX_UNSENT_BYTES = 1 << 20  # callers wait while more is queued: a kernel that does not read slows us
 
 
@@ -162,22 +164,39 @@ class Connection:
     async def _run_reader(self) -> None:
         try:
             while True:
-                for call_id, answer in self._session.receive(await self._stream.receive_some(RECEIVE_BYTES)):
-                    caller = self._waiting.get(call_id)
-                    if isinstance(caller, OutputFeed):
-                        if caller.receive(answer):
-                            del self._waiting[call_id]
-                    elif caller is not None:
-                        del self._waiting[call_id]
-                        trio.lowlevel.reschedule(caller, outcome.Value(answer))
-                    elif call_id in self._orphaned:
-                        self._orphaned.remove(call_id)
-                        if isinstance(answer, Spawned):
-                            self.bury(answer.pids)
+                self._take(await self._stream.receive_some(RECEIVE_BYTES))
+                for _ in range(MORE_READS):
+                    if not (data := self._receive_nowait()):
+                        break
+                    self._take(data)
         except ConnectionLost as error:
             self._fail(str(error))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self._fail(f"the connection to the kernel broke: {error.__cause__ or error}")
+
+    def _take(self, data: bytes | bytearray) -> None:
+        """Give what came to those who wait for it. Raises as `ClientSession.receive` does."""
+        for call_id, answer in self._session.receive(data):
+            caller = self._waiting.get(call_id)
+            if isinstance(caller, OutputFeed):
+                if caller.receive(answer):
+                    del self._waiting[call_id]
+            elif caller is not None:
+                del self._waiting[call_id]
+                trio.lowlevel.reschedule(caller, outcome.Value(answer))
+            elif call_id in self._orphaned:
+                self._orphaned.remove(call_id)
+                if isinstance(answer, Spawned):
+                    self.bury(answer.pids)
+
+    def _receive_nowait(self) -> bytes:
+        """Receive what is there; b"": nothing, or `receive_some` will tell what else."""
+        if not isinstance(self._stream, trio.SocketStream):
+            return b""
+        try:
+            return os.read(self._stream.socket.fileno(), RECEIVE_BYTES)
+        except OSError:
+            return b""
 
     def _fail(self, reason: str) -> None:
         """End the session: every caller, waiting or to come, gets ConnectionLost."""

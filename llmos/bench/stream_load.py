@@ -2,13 +2,15 @@
 
 The clients of a server are on other machines, and here they share its processors. So the loop does little
 while tokens come, and reads what was said only when nobody says more. When something came, the system tells
-(`arrival_stamp`): then it is enough to look at the sockets every few milliseconds. Where its own clock
-counts, the loop looks once a millisecond, which makes a token that late at most.
+(`arrival_stamp`): then it is enough to receive when all tokens of a step are there. Where its own clock
+counts, the loop looks once a millisecond, which makes a token that late at most. A stream that follows another
+begins at a random moment of a step: who asks knows nothing of steps.
 """
 
 from __future__ import annotations
 
 import gc
+import heapq
 import random
 import select
 import socket
@@ -26,8 +28,11 @@ from llmos.bench.socket_door import SocketDoor
 
 RECEIVE_BYTES = 64 << 10
 LOOK_SECONDS = 0.001  # between two looks at the sockets, while the loop's own clock counts
-STAMPED_LOOK_SECONDS = 0.008  # likewise, while the system's does; less than a step takes
+STAMPED_LOOK_SECONDS = 0.006  # likewise, while the system's does
+MAX_STAMPED_LOOKS = 4  # at more and more sockets that have something, before it is received
 PARSED_AT_ONCE = 16  # pieces between two looks
+PARSED_AT_ONCE_STAMPED = 256  # likewise
+MAX_PAUSE_SECONDS = 0.05  # between a stream's end and the beginning of the next
 
 
 class Delta(msgspec.Struct):
@@ -164,7 +169,9 @@ class StreamLoad:
     _is_stamped: bool = False  # the system tells when bytes came
     _is_over: bool = False
     _random: random.Random = attrs.field(factory=lambda: random.Random(0))
-    _to_begin: deque[tuple[float, _Slot]] = attrs.field(factory=deque)  # when, and what
+    _to_begin: list[tuple[float, int, _Slot]] = attrs.field(factory=list)  # a heap: when, number, and what
+    _num_ready: int = 0  # sockets that had something at the last look
+    _num_looks: int = 0  # that found others ready than the look before
 
     def run(self, seconds: float) -> None:
         """Load for so long; then no new stream begins, and those that are open are read to their ends."""
@@ -175,22 +182,24 @@ class StreamLoad:
             began = second = time.time()
             over_at = began + seconds
             for number in range(self.num_streams):
-                self._to_begin.append((began + self.ramp_seconds * number / self.num_streams, _Slot(number)))
+                at = began + self.ramp_seconds * number / self.num_streams
+                self._to_begin.append((at, number, _Slot(number)))
             while self._slots or self._backlog or self._to_begin:
                 now = time.time()
                 while self._to_begin and self._to_begin[0][0] <= now:
-                    self._begin(self._to_begin.popleft()[1])
+                    self._begin(heapq.heappop(self._to_begin)[-1])
                 self._is_over = now >= over_at
                 if now >= second:
                     self.on_second(now)
                     second += 1.0
                 if self.door is not None and self._is_following != self.is_beside(now):
                     self._turn(self.door)
-                is_rare = self._is_stamped and not self._is_following
-                time.sleep(STAMPED_LOOK_SECONDS if is_rare else LOOK_SECONDS)
-                if self._receive():
+                is_patient = self._is_stamped and not self._is_following
+                time.sleep(STAMPED_LOOK_SECONDS if is_patient else LOOK_SECONDS)
+                if self._receive(is_patient=is_patient):
                     continue
-                for _ in range(min(PARSED_AT_ONCE, len(self._backlog))):
+                num_parsed = PARSED_AT_ONCE_STAMPED if is_patient else PARSED_AT_ONCE
+                for _ in range(min(num_parsed, len(self._backlog))):
                     self._parse(*self._backlog.popleft())
         finally:
             gc.enable()
@@ -225,9 +234,14 @@ class StreamLoad:
         self._slots[slot.raw.fileno()] = slot
         self._poll.register(slot.raw.fileno(), select.EPOLLIN)
 
-    def _receive(self) -> bool:
-        """Take what there is; False: nothing."""
+    def _receive(self, *, is_patient: bool) -> bool:
+        """Take what there is, when patient only if there is no more than at the last look; False: nothing."""
         ready = self._poll.poll(0)
+        if is_patient and len(ready) != self._num_ready and self._num_looks < MAX_STAMPED_LOOKS:
+            self._num_ready = len(ready)
+            self._num_looks += 1
+            return True
+        self._num_ready = self._num_looks = 0
         for descriptor, _ in ready:
             slot = self._slots.get(descriptor)
             if slot is None:
@@ -264,4 +278,5 @@ class StreamLoad:
             return
         self.finished.append(slot.stream)
         if not self._is_over:
-            self._begin(slot)
+            at = time.time() + self._random.uniform(0, MAX_PAUSE_SECONDS)
+            heapq.heappush(self._to_begin, (at, slot.number, slot))

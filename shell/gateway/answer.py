@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 import attrs
@@ -19,6 +19,7 @@ from shell.gateway.progress import PromptProgress
 from shell.gateway.service import Service
 from shell.gateway.sse import DONE, EventWriter, SendStalled, encode_event
 from shell.gateway.timings import make_timings
+from syscalls.process import Output
 
 Json = dict[str, Any]
 
@@ -53,10 +54,13 @@ class Shape(Protocol):
         """Return the stream's next objects for a choice: none when there is nothing to tell."""
         ...
 
-    def text_event(self, choice: Choice, delta: Delta) -> bytes | None:
-        """Return what `chunks` would, framed, where a delta is nothing but text; None: call `chunks`.
+    def text_event(
+        self, index: int, text: str, tokens: Sequence[int], times: Sequence[float]
+    ) -> bytes | None:
+        """Return what `chunks` would, framed, for a delta of a choice that is nothing but text.
 
-        With the null `usage` of a stream that ends with its usage; nothing else is added to such chunks.
+        None: call `chunks`. With the null `usage` of a stream that ends with its usage; nothing else is added
+        to such chunks.
         """
         ...
 
@@ -160,6 +164,10 @@ class Collector:
         self.collected[choice.index].add(delta)
         return True
 
+    def put_text(self, choice: Choice, text: str, output: Output) -> bool:
+        """See Sink."""
+        return self.put(choice, Delta.of_text(text, output))
+
     async def drain(self) -> None:
         """See Sink: nothing waits."""
         await trio.lowlevel.checkpoint()
@@ -191,9 +199,13 @@ class Streamer:
 
     def put(self, choice: Choice, delta: Delta) -> bool:
         """See Sink."""
-        job = self.generation.job
-        if self._is_bare and (event := self.shape.text_event(choice, delta)) is not None:
-            return not event or self.writer.put(event)
+        job, parts = self.generation.job, delta.parts
+        if self._is_bare and delta.finish_reason is None and not delta.entries and len(parts) == 1:
+            part = parts[0]
+            if type(part) is Content:
+                event = self.shape.text_event(choice.index, part.text, delta.tokens, delta.times)
+                if event is not None:
+                    return self.writer.put(event)
         chunks = self.shape.chunks(choice, delta)
         self._add_usage(chunks)
         if job.has_timings:
@@ -201,6 +213,14 @@ class Streamer:
             for chunk in chunks:
                 chunk["timings"] = timings
         return not chunks or self.writer.put(b"".join(map(encode_event, chunks)))
+
+    def put_text(self, choice: Choice, text: str, output: Output) -> bool:
+        """See Sink. This is each token's way, so it makes no more objects than it must."""
+        if self._is_bare:
+            event = self.shape.text_event(choice.index, text, output.tokens, output.times)
+            if event is not None:
+                return self.writer.put(event)
+        return self.put(choice, Delta.of_text(text, output))
 
     def _add_usage(self, chunks: list[Json]) -> None:
         job = self.generation.job

@@ -102,29 +102,26 @@ class ChatShape:
             found.append(self._chunk(choice, {}, **more))
         return found
 
-    def text_event(self, choice: Choice, delta: Delta) -> bytes | None:
+    def text_event(
+        self, index: int, text: str, tokens: Sequence[int], times: Sequence[float]
+    ) -> bytes | None:
         """See Shape."""
-        told = self._told[choice.index]
-        parts = delta.parts
-        if delta.finish_reason is not None or delta.entries or told.entries or not told.has_role:
-            return None
-        if len(parts) != 1 or type(part := parts[0]) is not Content:
+        told = self._told[index]
+        if told.entries or not told.has_role:
             return None
         if told.event is None:
             content: Json = {"content": ""}
-            row: Json = {"index": choice.index, "delta": content, "logprobs": None, "finish_reason": None}
+            row: Json = {"index": index, "delta": content, "logprobs": None, "finish_reason": None}
             row |= self._take_details(_Told())
             chunk = self._envelope([row])
             if self.job.include_usage:
                 chunk["usage"] = None
             told.event = TextEvent.make(chunk, row, content, "content")
-        tokens: Sequence[int] = delta.tokens
-        times: Sequence[float] = delta.times
         if told.tokens:
             tokens, told.tokens = [*told.tokens, *tokens], []
         if told.times:
             times, told.times = [*told.times, *times], []
-        return told.event.write(part.text, tokens, times)
+        return told.event.write(text, tokens, times)
 
     def _write_part(self, told: _Told, part: Event) -> Json:
         """Return the delta for a part of the message; {}: there is nothing to tell."""

@@ -45,6 +45,12 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
         """The text for the user."""
         return "".join(part.text for part in self.parts if isinstance(part, Content))
 
+    @classmethod
+    def of_text(cls, text: str, output: Output) -> Delta:
+        """What an output added that `Choice.take_text` has taken."""
+        parts = (Content(text),) if text else ()
+        return cls(parts=parts, entries=(), tokens=output.tokens, times=output.times)
+
 
 @attrs.define(eq=False, kw_only=True)
 class Choice:
@@ -95,10 +101,9 @@ class Choice:
 
     def feed(self, output: Output) -> Delta:
         """Take what was read. Tokens past a stop string are not counted; they should not have been made."""
-        if len(output.tokens) == 1 and output.end is None and self.reader.is_plain and not output.logprobs:
-            token = output.tokens[0]
-            if token not in self.end_tokens and not self._pending and not output.prompt_logprobs:
-                return self._feed_plain(token, output)
+        text = self.take_text(output)
+        if text is not None:
+            return Delta.of_text(text, output)
         self.usage = output.usage
         self.prompt_logprobs = output.prompt_logprobs or self.prompt_logprobs
         self._untold_times += output.times
@@ -131,19 +136,29 @@ class Choice:
         self.num_tokens = max(self.num_tokens, output.usage.num_output_tokens)
         return self._end(parts, end)
 
-    def _feed_plain(self, token: int, output: Output) -> Delta:
-        """What `feed` does, in the ordinary case: one more token, and nothing to look for in its text."""
+    def take_text(self, output: Output) -> str | None:
+        """Take the ordinary output: one more token, and nothing to look for in its text.
+
+        Returns:
+            The text that is complete now, "" inside a character. None: it was not taken, and is for `feed`.
+        """
+        tokens = output.tokens
+        if len(tokens) != 1 or output.end is not None or output.logprobs or output.prompt_logprobs:
+            return None
+        token, reader = tokens[0], self.reader
+        if not reader.is_plain or token in self.end_tokens or self._pending:
+            return None
         self.num_tokens += 1
         self.usage = output.usage
         text = self.decoder.push_one(token)
-        if not text:
-            return Delta(parts=(), entries=(), tokens=output.tokens, times=output.times)
-        num_characters = len(text)
-        self.num_decoded += num_characters
-        self.reader.pass_on(num_characters)
-        self.num_shown = self.reader.num_released
-        self.has_newline = self.has_newline or "\n" in text
-        return Delta(parts=(Content(text),), entries=(), tokens=output.tokens, times=output.times)
+        if text:
+            num_characters = len(text)
+            self.num_decoded += num_characters
+            reader.pass_on(num_characters)
+            self.num_shown = reader.num_released
+            if "\n" in text:
+                self.has_newline = True
+        return text
 
     def cut_short(self) -> Delta:
         """End here, as if the process had come to its limit; it has not, and must be killed."""

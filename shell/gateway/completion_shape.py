@@ -15,7 +15,6 @@ from shell.gateway.answer import Collected, Json
 from shell.gateway.choice import Choice, Delta, TokenEntry
 from shell.gateway.job import Job
 from shell.gateway.logprobs import completion_logprobs, prompt_entries, prompt_logprobs
-from shell.gateway.parsers.events import Content
 from shell.gateway.text_event import TextEvent
 
 
@@ -43,10 +42,13 @@ class CompletionShape:
         }
 
     def _chunk(self, choice: Choice, text: str, **more: Any) -> Json:
-        row = {"index": choice.index, "text": text, "logprobs": None, "finish_reason": None, **more}
         if self.job.return_token_ids and choice.index not in self._begun:
-            row["prompt_token_ids"] = list(self.job.prompts[choice.prompt_index])
+            more["prompt_token_ids"] = list(self.job.prompts[choice.prompt_index])
         self._begun.add(choice.index)
+        return self._next_chunk(choice.index, text, **more)
+
+    def _next_chunk(self, index: int, text: str, **more: Any) -> Json:
+        row = {"index": index, "text": text, "logprobs": None, "finish_reason": None, **more}
         return self._envelope([row])
 
     def _echo(self, choice: Choice) -> str:
@@ -76,30 +78,27 @@ class CompletionShape:
             found.append(self._chunk(choice, "", **more, **reasons))
         return found
 
-    def text_event(self, choice: Choice, delta: Delta) -> bytes | None:
+    def text_event(
+        self, index: int, text: str, tokens: Sequence[int], times: Sequence[float]
+    ) -> bytes | None:
         """See Shape."""
-        index, parts = choice.index, delta.parts
-        if delta.finish_reason is not None or delta.entries or index not in self._begun:
-            return None
-        if len(parts) != 1 or type(part := parts[0]) is not Content or self.job.num_top_logprobs is not None:
+        if index not in self._begun or self.job.num_top_logprobs is not None:
             return None
         event = self._events.get(index)
         if event is None:
             details: Json = {"token_ids": []} if self.job.return_token_ids else {}
             if self.job.return_token_times:
                 details["token_times"] = []
-            chunk = self._chunk(choice, "", **details)
+            chunk = self._next_chunk(index, "", **details)
             if self.job.include_usage:
                 chunk["usage"] = None
             (row,) = chunk["choices"]
             event = self._events[index] = TextEvent.make(chunk, row, row, "text")
-        tokens: Sequence[int] = delta.tokens
-        times: Sequence[float] = delta.times
         if self._untold:
             tokens = [*self._untold.pop(index, ()), *tokens]
         if self._untold_times:
             times = [*self._untold_times.pop(index, ()), *times]
-        return event.write(part.text, tokens, times)
+        return event.write(text, tokens, times)
 
     def usage_chunk(self) -> Json:
         """A chunk without choices."""

@@ -322,7 +322,9 @@ class Connection:
         """See Outlet. h11 need not see these bytes: parts of a body do not change its state."""
         if self._is_bodiless:
             return True
-        return self.write_raw(b"%x\r\n%b\r\n" % (len(data), data) if self._is_chunked else data)
+        if self._is_chunked:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        return self._write_wire(data) if self.tls is None else self.write_raw(data)
 
     def write_raw(self, data: bytes) -> bool:
         """Say bytes as they are, now or as soon as the client lets us; True: all are written."""

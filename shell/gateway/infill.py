@@ -95,7 +95,7 @@ class InfillShape:
             found.append(self._end(choice, "", self._untold))
         return found
 
-    def text_event(self, choice: Choice, delta: Delta) -> None:
+    def text_event(self, index: int, text: str, tokens: Sequence[int], times: Sequence[float]) -> None:
         """Its objects count tokens: none is like the one before."""
         return None
 

@@ -27,9 +27,9 @@ class TokenGaps(Collector):
         self._sum = 0.0
 
     def observe(self, seconds: float, count: int) -> None:
-        """Count gaps of one length."""
-        self._counts[bisect_left(TOKEN_BUCKETS, seconds)] += count
-        self._sum += seconds * count
+        """Count gaps of one length that are so long together."""
+        self._counts[bisect_left(TOKEN_BUCKETS, seconds / count)] += count
+        self._sum += seconds
 
     def collect(self) -> Iterator[Metric]:
         """What Prometheus is told."""
@@ -64,8 +64,9 @@ class Metrics:
             buckets=SECONDS_BUCKETS,
             registry=self.registry,
         )
-        self._inter_token = TokenGaps()
-        self.registry.register(self._inter_token)
+        gaps = TokenGaps()
+        self.registry.register(gaps)
+        self.observe_tokens = gaps.observe  # the time since the last tokens, and how many were read together
         self.prompt_tokens = Counter("llmos_gateway_prompt_tokens", "Prompt tokens", registry=self.registry)
         self.completion_tokens = Counter(
             "llmos_gateway_completion_tokens", "Sampled tokens", registry=self.registry
@@ -83,10 +84,6 @@ class Metrics:
             self._duration_children[endpoint] = self._durations.labels(endpoint)
         self._children[key].inc()
         self._duration_children[endpoint].observe(seconds)
-
-    def observe_tokens(self, seconds: float, num_tokens: int) -> None:
-        """Record the gaps before tokens that were read together."""
-        self._inter_token.observe(seconds / num_tokens, num_tokens)
 
     def render(self, devices: tuple[DeviceInfo, ...] = ()) -> bytes:
         """Return the exposition text. Blocks for a millisecond or so: call it in a thread."""

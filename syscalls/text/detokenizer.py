@@ -35,6 +35,7 @@ class IncrementalDecoder:
         self._is_start = not continues
         self._num_leading_spaces = 0 if continues else pieces.num_leading_spaces
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._is_between = False  # characters, and behind what is special about a start
 
     def push(self, token_ids: Iterable[int]) -> str:
         """Decode the next tokens. Returns the text that is complete now."""
@@ -50,13 +51,18 @@ class IncrementalDecoder:
 
     def push_one(self, token_id: int) -> str:
         """Decode the next token. Returns the text that it completed: "" inside a character."""
+        if self._is_between and (known := self._pieces.texts.get(token_id)) is not None:
+            return known
         is_special = self._skip_special_tokens and self._pieces.is_special(token_id)
         if is_special and token_id not in self._shown_tokens:
             return ""
         piece = self._pieces.first(token_id) if self._is_start else self._pieces[token_id]
         self._is_start = False
         text = self._utf8.decode(piece)
-        return self._strip(text) if self._num_leading_spaces else text
+        if self._num_leading_spaces:
+            text = self._strip(text)
+        self._is_between = not self._num_leading_spaces and not self._utf8.getstate()[0]
+        return text
 
     def _strip(self, text: str) -> str:
         while self._num_leading_spaces and text:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -37,6 +38,7 @@ class PieceTable:
         self._dropped_at_start = ""  # removed from a text's first token
         self._added = tokenizer.get_added_tokens_decoder()
         self._pieces: dict[int, bytes] = {}
+        self.texts: dict[int, str] = {}  # of those that are whole characters and mark no structure
         self._steps: list[Step] = []
         is_fused = False
         for step in _flatten(decoder):
@@ -47,6 +49,9 @@ class PieceTable:
         piece = self._pieces.get(token_id)
         if piece is None:
             piece = self._pieces[token_id] = self._spell(token_id, dropped="")
+            if not self.is_special(token_id):
+                with suppress(UnicodeDecodeError):
+                    self.texts[token_id] = piece.decode()
         return piece
 
     def first(self, token_id: int) -> bytes:

@@ -96,9 +96,10 @@ def test_pieces_are_what_objects_are(
     for index, delta in told:
         choice = choices[index]
         expected = encode_chunks(slow, choice, delta, usage=usage)
-        event = fast.text_event(choice, delta)
-        is_text = len(delta.parts) == 1 and isinstance(delta.parts[0], Content) and not delta.finish_reason
-        assert (event is not None) == (is_text and index in begun)
+        event = None
+        if len(delta.parts) == 1 and isinstance(part := delta.parts[0], Content) and not delta.finish_reason:
+            event = fast.text_event(index, part.text, delta.tokens, delta.times)
+            assert (event is not None) == (index in begun)
         given_out = encode_chunks(fast, choice, delta, usage=usage) if event is None else event
         assert given_out == expected
         if given_out:
