@@ -3,8 +3,8 @@
 The clients of a server are on other machines, and here they share its processors. So the loop does little
 while tokens come, and reads what was said only when nobody says more. When something came, the system tells
 (`arrival_stamp`): then it is enough to receive when all tokens of a step are there. Where its own clock
-counts, the loop looks once a millisecond, which makes a token that late at most. A stream that follows another
-begins at a random moment of a step: who asks knows nothing of steps.
+counts, the loop looks once a millisecond, which makes a token that late at most. A stream that follows
+another begins at a random moment of a step: who asks knows nothing of steps.
 """
 
 from __future__ import annotations
