@@ -22,15 +22,16 @@ from llmos.bench.kept_runs import KeptRuns
 from llmos.bench.report import Report
 from llmos.bench.switch_real import NEVER_SECONDS, RealMachine
 from llmos.bench.switch_report import NothingMeasured
+from llmos.bench.switch_variants import BLOCK_TOKENS, BLOCKS
 from llmos.config import Config
 from llmos.cost import StepWork
 from llmos.sched.core import Core
-from llmos.sched.preemption import PreemptionCosts
+from llmos.sched.preemption import Preempt, PreemptionCosts
 from syscalls.client import open_client
 
 NUM_TURNS = 7  # of each chat that begin with a switch
 
-Way = Literal["swap", "recompute"]
+Way = Literal["swap", "block swap", "recompute"]
 
 
 def measure_crossover(
@@ -40,7 +41,7 @@ def measure_crossover(
     kept: KeptRuns,
     advance: Callable[[], None],
 ) -> None:
-    """Two rows for each length: a switch as measured, and as the kernel's cost model has it.
+    """Three rows for each length: a switch as measured, by blocks in turn with the steps, and as predicted.
 
     `advance` is called after each length.
 
@@ -48,11 +49,16 @@ def measure_crossover(
         NothingMeasured: a turn began without a switch.
     """
     for length in lengths:
-        swap, recompute = (_measure_once(machine, length, way, kept) for way in ("swap", "recompute"))
+        ways: tuple[Way, ...] = ("swap", "block swap", "recompute")
+        swap, blocks, recompute = (_measure_once(machine, length, way, kept) for way in ways)
         case = f"{machine.name}, switch by context: {length} tokens"
         report.add(
             case, "swap", swap[0] * 1e3, "ms",
             against="recompute", ratio=recompute[0] / swap[0], runs=2 * NUM_TURNS,
+        )  # fmt: skip
+        report.add(
+            case, "swap", swap[0] * 1e3, "ms",
+            against=BLOCKS, ratio=blocks[0] / swap[0], runs=2 * NUM_TURNS,
         )  # fmt: skip
         if swap[1] and recompute[1]:
             report.add(
@@ -75,8 +81,13 @@ def _measure_once(machine: RealMachine, length: int, way: Way, kept: KeptRuns) -
 async def _measure(machine: RealMachine, length: int, way: Way) -> tuple[float, ...]:
     pages_of_each = machine.kv.num_pages(length + 4 * NUM_TURNS + 6)
     pool_mib = -(-(pages_of_each + 1) * machine.kv.page_bytes >> 20)
+    preempt: Preempt = "recompute" if way == "recompute" else "swap"
+    if way == "block swap":
+        in_blocks = {"switching": "sync", "swap_piece_kib": max(1, machine.block_bytes(BLOCK_TOKENS) >> 10)}
+    else:
+        in_blocks = {}
     config = Config(
-        **machine.options, policy="fcfs", preempt=way, swap_reuse=False, prefix_cache=False,
+        **machine.options, **in_blocks, policy="fcfs", preempt=preempt, swap_reuse=False, prefix_cache=False,
         pool_mib=pool_mib, max_model_len=machine.context, swap_idle_seconds=NEVER_SECONDS,
     )  # fmt: skip
     turns = (Turn(length, 1, 0.0), *(Turn(1, 1, 0.0) for _ in range(2 * NUM_TURNS + 2)))
@@ -117,7 +128,7 @@ def _predict(core: Core, machine: RealMachine, length: int, way: Way) -> float:
     profile, forecast = core.preemption.profile, core.forecast
     if profile is None or profile.host is None or forecast is None:
         return 0.0
-    if way == "swap":
+    if way != "recompute":
         return 2 * profile.host.seconds(machine.kv.num_pages(length) * machine.kv.page_bytes)
     costs = PreemptionCosts(max_step_tokens=core.limits.max_step_tokens, forecast=forecast, profile=profile)
     plain = forecast.step_seconds(StepWork().with_row(length, 1))
