@@ -35,6 +35,7 @@ from llmos.config import ConfigError, num_cores
 from llmos.log import configure_logging
 
 CROSSOVER_LENGTHS = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # tokens
+CROSSOVER_SHARE = 3 / 4  # of the longest context, at most: turns follow
 
 
 class Job(NamedTuple):
@@ -71,6 +72,22 @@ def choose_loads(listed: str | None) -> list[Load]:
         if name not in {load.name for load in LOADS}:
             raise ConfigError(f"load {name!r} is not one of {', '.join(load.name for load in LOADS)}")
     return [load for load in LOADS if load.name in names]
+
+
+def choose_contexts(listed: str | None, longest: int) -> list[int]:
+    """The contexts that a list names, in tokens; None: those of CROSSOVER_LENGTHS that fit.
+
+    Raises:
+        ConfigError: one is no number, or is not below CROSSOVER_SHARE of the longest context.
+    """
+    most = int(longest * CROSSOVER_SHARE)
+    if listed is None:
+        return [length for length in CROSSOVER_LENGTHS if length < most]
+    lengths = [int(text) if text.strip().isdecimal() else 0 for text in listed.split(",")]
+    for text, length in zip(listed.split(","), lengths, strict=True):
+        if not 0 < length < most:
+            raise ConfigError(f"context {text.strip()!r} is not a number from 1 to {most - 1}")
+    return lengths
 
 
 def measure_simulated(
@@ -116,21 +133,30 @@ def measure_simulated(
 
 
 def measure_real(
-    rows: Sequence[TraceRow], options: dict[str, Any], seconds: float, num_rounds: int, kept: KeptRuns
+    rows: Sequence[TraceRow],
+    options: dict[str, Any],
+    seconds: float,
+    num_rounds: int,
+    kept: KeptRuns,
+    contexts: str | None = None,
 ) -> Iterator[Report]:
     """All runs on a device of this machine that are not kept, one after the other.
+
+    With `contexts` they are switches at those, and no conversations.
 
     Yields:
         What is known so far: switches by context, the knee, and all variants after each round.
 
     Raises:
+        ConfigError: see `choose_contexts`.
         NothingMeasured: see `check_runs` and `measure_crossover`.
     """
     machine = describe(options)
-    lengths = [length for length in CROSSOVER_LENGTHS if length < machine.context * 3 // 4]
+    lengths = choose_contexts(contexts, machine.context)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
-        total = NUM_RUNS_BEFORE + num_rounds * NUM_VARIANTS + len(lengths)
+        total = len(lengths)
+        total += 0 if contexts else NUM_RUNS_BEFORE + num_rounds * NUM_VARIANTS
         task = bar.add_task("bench switch", total=total)
 
         def advance() -> None:
@@ -139,6 +165,8 @@ def measure_real(
         crossover = Report("switch")
         measure_crossover(machine, crossover, lengths, kept, advance)
         yield crossover
+        if contexts:
+            return
         for report in RealBench(machine, rows, seconds, kept, advance).measure(num_rounds):
             report.rows[:0] = crossover.rows
             yield report
@@ -161,7 +189,8 @@ def random_model(shape: str) -> Iterator[str]:
 
 def main(
     *, model: str | None, shape: str | None, device: str, threads: int | None, trace: str, loads: str | None,
-    num_conversations: int, seconds: float, num_runs: int, json_path: str | None, keep_path: str | None,
+    num_conversations: int, seconds: float, contexts: str | None, num_runs: int, json_path: str | None,
+    keep_path: str | None,
 ) -> int:  # fmt: skip
     """Measure, print the table, and write the rows, on a real device after each round."""
     configure_logging("warning", "console")
@@ -174,7 +203,7 @@ def main(
         options: dict[str, Any] = {"device": device, "threads": threads}
         with random_model(shape) if shape else nullcontext(model) as path:
             options |= {"model": path} if path else {}
-            for report in measure_real(rows, options, seconds, num_runs, kept):
+            for report in measure_real(rows, options, seconds, num_runs, kept, contexts):
                 if json_path:
                     report.write_json(json_path)
     report.print_table()

@@ -13,7 +13,7 @@ from llmos.bench.chats import Held, Latencies, TurnTimes
 from llmos.bench.conversations import TraceRow, make_conversations
 from llmos.bench.kept_runs import KeptRuns
 from llmos.bench.report import Report
-from llmos.bench.switch import choose_loads, random_model
+from llmos.bench.switch import choose_contexts, choose_loads, random_model
 from llmos.bench.switch_report import NothingMeasured, add_recompute_rows, add_rows, check_runs
 from llmos.bench.switch_run import SwitchRun
 from llmos.bench.switch_sim import A10, simulate
@@ -130,6 +130,15 @@ def test_loads_are_chosen_by_name() -> None:
     assert [load.name for load in choose_loads("knee, light")] == ["light", "knee"]
     with pytest.raises(ConfigError, match="'midday'"):
         choose_loads("midday")
+
+
+def test_contexts_are_chosen_by_length() -> None:
+    """All that fit when none is named; what leaves no room for turns is refused, and what is no number."""
+    assert choose_contexts(None, 400) == [32, 64, 128, 256]
+    assert choose_contexts("299, 7", 400) == [299, 7]
+    for listed, wrong in (("32,300", "300"), ("0", "0"), ("many", "many"), ("8,,9", ""), ("-5", "-5")):
+        with pytest.raises(ConfigError, match=f"context '{wrong}' is not a number from 1 to 299"):
+            choose_contexts(listed, 400)
 
 
 def test_models_of_a_shape_come_and_go() -> None:
