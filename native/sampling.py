@@ -113,6 +113,11 @@ class Draw:
         return self.tally is not None or len(self.seen_ids) + len(self.bias_ids) > 0
 
     @property
+    def has_scores(self) -> bool:
+        """True when it is drawn from other numbers than logits: penalties, a bias, or cuts of its own."""
+        return self.is_scored or self.cuts is not None
+
+    @property
     def is_adjusted(self) -> bool:
         """True when the token is drawn from other scores than the raw logits."""
         return len(self.seen_ids) + len(self.bias_ids) > 0 or self.has_limits
@@ -120,12 +125,17 @@ class Draw:
     @property
     def is_token_only(self) -> bool:
         """True when it comes to a token, and nothing else."""
-        return not (self.mirostat is not None or self.num_top is not None or self.given is not None)
+        return not (
+            self.mirostat is not None
+            or self.num_top is not None
+            or self.given is not None
+            or self.is_processed
+        )
 
     @property
     def is_plain(self) -> bool:
         """True when it takes temperature, random number, top-k, top-p and min-p, and no more than logits."""
-        return self.is_token_only and self.cuts is None and not (self.is_scored or self.has_limits)
+        return self.is_token_only and not (self.has_scores or self.has_limits)
 
     @property
     def token_only(self) -> Draw:

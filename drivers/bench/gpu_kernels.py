@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from drivers.bench.gpu_elementwise import TOKENS_PER_PAGE, measure_elementwise, random_pages
+from drivers.bench.gpu_sampling import measure_sampling
 from drivers.bench.gpu_setup import Setup
 from drivers.bench.gpu_weights import random_weight
 from drivers.bench.rows import Measured
@@ -20,10 +21,8 @@ from drivers.triton_ops.linear_int4 import linear_int4
 from drivers.triton_ops.linear_int8 import linear_int8
 from drivers.triton_ops.plan import TritonPlan, plan_attention
 from drivers.triton_ops.rounding import round_rows
-from drivers.triton_ops.sample import draw_numbers, sample
 from drivers.triton_ops.tuner import open_tuner
 from llmos.device import Row
-from native.sampling import Draw
 
 __all__ = ["measure_kernels", "measure_peaks"]
 
@@ -40,7 +39,7 @@ def measure_peaks(setup: Setup) -> Iterator[Measured]:
 
 def measure_kernels(setup: Setup) -> Iterator[Measured]:
     """Each kernel at the model's shape."""
-    sizes, config = setup.sizes, setup.sizes.model
+    sizes = setup.sizes
     for rows in sizes.product_rows:  # first: tiles are chosen here, and others need them
         yield from _product(setup, rows)
         for num_bits in (8, 4):
@@ -52,13 +51,7 @@ def measure_kernels(setup: Setup) -> Iterator[Measured]:
         yield from _int8_attention(setup, batch, sizes.contexts[len(sizes.contexts) // 2])
     for tokens in sizes.prompts:
         yield from _prefill_attention(setup, tokens)
-    case = f"kernels: sampling by top-k and top-p, batch {sizes.batches[-1]}"
-    if setup.has_time(case):
-        logits = torch.randn(sizes.batches[-1], config.vocab_size, device=setup.device)
-        draws = [Draw(0.8, 0.5, top_k=50, top_p=0.95)] * len(logits)
-        numbers = torch.from_numpy(draw_numbers(draws)).to(setup.device)
-        seconds = setup.seconds(lambda: sample(logits, numbers))
-        yield setup.against_bandwidth(case, seconds, logits.nbytes)
+    yield from measure_sampling(setup)
 
 
 def _shape(setup: Setup) -> AttentionShape:

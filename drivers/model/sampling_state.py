@@ -172,7 +172,7 @@ class SamplingState:
         return {
             "cuts": list_cuts(sampling, position) if sampling.temperature > 0.0 else (),
             "mirostat": mirostat,
-            "is_processed": sampling.processed_logprobs,
+            "is_processed": sampling.processed_logprobs and sampling.logprobs is not None,
         }
 
 

@@ -8,8 +8,8 @@ What a draw may be depends on the token before it where there is a grammar, say.
 launched, the step before is collected while the device is at it, and the draw is launched behind.
 
 Penalties are about counts, which the device has and adds to (`token_table.py`). Draws that it cannot make
-(mirostat, other cuts) are the host's: their logits are copied to
-it, and their space cannot go on before `collect` has decided the token and sent it back.
+(mirostat, log-probabilities of what cuts leave) are the host's: their logits are copied to it, and their
+space cannot go on before `collect` has decided the token and sent it back.
 
 On triton's operations steps of lone tokens run in buckets (`decode_buckets.py`). Other steps, with chunks of
 prompts, are launched as they are.

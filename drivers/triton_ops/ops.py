@@ -136,18 +136,15 @@ class TritonOps:
         return silu_mul_int8(gate_up)
 
     def can_draw(self, draw: Draw | None) -> bool:
-        """See `Ops.can_draw`: all but mirostat, other cuts, and what is told of a token."""
+        """See `Ops.can_draw`: all but mirostat, and what is told of a token."""
         return can_draw(draw)
 
     def draw_tokens(
         self, logits: torch.Tensor, draws: Sequence[Draw | None], counted: Counted | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Ops.draw_tokens`."""
-        limits = draw_limits(draws, logits.shape[1])
         counted = counted or count_seen(draws, logits.shape[1], logits.device)
-        return sample(
-            logits,
-            send(torch.from_numpy(draw_numbers(draws)), logits.device),
-            None if limits is None else send(torch.from_numpy(limits), logits.device),
-            score(logits, draws, counted),
-        )
+        packed = draw_limits(draws, logits.shape[1])
+        limits = None if packed is None else send(torch.from_numpy(packed), logits.device)
+        numbers = send(torch.from_numpy(draw_numbers(draws)), logits.device)
+        return sample(logits, numbers, limits, score(logits, draws, counted, limits))

@@ -1,6 +1,7 @@
 """From logits to tokens on the device: one program a row, in the cuts and arithmetic of the host's sampler.
 
-A row that has penalties or a bias is drawn from its scores, in fp64 as on the host; others from their logits.
+A row that has penalties, a bias or cuts in another order is drawn from its scores, in fp64 as on the host;
+others are drawn from their logits.
 
 The tokens that top-k and top-p keep are the first few by score, largest first, the lowest id first among
 equals. So a cut is a score, and how many of those that equal it are kept. Scores are searched for digit by
@@ -22,6 +23,7 @@ import torch
 import triton
 import triton.language as tl
 
+from drivers.triton_ops.keys import LOWEST, to_keys
 from drivers.triton_ops.scores import Scores
 from native.sampling import Draw
 
@@ -31,21 +33,6 @@ BLOCK = 1024  # logits at once
 # for each row: temperature, random number, top-k, top-p, min-p, its place among the limits (from 1; 0: none),
 # and among the scores, likewise
 NUM_NUMBERS = 7
-LOWEST = tl.constexpr(-(1 << 63))
-HIGHEST = tl.constexpr((1 << 63) - 1)
-
-
-@triton.jit
-def _keys(values, WIDE: tl.constexpr):
-    """Integers in the order of values: of fp32 0 to 2^32 - 1, of fp64 above LOWEST."""
-    values += 0.0  # -0 becomes 0: they are equal
-    if WIDE:
-        bits = values.to(tl.int64, bitcast=True)
-        keys = tl.where(bits >= 0, bits, bits ^ HIGHEST)
-    else:
-        bits = values.to(tl.int32, bitcast=True).to(tl.int64)
-        keys = tl.where(bits >= 0, bits + 2147483648, 2147483647 - (bits & 2147483647))
-    return keys
 
 
 @triton.jit
@@ -66,7 +53,7 @@ def _load(
     inside = _are_allowed(limits, has_limits, at, vocab_size)
     loaded = tl.load(values + at, mask=inside, other=0.0)
     weights = tl.exp((loaded.to(tl.float64) - largest) / temperature)
-    keys = tl.where(inside, _keys(loaded, WIDE), LOWEST if WIDE else -1)
+    keys = tl.where(inside, to_keys(loaded, WIDE), LOWEST if WIDE else -1)
     return at, keys, tl.where(inside, weights, 0.0)
 
 
@@ -220,8 +207,8 @@ def _sample(
 
 
 def can_draw(draw: Draw | None) -> bool:
-    """Whether a draw comes to a token by the cuts that are here; None is plain greedy, and does."""
-    return draw is None or (draw.is_token_only and draw.cuts is None)
+    """Whether a draw comes to a token and no more; None is plain greedy, and does."""
+    return draw is None or draw.is_token_only
 
 
 def draw_numbers(draws: Sequence[Draw | None]) -> npt.NDArray[np.float64]:
@@ -231,12 +218,13 @@ def draw_numbers(draws: Sequence[Draw | None]) -> npt.NDArray[np.float64]:
     for row, draw in enumerate(draws):
         if draw is not None and can_draw(draw):
             num_limited += draw.has_limits
-            num_scored += draw.is_scored
+            num_scored += draw.has_scores
             limit = num_limited if draw.has_limits else 0
-            score = num_scored if draw.is_scored else 0
-            numbers[:, row] = (
-                draw.temperature, draw.uniform, draw.top_k, draw.top_p, draw.min_p, limit, score
-            )  # fmt: skip
+            score = num_scored if draw.has_scores else 0
+            cuts = (draw.temperature, draw.uniform, draw.top_k, draw.top_p, draw.min_p)
+            if draw.cuts is not None:  # its scores are what is left of them
+                cuts = (float(draw.temperature > 0.0), draw.uniform, 0, 1.0, 0.0)
+            numbers[:, row] = (*cuts, limit, score)
     return numbers
 
 

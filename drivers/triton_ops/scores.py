@@ -1,4 +1,4 @@
-"""Scores in fp64, for rows with penalties or a bias: what their logits become before anything is cut.
+"""Scores in fp64, for rows with penalties, a bias, or cuts in an order of their own.
 
 Counts of tokens are the device's, a dense row for each space that asks, so that a program reads a logit and
 its count side by side. A bias is about few tokens: those are added in the order of the host's sampler.
@@ -18,6 +18,7 @@ from attrs import frozen
 
 from drivers.ops.counted import Counted
 from drivers.ops.transfer import send
+from drivers.triton_ops.cuts import apply_cuts
 from native.sampling import Draw
 
 __all__ = ["Scores", "score"]
@@ -31,8 +32,8 @@ class Scores:
 
     Attributes:
         values: [num_scored, vocab_size], fp64, contiguous.
-        notes: [3, num_scored], int64: the row of logits, its row of counts (-1: none), and what its token is
-            noted as there (see `Counted`).
+        notes: [4, num_scored], int64: the row of logits, its row of counts (-1: none), what its token is
+            noted as there (see `Counted`), and its place among the limits (-1: none).
         counts: see `Counted`.
     """
 
@@ -43,7 +44,10 @@ class Scores:
 
 # the compiler must not make other code for another number of rows, nor fuse what the host does not
 @triton.jit(do_not_specialize=["num_scored"])
-def _score(logits, notes, counts, penalties, scores, num_scored, vocab_size, BLOCK: tl.constexpr):
+def _score(
+    logits, notes, counts, limits, penalties, scores, num_scored, vocab_size, limits_width,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
     index = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < vocab_size
@@ -57,32 +61,49 @@ def _score(logits, notes, counts, penalties, scores, num_scored, vocab_size, BLO
     value = tl.where(raw > 0.0, raw / repetition, raw * repetition)
     value -= frequency * num_output.to(tl.float64)
     value -= tl.where(num_output > 0, presence, 0.0)
-    tl.store(scores + index * vocab_size + at, tl.where(seen > 0, value, raw), mask=inside)
+    limit = tl.load(notes + 3 * num_scored + index)
+    bits = tl.load(limits + limit * limits_width + at // 8, mask=inside & (limit >= 0), other=255).to(
+        tl.int32
+    )
+    is_allowed = ((bits >> (at % 8)) & 1) == 1
+    value = tl.where(is_allowed, tl.where(seen > 0, value, raw), -float("inf"))
+    tl.store(scores + index * vocab_size + at, value, mask=inside)
 
 
-def score(logits: torch.Tensor, draws: Sequence[Draw | None], counted: Counted) -> Scores | None:
-    """The scores of rows whose draws have penalties or a bias; None: none has.
+def score(
+    logits: torch.Tensor,
+    draws: Sequence[Draw | None],
+    counted: Counted,
+    limits: torch.Tensor | None = None,
+) -> Scores | None:
+    """The scores of rows whose draws have some, cuts of their own made; None: none has.
 
     Args:
         logits: [num_rows, vocab_size], fp32, contiguous.
         draws: one for each row.
         counted: what the penalties are about; the draws' own `seen_ids` do not matter here.
+        limits: a row of bits for each draw that has some (see sample.py); None: none has.
     """
-    asking = [(row, draw) for row, draw in enumerate(draws) if draw is not None and draw.is_scored]
+    asking = [(row, draw) for row, draw in enumerate(draws) if draw is not None and draw.has_scores]
     if not asking:
         return None
     vocab_size, device = logits.shape[1], logits.device
-    noted = [(row, counted.places[row], counted.notes[row]) for row, _ in asking]
+    limited = [row for row, draw in enumerate(draws) if draw is not None and draw.has_limits]
+    limit_of = {row: place for place, row in enumerate(limited)}
+    noted = [(row, counted.places[row], counted.notes[row], limit_of.get(row, -1)) for row, _ in asking]
     notes = send(torch.tensor(noted, dtype=torch.int64).T.contiguous(), device)
     numbers = [(draw.repetition_penalty, draw.frequency_penalty, draw.presence_penalty) for _, draw in asking]
     penalties = send(torch.tensor(numbers, dtype=torch.float64).T.contiguous(), device)
     values = torch.empty((len(asking), vocab_size), dtype=torch.float64, device=device)
     counts = counted.counts if len(counted.counts) else notes.new_empty((1, 1), dtype=torch.int32)
+    if limits is None:
+        limits = notes.new_empty((1, 1), dtype=torch.uint8)  # nobody looks there
     _score[(len(asking), triton.cdiv(vocab_size, BLOCK))](
-        logits, notes, counts, penalties, values, len(asking), vocab_size, BLOCK=BLOCK,
-        enable_fp_fusion=False,
+        logits, notes, counts, limits, penalties, values, len(asking), vocab_size, limits.shape[1],
+        BLOCK=BLOCK, enable_fp_fusion=False,
     )  # fmt: skip
     _add_biases(values, [draw for _, draw in asking])
+    apply_cuts(values, [draw for _, draw in asking])
     return Scores(values, notes, counts)
 
 

@@ -43,7 +43,7 @@ def test_a_rehearsal_runs_every_part() -> None:
     assert "not measured" not in result.stdout
     for case in (
         "checks: properties and parity", "peaks: matrix product", "attention: decode, batch 2",
-        "attention: prompt of 8", "kernels: product of 1 rows", "kernels: sampling",
+        "attention: prompt of 8", "kernels: product of 1 rows", "kernels: sampling by typical",
         "step: decode, batch 2, context 16", "step: decode, batch 1, context 16, two in flight",
         "step: decode, batch 1, context 16, graphs", "step: decode, FP32 weights, int8 keys and values",
         "step: decode, W8A8 weights, int8 keys and values", "step: decode, W4A8 weights", "step: prompt of 8",

@@ -7,7 +7,8 @@ the host has put into a call, memory that is another step's by now.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -16,7 +17,7 @@ from attrs import define, field
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["StandInGraph", "record"]
+__all__ = ["StandInGraph", "record", "refuse_reads"]
 
 READS = (torch.ops.aten._local_scalar_dense, torch.ops.aten.equal, torch.ops.aten.is_nonzero)
 MEMORY = (torch.ops.aten.empty, torch.ops.aten.new_empty, torch.ops.aten.empty_like)
@@ -110,3 +111,45 @@ def record(work: Callable[[], None]) -> StandInGraph:
         work()
     recorder.restore()
     return graph
+
+
+class _NoReads(TorchDispatchMode):
+    """Refuses what a GPU's host would wait for."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """See TorchDispatchMode."""
+        if func.overloadpacket in (*READS, torch.ops.aten.nonzero, torch.ops.aten.masked_select):
+            raise RuntimeError(f"{func}: the host waits for what the device computes")
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def refuse_reads() -> Iterator[None]:
+    """Whatever waits for the device raises RuntimeError: on a GPU torch says so, here its operations do."""
+    if torch.cuda.is_available():
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return
+    from triton.runtime.interpreter import InterpretedFunction
+
+    run = InterpretedFunction.run
+
+    def launch(kernel: Any, *args: Any, **kwargs: Any) -> Any:
+        with _disable_current_modes():  # what goes on inside is the kernel's
+            return run(kernel, *args, **kwargs)
+
+    def refuse(tensor: torch.Tensor, *args: Any) -> Any:
+        raise RuntimeError("the host waits for a copy of what the device computes")
+
+    with (
+        mock.patch.object(InterpretedFunction, "run", launch),
+        mock.patch.object(torch.Tensor, "tolist", refuse),
+        mock.patch.object(torch.Tensor, "cpu", refuse),
+        _NoReads(),
+    ):
+        yield

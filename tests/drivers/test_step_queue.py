@@ -13,7 +13,7 @@ from attrs import evolve
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from model_zoo import Memory, random_model
-from stand_in_graph import StandInGraph, record
+from stand_in_graph import StandInGraph, record, refuse_reads
 from triton_device import DEVICE, IS_INTERPRETED
 
 from drivers.model.launch import DirectLauncher, GraphLauncher
@@ -213,6 +213,37 @@ def test_a_space_whose_token_the_host_decides_waits() -> None:
     queue.collect()
     with pytest.raises(RuntimeError, match="no step is in flight"):
         queue.collect()
+
+
+def test_a_launch_waits_for_nothing() -> None:
+    """Prompts, steps that are fed, late draws, counts, what is told, what the host decides: no host reads."""
+    queue, _ = open_queue()
+    ways = (Way.PLAIN, Way.TOLD, Way.COUNTED, Way.LATE)
+    tokens = [list(PROMPT[space % 2 :]) for space in range(len(ways))]
+
+    def draw(num_ahead: int) -> list[Draw | None]:
+        return [
+            draw_at(space, len(tokens[space]) + num_ahead, way, tokens[space])
+            for space, way in enumerate(ways)
+        ]
+
+    prompts = [Row(space, 0, tuple(known), True) for space, known in enumerate(tokens)]
+    with refuse_reads():
+        queue.launch(prompts, draw(0))
+        fed = [Row(space, len(known), (), True) for space, known in enumerate(tokens)]
+        queue.launch(fed, draw(1))
+        with pytest.raises(RuntimeError, match=r"wait|synchronizing"):
+            int(queue._last[0])
+    for _ in range(2):
+        for known, choice in zip(tokens, queue.collect(), strict=True):
+            known.append(choice.token)
+    fed = [Row(space, len(known) - 1, (known[-1],), True) for space, known in enumerate(tokens)]
+    with refuse_reads():
+        queue.launch(fed, lambda: draw(0))
+    queue.collect()
+    with refuse_reads():
+        queue.launch([Row(0, len(tokens[0]), (), True)], [draw_at(0, 9, Way.HOST, (1,))])
+    queue.collect()
 
 
 def test_broken_rows_are_told_and_targets_are_scored() -> None:

@@ -26,6 +26,7 @@ KERNELS = {
     "_attend_single",
     "_join_single",
     "_rope_write_kv",
+    "_cut",
     "_sample",
     "_score",
     "_linear_int4",

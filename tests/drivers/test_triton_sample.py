@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from triton_device import DEVICE
 
-from drivers.model.reference_sampler import adjust_logits, choose_token, choose_tokens
+from drivers.model.reference_sampler import adjust_logits, choose_token, choose_tokens, cut_scores
 from native.sampling import Cut, Draw, MirostatDraw
 from native.sampling import sample as sample_by_host
 
@@ -18,7 +18,7 @@ pytest.importorskip("triton", reason="triton is not installed (extra: cuda)")
 
 from drivers.ops.counted import NOTHING, OUTPUT, SEEN, Counted, count_seen
 from drivers.triton_ops.ops import TritonOps
-from drivers.triton_ops.sample import BLOCK, NUM_NUMBERS, can_draw, draw_numbers, sample
+from drivers.triton_ops.sample import BLOCK, NUM_NUMBERS, can_draw, draw_limits, draw_numbers, sample
 from drivers.triton_ops.scores import score
 
 OPS = TritonOps()
@@ -115,18 +115,64 @@ def test_what_is_not_finite_is_counted(bad: float) -> None:
     assert all(0 <= token < 30 for token in ids.tolist())
 
 
+CUTS = st.lists(
+    st.one_of(
+        st.builds(Cut, st.just("temperature"), st.sampled_from([0.3, 0.8, 2.0])),
+        st.builds(
+            Cut, st.just("dynatemp"), st.sampled_from([0.4, 1.0]), st.sampled_from([0.3, 0.6]),
+            st.sampled_from([0.7, 1.0, 2.0]),
+        ),
+        st.builds(Cut, st.just("top_n_sigma"), st.sampled_from([0.5, 1.0, 2.5])),
+        st.builds(Cut, st.just("top_k"), st.sampled_from([1, 3, 9, 3000])),
+        st.builds(Cut, st.just("typical_p"), st.sampled_from([0.1, 0.5, 0.95])),
+        st.builds(Cut, st.just("top_p"), st.sampled_from([0.0, 0.2, 0.6, 0.99])),
+        st.builds(Cut, st.just("min_p"), st.sampled_from([0.01, 0.2, 1.0])),
+        st.builds(Cut, st.just("xtc"), st.sampled_from([0.02, 0.1, 0.4])),
+    ),
+    max_size=4,
+)  # fmt: skip
+
+
+@settings(max_examples=15)
+@given(
+    draw=DRAWS,
+    cuts=CUTS,
+    size=st.one_of(st.integers(10, 40), st.just(BLOCK + 3)),
+    levels=st.sampled_from([0, 0, 3]),
+    seed=st.integers(0, 99),
+)
+def test_cuts_in_any_order_leave_what_the_references_do(
+    draw: Draw, cuts: list[Cut], size: int, levels: int, seed: int
+) -> None:
+    """The same tokens, and their scores to the last few bits; so the same token for any random number."""
+    draw = evolve(draw, cuts=() if draw.temperature == 0.0 else tuple(cuts))
+    logits = logits_of(1, size, levels, seed)
+    scores = adjust_logits(logits[0].numpy().astype(np.float64), draw)
+    packed = draw_limits([draw], size)
+    limits = None if packed is None else torch.from_numpy(packed).to(DEVICE)
+    made = score(logits.to(DEVICE), [draw], count_seen([draw], size, DEVICE), limits)
+    assert made is not None
+    found = made.values[0].cpu().numpy()
+    if scores.max() > -np.inf:
+        wanted = cut_scores(scores, draw)
+        assert np.array_equal(found > -np.inf, wanted > -np.inf)
+        np.testing.assert_allclose(found - found.max(), wanted, rtol=1e-9, atol=1e-12)
+    assert draw_all(logits, [draw]) == [choose_token(logits[0].numpy(), draw).token]
+
+
 @settings(max_examples=8)
 @given(draws=st.lists(DRAWS, min_size=3, max_size=3), seed=st.integers(0, 99))
 def test_scores_are_the_hosts_to_the_bit(draws: list[Draw], seed: int) -> None:
     """Penalties and biases of each row that has some, in fp64; a row alone has the same."""
     logits = logits_of(3, BLOCK + 7, 0, seed)
-    made = score(logits.to(DEVICE), draws, count_seen(draws, BLOCK + 7, DEVICE))
+    packed = draw_limits(draws, BLOCK + 7)
+    limits = None if packed is None else torch.from_numpy(packed).to(DEVICE)
+    made = score(logits.to(DEVICE), draws, count_seen(draws, BLOCK + 7, DEVICE), limits)
     scored = [row for row, draw in enumerate(draws) if draw.is_scored]
     assert (made is None) == (not scored)
     for place, row in enumerate(scored):
         assert made is not None
-        draw = evolve(draws[row], allowed_ids=np.empty(0, np.int64), banned_ids=np.empty(0, np.int64))
-        wanted = adjust_logits(logits[row].numpy().astype(np.float64), draw)
+        wanted = adjust_logits(logits[row].numpy().astype(np.float64), draws[row])
         assert made.values[place].cpu().numpy().tobytes() == wanted.tobytes()
 
 
@@ -162,11 +208,12 @@ def test_a_token_that_is_drawn_is_counted(seed: int, temperature: float) -> None
 
 
 def test_the_host_decides_what_the_device_cannot() -> None:
-    """Given tokens, mirostat and other cuts take a copy of the logits; so does what is told."""
+    """Given tokens, mirostat and processed log-probabilities take a copy of the logits."""
     some = np.array([3], dtype=np.int64)
     by_host = [
         Draw(1.0, 0.5, cuts=(), mirostat=MirostatDraw(2, 3.0, 0.1, 6.0)), Draw(given=3, num_top=1),
-        Draw(1.0, 0.5, num_top=2), Draw(given=3), Draw(1.0, 0.5, cuts=(Cut("temperature", 1.0),)),
+        Draw(1.0, 0.5, num_top=2), Draw(given=3),
+        Draw(1.0, 0.5, cuts=(Cut("temperature", 1.0),), is_processed=True, num_top=1),
         Draw(1.0, 0.5, num_top=2, allowed_ids=some),
     ]  # fmt: skip
     assert not any(map(can_draw, by_host))

@@ -49,6 +49,7 @@ from llmos.device import (
     encode_message,
     from_driver_decoder,
 )  # fmt: skip
+from native.cuda.device import CudaDevice
 from syscalls.sampling import Mirostat
 from tests.fake_cuda import load_fake
 
@@ -69,9 +70,11 @@ WAYS = (
     Sampling(repetition_penalty=1.4, presence_penalty=0.3, logprobs=1),  # counts, and is told
     Sampling(temperature=0.9, seed=8, repetition_penalty=1.4, repeat_last_n=3),  # looks back
     Sampling(temperature=0.9, seed=9, mirostat=Mirostat(2)),  # the host draws
+    Sampling(temperature=1.1, seed=10, typical_p=0.8, presence_penalty=0.5, logprobs=1),
+    Sampling(temperature=1.1, seed=11, typical_p=0.8, logprobs=1, processed_logprobs=True),  # the host draws
 )
-IS_FED = (*(True,) * 11, False)  # goes on before the host knows the token
-IS_LATE = tuple(way in (4, 5, 8, 10) for way in range(12))  # its draw takes the token before
+IS_FED = (*(True,) * 11, False, True, False)  # goes on before the host knows the token
+IS_LATE = tuple(way in (4, 5, 8, 10) for way in range(14))  # its draw takes the token before
 GRAMMAR_WAY, GRAMMAR_ID = 8, 1
 GRAMMAR = "start: /([a-m]|[0-4][!-Z])+/"
 
@@ -379,6 +382,39 @@ def test_tokens_are_fed_on_the_device(engines: tuple[Engine, Engine, Loaded]) ->
         kernel.end(0)
         kernel.issue(set(), 64)
         kernel.finish()
+
+
+def test_a_step_behind_another_waits_for_nothing(
+    engines: tuple[Engine, Engine, Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Maps included: of the library's calls that wait, the thread that launches makes none."""
+    two, _, loaded = engines
+    calls: list[str] = []
+    call, launching = CudaDevice.call, threading.get_ident()
+
+    def note(device: CudaDevice, name: str, *arguments: object) -> None:
+        if threading.get_ident() == launching:
+            calls.append(name)
+        call(device, name, *arguments)
+
+    monkeypatch.setattr(CudaDevice, "call", note)
+    kernel = Kernel(two, loaded)
+    for asid, way in enumerate((0, 2, 3, 9)):
+        kernel.begin(asid, [3, 1, 4], way, 3)
+    kernel.issue(set(), 64)
+    kernel.take_oldest()
+    calls.clear()
+    for _ in range(4):
+        kernel.issue(set(), 64)
+        if len(kernel.in_flight) == MAX_IN_FLIGHT:
+            assert not {name for name in calls if "Synchronize" in name}
+            assert "cuEventRecord" in calls
+            kernel.take_oldest()
+            calls.clear()
+    for asid in range(4):
+        kernel.end(asid)
+    kernel.issue(set(), 64)
+    kernel.finish()
 
 
 def test_a_driver_answers_in_order(engines: tuple[Engine, Engine, Loaded], checkpoint: Path) -> None:
