@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from typing import Literal
+from typing import Any, Literal
 
 import trio
 
@@ -82,10 +82,9 @@ async def _measure(machine: RealMachine, length: int, way: Way) -> tuple[float, 
     pages_of_each = machine.kv.num_pages(length + 4 * NUM_TURNS + 6)
     pool_mib = -(-(pages_of_each + 1) * machine.kv.page_bytes >> 20)
     preempt: Preempt = "recompute" if way == "recompute" else "swap"
+    in_blocks: dict[str, Any] = {}
     if way == "block swap":
         in_blocks = {"switching": "sync", "swap_piece_kib": max(1, machine.block_bytes(BLOCK_TOKENS) >> 10)}
-    else:
-        in_blocks = {}
     config = Config(
         **machine.options, **in_blocks, policy="fcfs", preempt=preempt, swap_reuse=False, prefix_cache=False,
         pool_mib=pool_mib, max_model_len=machine.context, swap_idle_seconds=NEVER_SECONDS,
