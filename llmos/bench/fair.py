@@ -32,7 +32,7 @@ from llmos.bench.fairness import (
 )
 from llmos.bench.in_process import settle_order
 from llmos.bench.report import Report
-from llmos.bench.traffic import Flood, Measure, Outcome, Policy, Traffic, observe
+from llmos.bench.traffic import Measure, Outcome, Policy, Traffic, observe
 from llmos.config import Config, ConfigError
 from llmos.cost import CopyCost, CostModel
 from llmos.device import DriverLink
@@ -212,14 +212,14 @@ def add_rows(report: Report, case: str, fair: Numbers, baselines: Baselines, num
 
 
 def curve_machines(device: str) -> list[fair_curve.Machine]:
-    """Where the curve of the light tenants' loads is measured."""
+    """Where the curve of the light tenants' loads is measured. Raises ConfigError."""
     found = []
     if device in ("sim", "all"):
-        flood = Flood("flood", 64, suites.TOKENS, suites.TOKENS)
-        found.append(fair_curve.Machine("simulated A10G", simulate, flood, 1, 300.0, 1500.0))
+        lengths = fair_curve.read_lengths(ARENA, 1)
+        found.append(fair_curve.Machine("simulated A10G", simulate, lengths, 300.0, 1500.0))
     if device in ("cpu", "all"):
-        flood = Flood("flood", 64, 128, 128)
-        found.append(fair_curve.Machine("cpu", serve, flood, 4, REAL_SECONDS / 2, REAL_SECONDS))
+        lengths = fair_curve.read_lengths(ARENA, 4)  # of a larger model's answers
+        found.append(fair_curve.Machine("cpu", serve, lengths, REAL_SECONDS / 2, REAL_SECONDS))
     return found
 
 
@@ -241,13 +241,12 @@ def main(
         plan.append(run)
 
     def plan_curve(machine: fair_curve.Machine, runs: int) -> None:
-        lengths = fair_curve.read_lengths(ARENA)
         capacity: list[float] = []
         plan.append(lambda: capacity.append(fair_curve.measure_capacity(machine)))
         for load in light_loads:
 
             def run(load: float = load) -> None:
-                traffic = fair_curve.light_traffic(machine, lengths, load, capacity[0])
+                traffic = fair_curve.light_traffic(machine, load, capacity[0])
                 fair_curve.add_load(report, machine, traffic, load, runs)
 
             plan.append(run)

@@ -3,12 +3,14 @@
 What a flood costs the others depends on what they ask for. Who sends a request now and then finds an idle
 device when alone, and there any other row makes a step longer; who asks for most of a fair share has company
 of its own. So there are several loads, as shares of the fair share, and each is measured three times with the
-same requests: beside the flood, without it, and one tenant alone. Lengths are those of the arena's trace.
+same requests: beside the flood, without it, and one tenant alone. Lengths are those of the arena's trace, the
+flood's too, so that throughput does not depend on who is served.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import random
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +27,7 @@ from llmos.config import ConfigError
 from llmos.sched.accounts import weigh
 
 PERCENTILES = (50, 99)
+NUM_OUTSTANDING = 64  # requests of the flood
 MIN_REQUESTS = 100  # of all light tenants together, wherever the longest run is long enough for so many
 
 Lengths = tuple[int, int]  # of a prompt and its output, in tokens
@@ -36,10 +39,15 @@ class Machine:
 
     name: str
     measure: Measure
-    flood: Flood
-    shrink: int  # lengths of the trace are divided by that: it was recorded with a larger model
+    lengths: Sequence[Lengths]  # of requests, drawn from with equal chances
     seconds: float  # of a run
     most_seconds: float  # of one whose light tenants send little
+
+    @property
+    def flood(self) -> Flood:
+        """A tenant with many requests outstanding, whose lengths are the trace's, one after the other."""
+        prompt, output = self.lengths[0]
+        return Flood("flood", NUM_OUTSTANDING, prompt, output, tuple(self.lengths))
 
 
 def parse_loads(listed: str) -> list[float]:
@@ -56,30 +64,27 @@ def parse_loads(listed: str) -> list[float]:
     return found
 
 
-def read_lengths(path: Path) -> list[Lengths]:
-    """Lengths of the trace's requests. Raises ConfigError where there is no trace."""
+def read_lengths(path: Path, shrink: int) -> list[Lengths]:
+    """Lengths of the trace's requests, divided by `shrink`. Raises ConfigError where there is no trace."""
     if not path.exists():
         raise ConfigError(f"{path} does not exist; lengths of the light tenants' requests are from it")
     with path.open(newline="") as file:
-        return [(int(row["prompt_tokens"]), int(row["output_tokens"])) for row in csv.DictReader(file)]
+        return [
+            (max(1, int(row["prompt_tokens"]) // shrink), max(2, int(row["output_tokens"]) // shrink))
+            for row in csv.DictReader(file)
+        ]
 
 
-def light_traffic(
-    machine: Machine, lengths: Sequence[Lengths], load: float, capacity: float, seed: int = 0
-) -> Traffic:
+def light_traffic(machine: Machine, load: float, capacity: float, seed: int = 0) -> Traffic:
     """The flood and four light tenants, each of which asks for `load` of its fair share.
 
     Args:
-        machine: whose flood it is.
-        lengths: drawn from with equal chances.
+        machine: where they come to.
         load: as a share of the fair share, which is a fifth of the capacity.
         capacity: weighted tokens per second, that the flood has when it is alone.
         seed: of lengths and gaps.
     """
-    shrunk = [
-        (max(1, prompt // machine.shrink), max(2, output // machine.shrink)) for prompt, output in lengths
-    ]
-    mean = statistics.fmean(weigh(prompt, output) for prompt, output in shrunk)
+    mean = statistics.fmean(itertools.starmap(weigh, machine.lengths))
     rate = load * capacity / (len(LIGHT) + 1) / mean
     seconds = min(max(machine.seconds, MIN_REQUESTS / (rate * len(LIGHT))), machine.most_seconds)
     streams = []
@@ -87,7 +92,7 @@ def light_traffic(
         rng = random.Random(f"{tenant}/{load}/{seed}")
         stream, now = [], rng.expovariate(rate)
         while now < seconds:
-            stream.append(Arrival(now, tenant, *rng.choice(shrunk)))
+            stream.append(Arrival(now, tenant, *rng.choice(machine.lengths)))
             now += rng.expovariate(rate)
         streams.append(stream)
     return Traffic(merge(*streams), seconds, (machine.flood,))
@@ -109,9 +114,7 @@ def add_load(report: Report, machine: Machine, traffic: Traffic, load: float, nu
         fcfs.append(machine.measure("fcfs", traffic))
         without.append(machine.measure("fair", traffic.alone(*LIGHT)))
         alone.append(machine.measure("fair", traffic.alone(LIGHT[0])))
-    case = (
-        f"{machine.name}: {load:.0%} of a fair share each, beside {machine.flood.num_outstanding} of a flood"
-    )
+    case = f"{machine.name}: {load:.0%} of a fair share each, beside {NUM_OUTSTANDING} of a flood"
 
     def add(metric: str, unit: str, against: str, value: float, baseline: float, ratio: float) -> None:
         if value > 0 and baseline > 0:

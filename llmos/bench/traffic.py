@@ -6,8 +6,9 @@ same code drives both. What is measured is the kernel, its policy and the device
 
 from __future__ import annotations
 
+import itertools
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -47,6 +48,7 @@ class Flood:
     num_outstanding: int
     prompt: int
     output: int
+    lengths: tuple[tuple[int, int], ...] = ()  # of prompts and outputs, in turn; empty: those above
 
 
 @attrs.frozen
@@ -151,8 +153,9 @@ class _Player:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._sample_every, sample_seconds)
                 for flood in self._traffic.floods:
+                    lengths = itertools.cycle(flood.lengths or [(flood.prompt, flood.output)])
                     for _ in range(flood.num_outstanding):
-                        self._send_of(flood)
+                        self._send_of(flood, lengths)
                 for arrival in self._traffic.arrivals:
                     await trio.sleep_until(self._began + arrival.at)
                     self._send(arrival, lambda process: None)
@@ -165,13 +168,13 @@ class _Player:
     def _tenants(self) -> list[str]:
         return list(dict.fromkeys(request.arrival.tenant for request in self._requests))
 
-    def _send_of(self, flood: Flood) -> None:
+    def _send_of(self, flood: Flood, lengths: Iterator[tuple[int, int]]) -> None:
         def send_next(ended: Process) -> None:
             if not self._is_over:
-                self._send_of(flood)
+                self._send_of(flood, lengths)
 
         now = trio.current_time() - self._began
-        self._send(Arrival(now, flood.tenant, flood.prompt, flood.output), send_next)
+        self._send(Arrival(now, flood.tenant, *next(lengths)), send_next)
 
     def _send(self, arrival: Arrival, on_exit: Callable[[Process], None]) -> None:
         request = Request(arrival)

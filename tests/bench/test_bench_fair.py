@@ -158,32 +158,33 @@ def test_rows_say_what_they_are_against() -> None:
     }
 
 
-def small_machine(seconds: float, most_seconds: float) -> Machine:
-    """A simulated device with a flood of six."""
-    return Machine("sim", simulate, Flood("flood", 6, 64, 16), 4, seconds, most_seconds)
+def small_machine(lengths: list[tuple[int, int]], seconds: float, most_seconds: float) -> Machine:
+    """A simulated device; nothing is measured there but by `add_load` and the like."""
+    return Machine("sim", simulate, lengths, seconds, most_seconds)
 
 
 @given(load=st.floats(0.1, 1.0), capacity=st.floats(500.0, 2000.0), seed=st.integers(0, 99))
 def test_light_tenants_ask_for_their_load(load: float, capacity: float, seed: int) -> None:
-    """All four together, near enough; lengths are pairs of the trace, shrunk."""
-    machine = small_machine(200.0, 4000.0)
-    traffic = light_traffic(machine, [(400, 200), (3, 5), (40, 80)], load, capacity, seed)
+    """All four together, near enough; lengths are pairs of the trace."""
+    machine = small_machine([(100, 50), (1, 2), (10, 20)], 200.0, 4000.0)
+    traffic = light_traffic(machine, load, capacity, seed)
     assert machine.seconds <= traffic.seconds <= machine.most_seconds
-    assert {(a.prompt, a.output) for a in traffic.arrivals} <= {(100, 50), (1, 2), (10, 20)}
+    assert {(a.prompt, a.output) for a in traffic.arrivals} <= set(machine.lengths)
+    assert traffic.floods == (machine.flood,)
     assert set(Counter(a.tenant for a in traffic.arrivals)) <= set(LIGHT)
     assert list(traffic.arrivals) == sorted(traffic.arrivals, key=lambda a: (a.at, a.tenant))
     asked = sum(weigh(a.prompt, a.output) for a in traffic.arrivals) / traffic.seconds
     assert asked == pytest.approx(load * capacity * len(LIGHT) / 5, rel=0.6)
-    assert traffic == light_traffic(machine, [(400, 200), (3, 5), (40, 80)], load, capacity, seed)
+    assert traffic == light_traffic(machine, load, capacity, seed)
 
 
 def test_the_curve_has_rows_of_each_baseline() -> None:
     """A short run of a load: throughput beside fcfs, latencies beside those without the flood, and alone."""
-    machine = small_machine(12.0, 12.0)
+    machine = small_machine([(64, 16)], 12.0, 12.0)
     capacity = measure_capacity(machine)
-    assert 0 < capacity < 64 / 0.05  # a step of a token takes 42 ms at least, and there are six
+    assert 0 < capacity < 64 * 4 / 0.042  # each step takes 42 ms, and gives nobody more than a token
     report = Report("fair")
-    add_load(report, machine, light_traffic(machine, [(64, 32)], 0.5, capacity), 0.5, 1)
+    add_load(report, machine, light_traffic(machine, 0.5, capacity), 0.5, 1)
     found = Counter((row.metric, row.against.split(":")[0]) for row in report.rows)
     assert found == {
         ("throughput", "fcfs"): 1,
@@ -195,14 +196,27 @@ def test_the_curve_has_rows_of_each_baseline() -> None:
             if percent == 99 or against != "fcfs"
         },
     }
-    assert all(row.case == "sim: 50% of a fair share each, beside 6 of a flood" for row in report.rows)
+    assert all(row.case == "sim: 50% of a fair share each, beside 64 of a flood" for row in report.rows)
 
 
-def test_loads_of_the_curve_are_checked() -> None:
+def test_a_flood_takes_its_lengths_in_turn() -> None:
+    """With two outstanding and three lengths, requests that begin have them one after the other."""
+    lengths = ((8, 2), (16, 5), (4, 3))
+    outcome = simulate("fair", Traffic((), 2.0, (Flood("flood", 2, 1, 1, lengths),)))
+    sent = [(r.arrival.prompt, r.arrival.output) for r in outcome.requests]
+    assert len(sent) > 6
+    assert sent == [lengths[i % 3] for i in range(len(sent))]
+    assert [len(r.token_times) for r in outcome.requests[:4]] == [2, 5, 3, 2]
+
+
+def test_loads_of_the_curve_are_checked(tmp_path: Path) -> None:
     """Percentages; the error names the one that is none. Without the trace there is no curve."""
     assert parse_loads(" 2, 50,") == [0.02, 0.5]
     for wrong in ("0", "101", "half", "nan"):
         with pytest.raises(ConfigError, match=f"'{wrong}'"):
             parse_loads(f"25,{wrong}")
     with pytest.raises(ConfigError, match=r"/nowhere\.csv"):
-        read_lengths(Path("/nowhere.csv"))
+        read_lengths(Path("/nowhere.csv"), 1)
+    trace = tmp_path / "trace.csv"
+    trace.write_text("prompt_tokens,output_tokens\n100,9\n3,200\n")
+    assert read_lengths(trace, 4) == [(25, 2), (1, 50)]
