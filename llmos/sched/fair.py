@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator
 
 import attrs
@@ -15,6 +16,7 @@ from llmos.sched.policy import Candidate, Order, View, last_in_order
 SECONDS_PER_LEVEL = 2.0  # of waiting make up for one nice level, so 78 s for all of them: nobody starves
 LEVELS_TO_GIVE_WAY = 5  # that a tenant's own process must be behind another one, to be stopped for it
 OVER_SHARE = 1.5  # times its share is what a tenant may run before its prompts give way to others' decodes
+NUM_QUANTA = 4  # of service that two tenants may differ by, before it matters more than who runs how many
 DEFAULT_QUANTUM = 128.0  # weighted tokens
 
 
@@ -28,10 +30,14 @@ class TokenFair:
     whoever is alone gets everything. Under pressure the memory of those that do not run goes first, then that
     of the tenant served most, its last process first.
 
+    Counters that differ by a few quanta are as good as equal: a tenant that runs less than its share goes
+    before them by so much, or its second request in a second would wait until a flood has been served as
+    much as its first one was.
+
     Who waits need not wait for others to end. When the process that is next does not fit, running ones give
     way to it: the last ones of a tenant that was served more than its own and, for its weight, still runs
-    as many when they have stopped; one more, if it is ahead by more than a quantum; or of its own tenant,
-    those behind it by some nice levels. Each has been served a quantum since it was admitted, which pays for
+    as many when they have stopped; one more, if it is ahead by some quanta; or of its own tenant, those
+    behind it by some nice levels. Each has been served a quantum since it was admitted, which pays for
     its switch, and tenants that run equally many do not push each other out in turn.
 
     Args:
@@ -65,13 +71,16 @@ class TokenFair:
         admitted: list[int] = []
         free, places = view.num_free_frames, view.max_running - view.num_running
         queues: dict[str, Iterator[Candidate]] = {}
-        tenants: list[tuple[float, str]] = []  # a heap: counter, with what was admitted just now
+        counters: dict[str, float] = {}  # with what was admitted just now
+        num_admitted: Counter[str] = Counter()
+        tenants: list[tuple[float, str]] = []  # a heap
         for tenant, queue in view.queues.items():
             queues[tenant] = iter(queue)
-            tenants.append((self._promised(view, tenant), tenant))
+            counters[tenant] = self._promised(view, tenant)
+            tenants.append((counters[tenant] - self._lead(tenant, 0), tenant))
         heapq.heapify(tenants)
         while tenants and len(admitted) < places:
-            counter, tenant = tenants[0]
+            _, tenant = tenants[0]
             candidate = next(queues[tenant], None)
             if candidate is None:
                 heapq.heappop(tenants)
@@ -80,8 +89,10 @@ class TokenFair:
                 break
             admitted.append(candidate.pid)
             free -= candidate.frames_needed
-            charge = PROMPT_WEIGHT * candidate.new_tokens / self.accounts.of(tenant).weight
-            heapq.heapreplace(tenants, (counter + charge, tenant))
+            num_admitted[tenant] += 1
+            counters[tenant] += PROMPT_WEIGHT * candidate.new_tokens / self.accounts.of(tenant).weight
+            rank = counters[tenant] - self._lead(tenant, num_admitted[tenant])
+            heapq.heapreplace(tenants, (rank, tenant))
         return admitted
 
     def victim(self, view: View, for_pid: int) -> int | None:
@@ -93,9 +104,10 @@ class TokenFair:
         if not view.queues:
             return []
         counters = {tenant: self._promised(view, tenant) for tenant in view.queues}
+        ranks = {tenant: counter - self._lead(tenant, 0) for tenant, counter in counters.items()}
         heads = (
             head
-            for tenant in sorted(counters, key=lambda name: (counters[name], name))
+            for tenant in sorted(ranks, key=lambda name: (ranks[name], name))
             for head in itertools.islice(view.queues[tenant], 1)
         )
         head = next(heads, None)  # a tenant's queue may be empty: all of it waits for a limit of the tenant
@@ -116,10 +128,11 @@ class TokenFair:
 
     def _behind(self, view: View, head: Candidate, counter: float) -> Iterator[Candidate]:
         """The running processes that should give way to `head`, whose tenant stands at `counter`."""
+        lead = self._lead(head.tenant, 0)
         ahead = [
-            (promised - counter, tenant)
+            (gap, tenant)
             for tenant in view.running
-            if tenant != head.tenant and (promised := self._promised(view, tenant)) > counter
+            if tenant != head.tenant and (gap := self._promised(view, tenant) - counter) > -lead
         ]
         own, own_with_head = self._load(head.tenant, 0), self._load(head.tenant, 1)
         for gap, tenant in sorted(ahead, reverse=True):
@@ -128,7 +141,8 @@ class TokenFair:
                 # Equal shares of places are always right. Beyond them a place changes hands only to turn the
                 # difference round: from who was served more, and still is served faster.
                 is_equal = self._load(tenant, -1 - num_stopped) >= own_with_head
-                if not is_equal and not (gap > self.quantum and self._load(tenant, -num_stopped) > own):
+                turns = gap > NUM_QUANTA * self.quantum and self._load(tenant, -num_stopped) > own
+                if not is_equal and not turns:
                     break
                 if candidate.service >= self.quantum:
                     num_stopped += 1
@@ -143,6 +157,11 @@ class TokenFair:
         """Processes that run, for a tenant's weight, with so many more."""
         account = self.accounts.of(tenant)
         return (account.num_running + more) / account.weight
+
+    def _lead(self, tenant: str, num_admitted: int) -> float:
+        """By how much a tenant may have been served more than another one, and still be next."""
+        is_below = self._load(tenant, num_admitted + 1) <= self.accounts.mean_load
+        return NUM_QUANTA * self.quantum if is_below and self.quantum < math.inf else 0.0
 
     def _promised(self, view: View, tenant: str) -> float:
         """A tenant's counter when all is computed that it was admitted with."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from llmos.proc.lifecycle import ProcState
 from llmos.proc.pcb import Process
 from llmos.sched.accounts import Accounts, weigh
-from llmos.sched.fair import TokenFair
+from llmos.sched.fair import NUM_QUANTA, TokenFair
 from tests.sched.small_engine import SmallEngine
 
 WEIGHTS = {"a": 1.0, "b": 2.0, "c": 0.5}
@@ -38,10 +38,16 @@ class Model:
         if not self.waiting[tenant]:
             self.last_level = self.counters[tenant]
 
-    def next(self) -> tuple[str, int] | None:
-        """The first process of the tenant with the least counter."""
+    def next(self, running: Counter[str], weights: dict[str, float]) -> tuple[str, int] | None:
+        """The first process of the tenant with the least counter, less some quanta where it runs little."""
         names = [name for name, queue in self.waiting.items() if queue]
-        tenant = min(names, key=lambda name: (self.counters[name], name), default=None)
+        mean = running.total() / (sum(weights[name] for name in running) or 1.0)
+
+        def rank(name: str) -> tuple[float, str]:
+            is_below = (running[name] + 1) / weights[name] <= mean
+            return self.counters[name] - is_below * NUM_QUANTA * QUANTUM, name
+
+        tenant = min(names, key=rank, default=None)
         return None if tenant is None else (tenant, min(self.waiting[tenant])[1])
 
 
@@ -76,7 +82,10 @@ class FairMachine(RuleBasedStateMachine):
     @rule()
     def admit_one_by_one(self) -> None:
         """With one place at a time, and prompts computed between, the model says who is next."""
-        while len(self.engine.queue.running) < MAX_RUNNING and (chosen := self.model.next()):
+        while len(self.engine.queue.running) < MAX_RUNNING:
+            running = Counter(process.tenant for process in self.engine.queue.running)
+            if (chosen := self.model.next(running, self.weights)) is None:
+                return
             tenant, pid = chosen
             self.engine.max_running = len(self.engine.queue.running) + 1
             pids = self.engine.admit()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmos.sched.accounts import Accounts
-from llmos.sched.fair import LEVELS_TO_GIVE_WAY, TokenFair
+from llmos.sched.fair import LEVELS_TO_GIVE_WAY, NUM_QUANTA, TokenFair
 from tests.sched.small_engine import SmallEngine
 
 QUANTUM = 40.0
@@ -37,7 +37,7 @@ SPAWN = st.tuples(st.sampled_from(TENANTS), st.integers(1, 30), st.integers(1, 2
 def test_whoever_gives_way_should(
     spawns: list, num_frames: int, max_running: int, weights: dict[str, float]
 ) -> None:
-    """Those that stop run, have had their quantum, are ahead, and whom they stop for is admitted at once."""
+    """Those that stop run, had their quantum, are not behind, and whom they stop for is admitted at once."""
     engine = make_engine(num_frames, max_running, weights=weights)
     for (tenant, prompt, output, nice), pause in spawns:
         engine.spawn(tenant, prompt, output, nice)
@@ -58,12 +58,11 @@ def test_whoever_gives_way_should(
                     continue
                 account, own = engine.accounts.of(candidate.tenant), engine.accounts.of(head.tenant)
                 gap = account.counter - counter
-                assert gap > 0
                 before, others = running[candidate.tenant], running.get(head.tenant, 0)
                 running[candidate.tenant] -= 1
                 is_equal = (before - 1) / account.weight >= (others + 1) / own.weight
-                turns_round = gap > QUANTUM and before / account.weight > others / own.weight
-                assert is_equal or turns_round
+                turns_round = gap > NUM_QUANTA * QUANTUM and before / account.weight > others / own.weight
+                assert (is_equal and gap > -NUM_QUANTA * QUANTUM) or turns_round
 
 
 @settings(max_examples=12)
@@ -77,8 +76,8 @@ def test_the_gap_is_of_quanta_however_long_processes_are(
 ) -> None:
     """Processes that never end fill the device; one who comes later has caught up, and stays so.
 
-    Of a tenant that is ahead each process may finish the quantum that it has begun, and one more of gap is
-    allowed; then all of its processes are in question. Without giving way the gap grows for ever.
+    Of a tenant that is ahead each process may finish the quantum that it has begun, and NUM_QUANTA more of
+    gap are allowed; then all of its processes are in question. Without giving way the gap grows for ever.
     """
     gaps = {}
     for quantum in (QUANTUM, math.inf):
@@ -95,7 +94,7 @@ def test_the_gap_is_of_quanta_however_long_processes_are(
             history.append(engine.served["a"] / weights[0] - engine.served["b"] / weights[1])
         gaps[quantum] = max(history) - min(history)
     slack = max_running * (2 * engine.policy.review_steps + max(prompts))
-    assert gaps[QUANTUM] <= 2 * ((max_running + 1) * QUANTUM + slack)
+    assert gaps[QUANTUM] <= 2 * ((max_running + NUM_QUANTA) * QUANTUM + slack)
     assert gaps[math.inf] >= 2 * 599 / max(weights)
 
 
@@ -161,3 +160,25 @@ def test_there_must_be_two(nobody: str) -> None:
     if nobody == "waits":
         engine.step()
     assert engine.review() == []
+
+
+def test_who_runs_less_than_a_share_goes_before_small_differences() -> None:
+    """One request after another of a light tenant is admitted at once beside a flood; not beyond some quanta.
+
+    By counters alone its second one would wait until the flood has been served as much as its first.
+    """
+    engine = make_engine(10**6, 6)
+    for _ in range(12):
+        engine.spawn("a", 1, 10**6)
+    for _ in range(60):
+        engine.step()
+    accounts = [engine.accounts.of(tenant) for tenant in "ab"]
+    pids = []
+    for surplus in (0.9, 1.1):
+        pids.append(engine.spawn("b", 1, 10**6).pid)
+        accounts[1].counter = accounts[0].counter + surplus * NUM_QUANTA * QUANTUM
+        engine.review()
+        engine.admit()
+    running = {process.pid for process in engine.queue.running}
+    assert pids[0] in running
+    assert pids[1] not in running
