@@ -64,12 +64,8 @@ class Shape(Protocol):
         """
         ...
 
-    def usage_chunk(self) -> Json:
-        """Return the object, without choices, that carries a stream's usage."""
-        ...
-
-    def progress_chunk(self) -> Json:
-        """Return the object, without choices, that carries the progress of the prompt."""
+    def bare_chunk(self, *, is_last: bool) -> Json:
+        """Return an object without choices: the last one carries a stream's usage, others its progress."""
         ...
 
     def complete(self, collected: list[Collected]) -> Json:
@@ -234,7 +230,7 @@ class Streamer:
 
     async def send_progress(self, progress: Json) -> None:
         """Write an event that tells how far the prompt is computed."""
-        chunk = {**self.shape.progress_chunk(), "prompt_progress": progress}
+        chunk = {**self.shape.bare_chunk(is_last=False), "prompt_progress": progress}
         self._add_usage([chunk])
         await self.writer.send_raw(encode_event(chunk))
 
@@ -261,7 +257,7 @@ async def _stream(service: Service, exchange: Exchange, generation: Generation, 
         last = b""
         if job.include_usage:
             extras = make_timings(generation) if job.has_timings or service.config.timings else {}
-            last = encode_event({**shape.usage_chunk(), "usage": make_usage(generation), **extras})
+            last = encode_event({**shape.bare_chunk(is_last=True), "usage": make_usage(generation), **extras})
         await writer.send_raw(last + DONE)
         nursery.cancel_scope.cancel()
     exchange.noted["num_writes"] = writer.num_writes

@@ -159,12 +159,8 @@ class ChatShape:
     def _finish_reason(self, reason: str | None, num_calls: int) -> str | None:
         return "tool_calls" if reason == "stop" and num_calls and not self.is_named else reason
 
-    def usage_chunk(self) -> Json:
-        """A chunk without choices."""
-        return self._envelope([])
-
-    def progress_chunk(self) -> Json:
-        """Likewise."""
+    def bare_chunk(self, *, is_last: bool) -> Json:
+        """See Shape."""
         return self._envelope([])
 
     def complete(self, collected: list[Collected]) -> Json:

@@ -100,12 +100,8 @@ class CompletionShape:
             times = [*self._untold_times.pop(index, ()), *times]
         return event.write(text, tokens, times)
 
-    def usage_chunk(self) -> Json:
-        """A chunk without choices."""
-        return self._envelope([])
-
-    def progress_chunk(self) -> Json:
-        """Likewise."""
+    def bare_chunk(self, *, is_last: bool) -> Json:
+        """See Shape."""
         return self._envelope([])
 
     def complete(self, collected: list[Collected]) -> Json:

@@ -99,13 +99,9 @@ class InfillShape:
         """Its objects count tokens: none is like the one before."""
         return None
 
-    def usage_chunk(self) -> Json:
-        """An end without content."""
-        return {"index": 0, "content": "", "tokens": [], "stop": True, "id_slot": -1}
-
-    def progress_chunk(self) -> Json:
-        """A part without content."""
-        return {**self.usage_chunk(), "stop": False}
+    def bare_chunk(self, *, is_last: bool) -> Json:
+        """An end, or a part, without content."""
+        return {"index": 0, "content": "", "tokens": [], "stop": is_last, "id_slot": -1}
 
     def complete(self, collected: list[Collected]) -> Json:
         """The whole response."""

@@ -7,7 +7,7 @@ from itertools import takewhile
 from unittest import mock
 
 import pytest
-from attrs import define
+from attrs import define, field
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -369,3 +369,81 @@ def test_a_page_replaces_every_idle_one_that_it_continues() -> None:
                 index.note_release(each)
     assert set(index.frames()) == set(pages[1:])
     index.check_integrity()
+
+
+@define
+class Shelf:
+    """An index by hand: pages of ended processes, on a clock that stands still until it is told."""
+
+    pool: FramePool = field(factory=lambda: FramePool(NUM_FRAMES))
+    now: float = 1.0
+    index: PrefixIndex = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        pins = Pins(lambda: self.now, MAX_PINNED_PAGES)
+        self.index = PrefixIndex(self.pool, TOKENS_PER_PAGE, FRAMES_PER_PAGE, pins, LeastRecentlyUsed())
+
+    def leave(self, tokens: list[int], pin_seconds: float = 0.0) -> PageFrames:
+        """A process leaves one page."""
+        page = tuple(self.pool.allocate(FRAMES_PER_PAGE))
+        self.index.insert("alice", tokens, [page])
+        if pin_seconds:
+            self.index.pin("alice", tokens, pin_seconds)
+        for pfn in page:
+            self.pool.release(pfn)
+        self.index.note_release(page)
+        return page
+
+    def evict_all(self) -> list[PageFrames]:
+        """Give pages up one by one; returns them in that order."""
+        order = []
+        while left := set(self.index.frames()):
+            self.index.evict(1)
+            self.index.check_integrity()
+            (gone,) = left - set(self.index.frames())
+            order.append(gone)
+        return order
+
+
+def test_pinned_pages_go_after_all_others() -> None:
+    """Among themselves, too, the oldest goes first."""
+    shelf = Shelf()
+    first, second = shelf.leave([1, 1, 1], 9.0), shelf.leave([2, 2, 2], 5.0)
+    third, fourth = shelf.leave([3, 3, 3]), shelf.leave([4, 4, 4])
+    assert shelf.evict_all() == [third, fourth, first, second]
+    assert shelf.index.statistics().num_pinned_pages == 0
+
+
+def test_a_pin_that_has_ended_counts_for_nothing() -> None:
+    """From that moment on it is in its old place. A pin can be prolonged, not cut short."""
+    shelf = Shelf()
+    first, second, third = (shelf.leave([number] * 3, 5.0) for number in (1, 2, 3))
+    fourth = shelf.leave([4, 4, 4])
+    shelf.index.pin("alice", [2, 2, 2], 20.0)
+    shelf.index.pin("alice", [3, 3, 3], 1.0)
+    shelf.now += 4.5
+    assert shelf.index.statistics().num_pinned_pages == 3
+    shelf.now += 1.0
+    assert shelf.evict_all() == [first, third, fourth, second]
+
+
+def test_a_page_takes_the_pins_of_those_that_it_replaces() -> None:
+    """It holds what they held."""
+    shelf = Shelf()
+    shelf.leave([1, 1], 5.0)
+    longer = shelf.leave([1, 1, 1])
+    other = shelf.leave([2, 2, 2])
+    assert shelf.index.statistics().num_pinned_pages == 1
+    assert shelf.evict_all() == [other, longer]
+
+
+def test_what_is_given_up_leaves_room_for_other_pins() -> None:
+    """No more than the most are pinned; those that went are not counted any more."""
+    shelf = Shelf()
+    for number in range(MAX_PINNED_PAGES + 2):
+        shelf.leave([number] * 3, 100.0)
+    assert shelf.index.num_pinned_pages_of("alice") == MAX_PINNED_PAGES
+    shelf.evict_all()
+    assert shelf.index.num_pinned_pages_of("alice") == 0
+    shelf.leave([7, 7, 7], 100.0)
+    assert shelf.index.num_pinned_pages_of("alice") == 1
