@@ -12,7 +12,7 @@ from drivers.sim import SimDriver
 from syscalls.client import Client
 from syscalls.errno import SyscallError
 from syscalls.system import CacheInfo
-from tests.kernel.harness import running_kernel
+from tests.kernel.harness import running_kernel, wait_until
 from tests.kernel.test_tenants import two_tenants
 
 NUM_FRAMES = 64  # pages of 16 tokens in two frames: 32 pages
@@ -98,6 +98,27 @@ async def test_dropped_with_the_rest(autojump_clock: trio.abc.Clock, tmp_path: P
             assert (await cache_of(kernel.client)).num_pinned_pages == 5
             assert (await kernel.client.drop_cache()).num_pages == 5
             assert (await cache_of(kernel.client)).num_pinned_pages == 0
+
+
+async def test_a_process_that_lost_its_memory_pins_nothing(
+    autojump_clock: trio.abc.Clock, tmp_path: Path
+) -> None:
+    """It is not over: what it left behind in the cache is anybody's until then."""
+    async with running_kernel(tmp_path, MAKE_SIM, preempt="recompute") as kernel:
+        client = kernel.client
+        spawned = [
+            await client.spawn(prompt(number), max_tokens=300, ignore_eos=True, pin_seconds=1000.0)
+            for number in range(2)
+        ]
+        processes = [kernel.system.table.get(each.pids[0]) for each in spawned]
+        await wait_until(lambda: any(process.num_preemptions for process in processes))
+        cache = await cache_of(client)
+        assert cache.num_pages > 0
+        assert cache.num_pinned_pages == 0
+        for process in processes:
+            await client.kill(process.pid)
+            await client.wait(process.pid)
+        assert (await cache_of(client)).num_pinned_pages == 8
 
 
 async def test_children_and_images_keep_the_wish(autojump_clock: trio.abc.Clock, tmp_path: Path) -> None:

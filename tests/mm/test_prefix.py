@@ -420,6 +420,7 @@ def test_a_pin_that_has_ended_counts_for_nothing() -> None:
     first, second, third = (shelf.leave([number] * 3, 5.0) for number in (1, 2, 3))
     fourth = shelf.leave([4, 4, 4])
     shelf.index.pin("alice", [2, 2, 2], 20.0)
+    shelf.index.pin("alice", [2, 2, 2], 1.0)
     shelf.index.pin("alice", [3, 3, 3], 1.0)
     shelf.now += 4.5
     assert shelf.index.statistics().num_pinned_pages == 3
