@@ -2,68 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import re
 import signal
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pexpect
 import pytest
 import trio
 
-from tests.llmsh.programs import Gate, answer_turns, say, wait_until
-from tests.scripted_kernel import Program, ScriptedKernel, open_scripted_kernel
-
-PROMPT = "llmsh>"
-
-
-def open_terminal(
-    folder: Path, *arguments: str, size: tuple[int, int] = (24, 100), **environment: str
-) -> pexpect.spawn[str]:
-    """Start llmsh on a pseudo-terminal of so many rows and columns."""
-    environment = {
-        **{name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS", "LINES")},
-        "PROMPT_TOOLKIT_NO_CPR": "1",
-        "TERM": "xterm",
-        "XDG_STATE_HOME": str(folder / "state"),
-        **environment,
-    }
-    child = pexpect.spawn(
-        sys.executable,
-        ["-m", "shell.llmsh.main", "--socket", str(folder / "llmos.sock"), *arguments],
-        env=environment,  # type: ignore[arg-type]
-        encoding="utf-8",
-        timeout=60,
-        dimensions=size,
-        preexec_fn=_heed_hangups,
-    )
-    child.delaybeforesend = None  # a prompt is drawn when its terminal modes are set: keys may come
-    return child
-
-
-def _heed_hangups() -> None:
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup they are ignored, by whatever is started, too
-
-
-async def at_terminal(
-    folder: Path, program: Program, person: Callable[[pexpect.spawn[str]], None]
-) -> ScriptedKernel:
-    """Let a person, in a thread, use a shell whose kernel runs a program. Returns the kernel afterwards."""
-    async with open_scripted_kernel(folder, program) as kernel:
-
-        def use() -> None:
-            child = open_terminal(folder)
-            try:
-                child.expect(PROMPT)
-                person(child)
-            finally:
-                child.close(force=True)
-
-        await trio.to_thread.run_sync(use)
-        await wait_until(lambda: not kernel.processes)
-        return kernel
+from tests.llmsh.person import PROMPT, at_terminal, open_terminal, press_tab
+from tests.llmsh.programs import Gate, answer_turns, say
 
 
 async def test_run_streams_and_ctrl_d_leaves(tmp_path: Path) -> None:
@@ -141,23 +88,6 @@ async def test_ctrl_z_and_fg(tmp_path: Path) -> None:
         child.expect(PROMPT)
 
     await at_terminal(tmp_path, gate, person)
-
-
-def press_tab(child: pexpect.spawn[str], typed: str, completed: str) -> None:
-    """Type something, see it, press Tab, and see the line with the rest of it."""
-    child.send(typed)
-    child.expect_exact(typed)
-    child.send("\t")
-    while not read_line(child).endswith(typed + completed):
-        pass
-
-
-def read_line(child: pexpect.spawn[str]) -> str:
-    """The line as it stands at the prompt, without what a completion shows below it on its way."""
-    child.sendcontrol("l")  # draws all again
-    child.expect(r"\x1b\[2J.*?" + PROMPT + r"(.*?)\x1b\[\?25h")
-    line, _, _ = child.match.group(1).partition("\r")
-    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line)
 
 
 async def test_tab_completes(tmp_path: Path) -> None:

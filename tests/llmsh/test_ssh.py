@@ -19,9 +19,8 @@ import pexpect
 import pytest
 import trio
 
-from tests.llmsh.programs import Gate, say, wait_until
-from tests.llmsh.test_pty import PROMPT, press_tab
-from tests.llmsh.test_terminals import ESCAPE, finish
+from tests.llmsh.person import ESCAPE, PROMPT, finish, press_tab, use_shell
+from tests.llmsh.programs import Gate, say
 from tests.scripted_kernel import Program, ScriptedKernel, open_scripted_kernel
 
 ROOT = Path(__file__).parents[2]
@@ -91,28 +90,21 @@ def host(tmp_path: Path) -> Host:
     return made
 
 
-async def at_terminal(
+async def on_host(
     host: Host, program: Program, person: Callable[[pexpect.spawn[str]], None]
 ) -> ScriptedKernel:
-    """Let a person, in a thread, use a shell on the host through ssh. Returns the kernel afterwards."""
-    async with open_scripted_kernel(host.folder, program) as kernel:
+    """Let a person use a shell on the host through ssh. Returns the kernel afterwards."""
 
-        def use() -> None:
-            ssh, *arguments = host.command(has_terminal=True)
-            child = pexpect.spawn(
-                ssh, arguments, env={**os.environ, "TERM": "xterm"},  # type: ignore[arg-type]
-                encoding="utf-8", timeout=PATIENCE_SECONDS, dimensions=(24, 100),
-            )  # fmt: skip
-            child.delaybeforesend = None
-            try:
-                child.expect(PROMPT)
-                person(child)
-            finally:
-                child.close(force=True)
+    def connect() -> pexpect.spawn[str]:
+        ssh, *arguments = host.command(has_terminal=True)
+        child = pexpect.spawn(
+            ssh, arguments, env={**os.environ, "TERM": "xterm"},  # type: ignore[arg-type]
+            encoding="utf-8", timeout=PATIENCE_SECONDS, dimensions=(24, 100),
+        )  # fmt: skip
+        child.delaybeforesend = None
+        return child
 
-        await trio.to_thread.run_sync(use)
-        await wait_until(lambda: not kernel.processes)
-        return kernel
+    return await use_shell(host.folder, program, connect, person)
 
 
 def widest_line_of_ps(child: pexpect.spawn[str]) -> int:
@@ -147,7 +139,7 @@ async def test_a_terminal_over_ssh(host: Host) -> None:
         child.wait()
         assert child.exitstatus == 0
 
-    kernel = await at_terminal(host, Gate(), person)
+    kernel = await on_host(host, Gate(), person)
     assert [process.end.reason for process in kernel.spawned if process.end] == ["killed"]
 
 
@@ -164,7 +156,7 @@ async def test_the_window_is_resized_over_ssh(host: Host) -> None:
             assert time.monotonic() < deadline
         trio.from_thread.run_sync(gate.opened.set)
 
-    await at_terminal(host, gate, person)
+    await on_host(host, gate, person)
 
 
 async def test_the_line_goes_dead(host: Host) -> None:
@@ -177,7 +169,7 @@ async def test_the_line_goes_dead(host: Host) -> None:
         child.kill(signal.SIGKILL)
         child.expect(pexpect.EOF)
 
-    kernel = await at_terminal(host, Gate(), person)
+    kernel = await on_host(host, Gate(), person)
     assert [process.end.reason for process in kernel.spawned if process.end] == ["killed", "killed"]
 
 

@@ -18,44 +18,11 @@ import pexpect
 import pytest
 import trio
 
+from tests.llmsh.person import ESCAPE, PROMPT, at_terminal, finish, press_tab
 from tests.llmsh.programs import Gate, say, wait_until
-from tests.llmsh.test_pty import PROMPT, open_terminal, press_tab
-from tests.scripted_kernel import Program, ScriptedKernel, open_scripted_kernel
+from tests.scripted_kernel import open_scripted_kernel
 
 COLOUR = r"\x1b\[[0-9;]*3[0-7]"
-ESCAPE = "\x1b"
-
-
-async def at_terminal(
-    folder: Path,
-    program: Program,
-    person: Callable[[pexpect.spawn[str]], None],
-    size: tuple[int, int] = (24, 100),
-    **environment: str,
-) -> ScriptedKernel:
-    """Let a person, in a thread, use a shell on a terminal of a size. Returns the kernel afterwards."""
-    async with open_scripted_kernel(folder, program) as kernel:
-
-        def use() -> None:
-            child = open_terminal(folder, size=size, **environment)
-            try:
-                child.expect(PROMPT)
-                person(child)
-            finally:
-                child.close(force=True)
-
-        await trio.to_thread.run_sync(use)
-        await wait_until(lambda: not kernel.processes)
-        return kernel
-
-
-def finish(child: pexpect.spawn[str], line: str) -> str:
-    """Enter a line and return all that comes until it is done; its echo is a part of that."""
-    child.sendline(f"{line}; echo the e''nd")  # as it is typed it is not what is looked for
-    child.expect_exact("the end")
-    shown = str(child.before)
-    child.expect(PROMPT)
-    return shown
 
 
 async def test_colours_and_no_colour(tmp_path: Path) -> None:
