@@ -92,8 +92,9 @@ async def test_ctrl_c_and_ctrl_z_in_a_pipe(tmp_path: Path) -> None:
         assert "STOPPED" not in finish(child, "ps")
         assert "JOB" not in finish(child, "jobs")
         finish(child, "run hi | tee /dev/null &")
-        trio.from_thread.run_sync(gate.opened.set)
         child.sendline("fg")
+        child.expect_exact("\x1b[2mrun hi")  # it is in the foreground before it can end
+        trio.from_thread.run_sync(gate.opened.set)
         child.expect("over")
         child.expect(PROMPT)
         assert "Done" not in str(child.before)  # that was seen
