@@ -103,12 +103,23 @@ def run(sections: Sequence[str], setup: Setup, final: float) -> Iterator[Plan | 
         try:
             yield from measures[name]()
         except Exception as error:
+            if is_out_of_memory(error):  # the device is as good as before
+                yield Dropped(f"{name}: the rest of it", f"too little memory: {error}")
+                continue
             traceback.print_exc()
             yield Dropped(name, f"{type(error).__name__}: {error}", is_failure=True)
             return
         finally:
             left_out, setup.left_out = setup.left_out, []
             yield from (Dropped(case, reason) for case, reason in left_out)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether torch, or the driver library, says that there is no memory."""
+    import torch
+
+    has_none = isinstance(error, OSError) and "CUDA_ERROR_OUT_OF_MEMORY" in str(error)
+    return has_none or isinstance(error, torch.OutOfMemoryError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -17,10 +17,8 @@ from drivers.ops.int8 import SCALE_BYTES, Int8Weight, scales_of
 from drivers.ops.interface import AttentionShape
 from drivers.triton_ops.attention import attention, verify_tile_rows
 from drivers.triton_ops.linear import TritonLinear
-from drivers.triton_ops.linear_int4 import linear_int4
-from drivers.triton_ops.linear_int8 import linear_int8
+from drivers.triton_ops.ops import TritonOps
 from drivers.triton_ops.plan import TritonPlan, plan_attention
-from drivers.triton_ops.rounding import round_rows
 from drivers.triton_ops.tuner import open_tuner
 from llmos.device import Row
 
@@ -184,9 +182,10 @@ def _integer_product(setup: Setup, rows: int, num_bits: int) -> Iterator[Measure
             else (weight.codes, weight.group_scale, weight.group_offset)
         )
     )
-    multiply = linear_int8 if isinstance(weight, Int8Weight) else linear_int4
+    ops = TritonOps()
+    ops.prepare_linear(weight)
     x = torch.randn(rows, size_in, dtype=setup.sizes.dtype, device=setup.device)
-    seconds = setup.seconds(lambda: multiply(round_rows(x), weight))
+    seconds = setup.seconds(lambda: ops.linear(x, weight, None))
     yield setup.against_bandwidth(case, seconds, num_bytes)
     wide = weight.values.to(setup.sizes.dtype)
     yield setup.beside(case, seconds, "the library", setup.seconds(lambda: x @ wide.T))

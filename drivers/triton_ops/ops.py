@@ -8,14 +8,13 @@ import torch
 
 from drivers.ops.batch import Batch
 from drivers.ops.counted import Counted, count_seen
-from drivers.ops.int8 import Activations, Int4Weight, Int8Rows, Int8Weight, Weight
+from drivers.ops.int8 import Activations, Int8Rows, Weight
 from drivers.ops.interface import AttentionPlan, AttentionShape, HeadNorms
 from drivers.ops.tiling import BASE_TILE, TiledLinear
 from drivers.ops.transfer import send
 from drivers.triton_ops.attention import attention, verify_tile_rows
 from drivers.triton_ops.linear import TritonLinear
-from drivers.triton_ops.linear_int4 import linear_int4
-from drivers.triton_ops.linear_int8 import linear_int8
+from drivers.triton_ops.linear_integers import LinearIntegers
 from drivers.triton_ops.operands import INTERPRETED
 from drivers.triton_ops.plan import TILE_ROWS, TritonPlan, plan_attention
 from drivers.triton_ops.rms_norm import add_rms_norm, add_rms_norm_int8, rms_norm, rms_norm_int8
@@ -49,6 +48,7 @@ class TritonOps:
         self._tile_rows: dict[AttentionShape, int] = {}  # of prompts
         opened = open_tuner()
         self._linear = TritonLinear() if opened is None else TritonLinear(*opened)
+        self._integers = LinearIntegers(None if opened is None else opened[0])
 
     def uses_library(self, weight: torch.Tensor) -> bool:
         """Whether this weight is multiplied by the vendor's library."""
@@ -56,7 +56,9 @@ class TritonOps:
 
     def prepare_linear(self, weight: Weight) -> None:
         """See `Ops.prepare_linear`. Sums of integers need no verification."""
-        if isinstance(weight, torch.Tensor) and not self.uses_library(weight):
+        if not isinstance(weight, torch.Tensor):
+            self._integers.tiles(weight)
+        elif not self.uses_library(weight):
             self._linear.tiles(weight)
 
     def embedding(self, token_ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
@@ -65,10 +67,8 @@ class TritonOps:
 
     def linear(self, x: Activations, weight: Weight, bias: torch.Tensor | None) -> torch.Tensor:
         """See `Ops.linear`."""
-        if isinstance(weight, Int8Weight):
-            return linear_int8(x if isinstance(x, Int8Rows) else round_rows(x), weight, bias)
-        if isinstance(weight, Int4Weight):
-            return linear_int4(x if isinstance(x, Int8Rows) else round_rows(x), weight, bias)
+        if not isinstance(weight, torch.Tensor):
+            return self._integers(x if isinstance(x, Int8Rows) else round_rows(x), weight, bias)
         assert isinstance(x, torch.Tensor)
         if not self.uses_library(weight):
             return self._linear(x, weight, bias)

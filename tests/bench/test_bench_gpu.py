@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 if find_spec("triton") is None:  # not imported: that would choose between compiler and interpreter
     pytest.skip("triton is not installed (extra: cuda)", allow_module_level=True)
 
+from drivers.bench import gpu as measurer
 from drivers.bench.gpu import SECONDS
+from drivers.bench.gpu_setup import Setup, rehearsal_sizes
+from drivers.bench.rows import Dropped, Measured, Started
 from llmos.bench import gpu
 from llmos.bench.gpu import REHEARSAL, SECTIONS
 from llmos.bench.gpu_child import TOTAL_SECONDS
@@ -74,6 +82,62 @@ def test_a_section_that_fails_or_hangs_takes_no_other_with_it(
     _, table = result.stdout.split(f"not measured: paging: {reason}")
     assert "swap: host to device" in table
     assert result.stdout.splitlines()[-1] == REHEARSAL
+
+
+def messages_of(*arguments: str, control: str = "") -> list[dict[str, object]]:
+    """What the process that measures says, tiny, on the stand-in."""
+    environment = os.environ | {"LLMOS_LIBCUDA": load_fake().library, "FAKE_CUDA_CONTROL": control}
+    told = subprocess.run(
+        [sys.executable, "-m", "drivers.bench.gpu", "--rehearse", *arguments], cwd=ROOT,
+        capture_output=True, text=True, timeout=500, check=True, env=environment,
+    )  # fmt: skip
+    return [json.loads(line) for line in told.stdout.splitlines()]
+
+
+def test_what_there_is_no_time_for_is_named() -> None:
+    """Case by case: nothing else is measured, and it is no failure."""
+    sections = ("kernels", "step", "formats", "prefill", "paging", "swap")
+    told = messages_of("--seconds", "0", "--sections", *sections)
+    assert [each["case"] for each in told if each["type"] == "started"] == list(sections)
+    dropped = {each["case"] for each in told if each["type"] == "dropped"}
+    assert all(each["reason"] == "no time was left" for each in told if each["type"] == "dropped")
+    assert {
+        "kernels: product of 1 rows, 64 x 32", "kernels: W8A8 product of 1 rows, 64 x 32",
+        "kernels: sampling by typical, batch 2", "attention: decode, batch 2, context 16",
+        "step: decode, batch 1, context 16", "step: decode, batch 1, context 16, ablation",
+        "step: decode, W4A8 weights, int8 keys and values", "step: prompt of 8", "paging", "swap",
+    } <= dropped  # fmt: skip
+    assert {each["type"] for each in told} == {"plan", "started", "dropped"}
+
+
+def test_too_little_memory_ends_a_section_and_no_more(tmp_path: Path) -> None:
+    """The library's refusal is told with the call; the next section is measured by the same process."""
+    control = tmp_path / "orders"
+    control.write_text("cuMemCreate 1 2")
+    told = messages_of("--sections", "paging", "swap", control=str(control))
+    (dropped,) = (each for each in told if each["type"] == "dropped")
+    assert dropped["case"] == "paging: the rest of it"
+    assert dropped["reason"] == "too little memory: cuMemCreate: CUDA_ERROR_OUT_OF_MEMORY"
+    assert not dropped["is_failure"]
+    assert any(str(each["case"]).startswith("swap: ") for each in told if each["type"] == "measured")
+
+
+@pytest.mark.parametrize("section", [section for section in SECTIONS if section != "serving"])
+def test_torch_without_memory_is_no_failure(monkeypatch: pytest.MonkeyPatch, section: str) -> None:
+    """In any section, after any row: that row stays, and the section behind it begins."""
+    row = Measured("a case", "time", 1.0, "us", "itself", 1.0, 1)
+
+    def exhausted() -> Iterator[Measured]:
+        yield row
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    sections = dict.fromkeys(SECTIONS, lambda: iter([row])) | {section: exhausted}
+    monkeypatch.setattr(measurer, "open_sections", lambda setup: sections)
+    with contextlib.closing(load_fake().open()) as memory:
+        setup = Setup(torch.device("cpu"), memory, rehearsal_sizes(), 0.0)
+        told = list(measurer.run([section, "serving"], setup, time.monotonic() + 60))
+    assert [type(each) for each in told[1:]] == [Started, Measured, Dropped, Started, Measured]
+    assert told[3] == Dropped(f"{section}: the rest of it", "too little memory: CUDA out of memory")
 
 
 def test_rows_are_in_the_file_as_they_come(tmp_path: Path) -> None:

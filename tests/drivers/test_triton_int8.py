@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import attrs
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from hypothesis import strategies as st
 from triton_device import DEVICE, draw
 
 from drivers.model.int8_loader import unpack_linear
-from drivers.ops.int8 import Int8Rows, Int8Weight
+from drivers.ops.int8 import Int4Weight, Int8Rows, Int8Weight
 from drivers.ops.int8 import linear_int8 as reference_linear
 from drivers.ops.int8 import round_rows as reference_rows
 from drivers.ops.reference import ReferenceOps
@@ -21,11 +24,13 @@ pytest.importorskip("triton", reason="triton is not installed (extra: cuda)")
 
 from drivers.triton_ops.linear_int4 import linear_int4
 from drivers.triton_ops.linear_int8 import linear_int8
+from drivers.triton_ops.linear_integers import LinearIntegers
 from drivers.triton_ops.ops import TritonOps
 from drivers.triton_ops.rms_norm import add_rms_norm, add_rms_norm_int8, rms_norm_int8
 from drivers.triton_ops.rounding import round_rows
 from drivers.triton_ops.silu_mul import silu_mul_int8
-from drivers.triton_ops.tiles import KINDS
+from drivers.triton_ops.tiles import HEIGHTS, KINDS
+from drivers.triton_ops.tuner import Tuner
 
 FLOATS = sorted((torch.float32, torch.float16, torch.bfloat16), key=str)
 DTYPES = st.sampled_from(FLOATS)
@@ -195,6 +200,35 @@ def test_four_bits_give_the_integers_of_eight(rows, size_in, size_out, dtype, ha
     assert torch.equal(linear_int4(last, made, bias), out[-1:])
     if bias is None:
         assert torch.equal(TritonOps().linear(x, made, None), out)
+
+
+@pytest.mark.parametrize("num_bits", [8, 4])
+def test_the_fastest_tiles_are_taken_and_remembered(tmp_path: Path, num_bits: int) -> None:
+    """One of each height, for each format by itself: the same bits, and nothing is measured twice."""
+    weight: Int8Weight | Int4Weight
+    if num_bits == 8:
+        weight = Int8Weight(integers(40, 130, 0), draw(40, seed=1).abs(), torch.float32)
+    else:
+        numbers = draw(40, 130, seed=1).cpu().numpy()
+        weight = unpack_linear(pack_weight(WeightFormat.W4A8, numbers), torch.float32, torch.device(DEVICE))
+    measured: list[float] = []
+
+    def measure(call: Callable[[], object]) -> float:
+        call()
+        measured.append(-len(measured))  # each is faster than the one before
+        return measured[-1]
+
+    path = tmp_path / "device.json"
+    untuned, tuned = LinearIntegers(), LinearIntegers(Tuner(path, measure))
+    rows = round_rows(draw(40, 130, seed=2))
+    for count in (1, 40):
+        some = Int8Rows(rows.values[:count].contiguous(), rows.scale[:count].contiguous())
+        assert torch.equal(tuned(some, weight, None), untuned(some, weight, None))
+    assert tuple(tile.rows for tile in tuned.tiles(weight)) == HEIGHTS
+    assert tuned.tiles(weight) != untuned.tiles(weight)
+    assert len(measured) == sum(len(kind) for kind in KINDS[: len(HEIGHTS)])
+    later = LinearIntegers(Tuner(path, lambda call: pytest.fail("this was measured before")))
+    assert later.tiles(weight) == tuned.tiles(weight)
 
 
 def test_what_does_not_fit_is_refused() -> None:

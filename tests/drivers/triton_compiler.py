@@ -122,9 +122,9 @@ def call_int8(ops: TritonOps, x: torch.Tensor, norm: torch.Tensor) -> None:
     groups = torch.zeros(512, x.shape[1] // GROUP, dtype=torch.uint8)
     halves = torch.zeros(512, x.shape[1] // 2, dtype=torch.uint8)
     codes = Int4Weight(halves, groups, groups, torch.zeros(512), x.dtype, x.shape[1])
-    for kind in KINDS:
-        linear_int8(rows, weight, torch.zeros(512), kind[0])
-        linear_int4(rows, codes, None, kind[0])
+    for tile in (tile for kind in KINDS for tile in kind):
+        linear_int8(rows, weight, torch.zeros(512), tile)
+        linear_int4(rows, codes, None, tile)
 
 
 def measure(name: str, kernel: Any) -> dict[str, Any]:
