@@ -219,7 +219,7 @@ def curve_machines(device: str) -> list[fair_curve.Machine]:
         found.append(fair_curve.Machine("simulated A10G", simulate, lengths, 300.0, 1500.0))
     if device in ("cpu", "all"):
         lengths = fair_curve.read_lengths(ARENA, 4)  # of a larger model's answers
-        found.append(fair_curve.Machine("cpu", serve, lengths, REAL_SECONDS / 2, REAL_SECONDS))
+        found.append(fair_curve.Machine("cpu", serve, lengths, REAL_SECONDS / 2, 0.75 * REAL_SECONDS))
     return found
 
 
