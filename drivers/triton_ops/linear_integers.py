@@ -10,7 +10,9 @@ from drivers.triton_ops.linear_int8 import linear_int8
 from drivers.triton_ops.tiles import HEIGHTS, KINDS, Tile, fit_tile
 from drivers.triton_ops.tuner import Tuner
 
-__all__ = ["LinearIntegers"]
+__all__ = ["LinearIntegers", "list_tiles"]
+
+OUTPUTS_PER_WARP = 2048  # of 4 bits at most: more of them spill registers on Ampere
 
 
 class LinearIntegers:
@@ -29,7 +31,8 @@ class LinearIntegers:
         size_out, size_in = _size(weight)
         key = (type(weight), size_out, size_in, weight.dtype, weight.scale.device)
         if (tiles := self._tiles.get(key)) is None:
-            tiles = self._tiles[key] = tuple(self._choose(weight, kind) for kind in KINDS[: len(HEIGHTS)])
+            listed = list_tiles(is_int4=isinstance(weight, Int4Weight))
+            tiles = self._tiles[key] = tuple(self._choose(weight, kind) for kind in listed)
         return tiles
 
     def __call__(
@@ -40,8 +43,7 @@ class LinearIntegers:
         fitting = [tile for tile in tiles if tile.fits(num_tokens, len(weight.scale))]
         return _multiply(x, weight, bias, fitting[-1] if fitting else tiles[0])
 
-    def _choose(self, weight: Int8Weight | Int4Weight, kind: tuple[Tile, ...]) -> Tile:
-        tiles = list(dict.fromkeys(fit_tile(tile, 1) for tile in kind))
+    def _choose(self, weight: Int8Weight | Int4Weight, tiles: tuple[Tile, ...]) -> Tile:
         if self._tuner is None:
             return tiles[0]
         (size_out, size_in), device = _size(weight), weight.scale.device
@@ -50,6 +52,19 @@ class LinearIntegers:
         x = Int8Rows(values, torch.ones(num_rows, device=device))
         name = f"{type(weight).__name__} [{size_out}, {size_in}] {weight.dtype} rows {num_rows}"
         return self._tuner.choose(name, tiles, lambda tile: _multiply(x, weight, None, tile))
+
+
+def list_tiles(*, is_int4: bool) -> list[tuple[Tile, ...]]:
+    """For each height the tile that is taken unless it was measured, then others to measure."""
+    most = OUTPUTS_PER_WARP if is_int4 else None
+    return [
+        tuple(
+            fit_tile(tile, 1)
+            for tile in kind
+            if most is None or tile.rows * tile.columns <= most * tile.num_warps
+        )
+        for kind in KINDS[: len(HEIGHTS)]
+    ]
 
 
 def _size(weight: Int8Weight | Int4Weight) -> tuple[int, int]:

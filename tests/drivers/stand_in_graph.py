@@ -16,6 +16,7 @@ import torch
 from attrs import define, field
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
+from triton_device import IS_INTERPRETED
 
 __all__ = ["StandInGraph", "record", "refuse_reads"]
 
@@ -128,7 +129,7 @@ class _NoReads(TorchDispatchMode):
 @contextlib.contextmanager
 def refuse_reads() -> Iterator[None]:
     """Whatever waits for the device raises RuntimeError: on a GPU torch says so, here its operations do."""
-    if torch.cuda.is_available():
+    if not IS_INTERPRETED:
         torch.cuda.set_sync_debug_mode("error")
         try:
             yield

@@ -217,7 +217,7 @@ def test_a_space_whose_token_the_host_decides_waits() -> None:
 
 def test_a_launch_waits_for_nothing() -> None:
     """Prompts, steps that are fed, late draws, counts, what is told, what the host decides: no host reads."""
-    queue, _ = open_queue()
+    queue, _ = open_queue(DirectLauncher(DEVICE))  # the calls that a graph would record
     ways = (Way.PLAIN, Way.TOLD, Way.COUNTED, Way.LATE)
     tokens = [list(PROMPT[space % 2 :]) for space in range(len(ways))]
 

@@ -27,6 +27,7 @@ from drivers.ops.interface import AttentionShape, HeadNorms
 from drivers.triton_ops.linear import linear
 from drivers.triton_ops.linear_int4 import linear_int4
 from drivers.triton_ops.linear_int8 import linear_int8
+from drivers.triton_ops.linear_integers import list_tiles
 from drivers.triton_ops.ops import TritonOps
 from drivers.triton_ops.plan import HIGH_TILE_ROWS, TILE_ROWS, plan_attention
 from drivers.triton_ops.rope_kv import rope_write_kv
@@ -122,8 +123,9 @@ def call_int8(ops: TritonOps, x: torch.Tensor, norm: torch.Tensor) -> None:
     groups = torch.zeros(512, x.shape[1] // GROUP, dtype=torch.uint8)
     halves = torch.zeros(512, x.shape[1] // 2, dtype=torch.uint8)
     codes = Int4Weight(halves, groups, groups, torch.zeros(512), x.dtype, x.shape[1])
-    for tile in (tile for kind in KINDS for tile in kind):
+    for tile in (tile for kind in list_tiles(is_int4=False) for tile in kind):
         linear_int8(rows, weight, torch.zeros(512), tile)
+    for tile in (tile for kind in list_tiles(is_int4=True) for tile in kind):
         linear_int4(rows, codes, None, tile)
 
 
