@@ -27,9 +27,9 @@ SIZES = {
 PROMPTS = [tuple((7 * i + 3 * length) % 131 for i in range(length)) for length in (5, 20, 126, 33)]
 SAMPLING = [
     Sampling(),
-    Sampling(temperature=0.8, seed=3),
-    Sampling(),
-    Sampling(temperature=1.0, top_p=0.9, seed=5),
+    Sampling(temperature=0.8, seed=3, typical_p=0.9),
+    Sampling(repetition_penalty=1.4, frequency_penalty=0.6),
+    Sampling(temperature=1.0, top_p=0.9, seed=5, presence_penalty=0.8, logit_bias={7: 1.5}),
 ]
 NUM_TOKENS = 12
 
