@@ -11,6 +11,8 @@ import trio
 from shell.llmsh.render import Screen
 from shell.llmsh.terminal import echoes_interrupt
 
+WIPE_INTERRUPT = "\b\b\x1b[K"  # two columns back, and nothing behind them
+
 
 @attrs.define(eq=False)
 class Foreground:
@@ -21,6 +23,7 @@ class Foreground:
         is_interactive: there is a person.
         has_job: what is shown now can be stopped, and kept as a job.
         was_suspended: Ctrl-Z, not Ctrl-C, ended what was shown last.
+        was_redrawn: what was interrupted last replaced what it had shown, again and again.
         is_reading: the prompt waits for a line.
     """
 
@@ -28,6 +31,7 @@ class Foreground:
     is_interactive: bool
     has_job: bool = False
     was_suspended: bool = False
+    was_redrawn: bool = False
     is_reading: bool = False
     _notices: list[str] = attrs.field(factory=list)  # held back while a command runs
     _scopes: list[trio.CancelScope] = attrs.field(factory=list)  # what Ctrl-C ends, innermost last
@@ -45,20 +49,26 @@ class Foreground:
     def interrupt(self) -> None:
         """Ctrl-C: cancel the innermost interruptible block. Does nothing at the prompt."""
         if self._scopes:
-            self.was_suspended = False
+            self.was_suspended = self.was_redrawn = False
             self._scopes[-1].cancel()
 
     def suspend(self) -> None:
         """Ctrl-Z: stop the foreground job and return to the prompt. Does nothing without one."""
         if self._scopes and self.has_job:
-            self.was_suspended = True
+            self.was_suspended, self.was_redrawn = True, False
             self._scopes[-1].cancel()
 
     def show_interrupt(self) -> None:
-        """Leave the line in which ^C stands, or write it where the terminal does not."""
+        """Leave the line in which ^C stands, or write it where the terminal does not.
+
+        From what was drawn over and over it is wiped.
+        """
         if self.is_interactive and echoes_interrupt():
-            self.screen.write("\n")
-        else:
+            if self.was_redrawn:
+                self.screen.write_raw(WIPE_INTERRUPT)
+            else:
+                self.screen.write("\n")
+        elif not self.was_redrawn:
             self.screen.line("^Z" if self.was_suspended else "^C")
 
     def notify(self, text: str) -> None:

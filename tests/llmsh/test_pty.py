@@ -157,6 +157,25 @@ async def test_chat_at_a_terminal(tmp_path: Path) -> None:
     assert kernel.spawned[0].prompt.count("<|user|>") == 2
 
 
+async def test_watch_leaves_no_interrupt_on_the_screen(tmp_path: Path) -> None:
+    """Ctrl-C ends it; the ^C that the terminal has drawn under the table is wiped."""
+
+    def person(child: pexpect.spawn[str]) -> None:
+        child.sendline("watch -d 50 lsdev")
+        child.expect("every 50")
+        child.expect("sim:0")
+        child.sendcontrol("c")
+        child.expect_exact("^C\b\b\x1b[K")
+        child.expect(PROMPT)
+        child.sendline("run hi")  # the ^C of what does not redraw stays
+        child.expect("begun")
+        child.sendcontrol("c")
+        child.expect_exact("^C\r\n")
+        child.expect(PROMPT)
+
+    await at_terminal(tmp_path, Gate(), person)
+
+
 async def test_top_redraws_until_q(tmp_path: Path) -> None:
     """top draws frames on the alternate screen, and leaves at q, at Ctrl-C, or after -n of them."""
 

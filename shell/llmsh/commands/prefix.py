@@ -70,16 +70,20 @@ async def watch(shell: Shell, arguments: Arguments) -> int:
     stage = _inner(shell, arguments)
     seconds, num_times = arguments["delay"] or WATCH_SECONDS, arguments["times"]
     code = 0
-    for number in itertools.count(1):
-        if shell.screen.can_redraw:
-            shell.screen.write_raw(CLEAR)
-            shell.screen.note(
-                f"every {format_seconds(seconds)}: {' '.join(arguments.operands)}   (Ctrl-C ends)"
-            )
-        code = await run_command(shell, stage)
-        if number == num_times:
-            break
-        await trio.sleep(seconds)
+    try:
+        for number in itertools.count(1):
+            if shell.screen.can_redraw:
+                shell.screen.write_raw(CLEAR)
+                shell.screen.note(
+                    f"every {format_seconds(seconds)}: {' '.join(arguments.operands)}   (Ctrl-C ends)"
+                )
+            code = await run_command(shell, stage)
+            if number == num_times:
+                break
+            await trio.sleep(seconds)
+    except trio.Cancelled:
+        shell.foreground.was_redrawn = shell.screen.can_redraw
+        raise
     return code
 
 
