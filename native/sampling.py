@@ -175,10 +175,10 @@ def write_draw(to: Any, draw: Draw, vocab_size: int) -> list[object]:
     to.by_cuts = draw.cuts is not None
     if draw.cuts is not None:
         kept.append(_write_cuts(to, draw, draw.cuts))
-    if draw.num_top is None:
+    if draw.num_top is None and draw.given is None:
         to.num_top = -1
         return kept
-    to.num_top = min(draw.num_top, vocab_size)
+    to.num_top = min(draw.num_top or 0, vocab_size)  # that of a given token is told in any case
     top_ids, top_logprobs = ffi.new("int32_t[]", to.num_top), ffi.new("double[]", to.num_top)
     to.top_ids, to.top_logprobs = top_ids, top_logprobs
     return [*kept, top_ids, top_logprobs]

@@ -129,7 +129,7 @@ def test_tokens_that_are_cut_are_not_drawn_and_others_are(case):
 @settings(max_examples=100)
 @given(
     kind=st.sampled_from(KINDS), size=st.sampled_from(SIZES), seed=st.integers(0, 9), data=st.data(),
-    num_top=st.sampled_from([0, 1, 20]),
+    num_top=st.sampled_from([None, 0, 1, 20]),
 )  # fmt: skip
 def test_a_given_token_is_told_of(kind, size, seed, data, num_top):
     """Nothing is drawn: its log-probability and its rank are told, whatever else the draw says."""
@@ -138,6 +138,7 @@ def test_a_given_token_is_told_of(kind, size, seed, data, num_top):
     draw = Draw(1.0, given=token, num_top=num_top, banned_ids=np.array([token]))
     choice = sample(logits, draw)
     assert choice.token == token
+    assert len(choice.top_ids) == min(num_top or 0, size)
     assert same(choice, choose_token(logits, draw))
 
 
