@@ -269,8 +269,9 @@ COMMANDS = (
         "cache",
         summary="Show the prefix cache of each device",
         details=(
-            "Pages that it holds, tokens of prompts that were looked up and found there, pages copied where "
-            "a prompt left one, and pages given up when memory was short. With -m, how pages came to be "
+            "Pages that it holds, those among them that are pinned and outlast the others for a time, tokens "
+            "of prompts that were looked up and found there, pages copied where a prompt left one, "
+            "and pages given up when memory was short. With -m, how pages came to be "
             "mapped: ahead of need, or in the step that writes them, which then waits; reused were still "
             "mapped from before, unused were given back, late were not done in time. With --drop, the pages "
             "that no process maps are given up: an administrator drops everybody's, others those of their "
