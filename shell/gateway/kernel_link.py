@@ -32,6 +32,7 @@ class KernelLink:
     needs_key: bool = False
     _client: Client | None = None
     _connected: trio.Event = attrs.field(factory=trio.Event)  # replaced when a session is lost
+    _has_tried: trio.Event = attrs.field(factory=trio.Event)
 
     @property
     def is_connected(self) -> bool:
@@ -55,10 +56,12 @@ class KernelLink:
                     self.needs_key = client.welcome.needs_key
                     self._client = client
                     self._connected.set()
+                    self._has_tried.set()
                     pause = FIRST_PAUSE_SECONDS
                     log.info("connected", models=[model.name for model in self.models])
                     await self._stay(client)
             except (ConnectionLost, SyscallError) as error:
+                self._has_tried.set()
                 log.warning("not_connected", error=str(error), retry_seconds=pause)
             finally:
                 self._client = None
@@ -71,6 +74,10 @@ class KernelLink:
     async def wait_connected(self) -> None:
         """Wait until a session is open."""
         await self._connected.wait()
+
+    async def wait_tried(self) -> None:
+        """Wait until a session was open, or could not be opened."""
+        await self._has_tried.wait()
 
     async def refresh(self) -> None:
         """Ask the kernel for its models now."""

@@ -23,6 +23,7 @@ from shell.gateway.service import Service, make_service
 from shell.gateway.tls import TlsCodec, make_server_context
 from syscalls.collector import settle_collector
 
+FIRST_SESSION_SECONDS = 5.0  # for the kernel to open it, before a gateway that starts is ready all the same
 CLOSE_SECONDS = 1.0  # for connections that are idle, or stalled, when everything else is done
 SEND_BUFFER_BYTES = 256 << 10  # what a slow reader may leave lying in the system, for each connection
 BACKLOG = 1024
@@ -152,6 +153,8 @@ async def run_gateway(config: GatewayConfig) -> None:
             nursery.cancel_scope.cancel()
 
         await nursery.start(serve)
+        with trio.move_on_after(FIRST_SESSION_SECONDS):  # whoever hears that we are ready is served at once
+            await service.link.wait_tried()
         log.info("ready", url=url, pid=os.getpid())
         if config.ready_fd is not None:
             with os.fdopen(config.ready_fd, "w") as ready:

@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import struct
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -340,3 +341,16 @@ def test_what_if_no_model_is_there_yet(own_kernel: KernelThread, tmp_path: Path)
         assert response.headers["retry-after"]
         models[:] = listed
         assert gateway.post(CHAT, hello()).status_code == 200
+
+
+def test_ready_is_said_when_a_request_is_served(own_kernel: KernelThread, tmp_path: Path) -> None:
+    """A kernel that takes its time keeps the gateway from saying so: the first request finds a session."""
+    go_on = threading.Event()
+    busy = threading.Thread(target=own_kernel.call, args=[go_on.wait])
+    busy.start()
+    timer = threading.Timer(2.0, go_on.set)
+    timer.start()
+    with running_gateway(own_kernel, tmp_path / "g", wait=False) as gateway:
+        assert gateway.get("/v1/models").status_code == 200
+    busy.join()
+    timer.join()
