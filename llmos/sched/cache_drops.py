@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 
 import attrs
+import trio
 
 from llmos.mm.address_space import tenant_of
 from llmos.mm.vmm import VMM
@@ -36,8 +37,8 @@ class CacheDrops:
         pieces = iter(()) if vmm is None else vmm.drop_cache(lambda salt: tenant in (None, tenant_of(salt)))
         self._drops.append(_Drop(call, pieces))
 
-    def go_on(self) -> None:
-        """Give up one more piece of the oldest call's pages, and answer it if that was the last."""
+    async def go_on(self) -> None:
+        """Give up one more piece of the oldest call's pages, or answer it behind the last. A checkpoint."""
         drop = self._drops[0]
         num_pages = next(drop.pieces, None)
         if num_pages is None:
@@ -45,3 +46,4 @@ class CacheDrops:
             drop.call.done(drop.num_pages)
         else:
             drop.num_pages += num_pages
+        await trio.lowlevel.checkpoint()  # others' turn: readers, and results that are there

@@ -173,10 +173,7 @@ class Core(Actor[Message]):
             if self._link is not None:
                 orders += self.residents.grammars.take_orders()
                 orders += self._plan()
-            if self._cache_drops:
-                self._cache_drops.go_on()
-                await trio.lowlevel.checkpoint()  # others' turn: readers, and results that are there
-            elif not orders:
+            if not orders and not self._cache_drops:
                 try:
                     self._handle(await self.mailbox.receive())
                 except trio.EndOfChannel:
@@ -187,6 +184,8 @@ class Core(Actor[Message]):
                         await self._link.send(order)
                 except DriverLost:
                     self._link = None  # DriverDown is on its way, from the task that reads the link
+            if self._cache_drops:  # beside the step that the driver has now
+                await self._cache_drops.go_on()
 
     def _handle(self, message: Message) -> None:
         match message:
