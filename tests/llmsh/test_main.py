@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from shell.llmsh.main import read_settings
-from syscalls.process import ExitStatus
+from syscalls.process import ExitStatus, Read
 from tests.llmsh.programs import Gate, say, wait_until
 from tests.scripted_kernel import open_scripted_kernel
 
@@ -120,7 +120,7 @@ async def test_interrupt_of_c_kills_the_process(tmp_path: Path) -> None:
 
         async def interrupt() -> None:
             await gate.reached.wait()
-            await wait_until(lambda: kernel.calls[-1].__class__.__name__ == "Read")
+            await wait_until(lambda: kernel.calls[-1] == Read(1, len("begun")))  # printed, and asks for more
             (pid,) = find_children()
             os.kill(pid, signal.SIGINT)
 
