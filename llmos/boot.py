@@ -237,7 +237,7 @@ def make_core(config: Config, name: str, system: System) -> Core:
         config.swap_reuse,
         partial(system.events.record, level="warning"),
         config.mapping,
-        config.pin_max_seconds if config.prefix_cache else 0.0,
+        config.pin_max_seconds if config.prefix_cache and name != ENCODER else 0.0,
         None if config.pin_mib is None else config.pin_mib << 20,
     )
 

@@ -104,6 +104,11 @@ class ErrorReply(msgspec.Struct, frozen=True, tag="error"):
     errno: Errno
     message: str
     exceeded: Exceeded | None = None  # with EDQUOT
+    parameter: str | None = None  # the field of the call that is at fault, where it is one
+
+    def as_error(self) -> SyscallError:
+        """The exception that a client raises for it."""
+        return SyscallError(self.errno, self.message, self.exceeded, self.parameter)
 
 
 Answer = (
@@ -188,7 +193,7 @@ def encode_frame(message: Hello | Welcome | Call | Reply | Outputs) -> bytes:
 
 def error_reply(error: SyscallError) -> ErrorReply:
     """Make the answer of a call that failed."""
-    return ErrorReply(error.errno, error.message, error.exceeded)
+    return ErrorReply(error.errno, error.message, error.exceeded, error.parameter)
 
 
 def explain_bad_call(payload: bytes, error: msgspec.ValidationError) -> tuple[int, ErrorReply]:

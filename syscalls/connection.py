@@ -16,7 +16,6 @@ import trio
 
 from syscalls.codec import Answer, ErrorReply, Request, Welcome
 from syscalls.embedding import Embed
-from syscalls.errno import SyscallError
 from syscalls.feed import OutputFeed
 from syscalls.image import Restore
 from syscalls.process import Fork, Kill, Spawn, Spawned, Unfollow, Wait
@@ -105,7 +104,7 @@ class Connection:
 
         answer: Answer = await trio.lowlevel.wait_task_rescheduled(abandon)
         if isinstance(answer, ErrorReply):
-            raise SyscallError(answer.errno, answer.message, answer.exceeded)
+            raise answer.as_error()
         return answer
 
     def start_feed(self, pid: int, offset: int, window: int) -> OutputFeed:

@@ -38,10 +38,19 @@ class SyscallError(Exception):
         errno: the code.
         message: one sentence with the numbers that matter.
         exceeded: the limit, with EDQUOT.
+        parameter: the field of the call that is at fault, where it is one.
     """
 
-    def __init__(self, errno: Errno, message: str, exceeded: Exceeded | None = None) -> None:
+    def __init__(
+        self, errno: Errno, message: str, exceeded: Exceeded | None = None, parameter: str | None = None
+    ) -> None:
         super().__init__(f"{errno.value}: {message}")
         self.errno = errno
         self.message = message
         self.exceeded = exceeded
+        self.parameter = parameter
+
+
+def invalid_parameter(name: str, problem: str) -> SyscallError:
+    """EINVAL for one field of a call; the message is its name and what is wrong with it."""
+    return SyscallError(Errno.EINVAL, f"{name} {problem}", parameter=name)

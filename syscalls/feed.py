@@ -107,7 +107,7 @@ class OutputFeed:
                 self._loss = trio.EndOfChannel("the turn has ended")
             return answer
         self._loss = (
-            SyscallError(answer.errno, answer.message, answer.exceeded)
+            answer.as_error()
             if isinstance(answer, ErrorReply)
             else SyscallError(Errno.EPROTO, f"Follow was answered by {type(answer).__name__}, not by Output")
         )

@@ -167,6 +167,7 @@ class EmbedOptions(TypedDict, total=False):
     label: str
     deadline_seconds: float | None
     cache_salt: str
+    pin_seconds: float
 
 
 class ClientSession:
@@ -253,7 +254,7 @@ class ClientSession:
         if not isinstance(body, ErrorReply):
             return ConnectionLost(f"the kernel closed the session with an unexpected {type(body).__name__}")
         if self.welcome is None:
-            return SyscallError(body.errno, body.message, body.exceeded)
+            return body.as_error()
         return ConnectionLost(f"the kernel closed the session: {body.errno.value}: {body.message}")
 
 

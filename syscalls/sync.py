@@ -168,7 +168,7 @@ class SyncClient:
             self._receive()
         answer = self._answers.pop(call_id)
         if isinstance(answer, ErrorReply):
-            raise SyscallError(answer.errno, answer.message, answer.exceeded)
+            raise answer.as_error()
         return answer
 
     def _ask(self, body: Request, reply_type: type[R]) -> R:

@@ -8,7 +8,7 @@ import trio
 
 from llmos.kernel.calls_process import spawned
 from llmos.kernel.session import Session
-from llmos.kernel.spawning import MAX_SALT_LENGTH, check_allowance
+from llmos.kernel.spawning import MAX_SALT_LENGTH, check_allowance, check_pin
 from llmos.kernel.system import System
 from llmos.kernel.tenants import Tenant
 from llmos.proc.pcb import Process
@@ -16,7 +16,7 @@ from llmos.sched import messages
 from llmos.sched.core import Core
 from syscalls.codec import Answer
 from syscalls.embedding import MAX_INPUTS, Embed, Pooling
-from syscalls.errno import Errno, SyscallError
+from syscalls.errno import Errno, SyscallError, invalid_parameter
 from syscalls.process import MAX_NICE, MIN_NICE
 from syscalls.sampling import Sampling
 
@@ -33,10 +33,6 @@ def embed(system: System, session: Session, call_id: int, body: Embed) -> Answer
     return spawned(system, processes)
 
 
-def _invalid(message: str) -> SyscallError:
-    return SyscallError(Errno.EINVAL, message)
-
-
 def check_embed(core: Core, tenant: Tenant, body: Embed) -> Pooling:
     """Check every argument against the model and the device; return how vectors are made.
 
@@ -46,20 +42,25 @@ def check_embed(core: Core, tenant: Tenant, body: Embed) -> Pooling:
     assert core.loaded is not None
     model = core.loaded.model
     if model.embedding is None:
-        raise _invalid(f"model {model.name!r} makes no vectors")
+        raise SyscallError(Errno.EINVAL, f"model {model.name!r} makes no vectors", parameter="model")
     poolings = model.embedding.poolings
     kind = body.pooling or poolings[0]
     if kind not in poolings:
-        raise _invalid(f"pooling is {kind!r}; {model.name!r} can do {', '.join(poolings)}")
+        raise invalid_parameter("pooling", f"is {kind!r}; {model.name!r} can do {', '.join(poolings)}")
     if not 1 <= len(body.inputs) <= MAX_INPUTS:
-        raise _invalid(f"inputs has {len(body.inputs)} entries; the limit is 1 to {MAX_INPUTS}")
+        raise invalid_parameter("inputs", f"has {len(body.inputs)} entries; the limit is 1 to {MAX_INPUTS}")
     if not MIN_NICE <= body.nice <= MAX_NICE:
-        raise _invalid(f"nice is {body.nice}; the limit is {MIN_NICE} to {MAX_NICE}")
+        raise invalid_parameter("nice", f"is {body.nice}; the limit is {MIN_NICE} to {MAX_NICE}")
     tenant.check_nice(body.nice)
     if body.deadline_seconds is not None and not 0 < body.deadline_seconds < math.inf:
-        raise _invalid(f"deadline_seconds is {body.deadline_seconds}; it must be positive and finite")
+        raise invalid_parameter(
+            "deadline_seconds", f"is {body.deadline_seconds}; it must be positive and finite"
+        )
     if len(body.cache_salt) > MAX_SALT_LENGTH:
-        raise _invalid(f"cache_salt has {len(body.cache_salt)} characters; the limit is {MAX_SALT_LENGTH}")
+        raise invalid_parameter(
+            "cache_salt", f"has {len(body.cache_salt)} characters; the limit is {MAX_SALT_LENGTH}"
+        )
+    check_pin(core, body.pin_seconds)
     for index, tokens in enumerate(body.inputs):
         _check_input(core, tenant, f"inputs[{index}]", tokens)
     return Pooling(kind, body.normalise)
@@ -69,9 +70,9 @@ def _check_input(core: Core, tenant: Tenant, name: str, tokens: tuple[int, ...])
     assert core.loaded is not None
     model, kv, length = core.loaded.model, core.loaded.kv, len(tokens)
     if not tokens:
-        raise _invalid(f"{name} is empty")
+        raise invalid_parameter(name, "is empty")
     if not (min(tokens) >= 0 and max(tokens) < model.vocab_size):
-        raise _invalid(f"{name} holds an id outside the vocabulary of {model.vocab_size}")
+        raise invalid_parameter(name, f"holds an id outside the vocabulary of {model.vocab_size}")
     if length > model.max_model_len:
         raise SyscallError(
             Errno.E2BIG, f"{name} has {length} tokens; the context is {model.max_model_len} tokens"
@@ -109,6 +110,7 @@ def _make_processes(
             auto_reap=body.auto_reap,
             deadline_seconds=body.deadline_seconds,
             cache_salt=body.cache_salt,
+            pin_seconds=body.pin_seconds,
             spawned_at=now,
             turn_started_at=now,
             arrival=pid,

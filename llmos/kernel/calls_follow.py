@@ -5,7 +5,7 @@ from __future__ import annotations
 from llmos.kernel.session import Session
 from llmos.kernel.system import System
 from syscalls import process as p
-from syscalls.errno import Errno, SyscallError
+from syscalls.errno import Errno, SyscallError, invalid_parameter
 from syscalls.system import Done
 
 
@@ -18,7 +18,7 @@ def follow(system: System, session: Session, call_id: int, body: p.Follow) -> No
             f"offset is {body.offset}; process {body.pid} has {len(process.output)} output tokens",
         )
     if body.until < body.offset:
-        raise SyscallError(Errno.EINVAL, f"until is {body.until}; at least the offset, {body.offset}")
+        raise invalid_parameter("until", f"is {body.until}; at least the offset, {body.offset}")
     session.check_room()
     session.followers.begin(call_id, process, body.offset, body.until)
 

@@ -17,7 +17,7 @@ from llmos.proc.pcb import Process, Reader
 from llmos.sched import messages
 from syscalls import process as p
 from syscalls.codec import Answer, error_reply
-from syscalls.errno import Errno, SyscallError
+from syscalls.errno import Errno, SyscallError, invalid_parameter
 from syscalls.system import Done
 
 
@@ -137,11 +137,11 @@ def write(system: System, session: Session, call_id: int, body: p.Write) -> Answ
     assert core.loaded is not None
     vocab_size = core.loaded.model.vocab_size
     if not body.tokens:
-        raise SyscallError(Errno.EINVAL, "tokens is empty")
+        raise invalid_parameter("tokens", "is empty")
     if not (min(body.tokens) >= 0 and max(body.tokens) < vocab_size):
-        raise SyscallError(Errno.EINVAL, f"tokens holds an id outside the vocabulary of {vocab_size}")
+        raise invalid_parameter("tokens", f"holds an id outside the vocabulary of {vocab_size}")
     if body.max_tokens is not None and body.max_tokens < 1:
-        raise SyscallError(Errno.EINVAL, f"max_tokens is {body.max_tokens}; at least 1")
+        raise invalid_parameter("max_tokens", f"is {body.max_tokens}; at least 1")
     tenant = system.tenants.of(process.tenant)
     length = len(process.tokens) + len(body.tokens)
     check_allowance(core, tenant, length + (body.max_tokens or 1))
@@ -191,7 +191,7 @@ def cont(system: System, session: Session, call_id: int, body: p.Cont) -> Answer
 def nice(system: System, session: Session, call_id: int, body: p.Nice) -> Answer | None:
     """See syscalls.process.Nice."""
     if not p.MIN_NICE <= body.nice <= p.MAX_NICE:
-        raise SyscallError(Errno.EINVAL, f"nice is {body.nice}; the limit is {p.MIN_NICE} to {p.MAX_NICE}")
+        raise invalid_parameter("nice", f"is {body.nice}; the limit is {p.MIN_NICE} to {p.MAX_NICE}")
     process = session.process(body.pid)
     if not session.is_admin:
         system.tenants.of(process.tenant).check_nice(body.nice)

@@ -13,15 +13,15 @@ from llmos.proc.pcb import Pid, Process
 from llmos.proc.trace import Trace
 from syscalls import process as p
 from syscalls.codec import Answer, Call, ErrorReply, Request
-from syscalls.errno import Errno, SyscallError
+from syscalls.errno import invalid_parameter
 
 
 def trace(system: System, session: Session, call_id: int, body: p.Trace) -> Answer | None:
     """See syscalls.process.Trace."""
     if not 1 <= body.limit <= p.MAX_TRACE_REPLY:
-        raise SyscallError(Errno.EINVAL, f"limit is {body.limit}; the limit is 1 to {p.MAX_TRACE_REPLY}")
+        raise invalid_parameter("limit", f"is {body.limit}; the limit is 1 to {p.MAX_TRACE_REPLY}")
     if body.since < 0:
-        raise SyscallError(Errno.EINVAL, f"since is {body.since}; at least 0")
+        raise invalid_parameter("since", f"is {body.since}; at least 0")
     process = system.traces.ended(body.pid) or session.process(body.pid)
     session.check_right(process)
     now = trio.current_time()

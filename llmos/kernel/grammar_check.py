@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 import trio
 
-from syscalls.errno import Errno, SyscallError
+from syscalls.errno import Errno, SyscallError, invalid_parameter
 from syscalls.text.grammar import explain_bad_grammar
 
 CHECK_SECONDS = 10.0
@@ -45,7 +45,7 @@ class GrammarCheck:
         if key not in self._found:
             raise SyscallError(Errno.EAGAIN, f"grammar was not read within {CHECK_SECONDS:g} seconds")
         if (problem := self._found[key]) is not None:
-            raise SyscallError(Errno.EINVAL, f"grammar cannot be followed: {problem}")
+            raise invalid_parameter("grammar", f"cannot be followed: {problem}")
 
     def _remember(self, key: bytes, problem: str | None) -> None:
         self._found[key] = problem

@@ -14,16 +14,12 @@ from llmos.kernel.tenants import Tenant
 from llmos.params import MAX_GRAMMAR_CHARACTERS_IN_USE
 from llmos.proc.pcb import Process
 from llmos.sched.core import Core
-from syscalls.errno import Errno, SyscallError
+from syscalls.errno import Errno, SyscallError, invalid_parameter
 from syscalls.process import MAX_NICE, MAX_SAMPLES, MIN_NICE, Fork, Spawn
 
 MAX_STOP_TOKENS = 64
 MAX_SALT_LENGTH = 256
 MAX_SCORES = 500_000  # log-probabilities of a prompt: they go to the client in one reply
-
-
-def _invalid(message: str) -> SyscallError:
-    return SyscallError(Errno.EINVAL, message)
 
 
 def _wrap_seed(seed: int) -> int:
@@ -50,6 +46,12 @@ def check_allowance(core: Core, tenant: Tenant, num_tokens: int) -> None:
         )
 
 
+def check_pin(core: Core, seconds: float) -> None:
+    """Raise SyscallError EINVAL when pages may not outlast others for so long on a device."""
+    if not 0 <= seconds <= core.max_pin_seconds:
+        raise invalid_parameter("pin_seconds", f"is {seconds}; the limit is 0 to {core.max_pin_seconds:g}")
+
+
 def check_grammar_room(core: Core, grammar: str | None) -> None:
     """Raise SyscallError EAGAIN when a device has as many grammars in use as it may."""
     grammars = core.residents.grammars
@@ -70,19 +72,22 @@ def check_spawn(core: Core, tenant: Tenant, body: Spawn) -> int:
     assert core.loaded is not None
     model, kv = core.loaded.model, core.loaded.kv
     if not model.generates:
-        raise _invalid(f"model {model.name!r} makes no text; `embed` is for it")
+        raise SyscallError(
+            Errno.EINVAL, f"model {model.name!r} makes no text; `embed` is for it", parameter="model"
+        )
     if not body.prompt:
-        raise _invalid("prompt is empty")
+        raise invalid_parameter("prompt", "is empty")
     if not (min(body.prompt) >= 0 and max(body.prompt) < model.vocab_size):
-        raise _invalid(f"prompt holds an id outside the vocabulary of {model.vocab_size}")
+        raise invalid_parameter("prompt", f"holds an id outside the vocabulary of {model.vocab_size}")
     context, length = model.max_model_len, len(body.prompt)
     room = most_tokens(core, tenant)
     wanted = body.max_tokens if body.max_tokens is not None else max(1, room - length)
     scores_only = body.sampling.prompt_logprobs is not None and length > 1 and body.num_samples == 1
     if wanted < 1 and not (wanted == 0 and scores_only and not body.interactive):
-        raise _invalid(
-            f"max_tokens is {wanted}; at least 1, or 0 for one sample that is not interactive, of a prompt "
-            "of two tokens or more, with prompt_logprobs"
+        raise invalid_parameter(
+            "max_tokens",
+            f"is {wanted}; at least 1, or 0 for one sample that is not interactive, of a prompt "
+            "of two tokens or more, with prompt_logprobs",
         )
     if length + wanted > context:
         raise SyscallError(
@@ -90,30 +95,37 @@ def check_spawn(core: Core, tenant: Tenant, body: Spawn) -> int:
             f"the context is {context} tokens; {length + wanted} were asked for ({length} in, {wanted} out)",
         )
     if not 1 <= body.num_samples <= MAX_SAMPLES:
-        raise _invalid(f"num_samples is {body.num_samples}; the limit is 1 to {MAX_SAMPLES}")
+        raise invalid_parameter("num_samples", f"is {body.num_samples}; the limit is 1 to {MAX_SAMPLES}")
     if not MIN_NICE <= body.nice <= MAX_NICE:
-        raise _invalid(f"nice is {body.nice}; the limit is {MIN_NICE} to {MAX_NICE}")
+        raise invalid_parameter("nice", f"is {body.nice}; the limit is {MIN_NICE} to {MAX_NICE}")
     if body.deadline_seconds is not None and not 0 < body.deadline_seconds < math.inf:
-        raise _invalid(f"deadline_seconds is {body.deadline_seconds}; it must be positive and finite")
+        raise invalid_parameter(
+            "deadline_seconds", f"is {body.deadline_seconds}; it must be positive and finite"
+        )
     if len(body.cache_salt) > MAX_SALT_LENGTH:
-        raise _invalid(f"cache_salt has {len(body.cache_salt)} characters; the limit is {MAX_SALT_LENGTH}")
-    if not 0 <= body.pin_seconds <= core.max_pin_seconds:
-        raise _invalid(f"pin_seconds is {body.pin_seconds}; the limit is 0 to {core.max_pin_seconds:g}")
+        raise invalid_parameter(
+            "cache_salt", f"has {len(body.cache_salt)} characters; the limit is {MAX_SALT_LENGTH}"
+        )
+    check_pin(core, body.pin_seconds)
     if not 0 <= body.min_tokens <= wanted:
-        raise _invalid(f"min_tokens is {body.min_tokens}; the limit is 0 to max_tokens, {wanted}")
+        raise invalid_parameter("min_tokens", f"is {body.min_tokens}; the limit is 0 to max_tokens, {wanted}")
     if len(body.stop_token_ids) > MAX_STOP_TOKENS:
-        raise _invalid(f"stop_token_ids has {len(body.stop_token_ids)} ids; the limit is {MAX_STOP_TOKENS}")
+        raise invalid_parameter(
+            "stop_token_ids", f"has {len(body.stop_token_ids)} ids; the limit is {MAX_STOP_TOKENS}"
+        )
     named = {"stop_token_ids": set(body.stop_token_ids), **body.sampling.token_ids}
     for name, ids in named.items():
         if not all(0 <= token < model.vocab_size for token in ids):
-            raise _invalid(f"{name} holds an id outside the vocabulary of {model.vocab_size}")
+            raise invalid_parameter(name, f"holds an id outside the vocabulary of {model.vocab_size}")
     if (problem := body.sampling.explain_invalid()) is not None:
-        raise _invalid(problem)
+        raise SyscallError(Errno.EINVAL, problem, parameter="sampling")
     num_scores = length * (1 + (body.sampling.prompt_logprobs or 0))
     if body.sampling.prompt_logprobs is not None and num_scores > MAX_SCORES:
-        raise _invalid(f"prompt_logprobs of this prompt are {num_scores} numbers; the limit is {MAX_SCORES}")
+        raise invalid_parameter(
+            "prompt_logprobs", f"of this prompt are {num_scores} numbers; the limit is {MAX_SCORES}"
+        )
     if body.sampling.grammar is not None and not core.loaded.takes_grammars:
-        raise _invalid(f"grammar is given; {core.name} cannot follow one with this model")
+        raise invalid_parameter("grammar", f"is given; {core.name} cannot follow one with this model")
     check_grammar_room(core, body.sampling.grammar)
     frames = kv.num_pages(length + wanted) * kv.frames_per_page
     if frames > core.loaded.num_frames:
@@ -186,13 +198,15 @@ def make_children(system: System, session: Session, parent: Process, body: Fork)
         SyscallError: EINVAL, EAGAIN, EDQUOT.
     """
     if not 1 <= body.count <= MAX_SAMPLES:
-        raise _invalid(f"count is {body.count}; the limit is 1 to {MAX_SAMPLES}")
+        raise invalid_parameter("count", f"is {body.count}; the limit is 1 to {MAX_SAMPLES}")
     if parent.pooling is not None:
-        raise _invalid(f"process {parent.pid} makes a vector; it has nothing to continue")
+        raise SyscallError(
+            Errno.EINVAL, f"process {parent.pid} makes a vector; it has nothing to continue", parameter="pid"
+        )
     if body.seeds and len(body.seeds) != body.count:
-        raise _invalid(f"seeds has {len(body.seeds)} entries for {body.count} children")
+        raise invalid_parameter("seeds", f"has {len(body.seeds)} entries for {body.count} children")
     if not all(-(2**63) <= seed < 2**63 for seed in body.seeds):
-        raise _invalid("seeds holds a value outside the signed 64-bit integers")
+        raise invalid_parameter("seeds", "holds a value outside the signed 64-bit integers")
     now = trio.current_time()
     pids = system.table.new_pids(body.count)
     system.tenants.of(parent.tenant).admit(body.count, 0)

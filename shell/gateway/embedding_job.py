@@ -31,7 +31,7 @@ MAX_CALLS_AT_ONCE = 2  # so that the device does not wait for the next call when
 VECTOR_FIELDS: FieldTable = {
     **implemented(
         "model", "truncate_prompt_tokens", "add_special_tokens", "pooling", "priority", "deadline_ms",
-        "request_id", "rid", "cache_salt",
+        "request_id", "rid", "cache_salt", "pin_ttl_s",
     ),
     **accepted("user", "metadata"),
 }  # fmt: skip
@@ -49,6 +49,7 @@ class VectorFields(msgspec.Struct, kw_only=True):
     request_id: RequestId | None = None
     rid: RequestId | None = None
     cache_salt: Annotated[str, Meta(max_length=200)] = ""
+    pin_ttl_s: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -148,6 +149,7 @@ async def make_embedding_job(
             label=exchange.request_id,
             deadline_seconds=None if fields.deadline_ms is None else fields.deadline_ms / 1000,
             cache_salt=fields.cache_salt,
+            pin_seconds=fields.pin_ttl_s,
         ),
     )
 

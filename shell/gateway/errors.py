@@ -16,6 +16,13 @@ from syscalls.errno import Errno, SyscallError
 from syscalls.session import ConnectionLost
 
 RETRY_SECONDS = 1
+# Fields of the kernel's calls whose limits are its own, by the names that bodies have for them.
+BODY_FIELDS = {
+    "pin_seconds": "pin_ttl_s", "deadline_seconds": "deadline_ms", "nice": "priority", "num_samples": "n",
+    "cache_salt": "cache_salt", "min_tokens": "min_tokens", "max_tokens": "max_tokens",
+    "stop_token_ids": "stop_token_ids", "logit_bias": "logit_bias", "prompt_logprobs": "prompt_logprobs",
+    "allowed_token_ids": "allowed_token_ids", "bad_words": "bad_words", "pooling": "pooling",
+}  # fmt: skip
 
 
 class ClientDisconnected(Exception):
@@ -156,10 +163,10 @@ def root_cause(error: BaseException) -> BaseException:
 def _from_errno(error: SyscallError, request_id: str) -> ApiError:
     match error.errno:
         case Errno.EINVAL:
-            if error.message.startswith("pin_seconds"):  # the one limit that only the kernel knows
-                message = error.message.replace("pin_seconds", "'pin_ttl_s'", 1)
-                return invalid("invalid_value", message, "pin_ttl_s")
-            return invalid("invalid_value", error.message)
+            name = error.parameter or ""
+            if (field := BODY_FIELDS.get(name)) is None:
+                return invalid("invalid_value", error.message)
+            return invalid_value(field, f"'{field}'{error.message.removeprefix(name)}")
         case Errno.E2BIG:
             return invalid("context_length_exceeded", error.message)
         case Errno.ENOMEM:

@@ -127,7 +127,7 @@ def test_what_the_kernel_is_told(gateway: Gateway, kernel: KernelThread) -> None
         PATH,
         {
             "input": "hello", "model": "scripted", "pooling": "mean", "priority": 3, "deadline_ms": 500,
-            "cache_salt": "s", "rid": "mine-1", "user": "u", "input_type": "query", "dimensions": None,
+            "cache_salt": "s", "pin_ttl_s": 60, "rid": "mine-1", "user": "u", "input_type": "query", "dimensions": None,
             "normalize": False, "messages": None,
         },
     )  # fmt: skip
@@ -135,7 +135,7 @@ def test_what_the_kernel_is_told(gateway: Gateway, kernel: KernelThread) -> None
     assert response.headers["x-request-id"] == "mine-1"
     assert response.headers["x-llmos-ignored-params"] == "input_type"
     (call,) = [call for call in kernel.kernel.calls if isinstance(call, Embed)]
-    assert call == Embed((tuple(b"hello"),), "mean", False, "scripted", True, -3, "mine-1", 0.5, "s")
+    assert call == Embed((tuple(b"hello"),), "mean", False, "scripted", True, -3, "mine-1", 0.5, "s", 60.0)
 
 
 def test_many_inputs_go_in_calls_of_a_bounded_size(gateway: Gateway, kernel: KernelThread) -> None:

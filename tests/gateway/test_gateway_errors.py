@@ -15,7 +15,7 @@ from shell.gateway.fields import FieldTable
 from shell.gateway.prompt_length import MAX_ENCODED_CHARACTERS, check_encoded
 from shell.gateway.response_input import RESPONSE_FIELDS
 from shell.gateway.tokenize import DETOKENIZE_FIELDS, TOKENIZE_FIELDS
-from syscalls.errno import Errno, SyscallError
+from syscalls.errno import Errno, SyscallError, invalid_parameter
 from syscalls.process import ExitStatus, Spawn
 from tests.gateway.harness import (
     PATIENCE_SECONDS,
@@ -361,6 +361,19 @@ def test_kernel_errno_is_mapped(
     response = gateway.post(CHAT, hello())
     check_error(response, status, code)
     assert ("retry-after" in response.headers) == (status == 503)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "field"),
+    [("pin_seconds", "pin_ttl_s"), ("deadline_seconds", "deadline_ms"), ("min_tokens", "min_tokens")],
+)
+def test_the_kernel_names_the_field(
+    gateway: Gateway, kernel: KernelThread, parameter: str, field: str
+) -> None:
+    """A limit that only the kernel knows is told by the body's name of the field, whatever the text is."""
+    kernel.kernel.refusals[Spawn] = invalid_parameter(parameter, "is 601; the limit is 0 to 600")
+    error = check_error(gateway.post(CHAT, hello()), 400, "invalid_value", field)
+    assert error["message"] == f"'{field}' is 601; the limit is 0 to 600"
 
 
 def test_internal_error_tells_the_request_id_and_nothing_else(gateway: Gateway, kernel: KernelThread) -> None:

@@ -49,6 +49,8 @@ async def test_texts_go_whole_to_the_encoder(tmp_path: Path, autojump_clock: tri
         assert output.vector == MODEL.expected_vector(texts[3], Pooling("last"))
         tokens = [token async for output in client.stream(chat) for token in output.tokens]
         assert tuple(tokens) == MODEL.expected_tokens(prompt(99, 30), 50)
+        with pytest.raises(SyscallError, match=r"pin_seconds is 1\.0; the limit is 0 to 0$"):
+            await client.embed([texts[0]], pin_seconds=1.0)
         (encoder,) = kernel.sims[ENCODER]
         sizes = [[row.num_tokens for row in step.rows] for step in encoder.steps if step.rows]
         assert all(len(rows) == 1 or sum(rows) <= 64 for rows in sizes)

@@ -150,7 +150,26 @@ async def test_limits(
 ) -> None:
     """The error names field, value and limit."""
     async with running_kernel(tmp_path, MAKE_SIM, **options) as kernel:
-        with pytest.raises(SyscallError, match=f"pin_seconds is {seconds}; the limit is 0 to {limit}$"):
+        with pytest.raises(
+            SyscallError, match=f"pin_seconds is {seconds}; the limit is 0 to {limit}$"
+        ) as one:
             await kernel.client.spawn([1, 2], pin_seconds=seconds)
+        with pytest.raises(
+            SyscallError, match=f"pin_seconds is {seconds}; the limit is 0 to {limit}$"
+        ) as two:
+            await kernel.client.embed([(1, 2)], pin_seconds=seconds)
+        assert one.value.parameter == two.value.parameter == "pin_seconds"
         with pytest.raises(SyscallError, match="pin_seconds is nan"):
             await kernel.client.spawn([1, 2], pin_seconds=float("nan"))
+
+
+async def test_a_text_that_became_a_vector_is_pinned(autojump_clock: trio.abc.Clock, tmp_path: Path) -> None:
+    """Its pages stay like those of a process that generates, and are found by the next one."""
+    async with running_kernel(tmp_path, MAKE_SIM, cache_policy="lru") as kernel:
+        client = kernel.client
+        await client.embed([prompt(1)], pin_seconds=100.0, pooling="last")
+        await finish(client, 2)
+        assert (await cache_of(client)).num_pinned_pages == 5
+        await fill(client, 500)
+        assert await finish(client, 2) == 0
+        assert await finish(client, 1) == NUM_TOKENS - 1
