@@ -94,6 +94,7 @@ from syscalls.tenant import (
 __all__ = ["ConnectionLost", "SyncClient", "SyncEventStream", "SyncOutputStream"]
 
 RECEIVE_BYTES = 256 << 10
+ORPHAN_SECONDS = 1.0  # for the answer of an interrupted call, at the end
 
 R = TypeVar("R", bound=Answer)
 
@@ -104,7 +105,8 @@ class SyncClient:
     Processes that were spawned in the session and are not detached end with it. Not for sharing between
     threads: each opens its own. Every call raises SyscallError when the kernel refuses it (each struct's
     docstring says with which codes) and ConnectionLost when the session ends first. A call that is
-    interrupted (Ctrl-C) while it waits leaves the session usable: its reply is dropped when it comes.
+    interrupted (Ctrl-C) while it waits leaves the session usable: its reply is dropped when it comes. What an
+    interrupted spawn, fork or restore created is killed with the next call, or when the client is closed.
 
     Args:
         socket_path: the kernel's Unix socket; None: `default_socket_path()`.
@@ -123,6 +125,7 @@ class SyncClient:
         path = os.fspath(default_socket_path() if socket_path is None else socket_path)
         self._session = ClientSession()
         self._answers: dict[int, Answer] = {}
+        self._orphaned: set[int] = set()  # interrupted calls that create, which are not answered yet
         self._lost: str | None = None  # why the session is over
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -144,7 +147,21 @@ class SyncClient:
         self.close()
 
     def close(self) -> None:
-        """End the session. Idempotent."""
+        """End the session. Idempotent.
+
+        It blocks only where a call was interrupted that creates: until it is answered, or the kernel has said
+        nothing for ORPHAN_SECONDS.
+        """
+        try:
+            while self._orphaned and self._lost is None:
+                self._socket.settimeout(ORPHAN_SECONDS)
+                with suppress(ConnectionLost):
+                    self._receive()
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        """End the session, whatever is not answered."""
         self._lost = self._lost or "this client was closed"
         self._socket.close()
 
@@ -164,8 +181,14 @@ class SyncClient:
         call_id, frame = self._session.encode_call(body)
         self._send(frame)
         self._answers.clear()  # of calls that were interrupted
-        while call_id not in self._answers:
-            self._receive()
+        try:
+            while call_id not in self._answers:
+                self._receive()
+        except BaseException:
+            if isinstance(body, Spawn | Embed | Fork | Restore):
+                self._orphaned.add(call_id)
+                self._bury_orphans()  # the answer may just have come
+            raise
         answer = self._answers.pop(call_id)
         if isinstance(answer, ErrorReply):
             raise answer.as_error()
@@ -176,6 +199,14 @@ class SyncClient:
         if not isinstance(answer, reply_type):
             raise SyscallError(Errno.EPROTO, explain_wrong_answer(body, answer))
         return answer
+
+    def _bury_orphans(self) -> None:
+        """Kill and reap what interrupted calls are now known to have created."""
+        for call_id in self._orphaned & self._answers.keys():
+            self._orphaned.remove(call_id)
+            answer = self._answers.pop(call_id)
+            if isinstance(answer, Spawned):
+                self._bury(answer.pids)
 
     def _bury(self, pids: tuple[int, ...]) -> None:
         """Kill and reap processes; the replies are dropped when they come. At the session's end they end."""
@@ -191,7 +222,7 @@ class SyncClient:
             while True:  # the kernel may have said why before it closed
                 self._receive()
         except BaseException:
-            self.close()  # interrupted half-way through a frame: nothing can follow it
+            self._end()  # interrupted half-way through a frame: nothing can follow it
             raise
 
     def _receive(self) -> None:
@@ -202,11 +233,13 @@ class SyncClient:
             raise ConnectionLost(self._lost) from error
         try:
             self._answers.update(self._session.receive(data))
+            if self._orphaned:
+                self._bury_orphans()
         except ConnectionLost as error:
             self._lost = str(error)
             raise
         except BaseException:
-            self.close()  # interrupted half-way through an answer
+            self._end()  # interrupted half-way through an answer
             raise
 
     # --- processes -----------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from urllib.parse import urlsplit
 
 import trio
@@ -15,6 +16,7 @@ from llmos.kernel.child_environment import child_environment
 from llmos.kernel.events import EventLog
 
 START_SECONDS = 30.0
+END_SECONDS = 2.0  # for one to end by itself that has hung up before it was ready
 FAST_DEATH_SECONDS = 5.0
 MAX_FAST_DEATHS = 3
 
@@ -59,11 +61,8 @@ class GatewayProcess:
             assert self._process is not None
             try:
                 code = await self._process.wait()
-            except trio.Cancelled:
-                self._process.kill()
-                raise
             finally:
-                self._cut_life_line()
+                await self._end_now()
             if self._is_stopping:
                 return
             num_fast_deaths = num_fast_deaths + 1 if trio.current_time() - born < FAST_DEATH_SECONDS else 0
@@ -75,39 +74,55 @@ class GatewayProcess:
             self.num_restarts += 1
 
     async def _start(self) -> str:
-        """Start it and wait for the line that says where it listens."""
-        ready_reading, ready_writing = os.pipe()
-        life_reading, self._life_line = os.pipe()
-        command = [*self._command, "--ready-fd", str(ready_writing), "--life-fd", str(life_reading)]
+        """Start it and wait for the line that says where it listens; otherwise nothing of it is left.
+
+        Raises GatewayFailed.
+        """
         try:
-            # A session of its own: a Ctrl-C in the terminal is for the kernel, which drains both.
-            self._process = await trio.lowlevel.open_process(
-                command,
-                pass_fds=[ready_writing, life_reading],
-                stdin=None,
-                start_new_session=True,
-                env=child_environment(),
-            )
+            line = await self._launch()
+            if line.endswith(b"\n"):
+                return line.decode().strip()
+            assert self._process is not None
+            with trio.move_on_after(END_SECONDS):
+                await self._process.wait()  # it may be ending by itself: how, says why
         except BaseException:
-            os.close(ready_reading)
-            self._cut_life_line()
+            await self._end_now()
             raise
-        finally:
-            os.close(ready_writing)
-            os.close(life_reading)
-        try:
-            line = await self._read_ready_line(ready_reading)
-        except BaseException:
-            self._process.kill()
-            self._cut_life_line()
-            raise
-        if line.endswith(b"\n"):
-            return line.decode().strip()
-        if self._process.poll() is None:
-            self._process.kill()
-        code = await self._process.wait()
-        self._cut_life_line()
+        await self._end_now()
+        code = self._process.returncode
         raise GatewayFailed(f"the gateway did not start (exit code {code}); its last words are above")
+
+    async def _launch(self) -> bytes:
+        """Start it, and return what it says when it is ready, or has ended, or has said nothing for long."""
+        self._process = None
+        with ExitStack() as theirs:
+            ready_reading, ready_writing = os.pipe()
+            theirs.callback(os.close, ready_writing)
+            with ExitStack() as on_failure:
+                on_failure.callback(os.close, ready_reading)
+                life_reading, self._life_line = os.pipe()
+                theirs.callback(os.close, life_reading)
+                # A session of its own: a Ctrl-C in the terminal is for the kernel, which drains both.
+                self._process = await trio.lowlevel.open_process(
+                    [*self._command, "--ready-fd", str(ready_writing), "--life-fd", str(life_reading)],
+                    pass_fds=[ready_writing, life_reading],
+                    stdin=None,
+                    start_new_session=True,
+                    env=child_environment(),
+                )
+                on_failure.pop_all()
+        return await self._read_ready_line(ready_reading)
+
+    async def _end_now(self) -> None:
+        """Kill it if it lives, reap it, and let go of the life line. A checkpoint, which is not cancelled."""
+        self._cut_life_line()
+        with trio.CancelScope(shield=True):
+            if self._process is not None:
+                if self._process.poll() is None:
+                    self._process.kill()
+                await self._process.wait()
+            else:
+                await trio.lowlevel.checkpoint()
 
     def _keep_port(self) -> None:
         """A port that the system chose is the gateway's for good: clients know it, and come back to it."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from syscalls import sync
 from syscalls.client import Client
 from syscalls.codec import (
     ABI_VERSION,
@@ -21,9 +22,10 @@ from syscalls.codec import (
 )
 from syscalls.embedding import Embed
 from syscalls.errno import Errno, SyscallError
-from syscalls.process import ExitStatus, Kill, Output, Read, Spawn, Spawned, Stop, Wait
+from syscalls.image import Restore
+from syscalls.process import ExitStatus, Fork, Kill, Output, Read, Spawn, Spawned, Stop, Wait
 from syscalls.sync import ConnectionLost, SyncClient
-from syscalls.system import Done, Event, EventList, Events
+from syscalls.system import Done, Event, EventList, Events, Ping
 from tests.syscalls.fake_kernel import FakeKernel, FakeSession, open_fake_kernel
 
 
@@ -162,6 +164,84 @@ async def test_reply_of_an_interrupted_call_is_dropped(tmp_path: Path) -> None:
                 client.ping()
 
     await run_against(FakeKernel(hold_stop), tmp_path / "s", use)
+
+
+def interrupt(client: SyncClient, *, is_answered: bool = False) -> None:
+    """Have Ctrl-C come at the next wait of a client, before what it waits for or just behind it."""
+    receive = client._receive
+
+    def be_interrupted() -> None:
+        client._receive = receive  # type: ignore[method-assign]
+        if is_answered:
+            receive()
+        raise KeyboardInterrupt
+
+    client._receive = be_interrupted  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("is_answered", [False, True])
+@pytest.mark.parametrize("goes_on", [False, True])
+@pytest.mark.parametrize("body", [Spawn((1,), num_samples=2), Fork(9, 2), Restore("a"), Embed(((1,), (2,)))])
+async def test_what_an_interrupted_call_creates_is_killed(
+    tmp_path: Path, body: Request, goes_on: bool, is_answered: bool
+) -> None:
+    """What if Ctrl-C comes while a spawn waits for its answer? With the next call, or at the end, all end."""
+
+    async def create(session: FakeSession, body: Request) -> Answer:
+        return Spawned((3, 4), (0, 0)) if isinstance(body, Spawn | Fork | Restore | Embed) else Done()
+
+    def use(path: Path) -> None:
+        with SyncClient(path) as client:
+            interrupt(client, is_answered=is_answered)
+            with pytest.raises(KeyboardInterrupt):
+                client.call(body)
+            for _ in range(2 * goes_on):
+                client.ping()
+
+    kernel = FakeKernel(create)
+    await run_against(kernel, tmp_path / "s", use)
+    calls = [call.body for call in kernel.sessions[0].calls if not isinstance(call.body, Ping)]
+    assert calls == [body, Kill(3), Wait(3), Kill(4), Wait(4)]
+
+
+async def test_an_interrupted_call_that_is_refused_leaves_nothing(tmp_path: Path) -> None:
+    """What if the spawn that was interrupted is refused? Nothing is killed, and later calls are as ever."""
+
+    def use(path: Path) -> None:
+        with SyncClient(path) as client:
+            interrupt(client)
+            with pytest.raises(KeyboardInterrupt):
+                client.spawn([1])
+            client.ping()
+
+    async def refuse(session: FakeSession, body: Request) -> Answer:
+        if isinstance(body, Spawn):
+            raise SyscallError(Errno.EAGAIN, "the process table is full")
+        return Done()
+
+    kernel = FakeKernel(refuse)
+    await run_against(kernel, tmp_path / "s", use)
+    assert [type(call.body) for call in kernel.sessions[0].calls] == [Spawn, Ping]
+
+
+async def test_the_end_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What if the kernel never answers the call that was interrupted? The client is closed all the same."""
+
+    async def say_nothing(session: FakeSession, body: Request) -> Answer:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    def use(path: Path) -> None:
+        with SyncClient(path) as client:
+            interrupt(client)
+            with pytest.raises(KeyboardInterrupt):
+                client.spawn([1])
+        client.close()
+        with pytest.raises(ConnectionLost, match="timed out"):
+            client.ping()
+
+    monkeypatch.setattr(sync, "ORPHAN_SECONDS", 0.01)
+    await run_against(FakeKernel(say_nothing), tmp_path / "s", use)
 
 
 async def test_what_a_failed_embed_leaves_is_killed(tmp_path: Path) -> None:
