@@ -98,7 +98,8 @@ class GraphLauncher(DirectLauncher):
     """Records work, one graph for each key, and replays it; records it again when its memory has moved.
 
     The first time, work is called: triton compiles then, and libraries set themselves up, which cannot be
-    recorded. It is recorded right after that; recording carries nothing out.
+    recorded. It is recorded right after that; recording carries nothing out. Where there is no memory for a
+    graph, work of its key is called from then on.
 
     Args:
         device: where work is done.
@@ -111,6 +112,7 @@ class GraphLauncher(DirectLauncher):
         super().__init__(device)
         self._record = record or CudaRecorder()
         self._recorded: dict[Hashable, _Recorded] = {}
+        self._too_large: set[Hashable] = set()  # keys whose graph there was no memory for
 
     def run(self, key: Hashable, work: Callable[[], None], places: Sequence[torch.Tensor]) -> None:
         """See Launcher."""
@@ -120,5 +122,22 @@ class GraphLauncher(DirectLauncher):
             recorded.graph.replay()
             return
         work()
-        self._recorded[key] = _Recorded(self._record(work), addresses)
+        if key in self._too_large:
+            return
+        try:
+            self._recorded[key] = _Recorded(self._record(work), addresses)
+        except RuntimeError as error:  # the step itself was launched: it is not at fault
+            if not _lacks_memory(error):
+                raise
+            self._recorded.pop(key, None)
+            self._too_large.add(key)
         self.num_recorded = len(self._recorded)
+
+
+def _lacks_memory(error: BaseException | None) -> bool:
+    """Whether torch has run out of memory; what ends a recording may say something else after it."""
+    while error is not None:
+        if isinstance(error, RuntimeError) and "out of memory" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import re
 import select
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from drivers.backend import Backend
 from drivers.cpu import CpuDriver
 from drivers.cuda import CudaDriver
 from drivers.engine import Engine
+from drivers.model.launch import DirectLauncher
 from drivers.model.loader import ProgressCallback, load_reference, open_model
 from drivers.model.transformer import Model
 from drivers.ops.reference import ReferenceOps
@@ -449,14 +451,60 @@ def test_copies_to_files_go_on_while_nothing_else_happens(
     for copy_id, (source, target) in enumerate((("device", "disk"), ("disk", "device"))):
         copy = Copy(copy_id, Place(source, frames), Place(target, frames), checksums)
         assert engine.begin_copy(copy) is None
-        answers: list[object] = []
-        while not answers:
-            descriptors, _ = engine.wait_for()
-            assert select.select(descriptors, [], [], 60.0)[0], "nobody wakes the driver"
-            answers = list(engine.collect())
-        (done,) = answers
+        done = collect_one(engine)
         assert isinstance(done, CopyDone)
         assert not done.faults
         checksums = done.checksums
     assert not engine.is_busy
     engine.close()
+
+
+def collect_one(engine: Engine) -> object:
+    """What ends next, as a driver's loop finds it: nothing is looked at unless a descriptor tells."""
+    while True:
+        descriptors, _ = engine.wait_for()
+        assert select.select(descriptors, [], [], 60.0)[0], "nobody wakes the driver"
+        if answers := engine.collect():
+            (answer,) = answers
+            return answer
+
+
+class _HeldFence:
+    """A device that is at a step for as long as a test wants."""
+
+    def __init__(self) -> None:
+        self.is_over = threading.Event()
+
+    def synchronize(self) -> None:
+        """See Fence."""
+        assert self.is_over.wait(60.0)
+
+
+def test_copies_to_files_go_on_while_the_device_is_at_a_step(
+    stand_in: FakeCuda, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All pieces, whatever buffers hold, both ways: no stage of a copy waits for the end of a step."""
+    monkeypatch.setattr(device_copies, "BUFFER_BYTES", FRAME_BYTES)
+    backend = CudaDriver()
+    engine = Engine(backend)
+    load = Load(str(checkpoint), "tiny", "fp32", "auto", 1 << 19, FRAME_BYTES, 4, 128, 64, disk_bytes=1 << 18)
+    loaded = engine.load(load, lambda *progress: None)
+    assert isinstance(loaded, Loaded)
+    fence = _HeldFence()
+    monkeypatch.setattr(DirectLauncher, "mark", lambda launcher: fence)
+    maps = tuple(Map(0, vpn, (2 * vpn, 2 * vpn + 1)) for vpn in range(loaded.kv.num_pages(len(PROMPT))))
+    edits = (Reserve(0), *maps, Bind(0, GREEDY, PROMPT, len(PROMPT)))
+    assert engine.begin_step(Step(1, edits, (Row(0, 0, PROMPT, True),))) == []
+    device, disk, checksums = Place("device", tuple(range(32, 48))), Place("disk", tuple(range(16))), ()
+    for copy_id, (source, target) in enumerate(((device, disk), (disk, device))):
+        assert engine.begin_copy(Copy(copy_id, source, target, checksums)) is None
+        done = collect_one(engine)
+        assert isinstance(done, CopyDone)
+        assert not done.faults
+        checksums = done.checksums
+    assert engine.wants_step  # it is still at the step
+    fence.is_over.set()
+    assert isinstance(collect_one(engine), StepDone)
+    assert not engine.is_busy
+    engine.close()
+    backend.close()
