@@ -37,7 +37,8 @@ class FramePool:
     """
 
     num_frames: int
-    # refcounts[pfn]; to be read by others, never written. Plain, since the VMM looks at it for every token.
+    # refcounts[pfn]; to be read by others, never written. Plain, since the VMM looks at it for every token;
+    # always the same list.
     refcounts: list[int] = field(init=False)
     generations: list[int] = field(
         init=False
@@ -51,6 +52,11 @@ class FramePool:
             raise ValueError(f"a pool has at least 1 frame, not {self.num_frames}")
         self.refcounts = [0] * self.num_frames
         self.generations = [0] * self.num_frames
+        self.reset()
+
+    def reset(self) -> None:
+        """Free every frame, whoever refers to it."""
+        self.refcounts[:] = [0] * self.num_frames
         self.num_free = self.num_frames
         self._heap = [Pfn(pfn) for pfn in range(self.num_frames)]
         self._is_in_heap = bytearray(b"\1" * self.num_frames)

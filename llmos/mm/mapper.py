@@ -67,9 +67,8 @@ class Mapper:
     _num_waiting_steps: int = field(init=False, default=0)
     _device: MapWork = field(init=False, factory=MapWork)
 
-    def reset(self, pool: FramePool) -> None:
+    def reset(self) -> None:
         """The device lost its memory: nothing is mapped; what was counted stays."""
-        self.pool = pool
         self._holders.clear()
         self.num_ahead_frames = 0
 

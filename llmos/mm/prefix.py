@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Iterator, Sequence
 
 from attrs import define, field, frozen
 
-from llmos.device import Pfn
 from llmos.errors import KernelPanic
 from llmos.mm.eviction import CostAware, Eviction
 from llmos.mm.frame import FramePool
+from llmos.mm.idle_leaves import IdleLeaves
 from llmos.mm.page_table import PageFrames
 from llmos.mm.pins import Pins
+from llmos.mm.prefix_drop import drop_in_pieces
 from llmos.mm.prefix_node import TOKEN_BYTES, PageNode, pack_tokens
-
-DROP_PIECE = 256  # pages: a few microseconds each
+from llmos.mm.prefix_tree import PrefixTree, walk_below
 
 
 @frozen
@@ -46,7 +45,7 @@ class Match:
 
 @define(eq=False)
 class PrefixIndex:
-    """A radix tree over token ids, one root for each salt, whose nodes are pages; each holds its frames.
+    """Pages in a tree, by the tokens that led to them; each holds its frames.
 
     A page's keys and values depend on every token before it, so a page is found by its whole prefix, and
     equality of the token ids decides, not equality of a hash. Where a prompt leaves the tree inside a page,
@@ -69,11 +68,8 @@ class PrefixIndex:
     _frames_per_page: int
     _pins: Pins
     eviction: Eviction = field(factory=CostAware)
-    _roots: dict[str, PageNode] = field(init=False, factory=dict)
-    _nodes: dict[Pfn, PageNode] = field(init=False, factory=dict)  # by the first frame of the page
-    # (rank, node): leaves that were idle when pushed. Entries go stale instead of being searched for: one
-    # counts only if its node is still an idle leaf of that rank. Ranks are unique while nodes are indexed.
-    _candidates: list[tuple[tuple[bool, float, int], int, PageNode]] = field(init=False, factory=list)
+    _tree: PrefixTree = field(init=False)
+    _leaves: IdleLeaves = field(init=False, factory=IdleLeaves)  # the candidates for eviction
     _clock: int = field(init=False, default=0)  # counts rankings
     _num_idle: int = field(init=False, default=0)
     _num_queries: int = field(init=False, default=0)
@@ -82,6 +78,9 @@ class PrefixIndex:
     _num_hit_tokens: int = field(init=False, default=0)
     _num_inserted: int = field(init=False, default=0)
     _num_evicted: int = field(init=False, default=0)
+
+    def __attrs_post_init__(self) -> None:
+        self._tree = PrefixTree(self._tokens_per_page)
 
     @property
     def num_idle_frames(self) -> int:
@@ -107,19 +106,13 @@ class PrefixIndex:
         self._num_queries += 1
         num_tokens = len(tokens) if limit is None else max(0, min(limit, len(tokens)))
         self._num_query_tokens += num_tokens
-        pages: list[PageFrames] = []
-        node = self._roots.get(salt)
-        if node is None:
-            return Match(pages)
         packed = pack_tokens(tokens[:num_tokens])
-        size = self._tokens_per_page * TOKEN_BYTES
-        start = 0
-        while start + size <= len(packed) and (child := node.children.get(packed[start : start + size])):
-            self._use(child)
-            pages.append(child.frames)
-            node = child
-            start += size
-        similar, num_tail_tokens = node.most_similar(packed[start : start + size])
+        nodes = self._tree.walk(salt, packed)
+        for node in nodes:
+            self._use(node)
+        pages = [node.frames for node in nodes]
+        last = nodes[-1] if nodes else self._tree.root(salt)
+        similar, num_tail_tokens = last.most_similar(self._tree.page_after(nodes, packed))
         tail = None
         if similar is not None and num_tail_tokens >= self.min_tail_tokens:
             self._use(similar)
@@ -133,19 +126,7 @@ class PrefixIndex:
 
     def peek(self, salt: str, tokens: Sequence[int]) -> list[PageFrames]:
         """The whole pages that `match` would find. Nothing is acquired, and it does not count as a use."""
-        pages: list[PageFrames] = []
-        node = self._roots.get(salt)
-        if node is None:
-            return pages
-        packed = pack_tokens(tokens)
-        size = self._tokens_per_page * TOKEN_BYTES
-        for start in range(0, len(packed) - size + 1, size):
-            child = node.children.get(packed[start : start + size])
-            if child is None:
-                break
-            pages.append(child.frames)
-            node = child
-        return pages
+        return [node.frames for node in self._tree.walk(salt, pack_tokens(tokens))]
 
     def insert(self, salt: str, tokens: Sequence[int], pages: Sequence[PageFrames]) -> int:
         """Keep computed pages. The caller's references stay the caller's.
@@ -164,22 +145,20 @@ class PrefixIndex:
         packed = pack_tokens(tokens[: len(pages) * self._tokens_per_page])
         if not packed:
             return 0
-        size = self._tokens_per_page * TOKEN_BYTES
-        root = node = self._roots.get(salt) or PageNode(None, b"", salt, (), 0)
+        size = self._tree.page_bytes
+        node = self._tree.root(salt)
         num_before = self._num_inserted
         for number, start in enumerate(range(0, len(packed), size)):
             key = packed[start : start + size]
             if len(key) < self.min_tail_tokens * TOKEN_BYTES:
                 break
-            child = node.children.get(key) or self._enter(node, key, pages[number], number)
+            child = node.children.get(key) or self._enter(node, key, pages[number])
             if child is None:
                 break
             self._rank(child)
             node = child
-        if root.children:
-            self._roots[salt] = root
         if node.is_idle:
-            self._push(node)  # its old entry is stale now
+            self._leaves.push(node)  # its old entry is stale now
         return self._num_inserted - num_before
 
     def pin(self, salt: str, tokens: Sequence[int], seconds: float) -> None:
@@ -190,32 +169,33 @@ class PrefixIndex:
         self._end_pins()
         until = self._pins.clock() + seconds
         packed = pack_tokens(tokens)
-        size = self._tokens_per_page * TOKEN_BYTES
-        node = self._roots.get(salt)
-        for start in range(0, len(packed), size):
-            if node is None:
-                break
-            key = packed[start : start + size]
-            child = node.children.get(key)
-            if child is None:  # a page that holds the last tokens, and more
-                similar, num_common = node.most_similar(key)
-                child = similar if num_common * TOKEN_BYTES == len(key) else None
-            if child is None or not self._pin(child, until):
-                break
-            node = child
+        nodes = self._tree.walk(salt, packed)
+        for node in nodes:
+            if not self._pin(node, until):
+                return
+        # The last tokens are in a page of their own, or in one that holds them, and more.
+        last = nodes[-1] if nodes else self._tree.root(salt)
+        rest = self._tree.page_after(nodes, packed)
+        similar, num_common = last.most_similar(rest)
+        if similar is not None and num_common * TOKEN_BYTES == len(rest):
+            self._pin(last.children.get(rest, similar), until)
 
     def note_release(self, frames: PageFrames) -> None:
         """Hear that a user let go of a page; to be called after the release when references are left."""
-        node = self._nodes.get(frames[0])
+        node = self._tree.nodes.get(frames[0])
         if node is not None and not node.is_idle and self._pool.refcounts[frames[0]] == 1:
             self._rank(node)
             node.is_idle = True
             self._num_idle += 1
             if not node.children:
-                self._push(node)
+                self._leaves.push(node)
 
-    def evict(self, num_frames: int) -> int:
+    def evict(self, num_frames: int, *, spare_pinned: bool = False) -> int:
         """Give up pages until at least `num_frames` frames were freed, or none is left that could be.
+
+        Args:
+            num_frames: that are wanted.
+            spare_pinned: they can be done without: stop where the next page to go is pinned.
 
         Returns:
             How many frames were freed.
@@ -223,67 +203,51 @@ class PrefixIndex:
         self._end_pins()
         freed = 0
         while freed < num_frames and self._num_idle:
-            node = self._pop_leaf()
-            if node is None:
-                # Every idle page has one below it that a process maps (one that had computed its own copies
-                # of the first pages). That process keeps its memory; the index forgets that part.
-                node = min((each for each in self._nodes.values() if each.is_idle), key=lambda n: n.rank)
-                for below in reversed(list(self._walk_below(node))):
-                    freed += self._drop(below)
+            # Where there is no leaf every idle page has one below it that a process maps (one that had
+            # computed its own copies of the first pages). That process keeps its memory; the index forgets
+            # that part.
+            node = self._leaves.first() or min(
+                (each for each in self._tree.nodes.values() if each.is_idle), key=lambda each: each.rank
+            )
+            if spare_pinned and node.is_pinned:
+                break
             self.eviction.note_evicted(node.rank[1])
-            freed += self._drop(node)
+            gone = self._drop_branch(node)
+            freed += sum(each.is_idle for each in gone) * self._frames_per_page
         return freed
 
     def drop(self, is_meant: Callable[[str], bool]) -> Iterator[int]:
-        """Give up every idle page whose salt is meant, without a lack of frames.
+        """Give up every idle page whose salt is meant, without a lack of frames; see `drop_in_pieces`.
 
-        Pages that are in use stay, but for those that could not be reached any more. Whatever else may be
-        done to the index between two pieces; pages that come in meanwhile stay. O(pages) in all.
-
-        Yields:
-            After each piece of DROP_PIECE pages that were looked at: how many were given up.
+        Pages that are in use stay, but for those that could not be reached any more, and so do pages that
+        come in meanwhile. O(pages) in all.
         """
-        nodes = list(self._nodes.values())
-        while nodes:
-            num_before = self._num_evicted
-            # From the last that came in: whatever follows a page came after it. So all that is idle behind
-            # one is gone by then, and to give it up is a small piece of work, however long its prompt is.
-            for _ in range(min(DROP_PIECE, len(nodes))):
-                node = nodes.pop()
-                if node.is_indexed and node.is_idle and is_meant(node.salt):
-                    for below in reversed(list(self._walk_below(node))):
-                        self._drop(below)
-                    self._drop(node)
-            yield self._num_evicted - num_before
+        return drop_in_pieces(list(self._tree.nodes.values()), is_meant, self._drop_branch)
 
-    def reset(self, pool: FramePool) -> None:
-        """The device lost its memory: forget every page without releasing it, and use a new pool."""
-        for node in self._nodes.values():
-            node.is_indexed = False
-        self._roots.clear()
-        self._nodes.clear()
-        self._candidates.clear()
+    def reset(self) -> None:
+        """The device lost its memory: forget every page without releasing it."""
+        self._tree.clear()
+        self._leaves.clear()
         self._pins.clear()
         self._num_idle = 0
-        self._pool = pool
 
     def holds(self, frames: PageFrames) -> bool:
         """Is this page in the index?"""
-        return frames[0] in self._nodes
+        return frames[0] in self._tree.nodes
 
     def frames(self) -> Iterator[PageFrames]:
         """All pages in the index."""
-        return (node.frames for node in self._nodes.values())
+        return (node.frames for node in self._tree.nodes.values())
 
     def pages(self) -> Iterator[tuple[str, PageFrames]]:
         """All pages in the index, each with the salt that it is found under."""
-        return ((node.salt, node.frames) for node in self._nodes.values())
+        return ((node.salt, node.frames) for node in self._tree.nodes.values())
 
     def statistics(self) -> PrefixStatistics:
         """Count. O(1), but for the pins that have ended since somebody looked."""
         self._end_pins()
         return PrefixStatistics(
-            num_pages=len(self._nodes),
+            num_pages=len(self._tree.nodes),
             num_idle_pages=self._num_idle,
             num_queries=self._num_queries,
             num_hits=self._num_hits,
@@ -300,39 +264,17 @@ class PrefixIndex:
         return self._pins.of(tenant)
 
     def check_integrity(self) -> None:
-        """Raise KernelPanic where trie, map of frames, idle count and candidates disagree. O(pages)."""
-        size = self._tokens_per_page * TOKEN_BYTES
-        reached = 0
-        num_idle = 0
-        candidates = {(rank, id(node)) for rank, _, node in self._candidates}
-        stack = list(self._roots.values())
-        for root in stack:
-            if not root.children:
-                raise KernelPanic(f"salt {root.salt!r} has a root and no pages")
-        while stack:
-            node = stack.pop()
-            stack.extend(node.children.values())
-            for key, child in node.children.items():
-                if child.parent is not node or child.key != key or child.salt != node.salt:
-                    raise KernelPanic(f"page at frame {child.frames[0]} is linked wrongly")
-            if node.keys != sorted(node.children):
-                raise KernelPanic(f"the children of the page at frame {node.frames[:1]} are out of order")
-            if node.parent is not None and len(node.key) < size and node.children:
-                raise KernelPanic(f"the page at frame {node.frames[0]} is not full, and others follow it")
-            if node.parent is None:
-                continue
-            reached += 1
-            num_idle += node.is_idle
+        """Raise KernelPanic where tree, references, idle count, candidates and pins disagree. O(pages)."""
+        self._tree.check_integrity()
+        nodes = list(self._tree.nodes.values())
+        for node in nodes:
             references = {self._pool.refcount(pfn) for pfn in node.frames}
-            if self._nodes.get(node.frames[0]) is not node or not node.is_indexed:
-                raise KernelPanic(f"page at frame {node.frames[0]} is in the trie only")
             if len(references) != 1 or (references == {1}) != node.is_idle:
                 raise KernelPanic(f"page at frame {node.frames[0]}: {references}, idle: {node.is_idle}")
-            if node.is_idle and not node.children and (node.rank, id(node)) not in candidates:
-                raise KernelPanic(f"page at frame {node.frames[0]} can never be evicted")
-        self._pins.check_integrity([n for n in self._nodes.values() if n.pinned_until is not None])
-        if (reached, num_idle) != (len(self._nodes), self._num_idle):
-            raise KernelPanic(f"{reached} pages in the trie, {num_idle} idle; {self.statistics()}")
+        if sum(node.is_idle for node in nodes) != self._num_idle:
+            raise KernelPanic(f"{self._num_idle} idle pages are counted wrongly; {self.statistics()}")
+        self._leaves.check_integrity([node for node in nodes if node.is_idle and not node.children])
+        self._pins.check_integrity([node for node in nodes if node.is_pinned])
 
     # --- inside ------------------------------------------------------------------------------------------
 
@@ -345,23 +287,21 @@ class PrefixIndex:
             node.is_idle = False
             self._num_idle -= 1
 
-    def _enter(self, parent: PageNode, key: bytes, frames: PageFrames, number: int) -> PageNode | None:
+    def _enter(self, parent: PageNode, key: bytes, frames: PageFrames) -> PageNode | None:
         """Take a page that is new; None where it is not, or where it must stay out."""
-        elsewhere = self._nodes.get(frames[0])
+        elsewhere = self._tree.nodes.get(frames[0])
         if elsewhere is not None:
             if elsewhere.salt != parent.salt:
                 return None  # shared with a space of another salt, by fork: it stays where it is
             same_tokens = key.startswith(elsewhere.key) or elsewhere.key.startswith(key)
             if elsewhere.parent is not parent or not same_tokens:
                 raise KernelPanic(f"frame {frames[0]} holds the pages of two prefixes")
-        is_full = len(key) == self._tokens_per_page * TOKEN_BYTES
+        is_full = len(key) == self._tree.page_bytes
         _, num_common = parent.most_similar(key)
         if not is_full and num_common * TOKEN_BYTES == len(key):
             return None  # some page holds all of it and more
         if elsewhere is not None:  # forked while a step was filling it: now it is known to hold more
-            parent.disown(elsewhere)
-            elsewhere.key = key
-            parent.adopt(elsewhere)
+            self._tree.lengthen(elsewhere, key)
             return elsewhere
         # Idle pages that hold only the first of these tokens: it holds them, too, and more.
         # It takes their pins.
@@ -371,9 +311,7 @@ class PrefixIndex:
             if shorter is not None and shorter.is_idle:
                 ends.append(shorter.pinned_until or 0.0)
                 self._drop(shorter)
-        child = PageNode(parent, key, parent.salt, frames, number * self._tokens_per_page)
-        parent.adopt(child)
-        self._nodes[frames[0]] = child
+        child = self._tree.add(parent, key, frames)
         for pfn in frames:
             self._pool.acquire(pfn)
         self._num_inserted += 1
@@ -394,60 +332,32 @@ class PrefixIndex:
 
     def _rerank(self, node: PageNode) -> None:
         """It is pinned now, or no longer; what it is worth has not changed."""
-        node.rank = (node.pinned_until is not None, *node.rank[1:])
+        node.rank = (node.is_pinned, *node.rank[1:])
         if node.is_idle and not node.children:
-            self._push(node)
+            self._leaves.push(node)
 
     def _rank(self, node: PageNode) -> None:
         """Settle what a page is worth from now on; of equals, the one that was settled last goes last."""
         self._clock += 1
         num_tokens = len(node.key) // TOKEN_BYTES
         worth = self.eviction.value(node.position, num_tokens, node.num_uses)
-        node.rank = (node.pinned_until is not None, worth, self._clock)
+        node.rank = (node.is_pinned, worth, self._clock)
 
-    @staticmethod
-    def _walk_below(node: PageNode) -> Iterator[PageNode]:
-        """Descendants, each after its parent."""
-        stack = list(node.children.values())
-        while stack:
-            below = stack.pop()
-            yield below
-            stack.extend(below.children.values())
+    def _drop_branch(self, node: PageNode) -> list[PageNode]:
+        """Take out a page and all that can be reached through it only; returns them, the last first."""
+        branch = [node, *walk_below(node)][::-1]
+        for leaf in branch:
+            self._drop(leaf)
+        return branch
 
-    def _push(self, node: PageNode) -> None:
-        if len(self._candidates) > 2 * len(self._nodes) + 64:
-            self._candidates = [entry for entry in self._candidates if self._is_current(entry)]
-            heapq.heapify(self._candidates)
-        heapq.heappush(self._candidates, (node.rank, id(node), node))
-
-    @staticmethod
-    def _is_current(entry: tuple[tuple[bool, float, int], int, PageNode]) -> bool:
-        rank, _, node = entry
-        return node.is_indexed and node.is_idle and not node.children and node.rank == rank
-
-    def _pop_leaf(self) -> PageNode | None:
-        while self._candidates:
-            entry = heapq.heappop(self._candidates)
-            if self._is_current(entry):
-                return entry[2]
-        return None
-
-    def _drop(self, node: PageNode) -> int:
-        """Take a leaf out; returns how many frames that freed."""
-        parent = node.parent
-        assert parent is not None
-        parent.disown(node)
-        del self._nodes[node.frames[0]]
+    def _drop(self, node: PageNode) -> None:
+        """Take a leaf out."""
+        parent = self._tree.remove(node)
         self._pins.remove(node)
-        node.is_indexed = False
         if node.is_idle:
             self._num_idle -= 1
         for pfn in node.frames:
             self._pool.release(pfn)
         self._num_evicted += 1
-        if not parent.children:
-            if parent.parent is None:
-                del self._roots[parent.salt]
-            elif parent.is_idle:
-                self._push(parent)
-        return len(node.frames) if node.is_idle else 0
+        if parent.is_idle and not parent.children:
+            self._leaves.push(parent)

@@ -14,6 +14,9 @@ from llmos.mm.page_table import PageFrames
 
 TOKEN_BYTES = 4
 
+Rank = tuple[bool, float, int]
+"""Of pages the least goes first: is it pinned, what is it worth, and when was that settled?"""
+
 
 @define(eq=False)
 class PageNode:
@@ -27,11 +30,15 @@ class PageNode:
     children: dict[bytes, PageNode] = field(factory=dict)
     keys: list[bytes] = field(factory=list)  # of the children, sorted: the most similar ones are neighbours
     num_uses: int = 1
-    # The least goes first: is it pinned, what is it worth, and when was that settled?
-    rank: tuple[bool, float, int] = (False, 0.0, 0)
+    rank: Rank = (False, 0.0, 0)
     pinned_until: float | None = None  # None: it is not; written by Pins only
     is_idle: bool = False  # only the index refers to its frames
     is_indexed: bool = True
+
+    @property
+    def is_pinned(self) -> bool:
+        """Is it to outlast those that are not?"""
+        return self.pinned_until is not None
 
     @property
     def tenant(self) -> str:

@@ -290,7 +290,7 @@ class Swap:
             transfer.on_end(transfer)
         for copy in (*transfer.pages, *transfer.sources):
             self.copies.settle(copy)
-        self.vmm.references.unpin(transfer.frames)
+        self.vmm.references.unfence(transfer.frames)
         return transfer
 
     @property
@@ -348,7 +348,7 @@ class Swap:
     def num_leaving_frames(self) -> int:
         """Frames that nobody but a copy out refers to: they will be free when it ends."""
         return sum(
-            self.vmm.references.is_only_pinned(frames) * len(frames)
+            self.vmm.references.is_only_fenced(frames) * len(frames)
             for transfer in self._in_flight.values()
             for frames in transfer.frames
         )
@@ -395,7 +395,7 @@ class Swap:
         on_end: Finish,
         sources: list[PageCopy] | None = None,
     ) -> Transfer:
-        """Pin what takes part and queue the message. `other` is the end that is not on `tier`."""
+        """Fence what takes part and queue the message. `other` is the end that is not on `tier`."""
         self._last_id += 1
         num_bytes = len(other.slots) * self.vmm.kv.frame_bytes
         transfer = Transfer(
@@ -405,7 +405,7 @@ class Swap:
         for copy in (*copies, *transfer.sources):
             copy.num_transfers += 1
             self.copies.settle(copy)
-        self.vmm.references.pin(frames)
+        self.vmm.references.fence(frames)
         below = Place(tier, in_runs([copy.slots for copy in copies]), copies[0].path)
         if direction is Direction.IN:
             self._messages.append(Copy(transfer.id, below, other, checksums_of(copies)))

@@ -32,7 +32,7 @@ class Transfer:
     direction: Direction
     tier: Tier  # the one below: it comes from there, or goes there
     pages: list[PageCopy]  # of the copies on that tier
-    frames: list[PageFrames]  # pinned
+    frames: list[PageFrames]  # fenced
     vpns: list[int]
     num_bytes: int
     on_end: Finish | None = None

@@ -12,18 +12,20 @@ from collections.abc import Callable, Iterator, Sequence
 
 from attrs import frozen
 
-from llmos.device import Asid, Edit, KVFormat, MapWork, Release, Reserve
+from llmos.device import Edit, KVFormat, MapWork
 from llmos.errors import KernelPanic, OutOfFrames
 from llmos.mm.address_space import AddressSpace
 from llmos.mm.edit_queue import EditQueue
 from llmos.mm.eviction import CostAware, Eviction
 from llmos.mm.frame import FramePool
+from llmos.mm.frame_supply import FrameSupply
 from llmos.mm.free_asids import FreeAsids
 from llmos.mm.mapper import Mapper, MappingMode, MapStatistics
-from llmos.mm.page_table import PageFrames, PageTable
+from llmos.mm.page_table import PageFrames
 from llmos.mm.pins import Pins
 from llmos.mm.prefix import PrefixIndex, PrefixStatistics
 from llmos.mm.references import PageReferences
+from llmos.mm.space_table import SpaceTable, check_open
 
 
 @frozen
@@ -73,7 +75,6 @@ class VMM:
         if max_spaces < 1:
             raise ValueError(f"a device has at least 1 address space, not {max_spaces}")
         self.kv = kv
-        self.max_spaces = max_spaces
         self.max_model_len = max_model_len
         self.prefix_cache = prefix_cache
         self._pool = FramePool(num_frames)
@@ -86,10 +87,12 @@ class VMM:
         self.references = PageReferences(self._pool, self._index)
         self._tokens_per_page = kv.tokens_per_page
         self._refcounts = self._pool.refcounts
-        self._spaces: dict[Asid, AddressSpace] = {}
-        self._free_asids = FreeAsids(max_spaces, map_reuse)
         self._edits = EditQueue()
+        self._spaces = SpaceTable(
+            kv, max_model_len, self._pool, self._edits, FreeAsids(max_spaces, map_reuse)
+        )
         self._mapper = Mapper(self._pool, self._edits, kv.frames_per_page, mapping, map_reuse)
+        self._supply = FrameSupply(self._pool, self._mapper, self._index, kv.frames_per_page)
         self._num_copies = self._num_tail_copies = 0
 
     # --- spaces come and go ------------------------------------------------------------------------------
@@ -122,7 +125,7 @@ class VMM:
         Raises:
             OutOfSpaces: max_spaces are open.
         """
-        self._check_open(parent)
+        check_open(parent)
         num_pages = self.kv.num_pages(num_tokens)
         if num_pages > parent.num_pages:
             raise KernelPanic(f"{num_tokens} tokens are forked from a space of {parent.num_pages} pages")
@@ -141,7 +144,7 @@ class VMM:
                 is carried out. Their pages go to the prefix index; empty: nothing is kept.
             pin_seconds: for so long they outlast those of others there.
         """
-        self._check_open(space)
+        check_open(space)
         self._mapper.drop(space)
         pages = space.page_table.truncate(0)
         landmarks: tuple[PageFrames, ...] = ()
@@ -152,23 +155,15 @@ class VMM:
             num_full = min(len(tokens) // self._tokens_per_page, len(pages))
             landmarks = tuple(dict.fromkeys(pages[:num_full][:: max(1, num_full - 1)]))
         self.references.release(pages)
-        space.is_open = False
-        del self._spaces[space.asid]
-        num_own = next((vpn for vpn, page in enumerate(pages) if self._refcounts[page[0]]), len(pages))
-        self._free_asids.give_back(space.asid, space.mappings, num_own, landmarks)
-        self._edits.put(Release(space.asid))
+        self._spaces.close(space, pages, landmarks)
 
     def reset(self) -> None:
         """The device lost its memory: forget all of it, queued edits too. Open spaces become unusable."""
-        for space in self._spaces.values():
-            space.is_open = False
-        self._spaces.clear()
-        self._free_asids.reset()
-        self._pool = FramePool(self._pool.num_frames)
-        self._refcounts = self._pool.refcounts
-        self._index.reset(self._pool)
-        self.references.reset(self._pool)
-        self._mapper.reset(self._pool)
+        self._spaces.reset()
+        self._pool.reset()
+        self._index.reset()
+        self.references.reset()
+        self._mapper.reset()
         self._edits.clear()
 
     # --- pages come and go -------------------------------------------------------------------------------
@@ -187,7 +182,7 @@ class VMM:
         Returns:
             How many tokens are covered; they need not be computed.
         """
-        self._check_open(space)
+        check_open(space)
         if space.num_pages:
             raise KernelPanic(f"a prefix for space {space.asid}, which has {space.num_pages} pages")
         if not self.prefix_cache:
@@ -229,9 +224,9 @@ class VMM:
             and end <= self.max_model_len
         ):
             if end > page_end - space.ahead_tokens and not space.ahead and first + 1 == len(entries):
-                self._map_ahead(space, first + 2)
+                self._supply.map_ahead(space, first + 2)
             return
-        self._check_open(space)
+        check_open(space)
         if not 0 <= start <= len(entries) * tokens_per_page or end > self.max_model_len:
             raise KernelPanic(
                 f"space {space.asid} with {len(entries)} pages of {tokens_per_page} tokens cannot grow to "
@@ -241,7 +236,7 @@ class VMM:
             return
         vpns = self._pages_to_back(space, start, end)
         num_ahead = min(len(space.ahead), sum(vpn >= len(entries) for vpn in vpns))
-        self._make_free(len(vpns), space, num_ahead)
+        self._supply.make_free(len(vpns), space, num_ahead)
         for _ in range(num_ahead):
             self._mapper.use(space)
         vpns = [vpn for vpn in vpns if vpn not in range(len(entries) - num_ahead, len(entries))]
@@ -254,7 +249,7 @@ class VMM:
                 self.references.release((old,))
             self._mapper.map(space, vpn, new)
         if end > len(entries) * tokens_per_page - space.ahead_tokens:
-            self._map_ahead(space, len(entries) + 1)
+            self._supply.map_ahead(space, len(entries) + 1)
 
     def map_ahead(self, space: AddressSpace, end: int) -> None:
         """Map the pages of positions below `end` beside the step that runs, as far as frames are free.
@@ -265,9 +260,9 @@ class VMM:
             space: open.
             end: one past the last position that it will probably write in the next step.
         """
-        self._check_open(space)
+        check_open(space)
         if space.ahead_tokens:
-            self._map_ahead(space, self.kv.num_pages(end))
+            self._supply.map_ahead(space, self.kv.num_pages(end))
 
     def frames_needed(self, space: AddressSpace, start: int, end: int) -> int:
         """Count the frames that `grow` with these arguments would take; 0 when nothing is to do."""
@@ -283,7 +278,7 @@ class VMM:
         The device unmaps lazily: it keeps the stale mapping, which no row reads, until the page is mapped
         again or the space is released.
         """
-        self._check_open(space)
+        check_open(space)
         dropped = space.page_table.truncate(self.kv.num_pages(num_tokens))
         if dropped:
             self._mapper.drop(space)
@@ -357,18 +352,18 @@ class VMM:
     @property
     def num_free_spaces(self) -> int:
         """Spaces that may still be opened."""
-        return len(self._free_asids)
+        return len(self._spaces.free)
 
     @property
     def num_allocatable_frames(self) -> int:
         """Frames that can be had: nobody needs them, or only the prefix index keeps them."""
-        return self._pool.num_free + self._mapper.num_ahead_frames + self._index.num_idle_frames
+        return self._supply.num_allocatable
 
     def statistics(self) -> VmmStatistics:
         """Count. O(1)."""
         return VmmStatistics(
             num_frames=self._pool.num_frames,
-            num_free=self._pool.num_free + self._mapper.num_ahead_frames,
+            num_free=self._supply.num_free,
             num_cached=self._index.num_idle_frames,
             num_spaces=len(self._spaces),
             num_copies=self._num_copies,
@@ -382,28 +377,11 @@ class VMM:
         """Raise KernelPanic unless every reference to every frame is accounted for. O(frames)."""
         self._pool.check_integrity()
         self._index.check_integrity()
-        self._mapper.check_integrity(list(self._spaces.values()))
-        expected = [0] * self._pool.num_frames
-        for asid, space in self._spaces.items():
-            if space.asid != asid or not space.is_open or space.num_pages > space.max_pages:
-                raise KernelPanic(f"space {asid} is not what it should be: {space}")
-            for frames in (*space.page_table.entries, *space.ahead):
-                for pfn in frames:
-                    expected[pfn] += 1
-        for frames in (*self._index.frames(), *self.references.pinned()):
-            for pfn in frames:
-                expected[pfn] += 1
-        if expected != self._refcounts:
-            wrong = [pfn for pfn, count in enumerate(expected) if count != self._refcounts[pfn]]
-            raise KernelPanic(f"frames {wrong[:8]} have references that nobody holds, or too few")
-        if sorted([*self._free_asids, *self._spaces]) != list(range(self.max_spaces)):
-            raise KernelPanic(f"asids do not add up: {len(self._spaces)} open, {len(self._free_asids)} free")
+        self._spaces.check_integrity()
+        self._mapper.check_integrity(list(self._spaces))
+        self.references.check_integrity(self._spaces)
 
     # --- inside ------------------------------------------------------------------------------------------
-
-    def _check_open(self, space: AddressSpace) -> None:
-        if not space.is_open:
-            raise KernelPanic(f"space {space.asid} is used after it was closed")
 
     def _pages_to_back(self, space: AddressSpace, start: int, end: int) -> list[int]:
         """Pages of [start, end) that need new frames, in order: not mapped, or shared."""
@@ -414,46 +392,9 @@ class VMM:
         shared = [vpn for vpn in range(first, min(stop, len(entries))) if refcounts[entries[vpn][0]] > 1]
         return [*shared, *range(len(entries), stop)]
 
-    def _make_free(self, num_pages: int, space: AddressSpace, num_ahead: int = 0) -> None:
-        """Have frames free for pages of a space, `num_ahead` of which it has already, mapped ahead.
-
-        First those go that others have mapped ahead, then cached ones. Raises OutOfFrames; then nothing was
-        changed.
-        """
-        num_frames = num_pages * self.kv.frames_per_page
-        if num_frames > self.num_allocatable_frames:
-            raise OutOfFrames(num_frames, self.num_allocatable_frames)
-        num_frames -= num_ahead * self.kv.frames_per_page
-        if num_frames > self._pool.num_free:
-            self._mapper.reclaim(num_frames - self._pool.num_free, space, num_ahead)
-        if num_frames > self._pool.num_free:
-            self._index.evict(num_frames - self._pool.num_free)
-
-    def _map_ahead(self, space: AddressSpace, num_pages: int) -> None:
-        """Map pages that a space will write in a few steps.
-
-        In the long run the cache fills every frame. These pages would be evicted for in any case, then with a
-        step waiting.
-        """
-        wanted = min(num_pages, space.max_pages) - space.num_pages - len(space.ahead)
-        missing = wanted * self.kv.frames_per_page - self._pool.num_free
-        if wanted > 0 and missing > 0 and self._index.num_idle_frames:
-            self._index.evict(min(missing, self._index.num_idle_frames))
-        self._mapper.extend(space, num_pages)
-
     def _open(self, salt: str, shared: Sequence[PageFrames], num_pages: int) -> AddressSpace:
-        """Open a space that will share some pages, and need `num_pages` before long. Raises OutOfSpaces."""
-        free = self._free_asids.take(shared, num_pages, self._pool)
-        space = AddressSpace(
-            asid=free.asid,
-            salt=salt,
-            max_pages=self.kv.num_pages(self.max_model_len),
-            page_table=PageTable(self._tokens_per_page),
-            mappings=free.mappings,
-            ahead_tokens=self._mapper.ahead_tokens(free.asid),
-        )
-        self._spaces[space.asid] = space
-        self._edits.put(Reserve(space.asid))
+        space = self._spaces.open(salt, shared, num_pages)
+        space.ahead_tokens = self._mapper.ahead_tokens(space.asid)
         return space
 
     def _map_shared(self, space: AddressSpace, pages: Sequence[PageFrames]) -> None:
@@ -464,7 +405,7 @@ class VMM:
     def _copy_tail(self, space: AddressSpace, tail: PageFrames, num_tokens: int) -> int:
         """Copy a page that begins as the space needs it; returns how many tokens that covers."""
         try:
-            self._make_free(1, space)
+            self._supply.make_free(1, space)
         except OutOfFrames:
             num_tokens = 0  # it computes them instead
         else:

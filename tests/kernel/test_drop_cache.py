@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from drivers.sim import SimDriver
-from llmos.mm import prefix
+from llmos.mm import prefix_drop
 from syscalls.client import Client
 from tests.kernel.harness import RunningKernel, running_kernel, wait_until
 from tests.kernel.test_tenants import two_tenants
@@ -75,7 +75,7 @@ async def test_steps_go_on_between_the_pieces(
     autojump_clock: trio.abc.Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a device whose steps take no time: one decodes while the cache is dropped."""
-    monkeypatch.setattr(prefix, "DROP_PIECE", 1)
+    monkeypatch.setattr(prefix_drop, "DROP_PIECE", 1)
     async with running_kernel(tmp_path, partial(SimDriver, slowness=0.0)) as kernel:
         client = kernel.client
         for start in range(8):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from llmos.errors import KernelPanic
-from llmos.mm import prefix as prefix_module
+from llmos.mm import prefix_drop
 from llmos.mm.eviction import CostAware, LeastRecentlyUsed
 from llmos.mm.frame import FramePool
 from llmos.mm.page_table import PageFrames
@@ -214,8 +214,8 @@ class PrefixMachine(RuleBasedStateMachine):
         """A user lets go of one page."""
         self.let_go(data.draw(st.sampled_from(self.held)))
 
-    @rule(num_frames=st.integers(0, 9))
-    def evict(self, num_frames: int) -> None:
+    @rule(num_frames=st.integers(0, 9), spare_pinned=st.booleans())
+    def evict(self, num_frames: int, spare_pinned: bool) -> None:
         """The leaves of least worth that nobody maps go first; all that is idle can go."""
         freed = 0
         while freed < num_frames:
@@ -224,11 +224,13 @@ class PrefixMachine(RuleBasedStateMachine):
                 break
             leaves = [prefix for prefix in idle if not self.descendants(prefix)]
             victim = min(leaves or idle, key=lambda p: (self.is_pinned(p), self.model[p].rank))
+            if spare_pinned and self.is_pinned(victim):
+                break
             self.worth.note_evicted(self.model[victim].rank[0])
             for prefix in [victim, *self.descendants(victim)]:
                 freed += self.drop(prefix)
         free_before = self.pool.num_free
-        assert self.index.evict(num_frames) == freed
+        assert self.index.evict(num_frames, spare_pinned=spare_pinned) == freed
         assert self.pool.num_free - free_before == freed
 
     @rule(meant=st.frozensets(salts))
@@ -253,7 +255,7 @@ class PrefixMachine(RuleBasedStateMachine):
         """Looks at one page: if that one is meant and idle it goes, with what follows it."""
         assert self.pieces is not None
         free_before = self.pool.num_free
-        with mock.patch.object(prefix_module, "DROP_PIECE", 1):
+        with mock.patch.object(prefix_drop, "DROP_PIECE", 1):
             num_pages = next(self.pieces, None)
         left = set(self.index.frames())
         gone = [prefix for prefix, entry in self.model.items() if entry.frames not in left]
@@ -317,7 +319,7 @@ def test_candidates_stay_few_while_nothing_is_evicted() -> None:
             pool.release(pfn)
         index.note_release(page)
         assert index.match("alice", [1, 2, 0]).pages == [page]
-    assert len(index._candidates) < 100
+    assert len(index._leaves) < 100
     assert index.statistics().num_hits == 1000
 
 

@@ -483,6 +483,25 @@ def test_pages_of_the_cache_make_room_for_those_that_are_needed_next() -> None:
     vmm.check_integrity()
 
 
+def test_what_is_pinned_does_not_go_for_a_page_mapped_ahead() -> None:
+    """It goes when that page is needed, not before; what nobody pinned goes at once."""
+    vmm = VMM(KV, 12, MAX_SPACES, MAX_MODEL_LEN, mapping="ahead", max_pinned_bytes=4 * KV.frame_bytes)
+    first = vmm.open_space("alice")
+    vmm.grow(first, 0, 8)
+    vmm.close_space(first, range(8), pin_seconds=1000.0)  # two pages
+    second = vmm.open_space("alice")
+    vmm.grow(second, 0, 4)
+    vmm.close_space(second, range(100, 104))
+    third = vmm.open_space("bob")
+    vmm.grow(third, 0, 12)  # all that is free, and one page ahead
+    vmm.map_ahead(third, 20)
+    assert (len(third.ahead), vmm.statistics().num_cached) == (1, 4)
+    assert vmm.pinned_bytes("alice") == 4 * KV.frame_bytes
+    vmm.grow(third, 12, 20)
+    assert (len(third.ahead), vmm.statistics().num_cached) == (0, 2)
+    vmm.check_integrity()
+
+
 def test_a_page_mapped_ahead_may_become_a_copy_of_the_one_before_it() -> None:
     """What it holds behind its last page is no reason to be refused a page before that."""
     vmm = new_vmm(num_frames=4, mapping="ahead")
@@ -515,8 +534,8 @@ def test_frames_that_are_mapped_already_are_taken_where_they_are() -> None:
     vmm = new_vmm(prefix_cache=False)
     for num_tokens in (20, 8, 12):
         vmm.grow(vmm.open_space("alice"), 0, num_tokens)
-    pages = {asid: list(space.page_table.entries) for asid, space in vmm._spaces.items()}
-    for space in list(vmm._spaces.values()):
+    pages = {space.asid: list(space.page_table.entries) for space in vmm._spaces}
+    for space in list(vmm._spaces):
         vmm.close_space(space)
     again = vmm.open_space("bob", range(9))
     vmm.grow(again, 0, 9)
