@@ -1,9 +1,4 @@
-"""Swap: pages of processes on the tiers below the device, and the copies that are under way.
-
-A copy that is under way holds a reference to each of its frames and slots, and that is the whole fence: a
-frame whose bytes are still being read has two users, so whoever wants to write there gets a page of its own,
-and a frame that is still being filled is nobody's until its copy has ended.
-"""
+"""Swap: pages of processes on the tiers below the device, and what is sent there and back."""
 
 from __future__ import annotations
 
@@ -17,7 +12,8 @@ from llmos.mm.address_space import AddressSpace
 from llmos.mm.copy_store import CopyStore
 from llmos.mm.page_copy import Backing, CopyState, PageCopy
 from llmos.mm.page_table import PageFrames
-from llmos.mm.transfer import Direction, Finish, Transfer, checksums_of, in_runs
+from llmos.mm.transfer import Direction, Finish, Transfer, in_runs
+from llmos.mm.transfers import Transfers
 from llmos.mm.vmm import VMM
 
 
@@ -61,13 +57,9 @@ class Swap:
         self, vmm: VMM, num_slots: dict[Tier, int], on_fault: Callable[[str], None], reuse: bool = True
     ) -> None:
         self.vmm = vmm
-        self._on_fault = on_fault
         self.copies = CopyStore(num_slots, vmm.kv.frames_per_page, vmm.references.generation, reuse)
-        self._in_flight: dict[int, Transfer] = {}
-        self._messages: list[Copy] = []
-        self._last_id = 0
-        self._num_clean_bytes = self._num_faults = self._num_beside_steps = 0
-        self._num_bytes = {(tier, way): 0 for tier in ("host", "disk", "file") for way in ("out", "in")}
+        self._transfers = Transfers(vmm.references, self.copies, vmm.kv.frame_bytes, on_fault)
+        self._num_clean_bytes = 0
 
     # --- out ---------------------------------------------------------------------------------------------
 
@@ -122,7 +114,7 @@ class Swap:
             self.copies.remember(frames[i], copy)
         page_bytes = self.vmm.kv.page_bytes
         self._num_clean_bytes += (self.vmm.kv.num_pages(num_tokens) - len(dirty)) * page_bytes
-        return self._start(
+        return self._transfers.start(
             Direction.OUT, tier, copies, frames, list(dirty), Place("device", in_runs(frames)), on_end=on_end
         )
 
@@ -173,7 +165,9 @@ class Swap:
             copies = [copy for vpn in vpns if (copy := backing.usable(vpn)) is not None]
             frames = [space.page_table.entries[vpn] for vpn in vpns]
             target = Place("device", in_runs(frames))
-            transfers.append(self._start(Direction.IN, tier, copies, frames, vpns, target, on_end=on_end))
+            transfers.append(
+                self._transfers.start(Direction.IN, tier, copies, frames, vpns, target, on_end=on_end)
+            )
         return transfers
 
     # --- down, and to a file -----------------------------------------------------------------------------
@@ -207,7 +201,9 @@ class Swap:
                 on_end(transfer)
 
         source = Place("host", in_runs([copy.slots for copy in sources]))
-        return self._start(Direction.DOWN, "disk", copies, [], vpns, source, on_end=move, sources=sources)
+        return self._transfers.start(
+            Direction.DOWN, "disk", copies, [], vpns, source, on_end=move, sources=sources
+        )
 
     def save(
         self, space: AddressSpace | None, num_tokens: int, backing: Backing, path: str, on_end: Finish
@@ -246,171 +242,80 @@ class Swap:
                     raise KernelPanic("a process is saved, and some of its pages are nowhere")
                 source = Place(tier, in_runs([copy.slots for copy in sources]), source_path)
             transfers.append(
-                self._start(
+                self._transfers.start(
                     Direction.SAVE, "file", copies, frames, vpns, source, on_end=on_end, sources=sources
                 )
             )
         return transfers
 
-    # --- ends --------------------------------------------------------------------------------------------
+    # --- under way ---------------------------------------------------------------------------------------
 
     def finish(self, done: CopyDone, oldest_step: int | None = None) -> Transfer | None:
-        """Take the device's answer in, and call the transfer's `on_end`; None: no such copy is under way.
-
-        Args:
-            done: the answer.
-            oldest_step: that is not answered yet; None: all are.
-        """
-        transfer = self._in_flight.pop(done.id, None)
-        if transfer is None:
-            return None
-        transfer.seconds = done.seconds
-        self._num_beside_steps += oldest_step is not None and oldest_step <= transfer.last_step
-        num_pages = len(transfer.vpns)
-        for fault in done.faults:
-            transfer.faults.setdefault(transfer.vpns[fault.index % num_pages], fault.message)
-        self._num_faults += len(transfer.faults)
-        for message in dict.fromkeys(transfer.faults.values()):
-            self._on_fault(message)
-        for copy in (*transfer.pages, *transfer.sources):
-            copy.num_transfers -= 1
-        for i, (vpn, copy) in enumerate(zip(transfer.vpns, transfer.pages, strict=True)):
-            if vpn in transfer.faults:
-                self.copies.lose(copy)
-                if transfer.sources:  # it may be what is bad
-                    self.copies.lose(transfer.sources[i])
-            elif copy.state is CopyState.LOST:
-                pass  # given up meanwhile
-            elif transfer.direction is Direction.IN:
-                self.copies.remember(transfer.frames[i], copy)
-            else:
-                copy.state = CopyState.WHOLE
-                copy.checksums = done.checksums[i::num_pages]
-        if transfer.on_end is not None:
-            transfer.on_end(transfer)
-        for copy in (*transfer.pages, *transfer.sources):
-            self.copies.settle(copy)
-        self.vmm.references.unfence(transfer.frames)
-        return transfer
+        """Take the device's answer in; see `Transfers.finish`."""
+        return self._transfers.finish(done, oldest_step)
 
     @property
     def has_messages(self) -> bool:
         """Is there something to be told?"""
-        return bool(self._messages)
+        return self._transfers.has_messages
 
     def take_messages(self, last_step: int = 0) -> list[Copy]:
-        """Drain what the device must be told, after the copies of pages that were queued before it.
-
-        `last_step` is the one that it is told before that.
-        """
-        messages, self._messages = self._messages, []
-        for message in messages:
-            self._in_flight[message.id].last_step = last_step
-        return messages
+        """Drain what the device must be told; see `Transfers.take_messages`."""
+        return self._transfers.take_messages(last_step)
 
     def pages_used(self, copy: Copy) -> list[PageFrames]:
-        """Pages of the device that a copy out reads or one in fills; none of others: those take turns."""
-        transfer = self._in_flight[copy.id]
-        return transfer.frames if transfer.direction in (Direction.OUT, Direction.IN) else []
+        """Pages of the device that must be left alone meanwhile; see `Transfers.pages_used`."""
+        return self._transfers.pages_used(copy)
 
-    def reset(self) -> None:
-        """The device is gone, and the tiers below with it; files are not."""
-        lost, self._in_flight = list(self._in_flight.values()), {}
-        self._messages.clear()
-        for transfer in lost:
-            for copy in (*transfer.pages, *transfer.sources):
-                copy.num_transfers = 0
-                copy.holds_slots = copy.holds_slots and copy.tier == "file"  # the areas are made anew
-                if copy.state is CopyState.PENDING:
-                    copy.state = CopyState.LOST
-            transfer.faults = dict.fromkeys(transfer.vpns, "the device was lost before the copy had ended")
-            if transfer.direction is Direction.SAVE and transfer.on_end is not None:
-                transfer.on_end(transfer)  # somebody waits for the file; the rest is the processes' loss
-        self.copies.reset()
-
-    # --- looking -----------------------------------------------------------------------------------------
+    def transfers(self) -> Iterable[Transfer]:
+        """Copies that have not ended."""
+        return self._transfers
 
     @property
     def num_in_flight(self) -> int:
         """Copies that have not ended."""
-        return len(self._in_flight)
-
-    def transfers(self) -> Iterable[Transfer]:
-        """Copies that have not ended."""
-        return self._in_flight.values()
+        return len(self._transfers)
 
     @property
     def is_demoting(self) -> bool:
         """Is a copy from the host area to the swap file under way?"""
-        return any(transfer.direction is Direction.DOWN for transfer in self._in_flight.values())
+        return self._transfers.is_demoting
 
     @property
     def num_leaving_frames(self) -> int:
         """Frames that nobody but a copy out refers to: they will be free when it ends."""
-        return sum(
-            self.vmm.references.is_only_fenced(frames) * len(frames)
-            for transfer in self._in_flight.values()
-            for frames in transfer.frames
-        )
+        return self._transfers.num_leaving_frames
+
+    def reset(self) -> None:
+        """The device is gone, and the tiers below with it; files are not."""
+        self._transfers.reset()
+        self.copies.reset()
+
+    # --- looking -----------------------------------------------------------------------------------------
 
     def statistics(self) -> SwapStatistics:
         """Count."""
+        transfers = self._transfers
         return SwapStatistics(
             tiers={
                 tier: TierStatistics(
                     area.num_slots,
                     area.num_free,
-                    self._num_bytes[tier, "out"],
-                    self._num_bytes[tier, "in"],
+                    transfers.num_bytes_out[tier],
+                    transfers.num_bytes_in[tier],
                 )
                 for tier, area in self.copies.areas.items()
             },
-            num_in_flight=len(self._in_flight),
-            num_beside_steps=self._num_beside_steps,
+            num_in_flight=len(transfers),
+            num_beside_steps=transfers.num_beside_steps,
             num_clean_bytes=self._num_clean_bytes,
-            num_faults=self._num_faults,
+            num_faults=transfers.num_faults,
             num_dropped=self.copies.num_dropped,
-            num_file_bytes_out=self._num_bytes["file", "out"],
-            num_file_bytes_in=self._num_bytes["file", "in"],
+            num_file_bytes_out=transfers.num_bytes_out["file"],
+            num_file_bytes_in=transfers.num_bytes_in["file"],
         )
 
     def check_integrity(self, backings: Sequence[Backing]) -> None:
         """Raise KernelPanic unless every slot is free, or held by a copy that somebody uses or a transfer."""
-        in_transfers = {
-            copy for transfer in self._in_flight.values() for copy in (*transfer.pages, *transfer.sources)
-        }
+        in_transfers = {copy for each in self._transfers for copy in (*each.pages, *each.sources)}
         self.copies.check_integrity(backings, in_transfers)
-
-    # --- inside ------------------------------------------------------------------------------------------
-
-    def _start(
-        self,
-        direction: Direction,
-        tier: Tier,
-        copies: list[PageCopy],
-        frames: list[PageFrames],
-        vpns: list[int],
-        other: Place,
-        *,
-        on_end: Finish,
-        sources: list[PageCopy] | None = None,
-    ) -> Transfer:
-        """Fence what takes part and queue the message. `other` is the end that is not on `tier`."""
-        self._last_id += 1
-        num_bytes = len(other.slots) * self.vmm.kv.frame_bytes
-        transfer = Transfer(
-            self._last_id, direction, tier, copies, frames, vpns, num_bytes, on_end, sources or []
-        )
-        self._in_flight[transfer.id] = transfer
-        for copy in (*copies, *transfer.sources):
-            copy.num_transfers += 1
-            self.copies.settle(copy)
-        self.vmm.references.fence(frames)
-        below = Place(tier, in_runs([copy.slots for copy in copies]), copies[0].path)
-        if direction is Direction.IN:
-            self._messages.append(Copy(transfer.id, below, other, checksums_of(copies)))
-            self._num_bytes[tier, "in"] += num_bytes
-        else:
-            self._messages.append(Copy(transfer.id, other, below, checksums_of(transfer.sources)))
-            self._num_bytes[tier, "out"] += num_bytes
-        return transfer
