@@ -7,17 +7,17 @@ the kernel does with its memory: a mistake that would make a real device read wr
 
 from __future__ import annotations
 
-import heapq
 import math
 
 import attrs
 import msgspec
 import trio
 
+from drivers.sim_grammars import SimGrammars
 from drivers.sim_memory import ProtocolViolation, SimMemory
-from drivers.sim_model import VECTOR_SIZE, SimModel, mix
+from drivers.sim_model import SimModel
+from drivers.sim_outbox import SimOutbox
 from drivers.sim_rows import SimRows, work_of
-from drivers.sim_sampler import SimSampler
 from drivers.sim_tiers import SimTiers
 from llmos.cost import CopyCost, CostModel, Profile
 from llmos.device import (
@@ -29,9 +29,7 @@ from llmos.device import (
     CopyDone,
     CopyFault,
     CopyPage,
-    DriverLost,
     Edit,
-    EmbeddingInfo,
     Failed,
     Forget,
     FromDriver,
@@ -40,7 +38,6 @@ from llmos.device import (
     Load,
     Loaded,
     Map,
-    ModelInfo,
     Release,
     Reserve,
     Segment,
@@ -103,7 +100,7 @@ class SimDriver:
         disk_cost: of copies to and from the swap file, and to and from images.
         kv: segments, and tokens per page where a load does not say how large a frame is.
         model: vocabulary and end tokens.
-        max_model_len: longest context in tokens.
+        max_model_len: longest context in tokens that it can be asked for; a load may ask for less.
         faults: what goes wrong.
         load_seconds: time that a load takes.
         compile_seconds: time that a grammar takes, beside steps and other grammars; None: it follows none.
@@ -132,18 +129,13 @@ class SimDriver:
     violations: list[str] = attrs.field(factory=list, init=False)  # also raised, one by one
     memory: SimMemory = attrs.field(init=False)
     tiers: SimTiers = attrs.field(init=False)
-    _grammars: dict[int, str] = attrs.field(factory=dict, init=False)  # that were taken, and not forgotten
-    _compiled: set[int] = attrs.field(factory=set, init=False)  # the kernel has heard of them
+    outbox: SimOutbox = attrs.field(init=False)
+    _grammars: SimGrammars = attrs.field(init=False)
     _rows: SimRows = attrs.field(init=False)
     _load: Load | None = attrs.field(default=None, init=False)
-    _outbox: list[tuple[float, int, FromDriver]] = attrs.field(factory=list, init=False)  # a heap, by time
-    _num_answers: int = attrs.field(default=0, init=False)
     _busy_until: float = attrs.field(default=-math.inf, init=False)
     _copier_busy_until: dict[str, float] = attrs.field(factory=dict, init=False)
     _step_ends: dict[int, float] = attrs.field(factory=dict, init=False)  # of the last few steps, by id
-    _dead_at: float = attrs.field(default=math.inf, init=False)
-    _why_dead: str = attrs.field(default="", init=False)
-    _changed: trio.Event = attrs.field(factory=trio.Event, init=False)
     _num_steps: int = attrs.field(default=0, init=False)
     _num_rows: int = attrs.field(default=0, init=False)
     _num_tokens: int = attrs.field(default=0, init=False)
@@ -161,18 +153,19 @@ class SimDriver:
             encodes=self.encodes,
             faulty_token=self.faults.faulty_token,
         )
+        self.tiers = SimTiers(self.memory, {})
+        self._grammars = SimGrammars(self.compile_seconds)
+        self.outbox = SimOutbox(self.name)
         memory_bytes = self.num_frames * self.kv.frame_bytes
         hello = Hello(DRIVER_ABI, "sim", self.name, "simulated device", memory_bytes, 1, None)
-        self.tiers = SimTiers(self.memory, {})
-        self._outbox.append((-math.inf, 0, hello))
+        self.outbox.post(-math.inf, hello)
 
     # --- the link ----------------------------------------------------------------------------------------
 
     async def send(self, message: ToDriver) -> None:
         """Take a message. What it does to memory happens now, its answer comes when the cost model says."""
         await trio.lowlevel.checkpoint()
-        if trio.current_time() >= self._dead_at:
-            raise DriverLost(f"{self.name}: {self._why_dead}")
+        self.outbox.check_alive()
         try:
             match message:
                 case Load():
@@ -182,42 +175,31 @@ class SimDriver:
                 case Copy():
                     self._take_copy(message)
                 case Compile():
-                    self._take_grammar(message)
+                    done = self._grammars.compile(message)
+                    self.outbox.post(trio.current_time() + done.seconds, done)
                 case Forget(id):
-                    if id not in self._compiled:
-                        raise ProtocolViolation(f"grammar {id} is dropped; it was not compiled")
-                    self._compiled.remove(id)
-                    del self._grammars[id]
+                    self._grammars.forget(id)
                 case StopDriver():
-                    self._die(max(trio.current_time(), self._busy_until), "stopped")
+                    self.outbox.die(max(trio.current_time(), self._busy_until), "stopped")
         except ProtocolViolation as violation:
             self.violations.append(str(violation))
             raise
 
     async def receive(self) -> FromDriver:
         """Wait for the next answer. Raises DriverLost when the driver is dead and its answers are read."""
-        await trio.lowlevel.checkpoint()
-        while True:
-            due = self._outbox[0][0] if self._outbox else math.inf
-            if due <= trio.current_time() and due <= self._dead_at:
-                answer = heapq.heappop(self._outbox)[-1]
-                if isinstance(answer, Compiled) and answer.problem is None:
-                    self._compiled.add(answer.id)
-                return self.tiers.end(answer) if isinstance(answer, CopyDone) else answer
-            if trio.current_time() >= self._dead_at:
-                raise DriverLost(f"{self.name}: {self._why_dead}")
-            self._changed = trio.Event()
-            with trio.move_on_at(min(due, self._dead_at)):
-                await self._changed.wait()
+        answer = await self.outbox.receive()
+        if isinstance(answer, Compiled):
+            self._grammars.note_told(answer)
+        return self.tiers.end(answer) if isinstance(answer, CopyDone) else answer
 
     async def aclose(self) -> None:
         """End the driver now. Idempotent; a checkpoint."""
-        self._die(trio.current_time(), "closed")
+        self.outbox.die(trio.current_time(), "closed")
         await trio.lowlevel.checkpoint()
 
     def kill(self, why: str = "killed") -> None:
         """Lose the device at once, with all its memory and the steps in flight. Not a checkpoint."""
-        self._die(trio.current_time(), why)
+        self.outbox.die(trio.current_time(), why)
 
     def statistics(self) -> SimStatistics:
         """Count what was done and what is open."""
@@ -235,17 +217,7 @@ class SimDriver:
 
     def _answer(self, seconds: float, message: FromDriver) -> None:
         self._busy_until = max(trio.current_time(), self._busy_until) + seconds
-        self._post(self._busy_until, message)
-
-    def _post(self, due: float, message: FromDriver) -> None:
-        self._num_answers += 1
-        heapq.heappush(self._outbox, (due, self._num_answers, message))
-        self._changed.set()
-
-    def _die(self, when: float, why: str) -> None:
-        if when < self._dead_at:
-            self._dead_at, self._why_dead = when, why
-            self._changed.set()
+        self.outbox.post(self._busy_until, message)
 
     # --- the device --------------------------------------------------------------------------------------
 
@@ -257,23 +229,9 @@ class SimDriver:
         if (problem := self._lay_out_memory(load)) is not None:
             return Failed(problem)
         self._load = load
-        self.max_model_len = min(self.max_model_len, load.max_model_len or self.max_model_len)
-        self._rows.max_model_len = self.max_model_len
-        digest = f"{mix(self.model.vocab_size, self.model.eos_every):016x}"
-        info = ModelInfo(
-            name=load.name,
-            path=load.path,
-            architecture="sim",
-            hash=digest,
-            vocab_size=self.model.vocab_size,
-            max_model_len=self.max_model_len,
-            eos_token_ids=self.model.eos_token_ids,
-            dtype="sim",
-            num_parameters=0,
-            kernels="sim",
-            generates=not self.encodes,
-            embedding=EmbeddingInfo(VECTOR_SIZE, ("mean", "cls") if self.encodes else ("last", "mean")),
-        )
+        max_model_len = min(self.max_model_len, load.max_model_len or self.max_model_len)
+        self._rows.max_model_len = max_model_len
+        info = self.model.info(load.name, load.path, max_model_len, self.encodes)
         num_slots: dict[Tier, int] = {
             "host": min(self.max_slots, load.host_bytes // self.memory.kv.frame_bytes),
             "disk": min(self.max_slots, load.disk_bytes // self.memory.kv.frame_bytes),
@@ -317,14 +275,6 @@ class SimDriver:
         self.memory.lay_out(kv, num_frames)
         return None
 
-    def _take_grammar(self, order: Compile) -> None:
-        if self.compile_seconds is None or order.id in self._grammars:
-            raise ProtocolViolation(f"grammar {order.id} is to be compiled; none is followed, or twice")
-        self._grammars[order.id] = order.source
-        problem = "grammar cannot be followed: it is bad" if order.source.startswith("bad") else None
-        done = Compiled(order.id, self.compile_seconds, problem)
-        self._post(trio.current_time() + self.compile_seconds, done)
-
     def _take_copy(self, copy: Copy) -> None:
         """Start a copy beside the steps; each tier copies one after the other, in each direction."""
         if self._load is None:
@@ -347,7 +297,7 @@ class SimDriver:
         faults: tuple[CopyFault, ...] = ()
         if copy.id in self.faults.faulty_copies:
             faults = (CopyFault(0, f"{copy.target.tier} slot {copy.target.slots[0]} cannot be written"),)
-        self._post(start + seconds, CopyDone(copy.id, seconds, (), faults))
+        self.outbox.post(start + seconds, CopyDone(copy.id, seconds, (), faults))
 
     def _take_step(self, step: Step) -> None:
         if self._load is None:
@@ -356,7 +306,7 @@ class SimDriver:
         if self.faults.hang_after_step is not None and self._num_steps > self.faults.hang_after_step:
             return
         if self.faults.die_after_step is not None and self._num_steps > self.faults.die_after_step:
-            self._die(max(trio.current_time(), self._busy_until), f"died before step {step.id}")
+            self.outbox.die(max(trio.current_time(), self._busy_until), f"died before step {step.id}")
             return
         if self.record:
             self.steps.append(step)
@@ -391,34 +341,11 @@ class SimDriver:
                 self.memory.release(asid)
                 self._rows.samplers.pop(asid, None)
             case Map():
-                self.memory.map(edit, self.memory.kv.num_pages(self.max_model_len))
+                self.memory.map(edit, self.memory.kv.num_pages(self._rows.max_model_len))
                 self._num_maps += 1
             case CopyPage():
                 self.memory.copy(edit)
                 self._num_copied_pages += 1
             case Bind():
-                self._bind(edit)
-
-    def _bind(self, bind: Bind) -> None:
-        self.memory.space(bind.asid)
-        if bind.num_prompt_tokens > len(bind.tokens):
-            raise ProtocolViolation(
-                f"space {bind.asid} bound with {bind.num_prompt_tokens} prompt tokens of {len(bind.tokens)}"
-            )
-        if bind.sampling.grammar is not None:
-            raise ProtocolViolation(f"space {bind.asid} bound with the text of a grammar")
-        if bind.grammar is not None and bind.grammar not in self._compiled:
-            raise ProtocolViolation(f"space {bind.asid} bound with grammar {bind.grammar}, not compiled")
-        if bind.sampling.temperature > 0 and bind.sampling.seed is None:
-            raise ProtocolViolation(f"space {bind.asid} samples at a temperature, and its seed is not set")
-        previous = self._rows.samplers.get(bind.asid)
-        if bind.grammar is not None:  # the model goes by the text
-            sampling = msgspec.structs.replace(bind.sampling, grammar=self._grammars[bind.grammar])
-            bind = msgspec.structs.replace(bind, sampling=sampling)
-        sampler = SimSampler(bind, 0, 0, previous.sampled if previous else None, bind.mu)
-        if bind.sampling.has_penalties:
-            for position, token in enumerate(bind.tokens):
-                sampler.count(position, token)
-        sampler.num_counted = len(bind.tokens)
-        sampler.num_pooled, sampler.pooled = bind.num_summed, int.from_bytes(bind.total)
-        self._rows.samplers[bind.asid] = sampler
+                self.memory.space(edit.asid)
+                self._rows.bind(self._grammars.resolve(edit))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import attrs
 
-from llmos.device import Bind, Pooling, Sampling, TokenLogprobs
+from llmos.device import Bind, EmbeddingInfo, ModelInfo, Pooling, Sampling, TokenLogprobs
 
 VECTOR_SIZE = 8  # numbers in a vector
 ROOT_STATE = 0x243F6A8885A308D3  # the state before position 0
@@ -66,6 +66,23 @@ class SimModel:
     vocab_size: int = 512
     eos_token_ids: tuple[int, ...] = ()
     eos_every: int = 0
+
+    def info(self, name: str, path: str, max_model_len: int, encodes: bool) -> ModelInfo:
+        """What the device says of it; an encoder only makes vectors."""
+        return ModelInfo(
+            name=name,
+            path=path,
+            architecture="sim",
+            hash=f"{mix(self.vocab_size, self.eos_every):016x}",
+            vocab_size=self.vocab_size,
+            max_model_len=max_model_len,
+            eos_token_ids=self.eos_token_ids,
+            dtype="sim",
+            num_parameters=0,
+            kernels="sim",
+            generates=not encodes,
+            embedding=EmbeddingInfo(VECTOR_SIZE, ("mean", "cls") if encodes else ("last", "mean")),
+        )
 
     def next_token(
         self,

@@ -12,7 +12,7 @@ from drivers.sim_model import SimModel, mix, next_mu
 from drivers.sim_sampler import SimSampler
 from drivers.step_results import StepResults
 from llmos.cost import StepWork, count_pairs
-from llmos.device import Row, TokenLogprobs
+from llmos.device import Bind, Row, TokenLogprobs
 
 
 def work_of(rows: Sequence[Row]) -> StepWork:
@@ -56,6 +56,20 @@ class SimRows:
     encodes: bool
     faulty_token: int | None
     samplers: dict[int, SimSampler] = attrs.field(factory=dict, init=False)  # by space
+
+    def bind(self, bind: Bind) -> None:
+        """Let a space sample; what it sampled last stays, to be fed. Raises ProtocolViolation."""
+        if bind.num_prompt_tokens > len(bind.tokens):
+            raise ProtocolViolation(
+                f"space {bind.asid} bound with {bind.num_prompt_tokens} prompt tokens of {len(bind.tokens)}"
+            )
+        if bind.sampling.temperature > 0 and bind.sampling.seed is None:
+            raise ProtocolViolation(f"space {bind.asid} samples at a temperature, and its seed is not set")
+        previous = self.samplers.get(bind.asid)
+        sampler = SimSampler(bind, 0, 0, previous.sampled if previous else None, bind.mu)
+        sampler.count_all(0, bind.tokens)
+        sampler.num_pooled, sampler.pooled = bind.num_summed, int.from_bytes(bind.total)
+        self.samplers[bind.asid] = sampler
 
     def run(self, rows: Sequence[Row]) -> StepResults:
         """Compute a step's rows, each of a space of its own. Raises ProtocolViolation.

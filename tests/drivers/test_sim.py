@@ -362,3 +362,22 @@ async def test_a_frame_holds_a_token_at_least(autojump_clock: trio.abc.Clock) ->
     answer = await driver.receive()
     assert isinstance(answer, Loaded)
     assert answer.kv == wide
+
+
+async def test_each_load_has_its_own_longest_context(autojump_clock: trio.abc.Clock) -> None:
+    """A short one is no limit of the next; none may ask for more than there is."""
+    driver = SimDriver(max_model_len=100)
+    assert isinstance(await driver.receive(), Hello)
+    for asked, granted in ((40, 40), (None, 100), (90, 90), (200, 100)):
+        await driver.send(msgspec.structs.replace(LOAD, max_model_len=asked))
+        answer = await driver.receive()
+        assert isinstance(answer, Loaded)
+        assert answer.model.max_model_len == granted
+        num_pages = driver.kv.num_pages(granted)
+        backed = tuple(Map(0, vpn, (2 * vpn, 2 * vpn + 1)) for vpn in range(num_pages))
+        await run_step(driver, (Reserve(0), *backed), (Row(0, 0, (1,) * granted, False),))
+        with pytest.raises(ProtocolViolation, match=f"the limit is {granted}"):
+            await driver.send(Step(2, (), (Row(0, granted, (1,), False),)))
+        with pytest.raises(ProtocolViolation, match=f"{num_pages} pages"):
+            await driver.send(Step(3, (Map(0, num_pages, (500, 501)),), ()))
+        await run_step(driver, (Release(0),), ())

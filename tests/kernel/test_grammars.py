@@ -181,7 +181,7 @@ async def test_a_device_that_answers_what_it_was_not_asked(
 ) -> None:
     """It is not to be trusted: its driver is ended, and another one takes its place."""
     async with slow(tmp_path) as kernel:
-        kernel.sim._post(trio.current_time(), Compiled(99, 0.0))
+        kernel.sim.outbox.post(trio.current_time(), Compiled(99, 0.0))
         await wait_until(lambda: len(kernel.sims["sim:0"]) == 2)
         (pid,) = (await kernel.client.spawn(PROMPT, max_tokens=4)).pids
         await read_all(kernel.client, pid)
