@@ -9,6 +9,7 @@ import trio
 
 from llmos.kernel.session import Session
 from llmos.kernel.system import System
+from llmos.proc.entry import Entry
 from llmos.proc.pcb import Pid, Process
 from llmos.proc.trace import Trace
 from syscalls import process as p
@@ -68,14 +69,9 @@ def note(system: System, session: Session, call: Call) -> None:
 def _note_answer(process: Process, session: int, body: Request, answer: Answer, began: float) -> None:
     if process.trace is None:
         return  # nobody follows it any more
-    process.trace.record(
-        str(body.__struct_config__.tag),
-        began,
-        trio.current_time(),
-        text=describe_call(body),
-        result=describe_answer(answer),
-        session=session,
-    )
+    tag = str(body.__struct_config__.tag)
+    entry = Entry(tag, began, trio.current_time(), text=describe_call(body))
+    process.trace.record(entry, describe_answer(answer), session)
 
 
 def describe_call(body: Request) -> str:

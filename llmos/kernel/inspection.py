@@ -193,7 +193,7 @@ def why_info(system: System, process: Process) -> WhyInfo:
         timeline.turn.note_busiest(system.accounts.busiest())
     entries = tuple(
         TimelineEntry(
-            kind=entry.kind.value,
+            kind=str(entry.kind),
             at=entry.at - timeline.began,
             seconds=entry.until - entry.at,
             count=entry.count,

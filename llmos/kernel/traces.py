@@ -68,16 +68,7 @@ class Traces:
         is_live = process.state is not ProcState.ZOMBIE
         told = () if since and is_live else sorted(timeline.entries, key=lambda entry: entry.at)
         for entry in told:
-            trace.record(
-                entry.kind.value,
-                entry.at,
-                entry.until,
-                count=entry.count,
-                num_tokens=entry.num_tokens,
-                num_bytes=entry.num_bytes,
-                pid=entry.pid,
-                text=entry.text,
-            )
+            trace.record(entry)
         if is_live:
             trace.look(now)
             timeline.watch(trace, len(process.output))

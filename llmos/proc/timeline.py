@@ -8,78 +8,22 @@ ones out; the sums stay exact.
 
 from __future__ import annotations
 
-import enum
 from collections import deque
-from typing import Literal, Protocol
+from typing import Literal
 
 import attrs
 
 from llmos.proc.activity import OF_REASON, Activity
+from llmos.proc.entry import Entry, Kind
+from llmos.proc.telling import Telling, Watcher
 from llmos.proc.turn import Rival, Turn
 
 MAX_ENTRIES = 64
-RUN_TOKENS = 32  # of a decode run that a watcher is told of at once
 
 Preempted = Literal["swap", "recompute", "set aside"]  # what becomes of the memory; the last: it stays
 
 
-class Kind(enum.StrEnum):
-    """What an entry says."""
-
-    SPAWNED = "spawned"  # pid: its parent
-    INPUT = "input"  # tokens written to it
-    QUEUED = "queued"  # count: how many others waited; text: the tenant with most running processes
-    ADMITTED = "admitted"  # tokens: that were in memory already, and need not be computed
-    PREFILL = "prefill"  # count: chunks; tokens: in all of them
-    FIRST_TOKEN = "first token"
-    DECODING = "decoding"  # tokens
-    BLOCKED = "blocked"  # text: on what
-    STOPPED = "stopped"
-    CONTINUED = "continued"
-    PREEMPTED = "preempted"  # pid: for whom; tokens: to be computed again
-    SWAPPED_OUT = "swapped out"  # text: to which tier; bytes
-    SWAPPED_IN = "swapped in"  # text: from which tier; bytes
-    DEVICE_LOST = "device lost"  # tokens: to be computed again
-    ENDED = "ended"  # text: why
-
-
 TOLD_LATER = (Kind.DECODING, Kind.SWAPPED_OUT, Kind.SWAPPED_IN)  # to a watcher, with their tokens or bytes
-
-
-@attrs.define(eq=False)
-class Entry:
-    """One thing that happened, or several of a kind in a row."""
-
-    kind: Kind
-    at: float  # when it began, on the kernel's clock
-    until: float  # when it, or the last of its kind, ended
-    count: int = 1
-    num_tokens: int = 0
-    num_bytes: int = 0
-    pid: int | None = None
-    text: str = ""
-
-
-class Watcher(Protocol):
-    """Is told of everything as it happens, unlike the entries piece by piece. Called between two changes."""
-
-    def look(self, now: float) -> None:
-        """The process went a step further: its memory may have changed."""
-
-    def record(
-        self,
-        kind: str,
-        at: float,
-        until: float,
-        /,
-        *,
-        count: int = 1,
-        num_tokens: int = 0,
-        num_bytes: int = 0,
-        pid: int | None = None,
-        text: str = "",
-    ) -> None:
-        """Something happened to it. Times as in `Entry`."""
 
 
 @attrs.define(eq=False)
@@ -108,10 +52,7 @@ class Timeline:
     _output_before: int = attrs.field(init=False, default=0)
     _present: Entry | None = attrs.field(init=False, default=None)  # goes on until the next activity
     _decoding: Entry | None = attrs.field(init=False, default=None)  # the last run
-
-    _watcher: Watcher | None = attrs.field(init=False, default=None)
-    _num_untold: int = attrs.field(init=False, default=0)  # tokens of the decode run, to the watcher
-    _untold_since: float = attrs.field(init=False, default=0.0)
+    _telling: Telling = attrs.field(init=False, factory=Telling)
 
     def __attrs_post_init__(self) -> None:
         self.entries = deque((Entry(Kind.SPAWNED, self.began, self.began, pid=self.parent),))
@@ -166,8 +107,8 @@ class Timeline:
         if last.kind is Kind.PREFILL:
             last.count += 1
             last.num_tokens += num_tokens
-            if self._watcher is not None:
-                self._tell(Kind.PREFILL, now, now, num_tokens=num_tokens)
+            if self._telling.watcher is not None:
+                self._telling.tell(Entry(Kind.PREFILL, now, now, num_tokens=num_tokens))
         else:
             self._present = self._add(Kind.PREFILL, now, num_tokens=num_tokens)
 
@@ -187,19 +128,13 @@ class Timeline:
             self._decoding = self._add(Kind.DECODING, now, num_tokens=1)
             self._output_before = num_output - 1
             self._turn_to(now, Activity.DECODE, self._decoding)
-            self.is_decoding = self._watcher is None  # who watches wants to hear of every token
+            self.is_decoding = self._telling.watcher is None  # who watches wants to hear of every token
         elif is_first or self._decoding is None:  # it was stopped with a step in flight
             self._decoding = self._add(Kind.DECODING, now, num_tokens=1)
         else:
             self._decoding.num_tokens += 1
             self._decoding.until = now
-        if self._watcher is not None:
-            self._watcher.look(now)
-            if not self._num_untold:
-                self._untold_since = now
-            self._num_untold += 1
-            if self._num_untold == RUN_TOKENS:
-                self._tell_run(now)
+        self._telling.tell_token(now)
 
     # --- waiting and stopping ----------------------------------------------------------------------------
 
@@ -272,48 +207,15 @@ class Timeline:
             assert self._decoding is not None
             self._decoding.num_tokens = num_output - self._output_before
             self.is_decoding = False
-        self._watcher, self._num_untold = watcher, 0
+        self._telling.begin(watcher)
 
     def unwatch(self, num_output: int) -> None:
         """Tell nobody any more. `num_output`: output tokens so far."""
-        self._watcher = None
+        self._telling.end()
         if self.activity is Activity.DECODE:
             assert self._decoding is not None
             self._output_before = num_output - self._decoding.num_tokens
             self.is_decoding = True
-
-    def _tell(
-        self,
-        kind: Kind,
-        at: float,
-        until: float,
-        *,
-        count: int = 1,
-        num_tokens: int = 0,
-        num_bytes: int = 0,
-        pid: int | None = None,
-        text: str = "",
-    ) -> None:
-        self._tell_run(until)
-        if self._watcher is not None:
-            self._watcher.look(until)
-        if self._watcher is not None:  # it may have left just now
-            self._watcher.record(
-                kind.value,
-                at,
-                until,
-                count=count,
-                num_tokens=num_tokens,
-                num_bytes=num_bytes,
-                pid=pid,
-                text=text,
-            )
-
-    def _tell_run(self, now: float) -> None:
-        """Tell of the tokens that were decoded since the last time."""
-        if self._watcher is not None and self._num_untold:
-            num_tokens, self._num_untold = self._num_untold, 0
-            self._watcher.record(Kind.DECODING.value, self._untold_since, now, num_tokens=num_tokens)
 
     # --- looking -----------------------------------------------------------------------------------------
 
@@ -348,8 +250,8 @@ class Timeline:
             self.num_dropped += 1
         entry = Entry(kind, now, now, count, num_tokens, 0, pid, text)
         self.entries.append(entry)
-        if self._watcher is not None and kind not in TOLD_LATER:
-            self._tell(kind, now, now, count=count, num_tokens=num_tokens, pid=pid, text=text)
+        if self._telling.watcher is not None and kind not in TOLD_LATER:
+            self._telling.tell(entry)
         return entry
 
     def _add_copy(self, kind: Kind, began: float, ended: float, num_bytes: int, tier: str) -> None:
@@ -360,8 +262,8 @@ class Timeline:
             last = self._add(kind, began, text=tier)
         last.until = ended
         last.num_bytes += num_bytes
-        if self._watcher is not None:
-            self._tell(kind, began, ended, num_bytes=num_bytes, text=tier)
+        if self._telling.watcher is not None:
+            self._telling.tell(Entry(kind, began, ended, num_bytes=num_bytes, text=tier))
 
     def _turn_to(self, now: float, activity: Activity, entry: Entry | None = None) -> None:
         """Begin another activity; `entry` lasts as long as it does."""

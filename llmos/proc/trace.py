@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import attrs
 
-from llmos.proc.timeline import Kind
+from llmos.proc.entry import Entry, Kind
 from syscalls.process import TraceEvent
 
 MAX_TRACE_EVENTS = 1024
@@ -40,32 +40,26 @@ class Trace:
     _ring: deque[TraceEvent] = attrs.field(init=False, factory=lambda: deque(maxlen=MAX_TRACE_EVENTS))
     _followers: list[Callable[[], None]] = attrs.field(init=False, factory=list)
 
-    def record(
-        self,
-        kind: str,
-        at: float,
-        until: float,
-        *,
-        count: int = 1,
-        num_tokens: int = 0,
-        num_bytes: int = 0,
-        pid: int | None = None,
-        text: str = "",
-        result: str = "",
-        session: int | None = None,
-    ) -> None:
-        """Add an event, and wake whoever waits for it. Times are on the kernel's clock."""
+    def record(self, entry: Entry, result: str = "", session: int | None = None) -> None:
+        """Add an event, and wake whoever waits for it.
+
+        Args:
+            entry: times are on the kernel's clock.
+            result: of a call.
+            session: that made the call.
+        """
+        until = entry.until
         if not self._followers and until - self.asked_at > PATIENCE_SECONDS:
             self.on_forgotten()
             return
         self._ring.append(
             TraceEvent(
-                self.next_sequence, kind, at - self.began, until - at, count, num_tokens, num_bytes, pid,
-                text, result, session,
+                self.next_sequence, str(entry.kind), entry.at - self.began, until - entry.at, entry.count,
+                entry.num_tokens, entry.num_bytes, entry.pid, entry.text, result, session,
             )
         )  # fmt: skip
         self.next_sequence += 1
-        self.has_ended = self.has_ended or kind == Kind.ENDED
+        self.has_ended = self.has_ended or entry.kind == Kind.ENDED
         followers, self._followers = self._followers, []
         for wake in followers:
             wake()
@@ -76,7 +70,7 @@ class Trace:
         change, self._num_pages = num_pages - self._num_pages, num_pages
         if change:
             kind = "mapped" if change > 0 else "unmapped"
-            self.record(kind, now, now, count=abs(change), num_tokens=num_pages * tokens_per_page)
+            self.record(Entry(kind, now, now, abs(change), num_pages * tokens_per_page))
 
     def since(self, sequence: int, limit: int) -> tuple[tuple[TraceEvent, ...], int]:
         """Return the oldest `limit` events from `sequence` on, and how many before them are lost."""

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from drivers.sim import SimDriver
 from llmos.cost import CostModel
+from llmos.proc.entry import Entry
 from llmos.proc.trace import MAX_TRACE_EVENTS, PATIENCE_SECONDS, Trace
 from syscalls.client import Client, open_client
 from syscalls.errno import SyscallError
@@ -228,7 +229,7 @@ def test_the_ring_is_the_end_of_a_list(num_events: int, asked: list[tuple[int, i
     """What is asked for is a slice of all events; those that have left the ring are counted."""
     trace = Trace(began=0.0, asked_at=0.0, count_pages=lambda: (0, 0), on_forgotten=lambda: None)
     for number in range(num_events):
-        trace.record("x", 0.0, 0.0, count=number)
+        trace.record(Entry("x", 0.0, 0.0, number))
     everything = list(range(1, num_events + 1))
     for sequence, limit in asked:
         kept = everything[-MAX_TRACE_EVENTS:]

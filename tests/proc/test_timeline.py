@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmos.proc.activity import Activity
-from llmos.proc.timeline import MAX_ENTRIES, Kind, Timeline
+from llmos.proc.entry import Kind
+from llmos.proc.timeline import MAX_ENTRIES, Timeline
 
 
 @attrs.frozen
