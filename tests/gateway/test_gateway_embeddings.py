@@ -127,8 +127,8 @@ def test_what_the_kernel_is_told(gateway: Gateway, kernel: KernelThread) -> None
         PATH,
         {
             "input": "hello", "model": "scripted", "pooling": "mean", "priority": 3, "deadline_ms": 500,
-            "cache_salt": "s", "pin_ttl_s": 60, "rid": "mine-1", "user": "u", "input_type": "query", "dimensions": None,
-            "normalize": False, "messages": None,
+            "cache_salt": "s", "pin_ttl_s": 60, "rid": "mine-1", "user": "u", "input_type": "query",
+            "dimensions": None, "normalize": False, "messages": None,
         },
     )  # fmt: skip
     assert response.status_code == 200, response.text
