@@ -9,12 +9,11 @@ with SyncClient() as client:
 from __future__ import annotations
 
 import os
-import socket
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterable
+from functools import partial
 from typing import Self, TypeVar, Unpack
 
-from syscalls.codec import Answer, ErrorReply, Request, Welcome
+from syscalls.codec import Answer, Request, Welcome
 from syscalls.embedding import Embed, Embedded
 from syscalls.errno import Errno, SyscallError
 from syscalls.image import (
@@ -61,7 +60,9 @@ from syscalls.process import (
     WhyInfo,
     Write,
 )
-from syscalls.session import ClientSession, ConnectionLost, EmbedOptions, SpawnOptions, explain_wrong_answer
+from syscalls.session import ConnectionLost, EmbedOptions, SpawnOptions, explain_wrong_answer
+from syscalls.sync_connection import SyncConnection
+from syscalls.sync_streams import SyncEventStream, SyncOutputStream
 from syscalls.system import (
     DeviceInfo,
     DeviceList,
@@ -93,9 +94,6 @@ from syscalls.tenant import (
 
 __all__ = ["ConnectionLost", "SyncClient", "SyncEventStream", "SyncOutputStream"]
 
-RECEIVE_BYTES = 256 << 10
-ORPHAN_SECONDS = 1.0  # for the answer of an interrupted call, at the end
-
 R = TypeVar("R", bound=Answer)
 
 
@@ -123,22 +121,7 @@ class SyncClient:
         self, socket_path: str | os.PathLike[str] | None = None, name: str = "", key: str = ""
     ) -> None:
         path = os.fspath(default_socket_path() if socket_path is None else socket_path)
-        self._session = ClientSession()
-        self._answers: dict[int, Answer] = {}
-        self._orphaned: set[int] = set()  # interrupted calls that create, which are not answered yet
-        self._lost: str | None = None  # why the session is over
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            try:
-                self._socket.connect(path)
-            except OSError as error:
-                raise ConnectionLost(f"no kernel answers at {path}: {error.strerror or error}") from error
-            self._send(self._session.encode_hello(name, key))
-            while self._session.welcome is None:
-                self._receive()
-        except BaseException:
-            self._socket.close()
-            raise
+        self._connection = SyncConnection(path, name, key)
 
     def __enter__(self) -> Self:
         return self
@@ -150,97 +133,27 @@ class SyncClient:
         """End the session. Idempotent.
 
         It blocks only where a call was interrupted that creates: until it is answered, or the kernel has said
-        nothing for ORPHAN_SECONDS.
+        nothing for a second.
         """
-        try:
-            while self._orphaned and self._lost is None:
-                self._socket.settimeout(ORPHAN_SECONDS)
-                with suppress(ConnectionLost):
-                    self._receive()
-        finally:
-            self._end()
-
-    def _end(self) -> None:
-        """End the session, whatever is not answered."""
-        self._lost = self._lost or "this client was closed"
-        self._socket.close()
+        self._connection.close()
 
     @property
     def welcome(self) -> Welcome:
         """What the kernel said when it opened the session: its version, our tenant and rights."""
-        assert self._session.welcome is not None
-        return self._session.welcome
+        return self._connection.welcome
 
     def call(self, body: Request) -> Answer:
         """Make one call and wait for its answer, which is never an ErrorReply: that is raised.
 
         Not for `Follow`, which has many answers.
         """
-        if self._lost is not None:
-            raise ConnectionLost(self._lost)
-        call_id, frame = self._session.encode_call(body)
-        self._send(frame)
-        self._answers.clear()  # of calls that were interrupted
-        try:
-            while call_id not in self._answers:
-                self._receive()
-        except BaseException:
-            if isinstance(body, Spawn | Embed | Fork | Restore):
-                self._orphaned.add(call_id)
-                self._bury_orphans()  # the answer may just have come
-            raise
-        answer = self._answers.pop(call_id)
-        if isinstance(answer, ErrorReply):
-            raise answer.as_error()
-        return answer
+        return self._connection.call(body)
 
     def _ask(self, body: Request, reply_type: type[R]) -> R:
         answer = self.call(body)
         if not isinstance(answer, reply_type):
             raise SyscallError(Errno.EPROTO, explain_wrong_answer(body, answer))
         return answer
-
-    def _bury_orphans(self) -> None:
-        """Kill and reap what interrupted calls are now known to have created."""
-        for call_id in self._orphaned & self._answers.keys():
-            self._orphaned.remove(call_id)
-            answer = self._answers.pop(call_id)
-            if isinstance(answer, Spawned):
-                self._bury(answer.pids)
-
-    def _bury(self, pids: tuple[int, ...]) -> None:
-        """Kill and reap processes; the replies are dropped when they come. At the session's end they end."""
-        for pid in pids if self._lost is None else ():
-            for body in (Kill(pid), Wait(pid)):
-                with suppress(ConnectionLost):
-                    self._send(self._session.encode_call(body)[1])
-
-    def _send(self, frame: bytes) -> None:
-        try:
-            self._socket.sendall(frame)
-        except OSError:
-            while True:  # the kernel may have said why before it closed
-                self._receive()
-        except BaseException:
-            self._end()  # interrupted half-way through a frame: nothing can follow it
-            raise
-
-    def _receive(self) -> None:
-        try:
-            data = self._socket.recv(RECEIVE_BYTES)
-        except OSError as error:
-            self._lost = f"the connection to the kernel broke: {error}"
-            raise ConnectionLost(self._lost) from error
-        try:
-            self._answers.update(self._session.receive(data))
-            if self._orphaned:
-                self._bury_orphans()
-        except ConnectionLost as error:
-            self._lost = str(error)
-            raise
-        except BaseException:
-            self._end()  # interrupted half-way through an answer
-            raise
 
     # --- processes -----------------------------------------------------------------------------------------
 
@@ -273,7 +186,7 @@ class SyncClient:
             for pid in spawned.pids:
                 outputs.append(self.read(pid))
         except BaseException:
-            self._bury(spawned.pids[len(outputs) :])
+            self._connection.bury(spawned.pids[len(outputs) :])
             raise
         return Embedded(spawned.pids, outputs, spawned.rates)
 
@@ -323,7 +236,7 @@ class SyncClient:
 
     def stream(self, pid: int, offset: int = 0) -> SyncOutputStream:
         """Iterate over a process's output from `offset` to the end of its turn."""
-        return SyncOutputStream(self, pid, offset)
+        return SyncOutputStream(self.read, pid, offset)
 
     # --- images --------------------------------------------------------------------------------------------
 
@@ -391,7 +304,7 @@ class SyncClient:
 
     def follow_events(self, since: int = 0) -> SyncEventStream:
         """Iterate over batches of kernel events for ever, from sequence number `since` on."""
-        return SyncEventStream(self, since)
+        return SyncEventStream(partial(self.events, follow=True), since)
 
     def statistics(self, *, exposition: bool = False) -> StatisticsInfo:
         """Read the kernel's counters. See `Statistics`."""
@@ -418,45 +331,3 @@ class SyncClient:
     def reload_tenants(self) -> TenantsReloaded:
         """Have the tenants file read again. See `ReloadTenants`."""
         return self._ask(ReloadTenants(), TenantsReloaded)
-
-
-class SyncOutputStream:
-    """A process's output, one `Output` for each read; ends after the one whose `end` is set.
-
-    `offset` is where the next read starts, so the next turn of an interactive process is
-    `client.stream(pid, stream.offset)`.
-    """
-
-    def __init__(self, client: SyncClient, pid: int, offset: int) -> None:
-        self.offset = offset
-        self._client = client
-        self._pid = pid
-        self._ended = False
-
-    def __iter__(self) -> Iterator[Output]:
-        return self
-
-    def __next__(self) -> Output:
-        if self._ended:
-            raise StopIteration
-        output = self._client.read(self._pid, self.offset)
-        self.offset = output.offset + len(output.tokens)
-        self._ended = output.end is not None
-        return output
-
-
-class SyncEventStream:
-    """The kernel's events in batches, oldest first; waits for new ones, and never ends by itself."""
-
-    def __init__(self, client: SyncClient, since: int) -> None:
-        self.since = since
-        self._client = client
-
-    def __iter__(self) -> Iterator[tuple[Event, ...]]:
-        return self
-
-    def __next__(self) -> tuple[Event, ...]:
-        events = self._client.events(self.since, follow=True)
-        if events:
-            self.since = events[-1].sequence + 1
-        return events

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from syscalls import sync
+from syscalls import sync_connection
 from syscalls.client import Client
 from syscalls.codec import (
     ABI_VERSION,
@@ -158,8 +158,8 @@ async def test_reply_of_an_interrupted_call_is_dropped(tmp_path: Path) -> None:
 
     def use(path: Path) -> None:
         with SyncClient(path) as client:
-            _, frame = client._session.encode_call(Stop(1))
-            client._send(frame)  # as far as an interrupted call gets
+            _, frame = client._connection._session.encode_call(Stop(1))
+            client._connection._send(frame)  # as far as an interrupted call gets
             for _ in range(3):
                 client.ping()
 
@@ -168,15 +168,15 @@ async def test_reply_of_an_interrupted_call_is_dropped(tmp_path: Path) -> None:
 
 def interrupt(client: SyncClient, *, is_answered: bool = False) -> None:
     """Have Ctrl-C come at the next wait of a client, before what it waits for or just behind it."""
-    receive = client._receive
+    receive = client._connection._receive
 
     def be_interrupted() -> None:
-        client._receive = receive  # type: ignore[method-assign]
+        client._connection._receive = receive  # type: ignore[method-assign]
         if is_answered:
             receive()
         raise KeyboardInterrupt
 
-    client._receive = be_interrupted  # type: ignore[method-assign]
+    client._connection._receive = be_interrupted  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("is_answered", [False, True])
@@ -240,7 +240,7 @@ async def test_the_end_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytes
         with pytest.raises(ConnectionLost, match="timed out"):
             client.ping()
 
-    monkeypatch.setattr(sync, "ORPHAN_SECONDS", 0.01)
+    monkeypatch.setattr(sync_connection, "ORPHAN_SECONDS", 0.01)
     await run_against(FakeKernel(say_nothing), tmp_path / "s", use)
 
 
