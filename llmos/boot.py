@@ -41,6 +41,7 @@ from llmos.sched.rerank import Rerank
 from syscalls.collector import settle_collector
 from syscalls.errno import SyscallError
 from syscalls.paths import default_socket_path, prepare_socket_directory
+from syscalls.realtime import explain_refusal, go_before_others
 
 
 class Ready(msgspec.Struct, frozen=True):
@@ -73,6 +74,11 @@ async def boot(
             running.
     """
     began = trio.current_time()
+    if config.realtime:
+        try:
+            go_before_others()
+        except OSError as error:
+            raise ConfigError(explain_refusal(error)) from error
     socket_path = config.socket or str(default_socket_path())
     model_path = await trio.to_thread.run_sync(resolve_model, config.model, str(base_path()))
     encoder_path = None

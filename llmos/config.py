@@ -50,6 +50,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         Positive | None, Meta(description="threads of one device; default: cores divided by devices")
     ] = None
     pin: Annotated[bool, Meta(description="keep each device's threads on processors of its own")] = False
+    realtime: Annotated[
+        bool,
+        Meta(description="kernel and gateway go before what has ordinary priority, such as devices' threads"),
+    ] = False
     embedding_model: Annotated[
         str | None, Meta(description="BERT-like encoder for embeddings, a folder or hub id, beside the model")
     ] = None

@@ -35,6 +35,7 @@ def gateway_options(config: Config, socket_path: str) -> list[str]:
         options["response-folder"] = config.response_folder
     switches = ["--allow-chat-template"] if config.allow_chat_template else []
     switches += ["--timings"] if config.timings else []
+    switches += ["--realtime"] if config.realtime else []
     if config.insecure_no_keys:
         switches.append("--insecure-no-keys")
     if config.tls_cert is not None and config.tls_key is not None:

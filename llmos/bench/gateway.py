@@ -130,10 +130,13 @@ def send_large_body(url: str) -> None:
     urllib.request.urlopen(urllib.request.Request(f"{url}/tokenize", body), timeout=60).close()
 
 
-def measure(*, num_streams: int, seconds: float, step_ms: float, attack: str, ramp: float) -> Outcome:
+def measure(
+    *, num_streams: int, seconds: float, step_ms: float, attack: str, ramp: float, is_realtime: bool = False
+) -> Outcome:
     """Load a server of our own."""
     # A simulated device is part of the kernel, and so is the memory of the pages that it would keep.
-    options = ("--device", "sim", "--sim-step-ms", str(step_ms), "--no-prefix-cache")
+    options = ["--device", "sim", "--sim-step-ms", str(step_ms), "--no-prefix-cache"]
+    options += ["--realtime"] if is_realtime else []
     with running_server(*options) as server:
         wait_until_ready(server.url)
         with SyncClient(server.socket_path) as client:
@@ -201,8 +204,9 @@ def add_rows(report: Report, case: str, outcome: Outcome) -> None:
 
 
 def main(
-    *, num_streams: int, seconds: float, step_ms: float, beside: Sequence[str], json_path: str | None
-) -> int:
+    *, num_streams: int, seconds: float, step_ms: float, beside: Sequence[str], json_path: str | None,
+    is_realtime: bool = False,
+) -> int:  # fmt: skip
     """Measure, print a table, write the rows; 1 when a token was lost, wrong or out of order.
 
     Raises ConfigError: an option is out of range.
@@ -217,9 +221,11 @@ def main(
     for kind in beside:
         attack = "" if kind == "nobody" else kind
         outcome = measure(
-            num_streams=num_streams, seconds=seconds, step_ms=step_ms, attack=attack, ramp=RAMP_SECONDS
-        )
-        add_rows(report, f"{num_streams} streams, a step of {step_ms:g} ms, beside {kind}", outcome)
+            num_streams=num_streams, seconds=seconds, step_ms=step_ms, attack=attack, ramp=RAMP_SECONDS,
+            is_realtime=is_realtime,
+        )  # fmt: skip
+        case = f"{num_streams} streams, a step of {step_ms:g} ms, beside {kind}"
+        add_rows(report, f"{case}, real time" if is_realtime else case, outcome)
         wrong += outcome.wrong
     report.print_table()
     for why in sorted(set(wrong)):

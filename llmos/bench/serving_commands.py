@@ -111,6 +111,7 @@ def add_gateway(names: Any) -> None:
         "--beside", default="nobody,slowloris,bodies,idle", metavar="LIST",
         help="who else is there (default: %(default)s)",
     )  # fmt: skip
+    add("--realtime", action="store_true", help="of a server with that option")
     add_json(gateway)
     gateway.set_defaults(run=run_gateway_bench)
 
@@ -124,6 +125,7 @@ def run_gateway_bench(options: argparse.Namespace) -> int:
         seconds=options.seconds,
         step_ms=options.step_ms,
         beside=options.beside.split(","),
+        is_realtime=options.realtime,
         json_path=options.json,
     )
 

@@ -70,6 +70,7 @@ class GatewayConfig:
     shutdown_timeout: float = 30.0
     timings: bool = False  # where the time went, in every response
     metrics_compat: str = "none"  # "vllm": /metrics has vLLM's names, too
+    realtime: bool = False  # run before what has ordinary priority
     log_level: str = "info"  # the least that is logged; requests are "info"
     log_format: str = "auto"  # "json", "console", or by whether stderr is a terminal
 
@@ -188,6 +189,7 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
         default=default.shutdown_timeout,
         help="seconds to finish after SIGTERM",
     )
+    add("--realtime", action="store_true", help="run before what has ordinary priority")
     add("--timings", action="store_true", help="tell in every response where its time went")
     add(
         "--priority-order",
@@ -249,6 +251,7 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
         send_timeout=given.send_timeout,
         shutdown_timeout=max(0.0, given.shutdown_timeout),
         timings=given.timings,
+        realtime=given.realtime,
         priority_order=PriorityOrder(given.priority_order),
         metrics_compat=given.metrics_compat,
         log_level=given.log_level,
