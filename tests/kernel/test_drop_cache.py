@@ -34,7 +34,7 @@ def list_cached_frames(kernel: RunningKernel) -> list[int]:
     return [memory.num_cached for memory in found if memory is not None]
 
 
-async def test_what_comes_next_finds_nothing(tmp_path: Path) -> None:
+async def test_what_comes_next_finds_nothing(autojump_clock: trio.abc.Clock, tmp_path: Path) -> None:
     """On every device; the event ring says who did it."""
     async with running_kernel(tmp_path, devices=2) as kernel:
         client = kernel.client
@@ -51,7 +51,7 @@ async def test_what_comes_next_finds_nothing(tmp_path: Path) -> None:
         assert [f"{dropped.num_pages} pages" in event.text for event in events] == [True]
 
 
-async def test_a_process_keeps_what_it_maps(tmp_path: Path) -> None:
+async def test_a_process_keeps_what_it_maps(autojump_clock: trio.abc.Clock, tmp_path: Path) -> None:
     """Its pages stay in the cache while it lives, and its output is the one that it would have had."""
     async with running_kernel(tmp_path) as kernel:
         client, outputs = kernel.client, []
@@ -91,7 +91,7 @@ async def test_steps_go_on_between_the_pieces(
         await client.wait(pid)
 
 
-async def test_whose_pages_go(tmp_path: Path) -> None:
+async def test_whose_pages_go(autojump_clock: trio.abc.Clock, tmp_path: Path) -> None:
     """A tenant's own, under each of its salts; an administrator's call is everybody's."""
     async with two_tenants(tmp_path, alice="admin = true") as pair:
         for client in (pair.alice, pair.bob):

@@ -72,7 +72,9 @@ async def two_tenants(
             yield Pair(kernel, first, second)
 
 
-async def test_a_key_is_an_administrators_if_the_file_says_so(tmp_path: Path) -> None:
+async def test_a_key_is_an_administrators_if_the_file_says_so(
+    autojump_clock: trio.abc.Clock, tmp_path: Path
+) -> None:
     """One tenant sees everybody's processes and may drain; the other neither."""
     async with two_tenants(tmp_path, alice="admin = true") as pair:
         assert pair.alice.welcome.admin

@@ -6,14 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from llmos.bench.server import Server, running_server
-from tests.system.leaks import assert_no_leak, count
+from llmos.bench.server import Server
+from tests.system.leaks import counted_server
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     """One server for a module, on the CPU, with one thread. Ends with the leak count."""
-    with running_server("--device", "cpu", "--threads", "1", "--pool-mib", "256") as running:
-        before = count(running)
+    with counted_server("--device", "cpu", "--threads", "1", "--pool-mib", "256") as running:
         yield running
-        assert_no_leak(running, before)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from llmos.bench.server import Server
+from llmos.bench.server import Server, running_server
 from syscalls.sync import SyncClient
 from syscalls.system import StatisticsInfo
 
@@ -38,3 +40,12 @@ def assert_no_leak(server: Server, before: StatisticsInfo) -> None:
     while (found := differences(before, count(server))) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not found, f"leaked, as name: (then, now): {found}"
+
+
+@contextmanager
+def counted_server(*options: str, gateway: bool = True) -> Iterator[Server]:
+    """Run a server as `running_server` does, and end with the leak count."""
+    with running_server(*options, gateway=gateway) as server:
+        before = count(server)
+        yield server
+        assert_no_leak(server, before)

@@ -16,11 +16,11 @@ import attrs
 import pytest
 import trio
 
-from llmos.bench.server import Server, running_server
+from llmos.bench.server import Server
 from syscalls.client import Client, open_client
 from syscalls.process import ExitStatus
 from tests.fake_cuda import ILLEGAL_ADDRESS, OUT_OF_MEMORY, load_fake
-from tests.system.leaks import assert_no_leak, count
+from tests.system.leaks import counted_server
 from tests.system.test_transparency import requests, run_one, run_together
 
 OPTIONS = ("--device", "cuda", "--threads", "1", "--frame-kib", "64")  # the least that the stand-in maps
@@ -59,12 +59,10 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
 @contextmanager
 def sharing_nothing() -> Iterator[Server]:
     """A server that shares nothing between processes; no page is mapped ahead. Ends with the leak count."""
-    with running_server(
+    with counted_server(
         *OPTIONS, "--pool-mib", "64", "--no-prefix-cache", "--mapping", "sync", gateway=False
     ) as running:
-        before = count(running)
         yield running
-        assert_no_leak(running, before)
 
 
 @pytest.fixture(scope="module")
@@ -122,14 +120,12 @@ async def test_swapped_shared_and_cut(
     """Little memory, changing priorities, chunks, a prefix cache; pages go to each tier and back; a fault."""
     options = ("--pool-mib", "4", "--max-chunk-tokens", "48", "--preempt", "swap", "--policy", "rerank")
     options += ("--rerank-steps", "7", "--swap-mib", "1", "--swap-file-mib", "64")
-    with running_server(*OPTIONS, *options, "--image-folder", str(tmp_path), gateway=False) as swapping:
-        before = count(swapping)
+    with counted_server(*OPTIONS, *options, "--image-folder", str(tmp_path), gateway=False) as swapping:
         assert await run_together(swapping) == quiet
         async with open_client(swapping.socket_path) as client:
             await save_and_go_on(client, quiet)
             (device,) = await client.devices()
         assert await run_together_sabotaged(swapping, stand_in, "cuMemcpyDtoHAsync_v2") == quiet
-        assert_no_leak(swapping, before)
     assert device.num_preemptions > 0
     assert device.swap is not None
     assert device.swap.num_faulty_pages == 0

@@ -13,7 +13,7 @@ from syscalls.client import Client, open_client
 from syscalls.sampling import Sampling
 from tests.drivers.model_zoo import save_checkpoint
 from tests.fake_cuda import load_fake
-from tests.system.leaks import assert_no_leak, count
+from tests.system.leaks import counted_server
 
 if find_spec("triton") is None:  # not imported: that would choose between compiler and interpreter
     pytest.skip("triton is not installed (extra: cuda)", allow_module_level=True)
@@ -85,8 +85,7 @@ async def test_together_cut_forked_and_swapped(
     """All at once with a fork each, in chunks, with memory for a few: the same tokens."""
     little = ("--pool-mib", "1", "--max-chunk-tokens", "31", "--preempt", "swap", "--swap-mib", "8")
     little += ("--policy", "rerank", "--rerank-steps", "3")
-    with running_server(*options, *little, gateway=False) as server:
-        before = count(server)
+    with counted_server(*options, *little, gateway=False) as server:
         results: dict[int, list[tuple[int, ...]]] = {}
         async with open_client(server.socket_path) as client, trio.open_nursery() as nursery:
 
@@ -97,6 +96,5 @@ async def test_together_cut_forked_and_swapped(
                 nursery.start_soon(one, i)
         async with open_client(server.socket_path) as client:
             (device,) = await client.devices()
-        assert_no_leak(server, before)
     assert results == {i: [tokens, tokens] for i, tokens in enumerate(quiet)}
     assert device.num_preemptions > 0

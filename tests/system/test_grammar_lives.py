@@ -17,7 +17,7 @@ from syscalls.client import Client, open_client
 from syscalls.errno import Errno, SyscallError
 from syscalls.sampling import Sampling
 from syscalls.text.grammar import json_grammar
-from tests.system.leaks import assert_no_leak, count
+from tests.system.leaks import counted_server
 from tests.system.test_preempted_forms import SCHEMA
 
 OPTIONS = ("--device", "cpu", "--threads", "1", "--frame-kib", "16", "--weights", "bf16", "--kv", "bf16")
@@ -75,10 +75,8 @@ async def finish(client: Client, pids: list[int]) -> list[tuple[int, ...]]:
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     """One server for all; ends with the leak count."""
-    with running_server(*OPTIONS, "--no-prefix-cache") as running:
-        before = count(running)
+    with counted_server(*OPTIONS, "--no-prefix-cache") as running:
         yield running
-        assert_no_leak(running, before)
 
 
 @pytest.fixture(scope="module")
@@ -110,14 +108,12 @@ async def test_saved_in_the_middle_and_restored_elsewhere(
                 await client.checkpoint(pid, f"image-{number}")
                 await client.kill(pid)
                 await client.wait(pid)
-    with running_server(*OPTIONS, *images, "--devices", "2", "--pool-mib", "64", gateway=False) as server:
-        before = count(server)
+    with counted_server(*OPTIONS, *images, "--devices", "2", "--pool-mib", "64", gateway=False) as server:
         async with open_client(server.socket_path) as client:
             pids = [(await client.restore(f"image-{number}")).pids[0] for number in range(len(SAMPLINGS))]
             devices = {(await client.stat(pid)).device for pid in pids}
             assert await finish(client, pids) == quiet
             assert len(devices) == 2
-        assert_no_leak(server, before)
 
 
 async def test_the_driver_is_killed_in_the_middle(server: Server, quiet: list[tuple[int, ...]]) -> None:

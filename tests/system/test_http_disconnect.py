@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from llmos.bench.server import Server, running_server
+from llmos.bench.server import Server
 from syscalls.process import ProcessInfo
 from syscalls.sync import SyncClient
 from tests.gateway.harness import http_request
-from tests.system.leaks import assert_no_leak, count
+from tests.system.leaks import counted_server
 
 PATIENCE_SECONDS = 60.0
 NUM_OTHERS = 6
@@ -35,25 +35,10 @@ class PhaseMissed(Exception):
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     """Memory for a few, chunks that are small, and a new order of who may run every few steps."""
-    options = (
-        "--device",
-        "cpu",
-        "--threads",
-        "1",
-        "--frame-kib",
-        "16",
-        "--pool-mib",
-        "4",
-        "--max-running",
-        "4",
-        "--max-chunk-tokens",
-        "16",
-    )
-    swap = ("--preempt", "swap", "--swap-mib", "64", "--policy", "rerank", "--rerank-steps", "7")
-    with running_server(*options, *swap) as running:
-        before = count(running)
+    options = "--device cpu --threads 1 --frame-kib 16 --pool-mib 4 --max-running 4 --max-chunk-tokens 16"
+    swap = "--preempt swap --swap-mib 64 --policy rerank --rerank-steps 7"
+    with counted_server(*options.split(), *swap.split()) as running:
         yield running
-        assert_no_leak(running, before)
 
 
 def hang_up(server: Server, client: SyncClient, phase: str, label: str, *, stream: bool) -> None:

@@ -13,7 +13,7 @@ from llmos.bench.server import Server, running_server
 from syscalls.client import Client, open_client
 from syscalls.errno import Errno, SyscallError
 from syscalls.sampling import Sampling
-from tests.system.leaks import assert_no_leak, count
+from tests.system.leaks import counted_server
 
 OPTIONS = ("--device", "cpu", "--threads", "1", "--pool-mib", "64", "--weights", "bf16")
 SEEDED = Sampling(temperature=0.8, seed=11)
@@ -97,8 +97,7 @@ async def test_a_chat_outlives_the_system(tmp_path: Path, prefix_cache: str) -> 
             expected = await go_on(client, pid, 1)
             expected_run = await take_turn(client, running, 0)
         kill_whole_system(server)
-    with running_server(*options, gateway=False) as server:
-        before = count(server)
+    with counted_server(*options, gateway=False) as server:
         async with open_client(server.socket_path) as client:
             assert [(image.name, image.problem) for image in await client.images()] == [
                 ("chat", ""),
@@ -115,15 +114,13 @@ async def test_a_chat_outlives_the_system(tmp_path: Path, prefix_cache: str) -> 
             assert await take_turn(client, running, 0) == expected_run
             await end(client, *pids)
             await client.wait(running)
-        assert_no_leak(server, before)
 
 
 async def test_a_damaged_page_and_another_format(tmp_path: Path) -> None:
     """A flipped bit in the frames costs a computation; a system with other weights refuses the image."""
     folder = tmp_path / "images"
     options = ("--image-folder", str(folder))
-    with running_server(*OPTIONS, *options, "--no-prefix-cache", gateway=False) as server:
-        before = count(server)
+    with counted_server(*OPTIONS, *options, "--no-prefix-cache", gateway=False) as server:
         async with open_client(server.socket_path) as client:
             pid, _ = await spawn_chat(client)
             await client.checkpoint(pid, "chat")
@@ -139,7 +136,6 @@ async def test_a_damaged_page_and_another_format(tmp_path: Path) -> None:
             texts = [event.text for event in await client.events()]
             assert any("those tokens are computed again" in text for text in texts), texts
             await end(client, pid, copy)
-        assert_no_leak(server, before)
     with running_server(*OPTIONS, "--weights", "fp32", *options, gateway=False) as server:
         async with open_client(server.socket_path) as client:
             with pytest.raises(SyscallError, match="image chat was made with weights bf16") as caught:
@@ -150,8 +146,7 @@ async def test_a_damaged_page_and_another_format(tmp_path: Path) -> None:
 async def test_two_devices(tmp_path: Path) -> None:
     """What one device saved the other goes on with."""
     options = ("--devices", "2", "--image-folder", str(tmp_path / "images"))
-    with running_server(*OPTIONS, *options, gateway=False) as server:
-        before = count(server)
+    with counted_server(*OPTIONS, *options, gateway=False) as server:
         async with open_client(server.socket_path) as client:
             pid, first = await spawn_chat(client)
             await client.checkpoint(pid, "chat")
@@ -161,14 +156,12 @@ async def test_two_devices(tmp_path: Path) -> None:
             assert outputs[0][0] == first
             assert outputs == [outputs[0]] * 4
             await end(client, *pids)
-        assert_no_leak(server, before)
 
 
 async def test_many_checkpoints_while_all_run(tmp_path: Path) -> None:
     """Eight run, each is saved several times while it does; every image leads to the same tokens."""
     options = ("--no-prefix-cache", "--image-folder", str(tmp_path / "images"))
-    with running_server(*OPTIONS, *options, gateway=False) as server:
-        before = count(server)
+    with counted_server(*OPTIONS, *options, gateway=False) as server:
         async with open_client(server.socket_path) as client:
             pids = []
             for seed in range(8):
@@ -200,4 +193,3 @@ async def test_many_checkpoints_while_all_run(tmp_path: Path) -> None:
             async with trio.open_nursery() as nursery:
                 for name, pid in names.items():
                     nursery.start_soon(check, name, pid)
-        assert_no_leak(server, before)

@@ -9,10 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
-from llmos.bench.server import Server, running_server
+from llmos.bench.server import Server
 from syscalls.sync import SyncClient
 from tests.system.browser import confirm, open_browser, open_page, row_of, said, wait_live, wait_verdict
-from tests.system.leaks import assert_no_leak, count
+from tests.system.leaks import counted_server
 
 GUARD = {"x-llmos-page": "1"}
 SERVER = (
@@ -25,10 +25,8 @@ LONG = 1000  # tokens: more than are made while a test watches
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     """A server in which eight processes run at a time, twenty-five tokens a second each."""
-    with running_server(*SERVER) as running:
-        before = count(running)
+    with counted_server(*SERVER) as running:
         yield running
-        assert_no_leak(running, before)
 
 
 @pytest.fixture(scope="module")

@@ -7,33 +7,19 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from llmos.bench.server import Server, running_server
+from llmos.bench.server import Server
 from syscalls.sync import SyncClient
 from syscalls.system import CacheInfo
-from tests.system.leaks import assert_no_leak, count
+from tests.system.leaks import counted_server
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     """A pool of 2 MiB in small frames, with a process that never needs more than a part of it."""
-    options = (
-        "--device",
-        "cpu",
-        "--threads",
-        "1",
-        "--weights",
-        "bf16",
-        "--kv",
-        "bf16",
-        "--cache-policy",
-        "lru",
-    )
-    with running_server(
-        *options, "--frame-kib", "16", "--pool-mib", "2", "--pin-max-seconds", "600"
-    ) as running:
-        before = count(running)
+    numbers = "--weights bf16 --kv bf16 --frame-kib 16 --pool-mib 2"
+    options = "--device cpu --threads 1 --cache-policy lru --pin-max-seconds 600"
+    with counted_server(*numbers.split(), *options.split()) as running:
         yield running
-        assert_no_leak(running, before)
 
 
 def num_found(server: Server, number: int, num_tokens: int, **fields: object) -> int:

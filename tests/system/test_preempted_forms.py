@@ -12,7 +12,7 @@ import pytest
 
 from llmos.bench.server import Server, running_server
 from tests.gateway.harness import events_of
-from tests.system.leaks import assert_no_leak, count
+from tests.system.leaks import count, counted_server
 
 Json = dict[str, Any]
 
@@ -110,8 +110,7 @@ def test_the_truth_has_its_form(quiet: list[Json]) -> None:
 @pytest.mark.parametrize("way", ["swap", pytest.param("recompute", marks=pytest.mark.slow)])
 def test_preempted(quiet: list[Json], way: str) -> None:
     """All at once in memory for a few: the same text, calls and log-probabilities, whoever gave way."""
-    with running_server(*OPTIONS, *PRESSURE, *WAYS[way]) as server:
-        before = count(server)
+    with counted_server(*OPTIONS, *PRESSURE, *WAYS[way]) as server:
         with ThreadPoolExecutor(len(BODIES)) as pool:
             found = list(pool.map(lambda body: ask(server, body), BODIES))
         assert [answer for answer, _ in found] == quiet
@@ -119,4 +118,3 @@ def test_preempted(quiet: list[Json], way: str) -> None:
         for kind in range(len(FORMS)):  # of each form somebody was in the middle when it had to go
             assert any(lost[kind :: len(FORMS)]), lost
         assert count(server).num_preemptions > 2 * len(FORMS)
-        assert_no_leak(server, before)

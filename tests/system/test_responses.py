@@ -13,8 +13,8 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from llmos.bench.server import Server, running_server
-from tests.system.leaks import assert_no_leak, count
+from llmos.bench.server import Server
+from tests.system.leaks import count, counted_server
 
 PATIENCE_SECONDS = 60.0
 
@@ -26,10 +26,8 @@ def server() -> Iterator[Server]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     options = ("--device", "cpu", "--threads", "1", "--pool-mib", "256", "--listen", f"127.0.0.1:{port}")
-    with running_server(*options) as running:
-        before = count(running)
+    with counted_server(*options) as running:
         yield running
-        assert_no_leak(running, before)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from llmos.bench.server import Server, running_server
 from syscalls.client import Client, open_client
 from syscalls.errno import Errno, SyscallError
 from syscalls.sampling import Sampling
-from tests.system.leaks import assert_no_leak, count
+from tests.system.leaks import assert_no_leak, count, counted_server
 
 NUM_REQUESTS = 32
 # Small frames: many pages for each process, and memory that runs out often. Keys are split at page borders,
@@ -108,10 +108,8 @@ def options(request: pytest.FixtureRequest) -> tuple[str, ...]:
 @pytest.fixture(scope="module")
 def server(options: tuple[str, ...]) -> Iterator[Server]:
     """One server for the tests that need nothing special; ends with the leak count."""
-    with running_server(*options, gateway=False) as running:
-        before = count(running)
+    with counted_server(*options, gateway=False) as running:
         yield running
-        assert_no_leak(running, before)
 
 
 @pytest.fixture(scope="module")
