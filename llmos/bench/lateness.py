@@ -68,7 +68,7 @@ def due_times(stream: Stream, text: TextModel) -> list[float]:
     due, found = [0.0] * len(stream.tokens), stream.times[-1] if stream.times else 0.0
     for index in range(len(due) - 1, -1, -1):
         found = stream.times[index] if has_text[index] else found
-        is_told_early = stream.reads[index] < found
+        is_told_early = stream.arrivals[index] < found  # however much later it was read
         due[index] = stream.times[index] if is_told_early else found
     return due
 

@@ -14,6 +14,7 @@ from llmos.bench.lateness import (
     Lateness,
     Spells,
     add_lateness_rows,
+    due_times,
     explain_difference,
     find_lateness,
 )
@@ -104,6 +105,20 @@ def test_each_token_counts_at_the_door_that_was_measured(text: TextModel) -> Non
     assert "token 21" in explain_difference(stream, told)
     told.tokens = {40: 1}
     assert "token 40" in explain_difference(stream, told)
+
+
+def test_what_is_told_beside_the_text_of_another_was_due_at_once(text: TextModel) -> None:
+    """What if a token inside a character came before its character was whole, and was read behind that?"""
+    tokens = list(text.encode("a\N{SLIGHTLY SMILING FACE}"))[1:]  # behind the start's mark
+    decoder = text.decoder(continues=True)
+    assert [bool(decoder.push_one(token)) for token in tokens[:2]] == [True, False]
+    times = [100.0 + 0.05 * place for place in range(len(tokens))]
+    stream = Stream(
+        len(tokens), 99.0, tokens=tokens, times=times,
+        arrivals=[times[1] + 0.005] * 2 + [times[-1] + 0.005] * (len(tokens) - 2),
+        reads=[times[-1] + 0.01] * len(tokens),
+    )  # fmt: skip
+    assert due_times(stream, text) == times[:2] + times[-1:] * (len(tokens) - 2)
 
 
 def test_what_the_gateway_adds_is_a_difference() -> None:
