@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import trio
 
 from llmos.kernel.calls_process import spawned
 from llmos.kernel.session import Session
-from llmos.kernel.spawning import MAX_SALT_LENGTH, check_allowance, check_pin
+from llmos.kernel.spawning import check_allowance, check_terms
 from llmos.kernel.system import System
 from llmos.kernel.tenants import Tenant
 from llmos.proc.pcb import Process
@@ -17,7 +15,6 @@ from llmos.sched.core import Core
 from syscalls.codec import Answer
 from syscalls.embedding import MAX_INPUTS, Embed, Pooling
 from syscalls.errno import Errno, SyscallError, invalid_parameter
-from syscalls.process import MAX_NICE, MIN_NICE
 from syscalls.sampling import Sampling
 
 
@@ -37,7 +34,7 @@ def check_embed(core: Core, tenant: Tenant, body: Embed) -> Pooling:
     """Check every argument against the model and the device; return how vectors are made.
 
     Raises:
-        SyscallError: EINVAL, E2BIG, ENOMEM.
+        SyscallError: EINVAL, EPERM, E2BIG, ENOMEM.
     """
     assert core.loaded is not None
     model = core.loaded.model
@@ -49,18 +46,7 @@ def check_embed(core: Core, tenant: Tenant, body: Embed) -> Pooling:
         raise invalid_parameter("pooling", f"is {kind!r}; {model.name!r} can do {', '.join(poolings)}")
     if not 1 <= len(body.inputs) <= MAX_INPUTS:
         raise invalid_parameter("inputs", f"has {len(body.inputs)} entries; the limit is 1 to {MAX_INPUTS}")
-    if not MIN_NICE <= body.nice <= MAX_NICE:
-        raise invalid_parameter("nice", f"is {body.nice}; the limit is {MIN_NICE} to {MAX_NICE}")
-    tenant.check_nice(body.nice)
-    if body.deadline_seconds is not None and not 0 < body.deadline_seconds < math.inf:
-        raise invalid_parameter(
-            "deadline_seconds", f"is {body.deadline_seconds}; it must be positive and finite"
-        )
-    if len(body.cache_salt) > MAX_SALT_LENGTH:
-        raise invalid_parameter(
-            "cache_salt", f"has {len(body.cache_salt)} characters; the limit is {MAX_SALT_LENGTH}"
-        )
-    check_pin(core, body.pin_seconds)
+    check_terms(core, tenant, body)
     for index, tokens in enumerate(body.inputs):
         _check_input(core, tenant, f"inputs[{index}]", tokens)
     return Pooling(kind, body.normalise)

@@ -14,6 +14,7 @@ from llmos.kernel.tenants import Tenant
 from llmos.params import MAX_GRAMMAR_CHARACTERS_IN_USE
 from llmos.proc.pcb import Process
 from llmos.sched.core import Core
+from syscalls.embedding import Embed
 from syscalls.errno import Errno, SyscallError, invalid_parameter
 from syscalls.process import MAX_NICE, MAX_SAMPLES, MIN_NICE, Fork, Spawn
 
@@ -46,10 +47,27 @@ def check_allowance(core: Core, tenant: Tenant, num_tokens: int) -> None:
         )
 
 
-def check_pin(core: Core, seconds: float) -> None:
-    """Raise SyscallError EINVAL when pages may not outlast others for so long on a device."""
-    if not 0 <= seconds <= core.max_pin_seconds:
-        raise invalid_parameter("pin_seconds", f"is {seconds}; the limit is 0 to {core.max_pin_seconds:g}")
+def check_terms(core: Core, tenant: Tenant, body: Spawn | Embed) -> None:
+    """Check what any new process may ask for: its nice level, deadline, salt and pin.
+
+    Raises:
+        SyscallError: EINVAL; EPERM: a nice level below the tenant's.
+    """
+    if not MIN_NICE <= body.nice <= MAX_NICE:
+        raise invalid_parameter("nice", f"is {body.nice}; the limit is {MIN_NICE} to {MAX_NICE}")
+    tenant.check_nice(body.nice)
+    if body.deadline_seconds is not None and not 0 < body.deadline_seconds < math.inf:
+        raise invalid_parameter(
+            "deadline_seconds", f"is {body.deadline_seconds}; it must be positive and finite"
+        )
+    if len(body.cache_salt) > MAX_SALT_LENGTH:
+        raise invalid_parameter(
+            "cache_salt", f"has {len(body.cache_salt)} characters; the limit is {MAX_SALT_LENGTH}"
+        )
+    if not 0 <= body.pin_seconds <= core.max_pin_seconds:
+        raise invalid_parameter(
+            "pin_seconds", f"is {body.pin_seconds}; the limit is 0 to {core.max_pin_seconds:g}"
+        )
 
 
 def check_grammar_room(core: Core, grammar: str | None) -> None:
@@ -67,7 +85,7 @@ def check_spawn(core: Core, tenant: Tenant, body: Spawn) -> int:
     """Check every argument of a spawn against the model and the device; return the output limit.
 
     Raises:
-        SyscallError: EINVAL, E2BIG, ENOMEM, ENOENT, EAGAIN.
+        SyscallError: EINVAL, EPERM, E2BIG, ENOMEM, ENOENT, EAGAIN.
     """
     assert core.loaded is not None
     model, kv = core.loaded.model, core.loaded.kv
@@ -96,17 +114,7 @@ def check_spawn(core: Core, tenant: Tenant, body: Spawn) -> int:
         )
     if not 1 <= body.num_samples <= MAX_SAMPLES:
         raise invalid_parameter("num_samples", f"is {body.num_samples}; the limit is 1 to {MAX_SAMPLES}")
-    if not MIN_NICE <= body.nice <= MAX_NICE:
-        raise invalid_parameter("nice", f"is {body.nice}; the limit is {MIN_NICE} to {MAX_NICE}")
-    if body.deadline_seconds is not None and not 0 < body.deadline_seconds < math.inf:
-        raise invalid_parameter(
-            "deadline_seconds", f"is {body.deadline_seconds}; it must be positive and finite"
-        )
-    if len(body.cache_salt) > MAX_SALT_LENGTH:
-        raise invalid_parameter(
-            "cache_salt", f"has {len(body.cache_salt)} characters; the limit is {MAX_SALT_LENGTH}"
-        )
-    check_pin(core, body.pin_seconds)
+    check_terms(core, tenant, body)
     if not 0 <= body.min_tokens <= wanted:
         raise invalid_parameter("min_tokens", f"is {body.min_tokens}; the limit is 0 to max_tokens, {wanted}")
     if len(body.stop_token_ids) > MAX_STOP_TOKENS:
@@ -144,7 +152,6 @@ def make_processes(system: System, core: Core, session: Session, body: Spawn) ->
         SyscallError: what `check_spawn` says; EAGAIN: the table is full; EDQUOT, EPERM: the tenant's limits.
     """
     tenant = system.tenants.of(session.tenant)
-    tenant.check_nice(body.nice)
     max_tokens = check_spawn(core, tenant, body)
     assert core.loaded is not None
     model = core.loaded.model
