@@ -11,27 +11,16 @@ import trio
 from drivers.sim import SimDriver
 from llmos.device import Compiled
 from llmos.sched import grammars as grammars_module
-from syscalls.client import Client
 from syscalls.errno import Errno, SyscallError
 from syscalls.process import ExitStatus
 from syscalls.sampling import Sampling
 from tests.kernel.harness import MODEL, RunningKernel, running_kernel, wait_until
+from tests.reading import read_all
 
 PROMPT = tuple(range(1, 40))
 LETTER = Sampling(temperature=1.0, seed=3, grammar='start: "a"')
 BAD = Sampling(grammar='bad: "x"\nstart: bad')  # the simulated device says so, the library does not
 SECONDS = 5.0
-
-
-async def read_all(client: Client, pid: int) -> tuple[tuple[int, ...], ExitStatus]:
-    """All output of a process's turn, and how it ended."""
-    tokens: list[int] = []
-    end = None
-    async for output in client.stream(pid):
-        tokens += output.tokens
-        end = output.end
-    assert end is not None
-    return tuple(tokens), end
 
 
 def slow(tmp_path: Path, **options: object):

@@ -19,17 +19,9 @@ from syscalls.errno import Errno, SyscallError
 from syscalls.process import ExitStatus
 from syscalls.sampling import Sampling
 from tests.kernel.harness import MODEL, running_kernel, wait_until
+from tests.reading import read_all
 
 PROMPT = tuple(range(1, 40))
-
-
-async def read_all(client, pid, offset=0):
-    """All output of a process's turn and how it ended."""
-    tokens = []
-    async for output in client.stream(pid, offset):
-        tokens += output.tokens
-        end = output.end
-    return tuple(tokens), end
 
 
 async def read_some(client, pid, num_tokens):

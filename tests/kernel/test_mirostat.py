@@ -9,9 +9,9 @@ import trio
 
 from drivers.sim import SimDriver
 from llmos.cost import CopyCost
-from syscalls.client import Client
 from syscalls.sampling import Mirostat, Sampling
 from tests.kernel.harness import MODEL, running_kernel, wait_until
+from tests.reading import finish
 
 SAMPLING = Sampling(temperature=0.8, seed=7, mirostat=Mirostat(2))
 
@@ -19,15 +19,6 @@ SAMPLING = Sampling(temperature=0.8, seed=7, mirostat=Mirostat(2))
 def prompt(number: int, length: int = 30) -> tuple[int, ...]:
     """A prompt that nobody else has."""
     return tuple((number * 37 + i) % 500 for i in range(length))
-
-
-async def finish(client: Client, pid: int) -> tuple[int, ...]:
-    """Read a process to its end and reap it."""
-    tokens: list[int] = []
-    async for output in client.stream(pid):
-        tokens += output.tokens
-    await client.wait(pid)
-    return tuple(tokens)
 
 
 async def test_preempted_ones_emit_what_quiet_ones_do(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:

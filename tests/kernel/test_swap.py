@@ -15,6 +15,7 @@ from llmos.proc.lifecycle import ProcState
 from syscalls.client import Client
 from syscalls.errno import Errno, SyscallError
 from tests.kernel.harness import MODEL, RunningKernel, running_kernel
+from tests.reading import finish
 
 PAGE = 16  # tokens
 PAGE_BYTES = 512
@@ -23,15 +24,6 @@ PAGE_BYTES = 512
 def prompt(number: int, length: int) -> tuple[int, ...]:
     """A prompt that nobody else has."""
     return tuple((number * 37 + i) % 500 for i in range(length))
-
-
-async def finish(client: Client, pid: int) -> tuple[int, ...]:
-    """Read a process to its end and reap it."""
-    tokens: list[int] = []
-    async for output in client.stream(pid):
-        tokens += output.tokens
-    await client.wait(pid)
-    return tuple(tokens)
 
 
 async def read_turn(client: Client, pid: int, offset: int) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from llmos.bench.server import Server
 from syscalls.client import Client, open_client
 from syscalls.process import ExitStatus
 from tests.fake_cuda import ILLEGAL_ADDRESS, OUT_OF_MEMORY, load_fake
+from tests.reading import read_all
 from tests.system.leaks import counted_server
 from tests.system.test_transparency import requests, run_one, run_together
 
@@ -110,7 +111,7 @@ async def test_forked(server: Server, quiet: list[tuple[int, ...]]) -> None:
             ).pids
             await client.read(parent)
             for pid in (parent, *(await client.fork(parent, 2)).pids):
-                assert (await read_to_end(client, pid))[0] == quiet[i]
+                assert (await read_all(client, pid))[0] == quiet[i]
                 await client.wait(pid)
 
 
@@ -147,20 +148,9 @@ async def save_and_go_on(client: Client, quiet: list[tuple[int, ...]]) -> None:
     saved = await client.checkpoint(pid, "middle")
     assert saved.num_saved_tokens > 100
     for each in (pid, *(await client.restore("middle")).pids):
-        assert (await read_to_end(client, each))[0] == quiet[i]
+        assert (await read_all(client, each))[0] == quiet[i]
         await client.wait(each)
     await client.remove_image("middle")
-
-
-async def read_to_end(client: Client, pid: int) -> tuple[tuple[int, ...], ExitStatus]:
-    """All tokens of a process, and how it ended."""
-    tokens: list[int] = []
-    end = None
-    async for output in client.stream(pid):
-        tokens += output.tokens
-        end = output.end
-    assert end is not None
-    return tuple(tokens), end
 
 
 async def test_out_of_memory_is_of_one_process(
@@ -177,7 +167,7 @@ async def test_out_of_memory_is_of_one_process(
             spawned = await client.spawn(
                 request.prompt, max_tokens=request.max_tokens, sampling=request.sampling, ignore_eos=True
             )
-            ends[i] = await read_to_end(client, spawned.pids[0])
+            ends[i] = await read_all(client, spawned.pids[0])
             await client.wait(spawned.pids[0])
 
         for i in chosen:

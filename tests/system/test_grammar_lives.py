@@ -17,6 +17,7 @@ from syscalls.client import Client, open_client
 from syscalls.errno import Errno, SyscallError
 from syscalls.sampling import Sampling
 from syscalls.text.grammar import json_grammar
+from tests.reading import read_all
 from tests.system.leaks import counted_server
 from tests.system.test_preempted_forms import SCHEMA
 
@@ -60,14 +61,9 @@ async def finish(client: Client, pids: list[int]) -> list[tuple[int, ...]]:
     """Read all to the end, and reap them."""
     outputs = []
     for pid in pids:
-        tokens: list[int] = []
-        end = None
-        async for output in client.stream(pid):
-            tokens += output.tokens
-            end = output.end
-        assert end is not None
+        tokens, end = await read_all(client, pid)
         assert end.reason in ("stop", "length"), end
-        outputs.append(tuple(tokens))
+        outputs.append(tokens)
         await client.wait(pid)
     return outputs
 
