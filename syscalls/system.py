@@ -118,6 +118,7 @@ class DeviceInfo(msgspec.Struct, frozen=True):
     swap: SwapInfo | None = None  # None: there is no tier below
     num_preemptions: int = 0
     maps: MapInfo | None = None  # None: there is no memory yet
+    busy_seconds: float = 0.0  # that it was at a step, since boot
 
 
 class DeviceList(msgspec.Struct, frozen=True, tag="device_list"):

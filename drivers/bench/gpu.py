@@ -61,22 +61,22 @@ def open_setup(is_rehearsal: bool) -> Setup:
 
 def open_sections(setup: Setup) -> dict[str, Callable[[], Iterator[Measured]]]:
     """What is measured, in order."""
-    from drivers.bench import gpu_checks, gpu_kernels, gpu_memory, gpu_model, gpu_serve
+    from drivers.bench import gpu_checks, gpu_kernels, gpu_mapping, gpu_memory, gpu_model, gpu_serve
 
     def with_model(
-        measure: Callable[[Setup, Transformer], Iterator[Measured]],
+        *measures: Callable[[Setup, Transformer], Iterator[Measured]],
     ) -> Iterator[Measured]:
         sizes = setup.sizes
         longest = max(*sizes.contexts, *sizes.prompts)
-        yield from measure(
-            setup, gpu_model.random_transformer(sizes.model, sizes.dtype, setup.device, longest)
-        )
+        model = gpu_model.random_transformer(sizes.model, sizes.dtype, setup.device, longest)
+        for measure in measures:
+            yield from measure(setup, model)
 
     return {
         "checks": lambda: gpu_checks.check_device(setup),
         "peaks": lambda: gpu_kernels.measure_peaks(setup),
         "kernels": lambda: gpu_kernels.measure_kernels(setup),
-        "step": lambda: with_model(gpu_model.measure_decode),
+        "step": lambda: with_model(gpu_model.measure_decode, gpu_mapping.measure_mapping),
         "formats": lambda: gpu_model.measure_formats(setup),
         "prefill": lambda: with_model(gpu_model.measure_prefill),
         "paging": lambda: gpu_memory.measure_paging(setup),
@@ -95,9 +95,11 @@ def run(sections: Sequence[str], setup: Setup, final: float) -> Iterator[Plan | 
     """
     yield Plan(len(sections), setup.memory.name)
     measures = open_sections(setup)
+    wanted = sum(SECONDS[name] for name in sections)
+    share = max(0.0, min(1.0, (final - time.monotonic()) / wanted))  # what is left is shared by all
     for name in sections:
         is_slow = not setup.is_gpu and name in INTERPRETED
-        seconds = SECONDS[name] * (INTERPRETED_TIMES if is_slow else 1)
+        seconds = share * SECONDS[name] * (INTERPRETED_TIMES if is_slow else 1)
         yield Started(name, seconds + GRACE_SECONDS)
         setup.deadline = min(final, time.monotonic() + seconds)
         try:

@@ -1,9 +1,11 @@
-"""The tests of triton's operations, on the device: nothing is measured of what computes something else."""
+"""Tests on the device: nothing is measured of what computes something else."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,19 +18,25 @@ from drivers.bench.rows import Measured
 
 __all__ = ["check_device"]
 
-TESTS = Path(__file__).parents[2] / "tests" / "drivers"
+TESTS = Path(__file__).parents[2] / "tests"
 GROUPS = {
     "properties and parity": (
-        "test_triton_elementwise.py", "test_triton_linear.py", "test_triton_attention.py",
-        "test_triton_sample.py", "test_triton_int8.py", "test_triton_kv_int8.py",
+        "drivers/test_triton_elementwise.py", "drivers/test_triton_linear.py",
+        "drivers/test_triton_attention.py", "drivers/test_triton_sample.py", "drivers/test_triton_int8.py",
+        "drivers/test_triton_kv_int8.py",
     ),
-    "transparency of steps": ("test_triton_model.py", "test_step_queue.py", "test_two_steps.py"),
+    "transparency of steps": (
+        "drivers/test_triton_model.py", "drivers/test_step_queue.py", "drivers/test_two_steps.py",
+    ),
+    # its memory, kernels, copies and a whole server on it: together, cut, forked, swapped
+    "transparency of processes": ("system/test_cuda_triton.py",),
 }  # fmt: skip
-REHEARSED = {"properties and parity": ("test_triton_elementwise.py",)}
+END_SECONDS = 5.0
+REHEARSED = {"properties and parity": ("drivers/test_triton_elementwise.py",)}
 
 
 def check_device(setup: Setup) -> Iterator[Measured]:
-    """Properties and parity with the reference, then transparency of whole steps.
+    """Properties and parity with the reference, then transparency of whole steps, and of processes.
 
     Each file has a process, and all run at once: most of their time goes to compiling. What has not ended in
     time is ended, and counts as far as it came.
@@ -57,11 +65,11 @@ class _Run:
 
     def __init__(self, folder: Path, file: str) -> None:
         self._file = file
-        self._output = folder / f"{file}.txt"
+        self._output = folder / f"{Path(file).stem}.txt"
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", str(TESTS / file)],
-                cwd=TESTS.parents[1], env=os.environ | {"PYTHONUNBUFFERED": "1"}, stdout=output,
+                cwd=TESTS.parent, env=os.environ | {"PYTHONUNBUFFERED": "1"}, stdout=output,
                 stderr=subprocess.STDOUT,
             )  # fmt: skip
 
@@ -81,6 +89,10 @@ class _Run:
         return ends.count("PASSED"), failed or int(code != 0)
 
     def end(self) -> None:
-        """End the process, if it has not."""
+        """End the process, if it has not; first it may end the servers that it started."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(END_SECONDS)
         self._process.kill()
         self._process.wait()

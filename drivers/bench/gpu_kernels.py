@@ -12,6 +12,7 @@ from drivers.bench.gpu_sampling import measure_sampling
 from drivers.bench.gpu_setup import Setup
 from drivers.bench.gpu_weights import random_weight
 from drivers.bench.rows import Measured
+from drivers.bench.sdpa_rows import same_positions
 from drivers.ops.batch import ContiguousPages, build_batch
 from drivers.ops.int8 import SCALE_BYTES, Int8Weight, scales_of
 from drivers.ops.interface import AttentionShape
@@ -24,6 +25,7 @@ from llmos.device import Row
 
 __all__ = ["measure_kernels", "measure_peaks"]
 
+SDPA_TOKENS = 1000  # in a prompt that is cut
 MANY_ROWS = 512  # of a product that arithmetic limits, and not bandwidth
 
 
@@ -49,7 +51,19 @@ def measure_kernels(setup: Setup) -> Iterator[Measured]:
         yield from _int8_attention(setup, batch, sizes.contexts[len(sizes.contexts) // 2])
     for tokens in sizes.prompts:
         yield from _prefill_attention(setup, tokens)
+    yield from _sdpa_rows(setup)
     yield from measure_sampling(setup)
+
+
+def _sdpa_rows(setup: Setup) -> Iterator[Measured]:
+    """Whether torch's attention could take the place of ours: record 0011 says why it does not."""
+    case = f"attention: torch's, prompt of {SDPA_TOKENS}"
+    if setup.has_time(case):
+        cuts = same_positions(_shape(setup), SDPA_TOKENS, setup.sizes.dtype, setup.device)
+        for cut, fraction in cuts.items():
+            yield Measured(
+                f"{case} {cut}", "same bits", fraction, "of positions", "alone, whole", fraction, 1
+            )
 
 
 def _shape(setup: Setup) -> AttentionShape:

@@ -25,7 +25,14 @@ from drivers.ops.int8 import Weight, scales_of
 from drivers.triton_ops.ops import TritonOps
 from llmos.device import KVFormat, Row
 
-__all__ = ["measure_decode", "measure_formats", "measure_prefill", "random_transformer"]
+__all__ = [
+    "measure_decode",
+    "measure_formats",
+    "measure_prefill",
+    "open_cache",
+    "open_queue",
+    "random_transformer",
+]
 
 FORMATS = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 TOKENS_PER_PAGE = 32
@@ -130,11 +137,11 @@ def measure_formats(setup: Setup) -> Iterator[Measured]:
 
 
 def _decode_row(setup: Setup, model: Transformer, case: str, batch: int, context: int) -> Iterator[Measured]:
-    if (cache := _open_cache(setup, model, case, batch, context)) is None:
+    if (cache := open_cache(setup, model, case, batch, context)) is None:
         return
     token_bytes = sum(segment.bytes_per_token for segment in model.segments)
     embedding_bytes = model.config.vocab_size * model.config.hidden_size * setup.sizes.dtype.itemsize
-    seconds = _time_decode(setup, _open_queue(setup, model, cache, batch), batch, context)
+    seconds = _time_decode(setup, open_queue(setup, model, cache, batch), batch, context)
     read = model.weight_bytes - embedding_bytes + batch * context * token_bytes
     yield setup.against_bandwidth(case, seconds, read)
 
@@ -142,11 +149,11 @@ def _decode_row(setup: Setup, model: Transformer, case: str, batch: int, context
 def _ablation_rows(setup: Setup, model: Transformer, batch: int, context: int) -> Iterator[Measured]:
     """What two steps in flight are worth, and what graphs are: the same step without."""
     case = f"step: decode, batch {batch}, context {context}, "
-    if (cache := _open_cache(setup, model, case + "ablation", batch, context)) is None:
+    if (cache := open_cache(setup, model, case + "ablation", batch, context)) is None:
         return
 
     def time_one(has_graphs: bool, num_in_flight: int) -> float:
-        queue = _open_queue(setup, model, cache, batch, has_graphs)
+        queue = open_queue(setup, model, cache, batch, has_graphs)
         return _time_decode(setup, queue, batch, context, num_in_flight)
 
     seconds = time_one(True, MAX_IN_FLIGHT)
@@ -154,7 +161,7 @@ def _ablation_rows(setup: Setup, model: Transformer, batch: int, context: int) -
     yield setup.beside(f"{case}graphs", seconds, "kernel by kernel", time_one(False, MAX_IN_FLIGHT))
 
 
-def _open_cache(setup: Setup, model: Transformer, case: str, batch: int, context: int) -> Cache | None:
+def open_cache(setup: Setup, model: Transformer, case: str, batch: int, context: int) -> Cache | None:
     """Keys and values for a case; None: there is no time or memory left for it."""
     token_bytes = sum(segment.bytes_per_token for segment in model.segments)
     if not setup.has_time(case) or not setup.has_memory(
@@ -164,9 +171,10 @@ def _open_cache(setup: Setup, model: Transformer, case: str, batch: int, context
     return Cache(setup, model, batch, context)
 
 
-def _open_queue(
+def open_queue(
     setup: Setup, model: Transformer, cache: Cache, batch: int, has_graphs: bool = True
 ) -> StepQueue:
+    """A queue of steps on a cache; on a GPU those of lone tokens are recorded, unless they are not to be."""
     launcher = (GraphLauncher if setup.is_gpu and has_graphs else DirectLauncher)(setup.device)
     return StepQueue(model, cache.k, cache.v, cache.pages, batch, launcher)
 

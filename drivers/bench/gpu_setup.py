@@ -52,6 +52,15 @@ class Sizes:
     swap_frames: int
     runs: int
 
+    @property
+    def weight_bytes(self) -> int:
+        """Of the model's products, all of which a step reads at least once."""
+        config = self.model
+        heads = config.num_heads + config.num_kv_heads  # of q and the output, of k and v
+        per_layer = 2 * heads * config.head_dim + 3 * config.intermediate_size
+        rows = config.num_layers * per_layer + config.vocab_size
+        return int(rows * config.hidden_size * self.dtype.itemsize)
+
 
 def full_sizes() -> Sizes:
     """An 8B Llama shape, as far as the device's memory holds it."""

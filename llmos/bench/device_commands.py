@@ -38,6 +38,7 @@ def add_gpu(names: Any) -> None:
     add = gpu.add_argument
     add("--only", default=None, metavar="LIST", help="sections, like checks,step (default: all)")
     add("--rehearse", action="store_true", help="every part once, tiny, without a GPU: no measurements")
+    add("--seconds", type=float, default=None, metavar="S", help="for all but a rehearsal (default: 470)")
     add_json(gpu)
     gpu.set_defaults(run=run_gpu_bench)
 
@@ -46,7 +47,9 @@ def run_gpu_bench(options: argparse.Namespace) -> int:
     """Measure a GPU."""
     from llmos.bench import gpu
 
-    return gpu.main(only=options.only, is_rehearsal=options.rehearse, json_path=options.json)
+    return gpu.main(
+        only=options.only, is_rehearsal=options.rehearse, json_path=options.json, seconds=options.seconds
+    )
 
 
 def add_transfer(names: Any) -> None:

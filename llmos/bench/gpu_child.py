@@ -16,8 +16,6 @@ import msgspec
 from llmos.bench.child import Dropped, Message, Started
 from llmos.kernel.driver_link import DRIVER_ENVIRONMENT
 
-TOTAL_SECONDS = 310.0  # of 8 minutes, for all but serving
-REHEARSAL_SECONDS = 3600.0
 START_SECONDS = 120.0  # until the first section begins
 END_SECONDS = 10.0  # for a process to end after it has said that it failed
 READ_BYTES = 1 << 16
@@ -35,7 +33,6 @@ class GpuChild:
     Attributes:
         sections: as given.
         num_started: sections that began.
-        seconds: that it took, once `messages` has ended.
         ending: why it ended early; empty: it did not.
     """
 
@@ -44,7 +41,6 @@ class GpuChild:
     ) -> None:
         self.sections = sections
         self.num_started = 0
-        self.seconds = 0.0
         self.ending = ""
         self._limit = seconds
         self._until = 0.0  # by time.monotonic
@@ -95,7 +91,6 @@ class GpuChild:
             process.stdout.close()
             if code and not self.ending:
                 self.ending = f"the process that measures ended with {code}"
-            self.seconds = time.monotonic() - began
         if self.ending and self.num_started and not is_explained:
             yield Dropped(self._current, self.ending, is_failure=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 import sys
 import tempfile
@@ -34,18 +35,28 @@ class Server:
 
 
 @contextmanager
-def running_server(*options: str, gateway: bool = True) -> Iterator[Server]:
+def running_server(
+    *options: str, gateway: bool = True, start_seconds: float | None = None
+) -> Iterator[Server]:
     """Run `llmos up` with options; yields when it serves, and drains it on the way out. Blocks.
 
-    Raises ServerDidNotStart.
+    Args:
+        options: of `llmos up`.
+        gateway: start one, too.
+        start_seconds: that it may take until it serves; None: any.
+
+    Raises:
+        ServerDidNotStart: it ended before it served, or had not come to it in time.
     """
     with tempfile.TemporaryDirectory(prefix="llmos-bench-") as folder:
         socket_path = str(Path(folder) / "llmos.sock")
         command = [sys.executable, "-m", "llmos.cli", "up", "--socket", socket_path]
         command += ["--listen", "127.0.0.1:0" if gateway else "", *options]  # an option of the caller's wins
         began = time.perf_counter()
-        process, line = _start(command)
+        process, line = _start(command, start_seconds)
         try:
+            if line is None:
+                raise ServerDidNotStart(f"{' '.join(command)} was not ready within {start_seconds:.0f} s")
             if not line:
                 raise ServerDidNotStart(f"{' '.join(command)} ended before it was ready")
             ready = msgspec.json.decode(line, type=Ready)
@@ -63,8 +74,8 @@ def running_server(*options: str, gateway: bool = True) -> Iterator[Server]:
                 process.wait()
 
 
-def _start(command: list[str]) -> tuple[subprocess.Popen[bytes], bytes]:
-    """Start a server, and wait for its ready line; it is empty when the server ended instead."""
+def _start(command: list[str], seconds: float | None) -> tuple[subprocess.Popen[bytes], bytes | None]:
+    """Start a server, and wait for its ready line; empty: the server ended instead; None: time is over."""
     reading, writing = os.pipe()
     with open(reading, "rb") as ready_lines:
         try:
@@ -73,4 +84,5 @@ def _start(command: list[str]) -> tuple[subprocess.Popen[bytes], bytes]:
             )
         finally:
             os.close(writing)  # only the server has it now: when it ends, the line does
-        return process, ready_lines.readline()
+        ready, _, _ = select.select([reading], [], [], seconds)
+        return process, ready_lines.readline() if ready else None

@@ -52,6 +52,7 @@ def describe_device(name: str, host: DriverHost, core: Core) -> DeviceInfo:
         num_output_tokens=statistics.num_output_tokens,
         num_preemptions=statistics.num_preemptions,
         maps=_map_info(memory.maps) if memory else None,
+        busy_seconds=statistics.device_seconds,
         num_restarts=host.num_restarts,
         driver_pid=hello.os_pid if hello else None,
         message=host.message,

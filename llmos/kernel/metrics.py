@@ -92,6 +92,10 @@ class _Snapshot(Collector):
             frames.add_metric((device.name, "cached"), device.num_cached_frames)
             frames.add_metric((device.name, "free"), device.num_free_frames)
         yield frames
+        busy = CounterMetricFamily("llmos_device_busy_seconds", "Time at steps.", labels=("device",))
+        for device in self._devices:
+            busy.add_metric((device.name,), device.busy_seconds)
+        yield busy
         for name, what, field in (
             ("llmos_cache_query_tokens", "Prompt tokens looked up in the prefix cache.", "num_query_tokens"),
             ("llmos_cache_hit_tokens", "Of those, found.", "num_hit_tokens"),

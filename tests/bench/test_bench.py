@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from llmos.bench.document import document
 from llmos.bench.report import Report, read_rows
+from llmos.bench.server import ServerDidNotStart, running_server
 from llmos.bench.workload import choose_workloads, percentile, random_prompt, served_lengths
 from llmos.config import ConfigError
 
@@ -128,3 +129,22 @@ def test_bench_page(tmp_path: Path) -> None:
     rows = {row.metric: row for row in read_rows([path])}
     assert rows["sent"].ratio > 1
     assert {"kernel, for each look", "gateway, for each look"} <= rows.keys()
+
+
+def test_a_server_that_does_not_come_up_in_time_is_ended() -> None:
+    """It says so, and nothing is left that runs."""
+    with (
+        pytest.raises(ServerDidNotStart, match=r"llmos\.cli up .* was not ready within 0 s"),
+        running_server("--device", "sim", gateway=False, start_seconds=0.0),
+    ):
+        pytest.fail("it is not ready")
+    assert not children()
+
+
+def children() -> set[int]:
+    """Processes whose parent this one is."""
+    return {
+        int(child)
+        for task in Path("/proc/self/task").iterdir()
+        for child in (task / "children").read_text().split()
+    }

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,9 +22,8 @@ from drivers.bench import gpu as measurer
 from drivers.bench.gpu import SECONDS
 from drivers.bench.gpu_setup import Setup, rehearsal_sizes
 from drivers.bench.rows import Dropped, Measured, Started
-from llmos.bench import gpu
+from llmos.bench import gpu, gpu_serve
 from llmos.bench.gpu import REHEARSAL, SECTIONS
-from llmos.bench.gpu_child import TOTAL_SECONDS
 from llmos.bench.report import Report, read_rows
 from llmos.config import ConfigError
 from tests.fake_cuda import load_fake
@@ -55,7 +54,9 @@ def test_a_rehearsal_runs_every_part() -> None:
         "step: decode, batch 2, context 16", "step: decode, batch 1, context 16, two in flight",
         "step: decode, batch 1, context 16, graphs", "step: decode, FP32 weights, int8 keys and values",
         "step: decode, W8A8 weights, int8 keys and values", "step: decode, W4A8 weights", "step: prompt of 8",
-        "paging: map and set access", "swap: device to host", "swap: host to device", "serving: llmos up",
+        "step: decode, batch 1, context 16, mapping", "attention: torch's, prompt of 1000 one by one",
+        "paging: cuMemSetAccess", "paging: map and set access", "swap: device to host",
+        "swap: host to device", "serving: llmos up", "serving: the device at steps, 2 prompts",
     ):  # fmt: skip
         assert case in result.stdout, case
     assert "transformers" in result.stdout
@@ -167,7 +168,54 @@ def test_without_a_gpu_it_refuses() -> None:
 def test_both_sides_have_the_same_sections() -> None:
     """In the same order, in less than 8 minutes; a file of a rehearsal is refused."""
     assert tuple(SECONDS) == SECTIONS
-    assert sum(SECONDS.values()) - SECONDS["serving"] < TOTAL_SECONDS - 30
-    assert TOTAL_SECONDS + 2 * gpu.SERVING_SECONDS < 480 - 20
+    kept = gpu.SERVED_SECONDS + gpu.BASELINE_SECONDS + gpu.STOP_SECONDS
+    assert sum(SECONDS.values()) - SECONDS["serving"] < gpu.TOTAL_SECONDS - kept - 20
+    assert SECONDS["serving"] < gpu.BASELINE_SECONDS
+    assert gpu.TOTAL_SECONDS <= 480 - 10
     with pytest.raises(ConfigError, match="nothing to write"):
         gpu.main(only=None, is_rehearsal=True, json_path="rows.jsonl")
+
+
+@pytest.mark.parametrize("build_seconds", [0.0, 120.0, 400.0])
+def test_all_of_it_ends_in_time(monkeypatch: pytest.MonkeyPatch, build_seconds: float) -> None:
+    """Whatever each part takes of what it may: build and all, the last one ends within 8 minutes."""
+    now = build_seconds
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: now)
+    sections: list[str] = []
+
+    def spend(seconds: float) -> None:
+        nonlocal now
+        assert seconds >= 0.0
+        now += seconds
+
+    class SlowChild:
+        """Takes all of its time, and has begun all of its sections."""
+
+        def __init__(
+            self, named: list[str], is_rehearsal: bool, seconds: float, options: Sequence[str] = ()
+        ) -> None:
+            self.sections, self.seconds, self.num_started, self.ending = named, seconds, len(named), ""
+
+        def messages(self) -> Iterator[Dropped]:
+            """See GpuChild."""
+            sections.extend(self.sections)
+            spend(self.seconds)
+            yield from ()
+
+    def serve(served: gpu_serve.Served, *options: str, seconds: float) -> gpu_serve.Result:
+        spend(seconds + gpu.STOP_SECONDS)
+        return gpu_serve.Result(1.0, {8: 0.9})
+
+    monkeypatch.setattr(gpu, "GpuChild", SlowChild)
+    monkeypatch.setattr(gpu_serve, "measure", serve)
+    report = Report("gpu")
+    failed = gpu._measure(report, SECTIONS, False, gpu.TOTAL_SECONDS - build_seconds)
+    assert now <= max(gpu.TOTAL_SECONDS, build_seconds + gpu.STOP_SECONDS)
+    assert [row.case for row in report.rows] == [
+        "serving: the device at steps, 8 prompts of 512 tokens, 512 out"
+    ]
+    if build_seconds < 200:
+        assert sections == list(SECTIONS)
+        assert not failed
+    else:
+        assert failed == [f"{section}: no time was left" for section in SECTIONS[:-1]]

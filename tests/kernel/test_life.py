@@ -375,6 +375,19 @@ async def test_one_row_fails(autojump_clock, tmp_path: Path) -> None:
             await kernel.client.wait(pid)
 
 
+async def test_a_device_tells_how_long_it_was_busy(autojump_clock, tmp_path: Path) -> None:
+    """As long as its steps took: not while nobody asks, and not while it waits for the kernel."""
+    async with running_kernel(tmp_path, partial(SimDriver, cost=CostModel(base=0.01))) as kernel:
+        for _ in range(2):
+            await trio.sleep(5.0)
+            (pid,) = (await kernel.client.spawn(PROMPT, max_tokens=20)).pids
+            await read_all(kernel.client, pid)
+            await kernel.client.wait(pid)
+        (device,) = await kernel.client.devices()
+        assert device.num_steps >= 40
+        assert device.busy_seconds == pytest.approx(0.01 * device.num_steps)
+
+
 async def test_two_devices_share_the_load(autojump_clock, tmp_path: Path) -> None:
     """With two devices both are used, and a process emits the same on either."""
     async with running_kernel(tmp_path, devices=2) as kernel:
