@@ -35,8 +35,8 @@ class Finding:
     detail: str
 
 
-def _ask_torch(code: str) -> tuple[bool, str]:
-    """Run a line in a child that may import torch; its output, or why it failed."""
+def _ask_child(code: str) -> tuple[bool, str]:
+    """Run a line in a child, which may import torch, or try what it is; its output, or why it failed."""
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
     )
@@ -51,7 +51,7 @@ def check_cuda() -> Finding:
     is_there = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
     if not is_there and not os.environ.get("LLMOS_LIBCUDA"):
         return Finding("device cuda", False, "no NVIDIA device node in /dev")
-    ok, detail = _ask_torch(
+    ok, detail = _ask_child(
         "import torch\n"
         "from drivers.cuda import CudaDriver\n"
         "found = [CudaDriver(i) for i in range(max(1, torch.cuda.device_count()))]\n"
@@ -98,6 +98,13 @@ def check_paging() -> Finding:
     )
 
 
+def check_realtime() -> Finding:
+    """Does the system allow `realtime`?"""
+    ok, detail = _ask_child("from syscalls.realtime import go_before_others; go_before_others()")
+    what = "kernel and gateway may run before others: `realtime`"
+    return Finding("real time", ok, what if ok else f"`realtime` is not allowed: {detail}")
+
+
 def check_memory() -> Finding:
     """Physical memory of the machine."""
     size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -116,6 +123,7 @@ def examine() -> list[Finding]:
     """Check everything. Takes a second or two where torch must be asked."""
     python = Finding("python", sys.version_info >= (3, 11), f"{platform.python_version()}, llmos {VERSION}")
     checks = [python, check_memory(), check_cpu(), check_cuda(), check_native(), check_paging()]
+    checks.append(check_realtime())
     return checks + [check_library(name) for name in LIBRARIES]
 
 
@@ -128,5 +136,5 @@ def main(*, as_json: bool) -> int:
         width = max(len(finding.subject) for finding in findings)
         for finding in findings:
             print(f"{'ok ' if finding.is_usable else 'no '} {finding.subject:<{width}}  {finding.detail}")
-    optional = {"device cuda", "triton"}
+    optional = {"device cuda", "triton", "real time"}
     return int(any(not finding.is_usable and finding.subject not in optional for finding in findings))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llmos import boot
+from llmos import boot, doctor
 from llmos.bench.gateway import find_gateway, send_large_body, wait_until_ready
 from llmos.bench.server import running_server
 from llmos.config import Config, ConfigError
@@ -76,3 +76,12 @@ def test_a_system_without_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OSError, match="no such priority") as caught:
         go_before_others()
     assert "realtime is set" in realtime.explain_refusal(caught.value)
+
+
+def test_doctor_says_whether_it_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the system has it; and that it is not allowed is no reason to call a machine unfit."""
+    assert doctor.check_realtime().is_usable == IS_ALLOWED
+    monkeypatch.setattr(doctor, "_ask_child", lambda code: (False, "PermissionError: not permitted"))
+    monkeypatch.setattr(doctor, "examine", lambda: [doctor.check_realtime()])
+    assert doctor.check_realtime().detail == "`realtime` is not allowed: PermissionError: not permitted"
+    assert doctor.main(as_json=True) == 0
