@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 SHOWN_ADDRESS = "127.0.0.1:8000"
 SHOWN_SOCKET = "/tmp/llmos-1000/llmos.sock"
 OPTIONS = ("--device", "cpu", "--threads", "1", "--pool-mib", "64")
-SESSION_SECONDS = 200
+SESSION_SECONDS = 500
 SHIMS = {"llmos": "-m llmos.cli", "llmsh": "-m shell.llmsh.main", "python": ""}
 BEGIN, END = "\x1e", "\x1d"  # around what a command prints
 

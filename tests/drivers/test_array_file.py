@@ -42,7 +42,7 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(arrays, st.integers(1, 3))
 def test_arrays_come_back_bit_for_bit(tmp_path, kinds, num_threads):
     """Whatever their names, types and shapes, each at a multiple of a cache line, and not to be written."""
@@ -59,7 +59,7 @@ def test_arrays_come_back_bit_for_bit(tmp_path, kinds, num_threads):
         assert not array.flags.writeable
 
 
-@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.data())
 def test_a_flipped_bit_is_found(path, data):
     """In the header, an array or the index; bytes between them belong to nobody."""
@@ -75,7 +75,7 @@ def test_a_flipped_bit_is_found(path, data):
         open_arrays(copy)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.data())
 def test_a_file_of_another_length_is_refused(path, data):
     """A tail that never reached the disk, or one that does not belong."""
@@ -89,7 +89,7 @@ def test_a_file_of_another_length_is_refused(path, data):
         open_arrays(copy)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.binary(max_size=9000))
 def test_nonsense_is_refused(tmp_path, junk):
     """A file of something else."""

@@ -41,7 +41,7 @@ def test_cache_sets_fit_the_stream() -> None:
 
 def test_together_is_at_the_same_time() -> None:
     """Tasks that wait for each other end: they run at once, and all have ended when the time is taken."""
-    barrier, ended = threading.Barrier(3, timeout=20), []
+    barrier, ended = threading.Barrier(3, timeout=120), []
 
     def task() -> None:
         barrier.wait()

@@ -57,7 +57,7 @@ class CopyingEngine:
 def open_desk() -> Iterator[tuple[CopyDesk, KernelLink, socket.socket, CopyingEngine]]:
     """A desk, and the kernel's end of its line."""
     kernel, theirs = socket.socketpair()
-    kernel.settimeout(30)
+    kernel.settimeout(120)
     engine = CopyingEngine()
     with kernel, theirs:
         link = KernelLink(theirs)
@@ -72,8 +72,18 @@ def open_desk() -> Iterator[tuple[CopyDesk, KernelLink, socket.socket, CopyingEn
 
 def receive(kernel: socket.socket) -> FromDriver:
     """The next answer; waits."""
-    size = LENGTH.unpack(kernel.recv(LENGTH.size, socket.MSG_WAITALL))[0]
-    return from_driver_decoder.decode(kernel.recv(size, socket.MSG_WAITALL))
+    (size,) = LENGTH.unpack(receive_all(kernel, LENGTH.size))
+    return from_driver_decoder.decode(receive_all(kernel, size))
+
+
+def receive_all(kernel: socket.socket, num_bytes: int) -> bytes:
+    """So many bytes, in however many pieces they come."""
+    data = b""
+    while len(data) < num_bytes:
+        more = kernel.recv(num_bytes - len(data))
+        assert more
+        data += more
+    return data
 
 
 def copy_out(id: int, after: int | None) -> bytes:
@@ -201,4 +211,4 @@ def test_garbage_and_a_kernel_that_is_gone_are_for_the_driver() -> None:
         with pytest.raises(LinkError, match="3 bytes"), desk.open(5):  # noqa: PT012 - the step is the block
             kernel.sendall(b"\3\0\0\0abc")
             assert desk._thread is not None
-            desk._thread.join(30)
+            desk._thread.join(120)

@@ -360,7 +360,9 @@ def test_a_file_that_shrinks_is_an_error(tmp_path):
         checkpoint.read("lm_head.weight")
 
 
-FUZZ = settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(
+    max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 @FUZZ

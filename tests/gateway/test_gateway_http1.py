@@ -110,7 +110,7 @@ def test_a_descriptor_goes_with_its_client(
 
 def test_a_head_that_does_not_come_in_time(own_kernel: KernelThread, tmp_path: Path, way: Way) -> None:
     """Silence, and a head that trickles, end with the keep-alive timeout; others are served meanwhile."""
-    options = [*way[0], "--keep-alive-timeout", "0.5"]
+    options = [*way[0], "--keep-alive-timeout", "2"]
     with running_gateway(own_kernel, tmp_path / "g", *options, trusting=way[1]) as gateway:
         address = urlsplit(gateway.url)
         with socket.create_connection((address.hostname, address.port), PATIENCE_SECONDS) as mute:
@@ -221,7 +221,7 @@ async def flood(process: Any) -> Any:
 # --- one connection, in this process -----------------------------------------------------------------------
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     parts=st.lists(st.tuples(st.binary(min_size=1, max_size=300_000), st.booleans()), max_size=6),
     takes=st.lists(st.integers(1, 200_000), max_size=8),

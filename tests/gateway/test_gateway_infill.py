@@ -106,7 +106,7 @@ def test_how_it_ended(
     stop=st.sampled_from([None, "a", "語🙂"]),
 )
 @settings(
-    max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )  # the fixtures hold nothing that an example leaves behind
 def test_chunks_have_every_token(
     gateway: Gateway, kernel: KernelThread, coder: str, text: str, cuts: list[int], stop: str | None

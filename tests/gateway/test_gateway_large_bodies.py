@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -29,15 +30,19 @@ def body_processes(gateway: Gateway) -> list[int]:
     found = []
     for children in Path(f"/proc/{gateway.process.pid}/task").glob("*/children"):
         for pid in map(int, children.read_text().split()):
-            if b"shell.gateway.body_process" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found.append(pid)
+            with suppress(FileNotFoundError, ProcessLookupError):  # ended meanwhile
+                if b"shell.gateway.body_process" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.append(pid)
     return found
 
 
 def num_body_files(gateway: Gateway) -> int:
     """How many bodies the gateway has in files."""
-    links = Path(f"/proc/{gateway.process.pid}/fd").iterdir()
-    return sum("llmos-body" in os.readlink(link) for link in links if link.is_symlink())
+    num = 0
+    for link in Path(f"/proc/{gateway.process.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            num += "llmos-body" in os.readlink(link)
+    return num
 
 
 def test_a_large_body_is_read_like_a_small_one(gateway: Gateway, kernel: KernelThread) -> None:

@@ -31,7 +31,7 @@ NUM_TOKENS = 300
 DRIP_SECONDS = 0.02
 TOP = TokenLogprobs(-0.5, tuple(range(20)), (-3.0,) * 20)
 DEAF = hello(stream=True, logprobs=True, top_logprobs=20)
-OPTIONS = ("--keep-alive-timeout", "4", "--body-timeout", "1", "--send-timeout", "1")
+OPTIONS = ("--keep-alive-timeout", "4", "--body-timeout", "3", "--send-timeout", "1")
 
 
 async def count_or_flood(process: ScriptedProcess) -> ExitStatus:

@@ -176,11 +176,11 @@ def test_keep_alive_can_be_off(own_kernel: KernelThread, tmp_path: Path) -> None
         return ExitStatus("stop")
 
     own_kernel.program = program
-    options = ("--sse-ping-interval", "-1", "--send-timeout", "0.05")
+    options = ("--sse-ping-interval", "-1", "--send-timeout", "0.5")
     with running_gateway(own_kernel, tmp_path / "g", *options) as gateway, gateway.connect() as raw:
         raw.sendall(http_request(CHAT, hello(stream=True)))
         read_until(raw, b"\r\n\r\n")
-        raw.settimeout(0.3)
+        raw.settimeout(1.0)
         with pytest.raises(TimeoutError):
             raw.recv(1)
         own_kernel.call(resume.set)

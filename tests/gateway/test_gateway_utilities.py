@@ -29,7 +29,7 @@ from tests.gateway.test_gateway_errors import CHAT, check_error
 from tests.scripted_kernel import ASSISTANT, CONTEXT, END, USER, VOCAB_SIZE
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=40).filter(lambda t: "<|" not in t))
 def test_a_text_comes_back(gateway: Gateway, text: str) -> None:
     """Tokens of a text are its bytes here, and decode to it, under both names."""

@@ -82,17 +82,23 @@ async def at_terminal(
 
 def press_tab(child: pexpect.spawn[str], typed: str, completed: str) -> None:
     """Type something, see it, press Tab, and see the line with the rest of it."""
-    child.send(typed)
-    child.expect_exact(typed)
+    type_keys(child, typed)
     child.send("\t")
     while not read_line(child).endswith(typed + completed):
         pass
 
 
-def read_line(child: pexpect.spawn[str]) -> str:
+def type_keys(child: pexpect.spawn[str], keys: str, prompt: str = PROMPT) -> None:
+    """Type something, and see it, in however many pieces it was read and drawn."""
+    child.send(keys)
+    while keys not in read_line(child, prompt):
+        pass
+
+
+def read_line(child: pexpect.spawn[str], prompt: str = PROMPT) -> str:
     """The line as it stands at the prompt, without what a completion shows below it on its way."""
     child.sendcontrol("l")  # draws all again
-    child.expect(r"\x1b\[2J.*?" + PROMPT + r"(.*?)\x1b\[\?25h")
+    child.expect(r"\x1b\[2J.*?" + prompt + r"(.*?)\x1b\[\?25h")
     line, _, _ = child.match.group(1).partition("\r")
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line)
 

@@ -9,7 +9,7 @@ import pexpect
 import pytest
 import trio
 
-from tests.llmsh.person import PROMPT, at_terminal, open_terminal, press_tab
+from tests.llmsh.person import PROMPT, at_terminal, open_terminal, press_tab, type_keys
 from tests.llmsh.programs import Gate, answer_turns, say
 
 
@@ -56,8 +56,7 @@ async def test_ctrl_c_at_the_prompt_clears_the_line(tmp_path: Path) -> None:
     """A line that was not entered is dropped, and the shell stays."""
 
     def person(child: pexpect.spawn[str]) -> None:
-        child.send("run not this")
-        child.expect("not this")
+        type_keys(child, "run not this")
         child.sendintr()
         child.expect(PROMPT)
         child.sendline("run that")
@@ -143,8 +142,7 @@ async def test_chat_at_a_terminal(tmp_path: Path) -> None:
         child.sendline("hello")
         child.expect("answer one")
         child.expect("chat>")
-        child.send("not sent")
-        child.expect("not sent")
+        type_keys(child, "not sent", "chat>")
         child.sendintr()
         child.expect("chat>")
         child.sendline("more")

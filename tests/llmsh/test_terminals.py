@@ -18,7 +18,7 @@ import pexpect
 import pytest
 import trio
 
-from tests.llmsh.person import ESCAPE, PROMPT, at_terminal, finish, press_tab
+from tests.llmsh.person import ESCAPE, PROMPT, at_terminal, finish, press_tab, type_keys
 from tests.llmsh.programs import Gate, say, wait_until
 from tests.scripted_kernel import open_scripted_kernel
 
@@ -136,8 +136,7 @@ async def test_keys_where_there_is_nothing_to_stop(tmp_path: Path) -> None:
         child.expect("begun")
         child.sendintr()
         child.expect(PROMPT)
-        child.send("who")
-        child.expect("who")
+        type_keys(child, "who")
         child.sendeof()
         child.sendline("ami")
         child.expect("tester")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -21,6 +19,7 @@ from drivers.builtin import base_path
 from llmos.bench.server import Server, running_server
 from syscalls.sync import SyncClient
 from tests.system.leaks import assert_no_leak, count, counted_server
+from tests.system.ports import find_free_port
 
 PATIENCE_SECONDS = 60.0  # for what must happen at once, on a busy machine
 UP = [sys.executable, "-m", "llmos.cli", "up"]
@@ -241,16 +240,6 @@ def test_the_kernel_is_killed(tmp_path: Path) -> None:
     wait_until(lambda: not find(f"shell.gateway.*{tmp_path / 's'}"))
     with started(tmp_path / "s", *SIM, *listen), SyncClient(tmp_path / "s") as client:
         client.ping()
-
-
-def find_free_port() -> int:
-    """A port that is free, and that nobody gets who asks for any port."""
-    low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    for port in random.sample(range(low // 2, low), 100):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise AssertionError("a hundred ports are taken")
 
 
 def is_alive(os_pid: int | None) -> bool:

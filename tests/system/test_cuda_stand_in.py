@@ -22,6 +22,7 @@ from syscalls.process import ExitStatus
 from tests.fake_cuda import ILLEGAL_ADDRESS, OUT_OF_MEMORY, load_fake
 from tests.reading import read_all
 from tests.system.leaks import counted_server
+from tests.system.middle import in_the_middle
 from tests.system.test_transparency import requests, run_one, run_together
 
 OPTIONS = ("--device", "cuda", "--threads", "1", "--frame-kib", "64")  # the least that the stand-in maps
@@ -106,11 +107,15 @@ async def test_forked(server: Server, quiet: list[tuple[int, ...]]) -> None:
     async with open_client(server.socket_path) as client:
         for i in chosen:
             request = requests()[i]
-            (parent,) = (
-                await client.spawn(request.prompt, max_tokens=40, sampling=request.sampling, ignore_eos=True)
-            ).pids
-            await client.read(parent)
-            for pid in (parent, *(await client.fork(parent, 2)).pids):
+            parent, forked = await in_the_middle(
+                client,
+                lambda pid: client.fork(pid, 2),
+                request.prompt,
+                max_tokens=40,
+                sampling=request.sampling,
+                ignore_eos=True,
+            )
+            for pid in (parent, *forked.pids):
                 assert (await read_all(client, pid))[0] == quiet[i]
                 await client.wait(pid)
 
@@ -122,30 +127,38 @@ async def test_swapped_shared_and_cut(
     options = ("--pool-mib", "4", "--max-chunk-tokens", "48", "--preempt", "swap", "--policy", "rerank")
     options += ("--rerank-steps", "7", "--swap-mib", "1", "--swap-file-mib", "64")
     with counted_server(*OPTIONS, *options, "--image-folder", str(tmp_path), gateway=False) as swapping:
-        assert await run_together(swapping) == quiet
         async with open_client(swapping.socket_path) as client:
+            while not await is_each_tier_used(client):  # one round nearly always has that
+                assert await run_together(swapping) == quiet
             await save_and_go_on(client, quiet)
             (device,) = await client.devices()
         assert await run_together_sabotaged(swapping, stand_in, "cuMemcpyDtoHAsync_v2") == quiet
     assert device.num_preemptions > 0
     assert device.swap is not None
     assert device.swap.num_faulty_pages == 0
-    for tier in device.swap.tiers:
-        assert min(tier.num_bytes_out, tier.num_bytes_in) >= 2 * device.frame_bytes
-        assert tier.num_free_bytes == tier.num_bytes
+    assert all(tier.num_free_bytes == tier.num_bytes for tier in device.swap.tiers)
+
+
+async def is_each_tier_used(client: Client) -> bool:
+    """Whether pages have gone to each tier of the only device, and have come back."""
+    (device,) = await client.devices()
+    assert device.swap is not None
+    least = 2 * device.frame_bytes
+    return all(min(tier.num_bytes_out, tier.num_bytes_in) >= least for tier in device.swap.tiers)
 
 
 async def save_and_go_on(client: Client, quiet: list[tuple[int, ...]]) -> None:
     """A process that is saved in the middle, in a file, and restored: both go on with the same bits."""
     i = next(i for i, each in enumerate(requests()) if each.max_tokens == 40 and len(each.prompt) > 100)
     request = requests()[i]
-    (pid,) = (
-        await client.spawn(
-            request.prompt, max_tokens=request.max_tokens, sampling=request.sampling, ignore_eos=True
-        )
-    ).pids
-    await client.read(pid)
-    saved = await client.checkpoint(pid, "middle")
+    pid, saved = await in_the_middle(
+        client,
+        lambda pid: client.checkpoint(pid, "middle"),
+        request.prompt,
+        max_tokens=request.max_tokens,
+        sampling=request.sampling,
+        ignore_eos=True,
+    )
     assert saved.num_saved_tokens > 100
     for each in (pid, *(await client.restore("middle")).pids):
         assert (await read_all(client, each))[0] == quiet[i]
@@ -216,7 +229,8 @@ async def run_together_sabotaged(
 
             nursery.start_soon(saboteur)
             outputs = await run_together(server)
-        after = (await client.devices())[0]
+        while (after := (await client.devices())[0]).num_restarts < before.num_restarts + num_restarts:
+            outputs = await run_together(server)  # the order came too late for those before
     assert after.num_restarts == before.num_restarts + num_restarts
     assert after.driver_pid != before.driver_pid
     return outputs

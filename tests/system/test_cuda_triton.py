@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from importlib.util import find_spec
 
 import pytest
@@ -15,9 +16,11 @@ import trio
 from llmos.bench.server import Server, running_server
 from syscalls.client import Client, open_client
 from syscalls.sampling import Sampling
+from syscalls.session import SpawnOptions
 from tests.drivers.model_zoo import save_checkpoint
 from tests.fake_cuda import load_fake
 from tests.system.leaks import counted_server
+from tests.system.middle import in_the_middle
 
 if find_spec("triton") is None:  # not imported: that would choose between compiler and interpreter
     pytest.skip("triton is not installed (extra: cuda)", allow_module_level=True)
@@ -56,12 +59,13 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, ...
 
 async def run_one(client: Client, i: int, num_forks: int = 0) -> list[tuple[int, ...]]:
     """A process and its forks, to their end."""
-    pids = list(
-        (await client.spawn(PROMPTS[i], max_tokens=NUM_TOKENS, sampling=SAMPLING[i], ignore_eos=True)).pids
-    )
+    options: SpawnOptions = {"max_tokens": NUM_TOKENS, "sampling": SAMPLING[i], "ignore_eos": True}
     if num_forks:
-        await client.read(pids[0])
-        pids += (await client.fork(pids[0], num_forks)).pids
+        fork = partial(client.fork, count=num_forks)
+        parent, forked = await in_the_middle(client, fork, PROMPTS[i], **options)
+        pids = [parent, *forked.pids]
+    else:
+        pids = list((await client.spawn(PROMPTS[i], **options)).pids)
     outputs = []
     for pid in pids:
         tokens: list[int] = []

@@ -18,7 +18,9 @@ from llmos.bench.gateway import find_gateway, wait_until_ready
 from llmos.bench.server import Server, running_server
 from llmos.bench.stream_load import make_request
 from syscalls.sync import SyncClient
+from tests.gateway.harness import read_until
 from tests.system.leaks import assert_no_leak, count
+from tests.system.ports import find_free_port
 
 PATIENCE_SECONDS = 60.0
 NUM_TOKENS = 120  # of a response in the background: over two seconds
@@ -27,10 +29,8 @@ NUM_TOKENS = 120  # of a response in the background: over two seconds
 @pytest.fixture
 def server() -> Iterator[Server]:
     """A simulated server whose gateway comes back on the same port. Ends with the leak count."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with running_server("--device", "sim", "--sim-step-ms", "20", "--listen", f"127.0.0.1:{port}") as running:
+    options = ("--device", "sim", "--sim-step-ms", "20")
+    with running_server(*options, "--listen", f"127.0.0.1:{find_free_port()}") as running:
         wait_until_ready(running.url)
         before = count(running)
         yield running
@@ -50,7 +50,7 @@ def open_stream(server: Server, number: int) -> socket.socket:
     address = urlsplit(server.url)
     raw = socket.create_connection((address.hostname or "", address.port or 0), timeout=PATIENCE_SECONDS)
     raw.sendall(make_request(address.netloc, number, 0, 1500))
-    assert b"200" in raw.recv(64)
+    assert b" 200 " in read_until(raw, b"\r\n")
     return raw
 
 

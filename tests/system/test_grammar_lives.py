@@ -19,6 +19,7 @@ from syscalls.sampling import Sampling
 from syscalls.text.grammar import json_grammar
 from tests.reading import read_all
 from tests.system.leaks import counted_server
+from tests.system.middle import in_the_middle
 from tests.system.test_preempted_forms import SCHEMA
 
 OPTIONS = ("--device", "cpu", "--threads", "1", "--frame-kib", "16", "--weights", "bf16", "--kv", "bf16")
@@ -31,6 +32,8 @@ SAMPLINGS = [
     Sampling(temperature=1.0, seed=4, repetition_penalty=1.1, grammar=NESTED),
 ]
 NUM_TOKENS = 120
+NUM_SHORT = 5
+COMPILES = "for the device to compile its grammar"
 MIDDLE = 10  # tokens, of an output that is much longer
 
 
@@ -41,20 +44,15 @@ async def spawn_all(client: Client, *, stops: bool) -> list[int]:
 
 async def spawn_one(client: Client, sampling: Sampling, *, stops: bool) -> int:
     """A process in the middle of its output."""
-    while True:
-        (pid,) = (await client.spawn(PROMPT, max_tokens=NUM_TOKENS, sampling=sampling)).pids
-        offset = 0
-        while offset < MIDDLE:
-            offset += len((await client.read(pid, offset)).tokens)
-        try:
-            if stops:
-                await client.stop(pid)
-        except SyscallError as error:
-            if error.errno is not Errno.EBUSY:
-                raise
-            await client.wait(pid)  # we were too slow: it has ended
-        else:
-            return pid
+    act = client.stop if stops else go_on
+    pid, _ = await in_the_middle(
+        client, act, PROMPT, num_tokens=MIDDLE, max_tokens=NUM_TOKENS, sampling=sampling
+    )
+    return pid
+
+
+async def go_on(pid: int) -> None:
+    """Let a process do what it does."""
 
 
 async def finish(client: Client, pids: list[int]) -> list[tuple[int, ...]]:
@@ -106,7 +104,15 @@ async def test_saved_in_the_middle_and_restored_elsewhere(
                 await client.wait(pid)
     with counted_server(*OPTIONS, *images, "--devices", "2", "--pool-mib", "64", gateway=False) as server:
         async with open_client(server.socket_path) as client:
-            pids = [(await client.restore(f"image-{number}")).pids[0] for number in range(len(SAMPLINGS))]
+            restored: dict[int, int] = {}
+
+            async def restore(number: int) -> None:
+                (restored[number],) = (await client.restore(f"image-{number}")).pids
+
+            async with trio.open_nursery() as nursery:  # together: none has ended when the last one comes
+                for number in range(len(SAMPLINGS)):
+                    nursery.start_soon(restore, number)
+            pids = [pid for _, pid in sorted(restored.items())]
             devices = {(await client.stat(pid)).device for pid in pids}
             assert await finish(client, pids) == quiet
             assert len(devices) == 2
@@ -143,28 +149,32 @@ async def test_forked_stopped_and_continued_in_the_middle(
 async def test_neighbours_of_a_long_grammar(server: Server) -> None:
     """While it is compiled its process is BLOCKED(Grammar), and others get their tokens."""
     async with open_client(server.socket_path) as client:
-        (neighbour,) = (await client.spawn(PROMPT, max_tokens=1900, ignore_eos=True)).pids
-        await client.read(neighbour)
-        sampling = Sampling(temperature=1.0, seed=1, grammar=long_rules(1, 8000))
-        (pid,) = (await client.spawn(PROMPT, max_tokens=20, sampling=sampling)).pids
-        assert (await client.stat(pid)).state == "BLOCKED(Grammar)"
-        before = (await client.statistics()).num_output_tokens
-        verdicts, num_tokens = [], 0
-        while (await client.stat(pid)).state == "BLOCKED(Grammar)":
-            if (await client.stat(neighbour)).state == "ZOMBIE":
-                await client.wait(neighbour)
-                (neighbour,) = (await client.spawn(PROMPT, max_tokens=1900, ignore_eos=True)).pids
-            verdicts.append((await client.why(pid)).verdict)
-            if (
-                await client.stat(pid)
-            ).state == "BLOCKED(Grammar)":  # still: what is output is the neighbour's
-                num_tokens = (await client.statistics()).num_output_tokens - before
-            await trio.sleep(0.005)
-        assert any("for the device to compile its grammar" in verdict for verdict in verdicts)
-        assert num_tokens > 10
-        await finish(client, [pid])
-        await client.kill(neighbour)
-        await client.wait(neighbour)
+        for number in range(20):  # a busy machine may let us look only when a grammar has been compiled
+            verdicts, num_tokens = await watch_neighbour(client, number)
+            if num_tokens > 2 * NUM_SHORT and any(COMPILES in verdict for verdict in verdicts):
+                return
+    pytest.fail("no neighbour was seen to get tokens meanwhile")
+
+
+async def watch_neighbour(client: Client, number: int) -> tuple[list[str], int]:
+    """Have a grammar compiled beside a process. Returns what `why` said, and how many tokens were output."""
+    (neighbour,) = (await client.spawn(PROMPT, max_tokens=1900, ignore_eos=True)).pids
+    await client.read(neighbour)
+    sampling = Sampling(temperature=1.0, seed=1, grammar=long_rules(number, 8000))
+    (pid,) = (await client.spawn(PROMPT, max_tokens=NUM_SHORT, sampling=sampling)).pids
+    before = (await client.statistics()).num_output_tokens
+    verdicts, num_tokens = [], 0
+    while (await client.stat(pid)).state == "BLOCKED(Grammar)":
+        verdicts.append((await client.why(pid)).verdict)
+        num_tokens = (await client.statistics()).num_output_tokens - before
+        if (await client.stat(neighbour)).state == "ZOMBIE":
+            await client.wait(neighbour)
+            (neighbour,) = (await client.spawn(PROMPT, max_tokens=1900, ignore_eos=True)).pids
+        await trio.sleep(0.005)
+    await finish(client, [pid])
+    await client.kill(neighbour)
+    await client.wait(neighbour)
+    return verdicts, num_tokens
 
 
 def deep_rules(length: int) -> str:

@@ -12,8 +12,10 @@ import trio
 
 from llmos.bench.server import Server, running_server
 from syscalls.client import Client, open_client
+from syscalls.session import SpawnOptions
 from syscalls.sync import SyncClient
 from tests.system.leaks import assert_no_leak, count
+from tests.system.middle import in_the_middle
 
 PROMPT = tuple(300 + i % 150 for i in range(120))
 LONG = 1900  # tokens: nearly a context, so that it still runs when somebody comes to look
@@ -41,18 +43,19 @@ async def bring_into(client: Client, state: str) -> list[int]:
     if state == "waiting":
         for _ in range(2):
             pids += (await client.spawn(PROMPT, max_tokens=LONG, ignore_eos=True)).pids
-    pids += (
-        await client.spawn(
-            PROMPT, max_tokens=4 if state in ("input", "zombie") else LONG, ignore_eos=True,
-            interactive=state == "input",
-        )
-    ).pids  # fmt: skip
-    if state in ("decode", "stopped", "forked"):
-        await client.read(pids[-1])
+    options: SpawnOptions = {
+        "max_tokens": 4 if state in ("input", "zombie") else LONG, "ignore_eos": True,
+        "interactive": state == "input",
+    }  # fmt: skip
     if state == "stopped":
-        await client.stop(pids[-1])
+        pid, _ = await in_the_middle(client, client.stop, PROMPT, **options)
+        return [pid]
     if state == "forked":
-        pids += (await client.fork(pids[-1], 3)).pids
+        parent, forked = await in_the_middle(client, lambda pid: client.fork(pid, 3), PROMPT, **options)
+        return [parent, *forked.pids]
+    pids += (await client.spawn(PROMPT, **options)).pids
+    if state == "decode":
+        await client.read(pids[-1])
     if state in ("input", "zombie"):
         async for _ in client.stream(pids[-1]):
             pass

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +16,7 @@ from llmos.bench.server import Server, running_server
 from syscalls.sync import SyncClient
 from tests.system.browser import confirm, open_browser, open_page, row_of, said, wait_live, wait_verdict
 from tests.system.leaks import assert_no_leak, count
+from tests.system.ports import find_free_port
 
 KEYS = {name: f"sk-llmos-{name}-{'x' * 30}" for name in ("alice", "root")}
 LONG = 1900  # tokens
@@ -24,14 +24,6 @@ LONG = 1900  # tokens
 PRESS = """([pid, key]) => fetch(`/ui/process/${pid}/kill`,
     {method: 'POST', headers: {'x-llmos-page': '1', 'x-api-key': key}}).then(answer => answer.status)"""
 MORE_TOKENS = "([cell, tokens]) => Number(document.querySelector(cell).textContent) > tokens"
-
-
-def free_port() -> int:
-    """A port that nobody listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +36,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     path = tmp_path_factory.mktemp("tenants") / "tenants.toml"
     path.write_text("".join(lines))
     options = ("--device", "sim", "--sim-step-ms", "20", "--tenants", str(path))
-    with running_server(*options, "--listen", f"127.0.0.1:{free_port()}") as running:
+    with running_server(*options, "--listen", f"127.0.0.1:{find_free_port()}") as running:
         for key in KEYS.values():  # the gateway keeps a session for each key that it has seen
             headers = {"x-api-key": key}
             assert httpx.get(f"{running.url}/v1/models", headers=headers, timeout=60).status_code == 200

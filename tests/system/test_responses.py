@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from openai import OpenAI
 
 from llmos.bench.server import Server
 from tests.system.leaks import count, counted_server
+from tests.system.ports import find_free_port
 
 PATIENCE_SECONDS = 60.0
 
@@ -22,11 +22,8 @@ PATIENCE_SECONDS = 60.0
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     """A server whose gateway comes back on the same port. Ends with the leak count."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = ("--device", "cpu", "--threads", "1", "--pool-mib", "256", "--listen", f"127.0.0.1:{port}")
-    with counted_server(*options) as running:
+    options = ("--device", "cpu", "--threads", "1", "--pool-mib", "256")
+    with counted_server(*options, "--listen", f"127.0.0.1:{find_free_port()}") as running:
         yield running
 
 

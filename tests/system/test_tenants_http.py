@@ -87,14 +87,17 @@ def test_memory_is_capped_for_one_and_not_for_others(server: Server) -> None:
     texts = {n: complete(server, "light", n, num_prompt=300).json()["choices"][0]["text"] for n in range(6)}
     peak = 0
     with ThreadPoolExecutor(6) as pool:
-        answers = [pool.submit(complete, server, "small", n, num_prompt=300) for n in range(6)]
-        while not all(answer.done() for answer in answers):
-            rows = get(server, "small", "/v1/requests").json()["data"]
-            assert {row["tenant"] for row in rows} <= {"small"}
-            peak = max(peak, sum(row["kv_bytes"] for row in rows))
+        for _ in range(20):  # on a busy machine all may be answered before somebody looks
+            answers = [pool.submit(complete, server, "small", n, num_prompt=300) for n in range(6)]
+            while not all(answer.done() for answer in answers):
+                rows = get(server, "small", "/v1/requests").json()["data"]
+                assert {row["tenant"] for row in rows} <= {"small"}
+                peak = max(peak, sum(row["kv_bytes"] for row in rows))
+            for number, answer in enumerate(answers):
+                assert answer.result().json()["choices"][0]["text"] == texts[number]
+            if peak > MIB // 4:
+                break
         assert MIB // 4 < peak <= MIB
-        for number, answer in enumerate(answers):
-            assert answer.result().json()["choices"][0]["text"] == texts[number]
     refused = complete(server, "small", max_tokens=1900)
     assert refused.status_code == 400
     error = refused.json()["error"]

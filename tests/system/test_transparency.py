@@ -18,6 +18,7 @@ from syscalls.client import Client, open_client
 from syscalls.errno import Errno, SyscallError
 from syscalls.sampling import Sampling
 from tests.system.leaks import assert_no_leak, count, counted_server
+from tests.system.middle import in_the_middle
 
 NUM_REQUESTS = 32
 # Small frames: many pages for each process, and memory that runs out often. Keys are split at page borders,
@@ -141,9 +142,8 @@ async def test_little_memory(options: tuple[str, ...], quiet: list[tuple[int, ..
     """With memory for a few and changing priorities, processes are preempted and recompute: same bits."""
     changing = ("--policy", "rerank", "--rerank-steps", "7", "--preempt", "recompute")
     with running_server(*options, "--pool-mib", "2", *changing, gateway=False) as server:
-        assert await run_together(server) == quiet
-        async with open_client(server.socket_path) as client:
-            assert (await client.statistics()).num_preemptions > 0
+        while not count(server).num_preemptions:  # one round nearly always has many
+            assert await run_together(server) == quiet
 
 
 @pytest.mark.parametrize("tier", ["host", "disk"])
@@ -236,12 +236,15 @@ async def test_forked(server: Server, quiet: list[tuple[int, ...]]) -> None:
     async with open_client(server.socket_path) as client:
         for i in (i for i, request in enumerate(requests()) if request.max_tokens == 40):
             request = requests()[i]
-            (parent,) = (
-                await client.spawn(request.prompt, max_tokens=40, sampling=request.sampling, ignore_eos=True)
-            ).pids
-            await client.read(parent)
-            children = (await client.fork(parent, 2)).pids
-            for pid in (parent, *children):
+            parent, forked = await in_the_middle(
+                client,
+                lambda pid: client.fork(pid, 2),
+                request.prompt,
+                max_tokens=40,
+                sampling=request.sampling,
+                ignore_eos=True,
+            )
+            for pid in (parent, *forked.pids):
                 tokens: list[int] = []
                 async for output in client.stream(pid):
                     tokens += output.tokens
