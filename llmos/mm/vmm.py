@@ -131,8 +131,7 @@ class VMM:
             raise KernelPanic(f"{num_tokens} tokens are forked from a space of {parent.num_pages} pages")
         pages = parent.page_table.entries[:num_pages]
         child = self._open(salt, pages, num_pages)
-        self.references.acquire(pages)
-        self._map_shared(child, pages)
+        self.share_pages(child, pages)
         return child
 
     def close_space(self, space: AddressSpace, tokens: Sequence[int] = (), pin_seconds: float = 0.0) -> None:
@@ -188,7 +187,7 @@ class VMM:
         if not self.prefix_cache:
             return 0
         found = self._index.match(space.salt, tokens, limit)
-        self._map_shared(space, found.pages)
+        self._append(space, found.pages)
         covered = len(found.pages) * self._tokens_per_page
         if found.tail is None:
             return covered
@@ -291,8 +290,7 @@ class VMM:
     def share_pages(self, space: AddressSpace, pages: Sequence[PageFrames]) -> None:
         """Map pages that are held, copy-on-write, behind those that a space has."""
         self.references.acquire(pages)
-        for frames in pages:
-            self._mapper.map(space, space.num_pages, frames)
+        self._append(space, pages)
 
     def drop_cache(self, is_meant: Callable[[str], bool]) -> Iterator[int]:
         """Give up the pages of the prefix index that nobody maps, piece by piece.
@@ -397,10 +395,10 @@ class VMM:
         space.ahead_tokens = self._mapper.ahead_tokens(space.asid)
         return space
 
-    def _map_shared(self, space: AddressSpace, pages: Sequence[PageFrames]) -> None:
-        """Map pages, whose references are held already, into an empty space."""
-        for vpn, frames in enumerate(pages):
-            self._mapper.map(space, vpn, frames)
+    def _append(self, space: AddressSpace, pages: Sequence[PageFrames]) -> None:
+        """Map pages, whose references are held already, behind those that a space has."""
+        for frames in pages:
+            self._mapper.map(space, space.num_pages, frames)
 
     def _copy_tail(self, space: AddressSpace, tail: PageFrames, num_tokens: int) -> int:
         """Copy a page that begins as the space needs it; returns how many tokens that covers."""
@@ -409,10 +407,9 @@ class VMM:
         except OutOfFrames:
             num_tokens = 0  # it computes them instead
         else:
-            vpn = space.num_pages
-            (own,) = self._mapper.take(space, [vpn])
-            self._edits.copy_page(tail, own)
-            self._mapper.map(space, vpn, own)
+            own = self._mapper.take(space, [space.num_pages])
+            self._edits.copy_page(tail, own[0])
+            self._append(space, own)
             self._num_tail_copies += 1
         self.references.release((tail,))
         return num_tokens
