@@ -69,12 +69,10 @@ class StepPipeline:
         """A descriptor that polls as readable when a step is over."""
         return self._waiter.fileno()
 
-    def must_collect(self, rows: Sequence[Row]) -> bool:
-        """Whether steps in flight have to be collected before these rows can be launched.
-
-        So it is when two are, or when the host decides the token that one of them goes on from.
-        """
-        return self._queue.must_collect(rows)
+    @property
+    def is_full(self) -> bool:
+        """Whether a step has to be collected before another one can be launched."""
+        return self._queue.is_full
 
     def draws_late(self, rows: Iterable[Row]) -> bool:
         """Whether a token in flight has to be known, and counted, before these rows can be drawn for."""

@@ -55,7 +55,7 @@ class StepRunner:
         """
         session, pipeline = self.session, self.session.pipeline
         answers: list[StepDone] = []
-        while pipeline is not None and pipeline.must_collect(step.rows):
+        while pipeline is not None and pipeline.is_full:
             answers.append(self.finish_oldest(pipeline))
         began_at = time.perf_counter()
         results = StepResults(len(step.rows))

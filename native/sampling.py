@@ -55,6 +55,15 @@ class Cut(NamedTuple):
     exponent: float = 1.0
 
 
+class Tally(NamedTuple):
+    """Whose tokens a draw goes on from, for a device that takes what it draws into account by itself."""
+
+    owner: object  # it is the space's, until that is bound anew
+    num_known: int  # tokens that the draw is about, as the host has it: one may be in flight besides
+    position: int  # of the token that is to be drawn
+    is_output: bool  # that it is counted as output
+
+
 class MirostatDraw(NamedTuple):
     """Mirostat at one position."""
 
@@ -62,15 +71,7 @@ class MirostatDraw(NamedTuple):
     tau: float
     eta: float
     mu: float
-
-
-class Tally(NamedTuple):
-    """Whose tokens a draw's penalties are about, for a device that counts what it draws by itself."""
-
-    owner: object  # it is the space's, until that is bound anew
-    num_known: int  # tokens that `seen_ids` and `num_output` are about: one may be in flight besides
-    position: int  # of the token that is to be drawn
-    is_output: bool  # that it is counted as output
+    tally: Tally | None = None  # None: `mu` is what it is, whatever was drawn meanwhile
 
 
 @frozen(eq=False)
@@ -123,24 +124,24 @@ class Draw:
         return len(self.seen_ids) + len(self.bias_ids) > 0 or self.has_limits
 
     @property
-    def is_token_only(self) -> bool:
-        """True when it comes to a token, and nothing else."""
-        return not (
-            self.mirostat is not None
-            or self.num_top is not None
-            or self.given is not None
-            or self.is_processed
-        )
+    def is_untold(self) -> bool:
+        """True when a token is drawn, and no log-probabilities of raw logits are wanted."""
+        return self.given is None and (self.num_top is None or self.is_processed)
+
+    @property
+    def untold(self) -> Draw:
+        """The same without log-probabilities of raw logits: those are told of a token that was drawn."""
+        return self if self.is_untold or self.given is not None else evolve(self, num_top=None)
+
+    @property
+    def has_more(self) -> bool:
+        """True when more than a token comes of it: mirostat's mu, or log-probabilities of what is left."""
+        return self.mirostat is not None or (self.is_processed and self.num_top is not None)
 
     @property
     def is_plain(self) -> bool:
         """True when it takes temperature, random number, top-k, top-p and min-p, and no more than logits."""
-        return self.is_token_only and not (self.has_scores or self.has_limits)
-
-    @property
-    def token_only(self) -> Draw:
-        """The same without log-probabilities of the token: they are told of it, and do not change it."""
-        return self if self.num_top is None or self.given is not None else evolve(self, num_top=None)
+        return self.is_untold and not (self.has_scores or self.has_limits)
 
 
 class Choice(NamedTuple):
@@ -188,7 +189,7 @@ def _write_cuts(to: Any, draw: Draw, cuts: tuple[Cut, ...]) -> object:
     to.is_processed, to.num_cuts = draw.is_processed, len(cuts)
     to.mirostat = 0
     if draw.mirostat is not None:
-        to.mirostat, to.tau, to.eta, to.mu = draw.mirostat
+        to.mirostat, to.tau, to.eta, to.mu, _tally = draw.mirostat
     to.cuts = memory = ffi.new(
         "llmos_cut[]", [(CUT_KINDS[kind], value, spread, power) for kind, value, spread, power in cuts]
     )

@@ -135,7 +135,7 @@ def apply_mirostat(scores: Scores, mirostat: MirostatDraw) -> Scores:
         ratio = np.float64(epsilon) / (1.0 - float(vocab_size) ** -epsilon)
         if epsilon == 0.0:
             ratio = np.float64(1.0 / math.log(vocab_size))
-        count = np.power(ratio * 2.0**mirostat.mu, np.float64(1.0) / slope)
+        count = np.power(ratio * np.exp2(mirostat.mu), np.float64(1.0) / slope)
     num_kept = int(max(1.0, math.floor(count))) if count < vocab_size else vocab_size
     return keep(scores, _first(ranked, num_kept, vocab_size))
 

@@ -98,9 +98,9 @@ class SamplingState:
     def looks_back(self) -> bool:
         """True when the next draw cannot be told before the token before it is known.
 
-        Counts do not make it so: a device adds the tokens that it draws to its own.
+        Counts and mirostat do not make it so: a device goes on from what it has drawn.
         """
-        return self.history is not None or self.grammar is not None or self.sampling.mirostat is not None
+        return self.history is not None or self.grammar is not None
 
     def must_not_stop(self, position: int) -> bool:
         """True while the token at `position` is one of the first `min_tokens` of the output."""
@@ -168,7 +168,8 @@ class SamplingState:
         if sampling.mirostat is not None and sampling.temperature > 0.0:
             assert self.mu is not None
             given = sampling.mirostat
-            mirostat = MirostatDraw(given.version, given.tau, given.eta, self.mu)
+            tally = Tally(self, self._num_known, position, position >= self.num_prompt_tokens)
+            mirostat = MirostatDraw(given.version, given.tau, given.eta, self.mu, tally)
         return {
             "cuts": list_cuts(sampling, position) if sampling.temperature > 0.0 else (),
             "mirostat": mirostat,

@@ -7,9 +7,9 @@ draws take: seed and position give the random number, and log-probabilities are 
 What a draw may be depends on the token before it where there is a grammar, say. Then the forward pass is
 launched, the step before is collected while the device is at it, and the draw is launched behind.
 
-Penalties are about counts, which the device has and adds to (`token_table.py`). Draws that it cannot make
-(mirostat, log-probabilities of what cuts leave) are the host's: their logits are copied to it, and their
-space cannot go on before `collect` has decided the token and sent it back.
+Penalties are about counts, which the device has and adds to (`token_table.py`), and mirostat goes on from
+the surprise of the token that was drawn, which it keeps as well (`mirostat_table.py`). What is told of a
+token besides comes to the host with it.
 
 On triton's operations steps of lone tokens run in buckets (`decode_buckets.py`). Other steps, with chunks of
 prompts, are launched as they are.
@@ -21,14 +21,16 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 import torch
-from attrs import frozen
+from attrs import evolve, field, frozen
 
 from drivers.model.launch import Fence, Launcher
+from drivers.model.mirostat_table import MirostatTable
 from drivers.model.reference_sampler import tell_token
 from drivers.model.token_table import TokenTable
 from drivers.model.transformer import Transformer
 from drivers.ops.batch import ContiguousPages, ResolvedRow, build_batch
 from drivers.ops.counted import Counted
+from drivers.ops.drawn import MU, read_told
 from drivers.ops.transfer import send
 from llmos.device import Row
 from native.sampling import Choice, Draw, sample
@@ -50,24 +52,23 @@ class _Results:
 
 
 @frozen(eq=False)
+class _Told:
+    """What the host has of some rows of logits besides their tokens, by row; on a GPU behind the fence."""
+
+    logits: dict[int, torch.Tensor] = field(factory=dict)
+    numbers: dict[int, torch.Tensor] = field(factory=dict)  # see drivers/ops/drawn.py
+    choices: dict[int, Choice] = field(factory=dict)  # of draws that were made here
+
+
+@frozen(eq=False)
 class _InFlight:
     """A step that was launched."""
 
     fence: Fence
     results: _Results
     draws: tuple[Draw | None, ...]
-    by_device: tuple[bool, ...]  # whose token it drew
     spaces: tuple[int | None, ...]  # whose next token each row of logits gives; None: nobody's
-    logits: dict[int, torch.Tensor]  # on the host, of the rows that it decides or tells of
-
-    @property
-    def undecided(self) -> set[int]:
-        """Spaces whose token is the host's to draw."""
-        return {
-            space
-            for space, is_drawn in zip(self.spaces, self.by_device, strict=True)
-            if space is not None and not is_drawn
-        }
+    told: _Told
 
 
 class StepQueue:
@@ -96,6 +97,7 @@ class StepQueue:
         self._tokens_per_page = k_pages[0].shape[1]
         self._last = torch.zeros(max_spaces + 1, dtype=torch.int64, device=model.device)
         self._table = TokenTable(model.config.vocab_size, model.device)
+        self._mirostat = MirostatTable(max_spaces, model.device)
         self._buckets = None
         if model.ops.kernels == "triton":
             from drivers.model.decode_buckets import DecodeBuckets  # here: there may be no triton
@@ -104,7 +106,6 @@ class StepQueue:
                 model, k_pages, v_pages, page_index, self._last, launcher, MAX_IN_FLIGHT
             )
         self._in_flight: deque[_InFlight] = deque()
-        self._undecided: set[int] = set()
         self._num_launched = 0
         self._results: list[_Results] = [self._make_results(0)] * MAX_IN_FLIGHT
 
@@ -113,9 +114,10 @@ class StepQueue:
         """Steps launched and not collected."""
         return len(self._in_flight)
 
-    def must_collect(self, rows: Sequence[ResolvedRow]) -> bool:
-        """Whether `collect` has to come before these rows: two are in flight, or the host decides a token."""
-        return len(self._in_flight) == MAX_IN_FLIGHT or any(row.asid in self._undecided for row in rows)
+    @property
+    def is_full(self) -> bool:
+        """Whether `collect` has to come before another launch."""
+        return len(self._in_flight) == MAX_IN_FLIGHT
 
     @torch.inference_mode()
     def launch(self, rows: Sequence[ResolvedRow], draws: Draws | Callable[[], Draws]) -> Fence:
@@ -127,9 +129,9 @@ class StepQueue:
                 them: it is called when the forward pass was launched, and may collect the step before.
 
         Raises:
-            RuntimeError: `must_collect`.
+            RuntimeError: the queue is full.
         """
-        if self.must_collect(rows):
+        if self.is_full:
             raise RuntimeError(f"{self.num_in_flight} steps are in flight, and one of them must be collected")
         turn = self._num_launched % MAX_IN_FLIGHT
         is_decode = all(len(row.tokens) <= 1 and row.sample and not row.targets for row in rows)
@@ -137,11 +139,10 @@ class StepQueue:
         if buckets is not None and not callable(draws) and all(map(_is_plain, draws)):
             results = buckets.launch(rows, draws, turn)
             spaces = tuple(row.asid for row in rows)
-            step = self._fetch(*results, {}, tuple(draws), (True,) * len(draws), spaces, turn)
+            step = self._fetch(*results, _Told(), tuple(draws), spaces, turn)
         else:
             logits = self._forward(rows) if buckets is None else buckets.launch_forward(rows, turn)
             step = self._draw(rows, logits, tuple(draws() if callable(draws) else draws), turn)
-        self._undecided |= step.undecided
         self._num_launched += 1
         self._in_flight.append(step)
         return step.fence
@@ -163,18 +164,23 @@ class StepQueue:
         for row, (draw, space, token, bad) in enumerate(
             zip(step.draws, step.spaces, ids, num_bad, strict=True)
         ):
-            choice = Choice(-1, bad) if bad else Choice(token)
-            if not bad and row in step.logits:
-                assert draw is not None
-                raw = step.logits[row].numpy()
-                choice = tell_token(raw, token, draw) if step.by_device[row] else sample(raw, draw)
+            choice = Choice(-1, bad) if bad else self._tell(step.told, row, token, draw)
             if space is not None and choice.token < 0:
                 self._table.forget(space)
-            if space is not None and not step.by_device[row]:
-                self._undecided.discard(space)
-                self._last[space] = max(choice.token, 0)
+                self._mirostat.forget(space)
             choices.append(choice)
         return choices
+
+    def _tell(self, told: _Told, row: int, token: int, draw: Draw | None) -> Choice:
+        """What is known of a token that was drawn, of logits that are finite."""
+        if draw is None:
+            return Choice(token)
+        if draw.given is not None:
+            return sample(told.logits[row].numpy(), draw)
+        choice = told.choices.get(row, Choice(token))
+        if token >= 0 and row in told.numbers:
+            choice = read_told(told.numbers[row].numpy(), token, draw.untold)
+        return tell_token(told.logits[row].numpy(), choice, draw) if row in told.logits else choice
 
     def _forward(self, rows: Sequence[ResolvedRow]) -> torch.Tensor:
         """Launch the forward pass of any rows; their logits."""
@@ -192,56 +198,79 @@ class StepQueue:
     ) -> _InFlight:
         """Launch what is drawn of logits by the device, and copy those that the host is to see."""
         device, ops = self._model.device, self._model.ops
-        wanted = [None if draw is None else draw.token_only for draw in draws]
-        by_device = list(map(ops.can_draw, wanted))
+        # of a token that is given there is nothing to draw
+        wanted = [None if draw is None or draw.given is not None else draw.untold for draw in draws]
         spaces: list[int | None] = []
         for row in rows:
             spaces += [None] * len(row.targets) + ([row.asid] if row.sample else [])
-        if device.type == "cpu":  # there the host need not wait for logits: what a device could draw, it does
-            by_device = [draw is None or draw.is_token_only for draw in wanted]
-        counted = self._table.prepare(
-            [draw if is_drawn else None for draw, is_drawn in zip(wanted, by_device, strict=True)], spaces
-        )
-        given = [draw if ops.can_draw(draw) else None for draw in wanted]
-        ids, num_bad = ops.draw_tokens(logits, given, counted)
-        for place, draw in enumerate(wanted):
-            if draw is not None and by_device[place] and not ops.can_draw(draw):
-                ids[place] = 0 if num_bad[place] else self._draw_here(logits[place], draw, counted, place)
+        counted, mus = self._table.prepare(wanted, spaces), self._mirostat.prepare(wanted, spaces)
+        copied = {
+            place: self._to_host(logits[place])
+            for place, draw in enumerate(draws)
+            if draw is not None and not draw.is_untold
+        }
+        if all(map(ops.can_draw, wanted)):
+            ids, num_bad, told = ops.draw_tokens(logits, wanted, counted, mus)
+            numbers = {} if told is None else dict(zip(told.rows, self._to_host(told.numbers), strict=True))
+            also = _Told(copied, numbers)
+            if told is not None and mus is not None:
+                by_mirostat = [place for place, row in enumerate(told.rows) if _is_by_mirostat(wanted[row])]
+                mus = told.numbers[send(torch.tensor(by_mirostat), device), MU]
+        else:
+            ids, num_bad, _ = ops.draw_tokens(logits, [None] * len(draws))
+            also = _Told(copied, choices=self._draw_here(logits, wanted, num_bad, counted, mus))
+            for place, choice in also.choices.items():
+                ids[place] = choice.token
         self._table.confirm()
-        kept = [
-            (place, space)
-            for place, (space, is_drawn) in enumerate(zip(spaces, by_device, strict=True))
-            if space is not None and is_drawn
-        ]
+        self._mirostat.confirm(mus)
+        kept = [(place, space) for place, space in enumerate(spaces) if space is not None]
         if kept:
             places, asids = send(torch.tensor(kept, dtype=torch.int64).T.contiguous(), device)
             self._last[asids] = ids[places].clamp(min=0)  # where none is allowed, nobody asks what follows
-        copied = {
-            place: self._to_host(logits[place])
-            for place, (draw, is_drawn) in enumerate(zip(draws, by_device, strict=True))
-            if not is_drawn or (draw is not None and draw.num_top is not None)
-        }
-        return self._fetch(ids, num_bad, copied, draws, tuple(by_device), tuple(spaces), turn)
+        return self._fetch(ids, num_bad, also, draws, tuple(spaces), turn)
 
-    def _draw_here(self, logits: torch.Tensor, draw: Draw, counted: Counted | None, row: int) -> int:
-        """Draw a token on a processor, in place of operations that cannot."""
-        place = -1 if counted is None else counted.places[row]
-        token = sample(logits.numpy(), draw if place < 0 else self._table.seen(place, draw)).token
-        if counted is not None and place >= 0:
-            self._table.note(place, counted.notes[row], token)
-        return token
+    def _draw_here(
+        self,
+        logits: torch.Tensor,
+        draws: Draws,
+        num_bad: torch.Tensor,
+        counted: Counted | None,
+        mus: torch.Tensor | None,
+    ) -> dict[int, Choice]:
+        """Draw tokens on a processor, in place of operations that cannot: all but the plain greedy ones.
 
-    def _to_host(self, row: torch.Tensor) -> torch.Tensor:
-        copied = self._launcher.host_memory((len(row),), row.dtype)
-        return copied.copy_(row, non_blocking=True)
+        Counts and mus are brought up to date. Waits for the device.
+        """
+        choices: dict[int, Choice] = {}
+        num_mirostat = 0
+        for row, draw in enumerate(draws):
+            if draw is None:
+                continue
+            if draw.mirostat is not None:
+                assert mus is not None
+                mu, num_mirostat = mus[num_mirostat], num_mirostat + 1  # a view
+                draw = evolve(draw, mirostat=draw.mirostat._replace(mu=float(mu)))
+            if num_bad[row]:
+                continue
+            place = -1 if counted is None else counted.places[row]
+            made = sample(logits[row].cpu().numpy(), draw if place < 0 else self._table.seen(place, draw))
+            if counted is not None and place >= 0:
+                self._table.note(place, counted.notes[row], made.token)
+            if made.mu is not None:
+                mu.fill_(made.mu)
+            choices[row] = made
+        return choices
+
+    def _to_host(self, tensor: torch.Tensor) -> torch.Tensor:
+        copied = self._launcher.host_memory(tuple(tensor.shape), tensor.dtype)
+        return copied.copy_(tensor, non_blocking=True)
 
     def _fetch(
         self,
         ids: torch.Tensor,
         num_bad: torch.Tensor,
-        logits: dict[int, torch.Tensor],
+        told: _Told,
         draws: tuple[Draw | None, ...],
-        by_device: tuple[bool, ...],
         spaces: tuple[int | None, ...],
         turn: int,
     ) -> _InFlight:
@@ -251,10 +280,14 @@ class StepQueue:
             results = self._results[turn] = self._make_results(len(ids))
         results.ids[: len(ids)].copy_(ids, non_blocking=True)
         results.num_bad[: len(ids)].copy_(num_bad, non_blocking=True)
-        return _InFlight(self._launcher.mark(), results, draws, by_device, spaces, logits)
+        return _InFlight(self._launcher.mark(), results, draws, spaces, told)
 
     def _make_results(self, size: int) -> _Results:
         return _Results(*(self._launcher.host_memory((size,), torch.int64) for _ in range(2)))
+
+
+def _is_by_mirostat(draw: Draw | None) -> bool:
+    return draw is not None and draw.mirostat is not None
 
 
 def _is_plain(draw: Draw | None) -> bool:

@@ -9,22 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from attrs import evolve, frozen
+from attrs import evolve
 
+from drivers.model.extents import Extents
 from drivers.ops.counted import NOTHING, OUTPUT, SEEN, Counted, write_counts
 from native.sampling import Draw
 
 __all__ = ["TokenTable"]
 
 FIRST_PLACES = 4
-
-
-@frozen
-class _Extent:
-    """How far a place's counts go."""
-
-    owner: object
-    num_tokens: int
 
 
 class TokenTable:
@@ -38,8 +31,7 @@ class TokenTable:
     def __init__(self, vocab_size: int, device: torch.device) -> None:
         self._counts = torch.zeros((0, vocab_size), dtype=torch.int32, device=device)
         self._places: dict[int, int] = {}  # by space
-        self._extents: dict[int, _Extent] = {}  # by space
-        self._coming: dict[int, _Extent] = {}  # once the step is launched that was prepared
+        self._extents = Extents()
         self.num_written = 0  # rows that the host sent
 
     def prepare(self, draws: Sequence[Draw | None], spaces: Sequence[int | None]) -> Counted | None:
@@ -56,23 +48,15 @@ class TokenTable:
         """
         places, notes = [-1] * len(draws), [NOTHING] * len(draws)
         written: list[tuple[int, Draw]] = []
-        self._coming.clear()
+        self._extents.begin()
         for row, (draw, space) in enumerate(zip(draws, spaces, strict=True)):
             if draw is None or space is None or not (draw.tally is not None or len(draw.seen_ids)):
                 continue
             places[row] = self._places.setdefault(space, len(self._places))
-            known, tally = self._extents.pop(space, None), draw.tally
-            if tally is None:
+            if self._extents.must_send(space, draw.tally):
                 written.append((places[row], draw))
-                continue
-            if known != _Extent(tally.owner, tally.position):
-                if tally.num_known != tally.position:
-                    raise RuntimeError(
-                        f"space {space} draws at {tally.position}, and {tally.num_known} tokens are counted"
-                    )
-                written.append((places[row], draw))
-            notes[row] = OUTPUT if tally.is_output else SEEN
-            self._coming[space] = _Extent(tally.owner, tally.position + 1)
+            if draw.tally is not None:
+                notes[row] = OUTPUT if draw.tally.is_output else SEEN
         self._make_room()
         write_counts(self._counts, [place for place, _ in written], [draw for _, draw in written])
         self.num_written += len(written)
@@ -80,12 +64,11 @@ class TokenTable:
 
     def confirm(self) -> None:
         """The step that was prepared is launched."""
-        self._extents |= self._coming
-        self._coming.clear()
+        self._extents.confirm()
 
     def forget(self, space: int) -> None:
         """What was launched last for a space gave no token."""
-        self._extents.pop(space, None)
+        self._extents.forget(space)
 
     def seen(self, place: int, draw: Draw) -> Draw:
         """A draw of a row as this table has it. Waits for the device."""

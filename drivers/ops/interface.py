@@ -15,6 +15,7 @@ from attrs import frozen
 
 from drivers.ops.batch import Batch
 from drivers.ops.counted import Counted
+from drivers.ops.drawn import Drawn
 from drivers.ops.int8 import Activations, Int8Rows, Weight
 from native.sampling import Draw
 
@@ -157,8 +158,12 @@ class Ops(Protocol):
         """Whether `draw_tokens` can carry a draw out; None, the lowest id of a largest logit, always."""
 
     def draw_tokens(
-        self, logits: torch.Tensor, draws: Sequence[Draw | None], counted: Counted | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self,
+        logits: torch.Tensor,
+        draws: Sequence[Draw | None],
+        counted: Counted | None = None,
+        mus: torch.Tensor | None = None,
+    ) -> Drawn:
         """Draw a token of each row of logits [num_rows, vocab_size], fp32, by draws that can be drawn.
 
         Args:
@@ -166,8 +171,9 @@ class Ops(Protocol):
             draws: one for each row.
             counted: what the penalties are about; the tokens drawn are added to it. None: what the draws
                 themselves say.
+            mus: of the draws by mirostat, in their order, fp64, on the logits' device. None: what the draws
+                themselves say.
 
         Returns:
-            Token ids, -1 where none is allowed, and how many logits are not finite, on the logits' device:
-            [num_rows] each, int64. Where some are not, the id means nothing, but is one of the vocabulary.
+            What came of it, on the logits' device.
         """

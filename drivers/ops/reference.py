@@ -15,6 +15,7 @@ import torch
 from drivers.ops.attention import ReferencePlan, paged_attention, plan_attention
 from drivers.ops.batch import Batch
 from drivers.ops.counted import Counted
+from drivers.ops.drawn import Drawn
 from drivers.ops.int8 import Activations, Int8Rows, Weight, linear_int8, round_rows, scales_of
 from drivers.ops.interface import AttentionPlan, AttentionShape, HeadNorms
 from drivers.ops.tiling import TiledLinear, fold_sum
@@ -146,11 +147,15 @@ class ReferenceOps:
         return draw is None
 
     def draw_tokens(
-        self, logits: torch.Tensor, draws: Sequence[Draw | None], counted: Counted | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self,
+        logits: torch.Tensor,
+        draws: Sequence[Draw | None],
+        counted: Counted | None = None,
+        mus: torch.Tensor | None = None,
+    ) -> Drawn:
         """See `Ops.draw_tokens`; `torch.argmax` does not say which of equal logits it returns."""
         ids = torch.arange(logits.shape[1], device=logits.device)
         best = logits.amax(dim=1, keepdim=True)
         lowest = torch.where(logits == best, ids, logits.shape[1]).amin(dim=1)
         # NaN equals nothing
-        return lowest.clamp(max=logits.shape[1] - 1), (~torch.isfinite(logits)).sum(dim=1)
+        return Drawn(lowest.clamp(max=logits.shape[1] - 1), (~torch.isfinite(logits)).sum(dim=1))

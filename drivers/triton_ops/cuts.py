@@ -1,4 +1,4 @@
-"""Cuts in any order, and temperatures that depend on the row: one program a row, in place of its scores.
+"""Cuts in any order, and mirostat, in place of scores: one program a row.
 
 A cut takes the largest score from all, and leaves -inf for what cannot be drawn any more, as the readable
 sampler's do (drivers/model/reference_cuts.py, with sources). What is kept by rank is found as in sample.py,
@@ -7,6 +7,7 @@ by the digits of 64-bit keys. Sums are in another order than the host's, in fp64
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -28,6 +29,10 @@ TYPICAL_P = tl.constexpr(int(CUT_KINDS["typical_p"]))
 TOP_P = tl.constexpr(int(CUT_KINDS["top_p"]))
 MIN_P = tl.constexpr(int(CUT_KINDS["min_p"]))
 XTC = tl.constexpr(int(CUT_KINDS["xtc"]))
+SURPRISE = tl.constexpr(1 + max(int(kind) for kind in CUT_KINDS.values()))  # mirostat 2: mu
+BEST = 128  # lanes for the hundred that mirostat 1 measures
+NUM_BEST = tl.constexpr(100)
+LN_2 = tl.constexpr(math.log(2.0))
 SMALLEST = tl.constexpr(2.2250738585072014e-308)  # normal number in fp64
 
 
@@ -91,6 +96,8 @@ def _cut(scores, places, numbers, num_cut, vocab_size, KIND: tl.constexpr, BLOCK
             off = tl.where(x > -float("inf"), x - average, 0.0)
             squares += tl.sum(off * off, axis=0)
         least = -value * tl.sqrt(squares / tl.maximum(num_left, 1.0))
+    elif KIND == SURPRISE:
+        least = tl.log(tl.where(total > 0.0, total, 1.0)) - value * LN_2
     cut = tl.full((), LOWEST, tl.int64)
     quota = tl.zeros((), tl.int64)  # of those that equal the cut
     if KIND == TOP_K or KIND == TOP_P or KIND == TYPICAL_P:  # noqa: SIM109 - triton has no other
@@ -138,6 +145,11 @@ def _cut(scores, places, numbers, num_cut, vocab_size, KIND: tl.constexpr, BLOCK
         is_kept = x >= least
         if KIND == MIN_P:
             is_kept = tl.exp(x) >= value
+        elif KIND == SURPRISE:  # the best one in any case
+            equals = (x == 0.0).to(tl.int64)
+            is_first = (equals == 1) & (num_seen + tl.cumsum(equals, axis=0) <= 1)
+            num_seen += tl.sum(equals, axis=0)
+            is_kept = tl.where(least > 0.0, is_first, is_kept)
         elif KIND == XTC:
             is_kept = tl.where(tl.exp(x) >= value * total, at == survivor, at >= 0)
             is_kept = tl.where(num_over >= 2.0, is_kept, at >= 0)
@@ -150,12 +162,39 @@ def _cut(scores, places, numbers, num_cut, vocab_size, KIND: tl.constexpr, BLOCK
         tl.store(scores + at, x, mask=at < vocab_size)
 
 
-def apply_cuts(scores: torch.Tensor, draws: Sequence[Draw]) -> None:
-    """Carry out the cuts of each row, in its own order.
+@triton.jit(do_not_specialize=["num_cut"])
+def _count_for_surprise(best, mus, counts, num_cut, num_best, vocab_size, LANES: tl.constexpr):
+    """How many of the best to keep for a surprise of mu bits, by how fast the best hundred fall."""
+    index = tl.program_id(0)
+    rank = tl.arange(0, LANES)
+    best += index * num_best
+    top = tl.load(best)
+    top = tl.where(top == -float("inf"), 0.0, top)  # nothing is allowed
+    here = tl.load(best + rank, mask=rank < num_best, other=-float("inf")) - top
+    after = tl.load(best + rank + 1, mask=rank + 1 < num_best, other=-float("inf")) - top
+    is_in = tl.exp(after) > 0.0
+    t = tl.log((rank + 2).to(tl.float64) / (rank + 1).to(tl.float64))
+    products = tl.sum(tl.where(is_in, t * (here - tl.where(is_in, after, 0.0)), 0.0), axis=0)
+    squares = tl.sum(tl.where(is_in, t * t, 0.0), axis=0)
+    slope = products / tl.where(squares > 0.0, squares, 1.0)
+    epsilon = slope - 1.0
+    size = tl.maximum(vocab_size, 2).to(tl.float64)
+    power = 1.0 - tl.exp(-epsilon * tl.log(size))
+    ratio = tl.where(epsilon == 0.0, 1.0 / tl.log(size), epsilon / tl.where(epsilon == 0.0, 1.0, power))
+    # the logarithm of the count, which may be beyond what a number can be
+    wanted = (tl.log(ratio) + tl.load(mus + index) * LN_2) / tl.maximum(slope, 1e-12)
+    count = tl.exp(tl.minimum(tl.maximum(wanted, -1.0), 2.0 * tl.log(size)))
+    count = tl.where(count < size, tl.maximum(tl.floor(count), 1.0), size)
+    tl.store(counts + index, tl.where(squares > 0.0, count, 1.0))
+
+
+def apply_cuts(scores: torch.Tensor, draws: Sequence[Draw], mus: torch.Tensor | None = None) -> None:
+    """Carry out the cuts of each row, in its own order, and mirostat.
 
     Args:
         scores: [num_rows, vocab_size], fp64, contiguous; overwritten.
         draws: one for each row.
+        mus: of the draws by mirostat, in their order, fp64, on the scores' device; None: there are none.
     """
     cuts = [draw.cuts or () for draw in draws]
     for number in range(max(map(len, cuts), default=0)):
@@ -164,10 +203,34 @@ def apply_cuts(scores: torch.Tensor, draws: Sequence[Draw]) -> None:
             if number < len(given):
                 kinds.setdefault(given[number].kind, []).append(place)
         for kind, places in sorted(kinds.items()):
-            numbers = [cuts[place][number][1:] for place in places]
-            _cut[(len(places),)](
-                scores,
-                send(torch.tensor(places, dtype=torch.int64), scores.device),
-                send(torch.tensor(numbers, dtype=torch.float64).T.contiguous(), scores.device),
-                len(places), scores.shape[1], KIND=int(CUT_KINDS[kind]), BLOCK=BLOCK,
-            )  # fmt: skip
+            numbers_of = [cuts[place][number][1:] for place in places]
+            numbers = send(torch.tensor(numbers_of, dtype=torch.float64).T.contiguous(), scores.device)
+            _launch(scores, send(torch.tensor(places), scores.device), numbers, CUT_KINDS[kind])
+    if mus is not None:
+        _keep_for_surprise(scores, draws, mus)
+
+
+def _keep_for_surprise(scores: torch.Tensor, draws: Sequence[Draw], mus: torch.Tensor) -> None:
+    """Cut by mirostat, whose mu only the device may know."""
+    by_mirostat = [(place, draw.mirostat) for place, draw in enumerate(draws) if draw.mirostat is not None]
+    for version in (1, 2):
+        found = [(place, i) for i, (place, each) in enumerate(by_mirostat) if each.version == version]
+        if not found:
+            continue
+        places, order = send(torch.tensor(found).T.contiguous(), scores.device)
+        numbers = mus[order]
+        if version == 1:
+            num_best = min(int(NUM_BEST), scores.shape[1])
+            best = torch.topk(scores[places], num_best, dim=1).values.contiguous()
+            counts = torch.empty_like(numbers)
+            _count_for_surprise[(len(found),)](
+                best, numbers, counts, len(found), num_best, scores.shape[1], LANES=BEST
+            )
+            numbers = counts
+        _launch(scores, places, numbers, int(TOP_K) if version == 1 else int(SURPRISE))
+
+
+def _launch(scores: torch.Tensor, places: torch.Tensor, numbers: torch.Tensor, kind: int) -> None:
+    """One kind of cut for some rows, by numbers [1 or 3, num_cut] or [num_cut]."""
+    size = (len(places),)
+    _cut[size](scores, places, numbers, *size, scores.shape[1], KIND=int(kind), BLOCK=BLOCK)

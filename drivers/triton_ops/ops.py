@@ -8,6 +8,7 @@ import torch
 
 from drivers.ops.batch import Batch
 from drivers.ops.counted import Counted, count_seen
+from drivers.ops.drawn import Drawn
 from drivers.ops.int8 import Activations, Int8Rows, Weight
 from drivers.ops.interface import AttentionPlan, AttentionShape, HeadNorms
 from drivers.ops.tiling import BASE_TILE, TiledLinear
@@ -23,6 +24,7 @@ from drivers.triton_ops.rounding import round_rows
 from drivers.triton_ops.sample import can_draw, draw_limits, draw_numbers, sample
 from drivers.triton_ops.scores import score
 from drivers.triton_ops.silu_mul import silu_mul, silu_mul_int8
+from drivers.triton_ops.tell import list_mus, tell
 from drivers.triton_ops.tuner import open_tuner
 from native.sampling import Draw
 
@@ -136,15 +138,24 @@ class TritonOps:
         return silu_mul_int8(gate_up)
 
     def can_draw(self, draw: Draw | None) -> bool:
-        """See `Ops.can_draw`: all but mirostat, and what is told of a token."""
+        """See `Ops.can_draw`: all but what is told of raw logits."""
         return can_draw(draw)
 
     def draw_tokens(
-        self, logits: torch.Tensor, draws: Sequence[Draw | None], counted: Counted | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self,
+        logits: torch.Tensor,
+        draws: Sequence[Draw | None],
+        counted: Counted | None = None,
+        mus: torch.Tensor | None = None,
+    ) -> Drawn:
         """See `Ops.draw_tokens`."""
         counted = counted or count_seen(draws, logits.shape[1], logits.device)
         packed = draw_limits(draws, logits.shape[1])
         limits = None if packed is None else send(torch.from_numpy(packed), logits.device)
         numbers = send(torch.from_numpy(draw_numbers(draws)), logits.device)
-        return sample(logits, numbers, limits, score(logits, draws, counted, limits))
+        if mus is None:
+            mus = list_mus(draws, logits.device)
+        scores = score(logits, draws, counted, limits, mus)
+        ids, num_bad = sample(logits, numbers, limits, scores)
+        told = None if scores is None else tell(scores, draws, ids, num_bad, mus)
+        return Drawn(ids, num_bad, told)

@@ -207,8 +207,8 @@ def _sample(
 
 
 def can_draw(draw: Draw | None) -> bool:
-    """Whether a draw comes to a token and no more; None is plain greedy, and does."""
-    return draw is None or draw.is_token_only
+    """Whether a draw asks nothing of raw logits but a token; None is plain greedy, and does not."""
+    return draw is None or draw.is_untold
 
 
 def draw_numbers(draws: Sequence[Draw | None]) -> npt.NDArray[np.float64]:

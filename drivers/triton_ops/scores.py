@@ -75,6 +75,7 @@ def score(
     draws: Sequence[Draw | None],
     counted: Counted,
     limits: torch.Tensor | None = None,
+    mus: torch.Tensor | None = None,
 ) -> Scores | None:
     """The scores of rows whose draws have some, cuts of their own made; None: none has.
 
@@ -83,6 +84,7 @@ def score(
         draws: one for each row.
         counted: what the penalties are about; the draws' own `seen_ids` do not matter here.
         limits: a row of bits for each draw that has some (see sample.py); None: none has.
+        mus: of the draws by mirostat, in their order, fp64; None: there are none.
     """
     asking = [(row, draw) for row, draw in enumerate(draws) if draw is not None and draw.has_scores]
     if not asking:
@@ -103,7 +105,7 @@ def score(
         BLOCK=BLOCK, enable_fp_fusion=False,
     )  # fmt: skip
     _add_biases(values, [draw for _, draw in asking])
-    apply_cuts(values, [draw for _, draw in asking])
+    apply_cuts(values, [draw for _, draw in asking], mus)
     return Scores(values, notes, counts)
 
 

@@ -199,7 +199,7 @@ def test_argmax_takes_the_lowest_of_equals():
     logits[2, 5] = torch.nan
     logits[3, 6] = torch.inf
     logits[4, 299] = 1.0
-    ids, num_bad = OPS.draw_tokens(logits, [None] * 5)
+    ids, num_bad, _ = OPS.draw_tokens(logits, [None] * 5)
     assert num_bad.tolist() == [0, 0, 1, 1, 0]
     assert (ids[0], ids[1], ids[4]) == (0, 17, 299)
 

@@ -17,6 +17,7 @@ from native.sampling import sample as sample_by_host
 pytest.importorskip("triton", reason="triton is not installed (extra: cuda)")
 
 from drivers.ops.counted import NOTHING, OUTPUT, SEEN, Counted, count_seen
+from drivers.ops.drawn import MU
 from drivers.triton_ops.ops import TritonOps
 from drivers.triton_ops.sample import BLOCK, NUM_NUMBERS, can_draw, draw_limits, draw_numbers, sample
 from drivers.triton_ops.scores import score
@@ -68,7 +69,7 @@ def logits_of(num_rows: int, size: int, levels: int, seed: int) -> torch.Tensor:
 def draw_all(logits: torch.Tensor, draws: list[Draw | None]) -> list[int]:
     """Tokens by the kernel."""
     assert all(map(can_draw, draws))
-    ids, num_bad = OPS.draw_tokens(logits.to(DEVICE), draws)
+    ids, num_bad, _ = OPS.draw_tokens(logits.to(DEVICE), draws)
     assert not num_bad.any()
     return ids.tolist()
 
@@ -160,6 +161,64 @@ def test_cuts_in_any_order_leave_what_the_references_do(
     assert draw_all(logits, [draw]) == [choose_token(logits[0].numpy(), draw).token]
 
 
+MIROSTATS = st.builds(
+    MirostatDraw, st.sampled_from([1, 2]), st.sampled_from([1.0, 4.0]), st.sampled_from([0.1, 1.0]),
+    st.sampled_from([-1.0, 0.02, 0.9, 2.3, 5.1, 40.0, 2000.0]),
+)  # fmt: skip
+
+
+@settings(max_examples=12)
+@given(
+    draws=st.lists(DRAWS, min_size=2, max_size=3),
+    mirostats=st.lists(st.one_of(st.none(), MIROSTATS, MIROSTATS), min_size=3, max_size=3),
+    tops=st.lists(st.sampled_from([None, 0, 2, 30]), min_size=3, max_size=3),
+    size=st.one_of(st.integers(10, 40), st.just(BLOCK + 3)),
+    levels=st.sampled_from([0, 0, 3]),
+    seed=st.integers(0, 99),
+)
+def test_what_is_told_is_what_the_reference_tells(
+    draws: list[Draw],
+    mirostats: list[MirostatDraw | None],
+    tops: list[int | None],
+    size: int,
+    levels: int,
+    seed: int,
+) -> None:
+    """Mirostat's token and next mu, log-probabilities of what is left; a row alone has the same bits."""
+    for i, (draw, mirostat, num_top) in enumerate(zip(draws, mirostats, tops, strict=False)):
+        is_random = draw.temperature > 0.0
+        draws[i] = evolve(
+            draw, cuts=(Cut("temperature", draw.temperature),) if is_random else (),
+            mirostat=mirostat if is_random else None, num_top=num_top, is_processed=num_top is not None,
+        )  # fmt: skip
+    logits = logits_of(len(draws), size, levels, seed)
+    found = choose_tokens(logits.to(DEVICE), draws, OPS)
+    for row, draw, choice in zip(logits, draws, found, strict=True):
+        wanted = choose_token(row.numpy(), draw)
+        assert (choice.token, choice.num_bad, choice.top_ids) == (wanted.token, 0, wanted.top_ids)
+        assert (choice.mu is None) == (wanted.mu is None)
+        near = pytest.approx((wanted.logprob, *wanted.top_logprobs, wanted.mu or 0.0), rel=1e-9, abs=1e-9)
+        assert (choice.logprob, *choice.top_logprobs, choice.mu or 0.0) == near
+        assert choose_tokens(row[None].to(DEVICE), [draw], OPS) == [choice]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_mirostat_of_a_row_without_a_token_stays(version: int) -> None:
+    """Where nothing is allowed, or a logit is not finite, mu is what it was, and neighbours go on."""
+    logits = logits_of(3, 30, 0, 1)
+    logits[1, 4] = torch.nan
+    draw = Draw(0.7, 0.3, cuts=(Cut("temperature", 0.7),), mirostat=MirostatDraw(version, 3.0, 0.1, 5.0))
+    every = np.arange(30)
+    draws = [draw, draw, evolve(draw, banned_ids=every)]
+    drawn = OPS.draw_tokens(logits.to(DEVICE), draws)
+    assert drawn.num_bad.tolist() == [0, 1, 0]
+    assert drawn.ids[2] == -1
+    assert drawn.told is not None
+    mus = drawn.told.numbers[:, MU].tolist()
+    assert mus[1:] == [5.0, 5.0]
+    assert mus[0] != 5.0
+
+
 @settings(max_examples=8)
 @given(draws=st.lists(DRAWS, min_size=3, max_size=3), seed=st.integers(0, 99))
 def test_scores_are_the_hosts_to_the_bit(draws: list[Draw], seed: int) -> None:
@@ -197,7 +256,7 @@ def test_a_token_that_is_drawn_is_counted(seed: int, temperature: float) -> None
         wanted = [choose_token(row.numpy(), draw).token for row, draw in zip(logits[:2], draws, strict=True)]
         nothing = [evolve(draw, seen_ids=draw.seen_ids[:1], num_output=draw.num_output[:1]) for draw in draws]
         counted = Counted(counts, [2, 0, 1], [OUTPUT, SEEN if i % 2 else NOTHING, OUTPUT])
-        ids, _ = OPS.draw_tokens(logits.to(DEVICE), [*nothing, nothing[0]], counted)
+        ids, _, _ = OPS.draw_tokens(logits.to(DEVICE), [*nothing, nothing[0]], counted)
         assert ids[:2].tolist() == wanted
         known[0][wanted[0]] = known[0].get(wanted[0], 0) + 1
         if i % 2:
@@ -208,17 +267,15 @@ def test_a_token_that_is_drawn_is_counted(seed: int, temperature: float) -> None
 
 
 def test_the_host_decides_what_the_device_cannot() -> None:
-    """Given tokens, mirostat and processed log-probabilities take a copy of the logits."""
+    """Given tokens, and log-probabilities of raw logits, take a copy of the logits."""
     some = np.array([3], dtype=np.int64)
     by_host = [
-        Draw(1.0, 0.5, cuts=(), mirostat=MirostatDraw(2, 3.0, 0.1, 6.0)), Draw(given=3, num_top=1),
-        Draw(1.0, 0.5, num_top=2), Draw(given=3),
-        Draw(1.0, 0.5, cuts=(Cut("temperature", 1.0),), is_processed=True, num_top=1),
+        Draw(given=3, num_top=1), Draw(given=3), Draw(1.0, 0.5, num_top=2),
         Draw(1.0, 0.5, num_top=2, allowed_ids=some),
     ]  # fmt: skip
     assert not any(map(can_draw, by_host))
     assert can_draw(None)
-    assert can_draw(by_host[-1].token_only)  # only what is told is the host's
+    assert can_draw(by_host[-1].untold)  # only what is told is the host's
     draws = [None, *by_host, Draw(0.7, 0.3, top_k=5, banned_ids=some)]
     logits = logits_of(len(draws), 40, 0, 2)
     choices = choose_tokens(logits.to(DEVICE), draws, TritonOps())

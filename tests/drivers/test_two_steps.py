@@ -69,12 +69,13 @@ WAYS = (
     Sampling(temperature=1.5, seed=7),  # within the grammar
     Sampling(repetition_penalty=1.4, presence_penalty=0.3, logprobs=1),  # counts, and is told
     Sampling(temperature=0.9, seed=8, repetition_penalty=1.4, repeat_last_n=3),  # looks back
-    Sampling(temperature=0.9, seed=9, mirostat=Mirostat(2)),  # the host draws
+    Sampling(temperature=0.9, seed=9, mirostat=Mirostat(2)),  # goes on from the device's mu
     Sampling(temperature=1.1, seed=10, typical_p=0.8, presence_penalty=0.5, logprobs=1),
-    Sampling(temperature=1.1, seed=11, typical_p=0.8, logprobs=1, processed_logprobs=True),  # the host draws
+    Sampling(temperature=1.1, seed=11, typical_p=0.8, logprobs=1, processed_logprobs=True),
+    Sampling(temperature=1.1, seed=12, mirostat=Mirostat(1, 3.0), repetition_penalty=1.2, logprobs=2),
+    Sampling(temperature=1.1, seed=13, mirostat=Mirostat(2, 3.0), logprobs=2, processed_logprobs=True),
 )
-IS_FED = (*(True,) * 11, False, True, False)  # goes on before the host knows the token
-IS_LATE = tuple(way in (4, 5, 8, 10) for way in range(14))  # its draw takes the token before
+IS_LATE = tuple(way in (4, 5, 8, 10) for way in range(len(WAYS)))  # its draw takes the token before
 GRAMMAR_WAY, GRAMMAR_ID = 8, 1
 GRAMMAR = "start: /([a-m]|[0-4][!-Z])+/"
 
@@ -336,6 +337,12 @@ def carry_out(kernel: Kernel, action: Action) -> set[int]:
 )
 @example(actions=[("spawn", asid, 5 + asid) for asid in range(4)] + [("fork", 3, 0)] * 8, chunk=64)
 @example(
+    actions=[("spawn", asid, way) for asid, way in enumerate((11, 13, 14, 15))]
+    + [("none", 0, 0), ("preempt", 0, 0), ("turn", 2, 0), ("none", 0, 0), ("end", 1, 0), ("fork", 3, 0)]
+    + [("none", 0, 0)] * 4,
+    chunk=4,
+)
+@example(
     actions=[("spawn", way, 2 * len(WAYS) + way) for way in (0, 2)]
     + [("spawn", 1, 4), ("spawn", 3, 2 * len(WAYS) + 4)]
     + [("none", 0, 0)] * 5,
@@ -359,20 +366,20 @@ def test_answers_are_those_of_one_step_after_the_other(
 
 
 def test_tokens_are_fed_on_the_device(engines: tuple[Engine, Engine, Loaded]) -> None:
-    """Most go on before the host knows their tokens, some with late draws; others wait for the host."""
+    """All go on before the host knows their tokens, some with late draws."""
     two, _, loaded = engines
     assert two._session is not None
     pipeline = two._session.pipeline
     assert pipeline is not None
-    for way, (is_fed, is_late) in enumerate(zip(IS_FED, IS_LATE, strict=True)):
+    for way, is_late in enumerate(IS_LATE):
         kernel = Kernel(two, loaded)
         before, late_before = pipeline.num_fed, pipeline.num_drawn_late
         kernel.begin(0, [3, 1, 4], way, 3)
         for _ in range(5):
             kernel.issue(set(), 64)
-        assert pipeline.num_fed == before + (4 if is_fed else 0), WAYS[way]
+        assert pipeline.num_fed == before + 4, WAYS[way]
         assert pipeline.num_drawn_late == late_before + (4 if is_late else 0), WAYS[way]
-        assert len(kernel.in_flight) == (2 if is_fed and not is_late else 1)
+        assert len(kernel.in_flight) == (1 if is_late else 2)
         assert two.is_busy
         assert two.wants_step == (len(kernel.in_flight) == 1)
         while kernel.in_flight:  # answers come without another step

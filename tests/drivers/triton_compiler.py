@@ -32,7 +32,7 @@ from drivers.triton_ops.ops import TritonOps
 from drivers.triton_ops.plan import HIGH_TILE_ROWS, TILE_ROWS, plan_attention
 from drivers.triton_ops.rope_kv import rope_write_kv
 from drivers.triton_ops.tiles import KINDS, fit_tile
-from native.sampling import CUT_KINDS, Cut, Draw
+from native.sampling import CUT_KINDS, Cut, Draw, MirostatDraw
 
 SHARED_BYTES = {80: 163 << 10, 90: 227 << 10}  # that a program can have, by compute capability
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -111,6 +111,9 @@ def call_draws(ops: TritonOps) -> None:
     scored = Draw(0.8, 0.5, top_k=9, seen_ids=some, num_output=some, bias_ids=some, bias_values=one)
     ops.draw_tokens(torch.zeros(3, 1000), [None, Draw(0.8, 0.5, top_p=0.9, banned_ids=some), scored])
     ops.draw_tokens(torch.zeros(1, 1000), [Draw(0.8, 0.5, cuts=tuple(Cut(kind, 0.5) for kind in CUT_KINDS))])
+    for version in (1, 2):
+        mirostat = MirostatDraw(version, 3.0, 0.1, 6.0)
+        ops.draw_tokens(torch.zeros(1, 1000), [Draw(0.8, 0.5, cuts=(), mirostat=mirostat)])
 
 
 def call_int8(ops: TritonOps, x: torch.Tensor, norm: torch.Tensor) -> None:
