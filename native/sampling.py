@@ -19,6 +19,7 @@ __all__ = [
     "Draw",
     "MirostatDraw",
     "Tally",
+    "Window",
     "bind_sample",
     "read_choice",
     "repeats",
@@ -55,6 +56,14 @@ class Cut(NamedTuple):
     exponent: float = 1.0
 
 
+class Window(NamedTuple):
+    """The last tokens that penalties are about, in order."""
+
+    size: int  # at most so many
+    num_prompt_tokens: int  # tokens at positions from here on are output
+    tokens: npt.NDArray[np.int32]  # those of them that the host knows
+
+
 class Tally(NamedTuple):
     """Whose tokens a draw goes on from, for a device that takes what it draws into account by itself."""
 
@@ -62,6 +71,7 @@ class Tally(NamedTuple):
     num_known: int  # tokens that the draw is about, as the host has it: one may be in flight besides
     position: int  # of the token that is to be drawn
     is_output: bool  # that it is counted as output
+    window: Window | None = None  # None: penalties are about all tokens
 
 
 class MirostatDraw(NamedTuple):
@@ -142,6 +152,16 @@ class Draw:
     def is_plain(self) -> bool:
         """True when it takes temperature, random number, top-k, top-p and min-p, and no more than logits."""
         return self.is_untold and not (self.has_scores or self.has_limits)
+
+    @property
+    def is_counted(self) -> bool:
+        """True when it takes penalties for tokens before, and else what a plain one takes."""
+        return (
+            self.is_untold
+            and self.is_scored
+            and self.cuts is None
+            and not (len(self.bias_ids) or self.has_limits)
+        )
 
 
 class Choice(NamedTuple):

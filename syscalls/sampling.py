@@ -137,7 +137,8 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
     @property
     def needs_history(self) -> bool:
         """True when the sampler needs the tokens so far in their order."""
-        return (self.has_penalties and self.repeat_last_n > 0) or self.dry is not None or bool(self.bad_words)
+        is_windowed = self.has_penalties and self.repeat_last_n > 0
+        return is_windowed or self.dry is not None or any(len(word) > 1 for word in self.bad_words)
 
     @property
     def token_ids(self) -> dict[str, set[int]]:

@@ -1,10 +1,10 @@
 """Decode steps on memory of fixed places in a few sizes, so that they can be recorded as graphs.
 
-A graph has the whole step, draws included; or the forward pass alone, where a draw takes what is not known
-yet, or what only the host can do.
+A graph has the whole step, draws by the four cuts and penalties included; or the forward pass alone, where a
+draw takes more than that, or what is not known yet.
 
-A batch of lone tokens is padded to a bucket, and the grid of attention to a power of two of splits. Neither
-changes a bit of a row.
+A batch of lone tokens is padded to a bucket, the grid of attention to a power of two of splits, and rows with
+penalties to a power of two of those. None of it changes a bit of a row.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from attrs import frozen
 from drivers.model.launch import Launcher
 from drivers.model.transformer import Transformer
 from drivers.ops.batch import Batch, ContiguousPages, ResolvedRow
+from drivers.ops.counted import Counted
 from drivers.triton_ops.attention import SPLIT
 from drivers.triton_ops.plan import plan_singles
 from drivers.triton_ops.sample import NUM_NUMBERS, draw_numbers, sample
+from drivers.triton_ops.scores import penalise, score_numbers
 from native.sampling import Draw
 
 __all__ = ["DecodeBuckets", "bucket_size"]
@@ -47,6 +49,16 @@ class _Bucket:
     ids: torch.Tensor  # [size], int64
     num_bad: torch.Tensor
     staged: tuple[tuple[torch.Tensor, torch.Tensor], ...]  # of ints and numbers, on the host, for each turn
+
+
+@frozen(eq=False)
+class _Penalties:
+    """Memory of fixed places for up to `size` rows that have some."""
+
+    size: int
+    notes: torch.Tensor  # see `Scores`
+    numbers: torch.Tensor  # [3, size], fp64
+    staged: tuple[tuple[torch.Tensor, torch.Tensor], ...]  # of both, on the host, for each turn
 
 
 class DecodeBuckets:
@@ -81,22 +93,39 @@ class DecodeBuckets:
         self._places = (last, k_pages[0], v_pages[0])
         self._logits: torch.Tensor | None = None  # [bucket_size(max_spaces), vocab_size], made when needed
         self._buckets: dict[int, _Bucket] = {}
+        self._penalties: dict[int, _Penalties] = {}
 
     def launch(
-        self, rows: Sequence[ResolvedRow], draws: Sequence[Draw | None], turn: int
+        self,
+        rows: Sequence[ResolvedRow],
+        draws: Sequence[Draw | None],
+        counted: Counted | None,
+        turn: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Launch a step; the tokens and how many logits are bad, [bucket_size] each, on the device.
 
         They, and what was staged in this turn, are used again by the next step of the bucket and the turn.
+
+        Args:
+            rows: lone tokens.
+            draws: one for each, plain or counted.
+            counted: what penalties are about; None: no draw has any.
+            turn: of the steps in flight.
         """
         bucket, num_splits = self._stage(rows, turn)
         numbers, count = bucket.staged[turn][1], len(rows)
         numbers.numpy()[:, :count] = draw_numbers(draws)
         numbers.numpy()[:, count:] = 0.0
         bucket.numbers.copy_(numbers, non_blocking=True)
-        work = functools.partial(self._decode, bucket, num_splits * SPLIT)
-        places = (bucket.ints, bucket.numbers, bucket.ids, bucket.num_bad, *self._places)
-        self._launcher.run((bucket.size, num_splits), work, places)
+        key: tuple[int, ...] = (bucket.size, num_splits)
+        places = [bucket.ints, bucket.numbers, bucket.ids, bucket.num_bad, *self._places]
+        penalties, counts = None, None
+        if counted is not None:
+            penalties, counts = self._stage_penalties(draws, counted, turn), counted.counts
+            key = (*key, penalties.size)
+            places += [penalties.notes, penalties.numbers, counts]
+        work = functools.partial(self._decode, bucket, num_splits * SPLIT, penalties, counts)
+        self._launcher.run(key, work, places)
         return bucket.ids, bucket.num_bad
 
     def launch_forward(self, rows: Sequence[ResolvedRow], turn: int) -> torch.Tensor:
@@ -123,6 +152,30 @@ class DecodeBuckets:
         num_splits = max(row.start for row in rows) // SPLIT + 1
         return bucket, 1 << (num_splits - 1).bit_length()
 
+    def _stage_penalties(self, draws: Sequence[Draw | None], counted: Counted, turn: int) -> _Penalties:
+        """Send the penalties of a step to the device."""
+        notes, numbers = score_numbers(draws, counted)
+        count = notes.shape[1]
+        size = 1 << (count - 1).bit_length()
+        if (memory := self._penalties.get(size)) is None:
+            device, host = self._model.device, self._launcher.host_memory
+            memory = self._penalties[size] = _Penalties(
+                size,
+                torch.zeros((4, size), dtype=torch.int64, device=device),
+                torch.zeros((3, size), dtype=torch.float64, device=device),
+                tuple(
+                    (host((4, size), torch.int64), host((3, size), torch.float64))
+                    for _ in range(self._num_turns)
+                ),
+            )
+        staged = memory.staged[turn]
+        for to, given, padding in zip(staged, (notes, numbers), (-1, 1.0), strict=True):
+            to.numpy()[:, :count] = given
+            to.numpy()[:, count:] = padding
+        memory.notes.copy_(staged[0], non_blocking=True)
+        memory.numbers.copy_(staged[1], non_blocking=True)
+        return memory
+
     def _bucket(self, size: int) -> _Bucket:
         """The memory of a size, made when it is first needed."""
         if (bucket := self._buckets.get(size)) is None:
@@ -140,9 +193,14 @@ class DecodeBuckets:
             )
         return bucket
 
-    def _decode(self, bucket: _Bucket, max_length: int) -> None:
+    def _decode(
+        self, bucket: _Bucket, max_length: int, penalties: _Penalties | None, counts: torch.Tensor | None
+    ) -> None:
         """The device's part of a step: tensors only, at places that stay."""
-        ids, num_bad = sample(self._forward(bucket, max_length), bucket.numbers)
+        logits, scores = self._forward(bucket, max_length), None
+        if penalties is not None and counts is not None:
+            scores = penalise(logits, penalties.notes, penalties.numbers, counts)
+        ids, num_bad = sample(logits, bucket.numbers, scores=scores)
         self._last[bucket.ints[ASID]] = ids
         bucket.ids.copy_(ids)
         bucket.num_bad.copy_(num_bad)

@@ -12,7 +12,7 @@ from drivers.model.grammar import CompiledGrammar, Grammar
 from drivers.model.randomness import XTC, uniform
 from drivers.model.token_history import BadWords, DryPenalty, TokenHistory
 from llmos.device import CUTS, Bind, Sampling
-from native.sampling import Cut, Draw, MirostatDraw, Tally
+from native.sampling import Cut, Draw, MirostatDraw, Tally, Window
 
 __all__ = ["SamplingState", "list_cuts", "needs_cuts"]
 
@@ -71,9 +71,15 @@ class SamplingState:
         self.counts = TokenCounts(vocab_size) if counts_all else None
         self.history = TokenHistory(vocab_size) if sampling.needs_history else None
         self._dry = DryPenalty(sampling.dry, vocab_size) if sampling.dry is not None else None
+        self._lone_words = _ids((word[0] for word in sampling.bad_words if len(word) == 1), vocab_size)
         self._bad_words = BadWords(
-            [word for word in sampling.bad_words if all(0 <= token < vocab_size for token in word)]
+            [
+                word
+                for word in sampling.bad_words
+                if len(word) > 1 and all(0 <= token < vocab_size for token in word)
+            ]
         )
+        self._looks_back = sampling.dry is not None or bool(self._bad_words)
         self._needs_cuts = needs_cuts(sampling)
         self._num_known = 0
         self.note(0, bind.tokens)
@@ -98,9 +104,9 @@ class SamplingState:
     def looks_back(self) -> bool:
         """True when the next draw cannot be told before the token before it is known.
 
-        Counts and mirostat do not make it so: a device goes on from what it has drawn.
+        Penalties and mirostat do not make it so: a device goes on from what it has drawn.
         """
-        return self.history is not None or self.grammar is not None
+        return self._looks_back or self.grammar is not None
 
     def must_not_stop(self, position: int) -> bool:
         """True while the token at `position` is one of the first `min_tokens` of the output."""
@@ -119,6 +125,8 @@ class SamplingState:
         if self.grammar is not None:
             # bans what must not stop, too, unless an end is the only way to go on
             allowed_ids, banned_ids = self.grammar.limits(may_stop=not len(banned_ids))
+        if len(self._lone_words):
+            banned_ids = np.union1d(banned_ids, self._lone_words)
         if self.history is not None:
             if self._dry is not None:
                 dry_ids, penalties = self._dry.biases(self.history)
@@ -128,11 +136,9 @@ class SamplingState:
                 banned_ids = np.union1d(banned_ids, np.array(words, dtype=np.int64))
         num_named = len(seen_ids) + len(bias_ids) + len(banned_ids) + len(allowed_ids)
         is_greedy = sampling.temperature == 0.0
-        if is_greedy and not num_named and sampling.logprobs is None and self.counts is None:
+        tally = self._tally(position)
+        if is_greedy and not num_named and sampling.logprobs is None and tally is None:
             return None
-        tally = None
-        if self.counts is not None:
-            tally = Tally(self.counts, self._num_known, position, position >= self.num_prompt_tokens)
         draw = Draw(
             sampling.temperature,
             uniform(sampling.seed or 0, position),
@@ -161,6 +167,18 @@ class SamplingState:
         if self.history is not None and sampling.has_penalties:
             return self.history.count_last(sampling.repeat_last_n, self.num_prompt_tokens)
         return NO_IDS, NO_IDS
+
+    def _tally(self, position: int) -> Tally | None:
+        """Whose tokens the penalties are about; None: there are no penalties."""
+        is_output = position >= self.num_prompt_tokens
+        if self.counts is not None:
+            return Tally(self.counts, self._num_known, position, is_output)
+        sampling = self.sampling
+        if self.history is None or not sampling.has_penalties or sampling.repeat_last_n <= 0:
+            return None
+        size = sampling.repeat_last_n
+        window = Window(size, self.num_prompt_tokens, self.history.last(size))
+        return Tally(self.history, self._num_known, position, is_output, window)
 
     def _by_cuts(self, position: int) -> dict[str, Any]:
         sampling = self.sampling

@@ -96,7 +96,8 @@ class StepQueue:
         self._page_index, self._launcher = page_index, launcher
         self._tokens_per_page = k_pages[0].shape[1]
         self._last = torch.zeros(max_spaces + 1, dtype=torch.int64, device=model.device)
-        self._table = TokenTable(model.config.vocab_size, model.device)
+        max_len = page_index.pages_per_space * self._tokens_per_page
+        self._table = TokenTable(model.config.vocab_size, max_len, model.device)
         self._mirostat = MirostatTable(max_spaces, model.device)
         self._buckets = None
         if model.ops.kernels == "triton":
@@ -136,9 +137,10 @@ class StepQueue:
         turn = self._num_launched % MAX_IN_FLIGHT
         is_decode = all(len(row.tokens) <= 1 and row.sample and not row.targets for row in rows)
         buckets = self._buckets if is_decode else None
-        if buckets is not None and not callable(draws) and all(map(_is_plain, draws)):
-            results = buckets.launch(rows, draws, turn)
+        if buckets is not None and not callable(draws) and all(map(_is_recorded, draws)):
             spaces = tuple(row.asid for row in rows)
+            results = buckets.launch(rows, draws, self._table.prepare(draws, spaces), turn)
+            self._table.confirm(results[0])
             step = self._fetch(*results, _Told(), tuple(draws), spaces, turn)
         else:
             logits = self._forward(rows) if buckets is None else buckets.launch_forward(rows, turn)
@@ -221,7 +223,7 @@ class StepQueue:
             also = _Told(copied, choices=self._draw_here(logits, wanted, num_bad, counted, mus))
             for place, choice in also.choices.items():
                 ids[place] = choice.token
-        self._table.confirm()
+        self._table.confirm(ids)
         self._mirostat.confirm(mus)
         kept = [(place, space) for place, space in enumerate(spaces) if space is not None]
         if kept:
@@ -290,5 +292,6 @@ def _is_by_mirostat(draw: Draw | None) -> bool:
     return draw is not None and draw.mirostat is not None
 
 
-def _is_plain(draw: Draw | None) -> bool:
-    return draw is None or draw.is_plain
+def _is_recorded(draw: Draw | None) -> bool:
+    """Whether it is drawn in the graph of its step."""
+    return draw is None or draw.is_plain or draw.is_counted

@@ -79,6 +79,9 @@ class BadWords:
     def __init__(self, words: Sequence[Sequence[int]]) -> None:
         self._words = [(np.array(word[:-1], dtype=np.int32), word[-1]) for word in words]
 
+    def __bool__(self) -> bool:
+        return bool(self._words)
+
     def banned(self, history: TokenHistory) -> list[int]:
         """The ids that would complete one, each once."""
         return sorted(

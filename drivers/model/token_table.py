@@ -2,6 +2,7 @@
 
 A token that the device draws it counts there and then, so the next draw's penalties take it before the host
 knows it. What else there is, a prompt say, comes from the host: all of it at once, when a space is bound.
+Where penalties are about the last few tokens it keeps those in order, and counts them before each draw.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from attrs import evolve
 
 from drivers.model.extents import Extents
+from drivers.model.token_windows import Look, TokenWindows
 from drivers.ops.counted import NOTHING, OUTPUT, SEEN, Counted, write_counts
 from native.sampling import Draw
 
@@ -25,10 +27,12 @@ class TokenTable:
 
     Args:
         vocab_size: tokens.
+        max_len: positions of a space.
         device: where they are counted.
     """
 
-    def __init__(self, vocab_size: int, device: torch.device) -> None:
+    def __init__(self, vocab_size: int, max_len: int, device: torch.device) -> None:
+        self._windows = TokenWindows(max_len, device)
         self._counts = torch.zeros((0, vocab_size), dtype=torch.int32, device=device)
         self._places: dict[int, int] = {}  # by space
         self._extents = Extents()
@@ -48,22 +52,31 @@ class TokenTable:
         """
         places, notes = [-1] * len(draws), [NOTHING] * len(draws)
         written: list[tuple[int, Draw]] = []
+        looks: list[Look] = []
+        stale: list[Look] = []
         self._extents.begin()
         for row, (draw, space) in enumerate(zip(draws, spaces, strict=True)):
             if draw is None or space is None or not (draw.tally is not None or len(draw.seen_ids)):
                 continue
             places[row] = self._places.setdefault(space, len(self._places))
-            if self._extents.must_send(space, draw.tally):
+            must_send, tally = self._extents.must_send(space, draw.tally), draw.tally
+            if tally is not None and tally.window is not None:
+                looks.append(Look(row, places[row], tally, tally.window))
+                stale += looks[-1:] if must_send else []
+                continue
+            if must_send:
                 written.append((places[row], draw))
-            if draw.tally is not None:
-                notes[row] = OUTPUT if draw.tally.is_output else SEEN
+            if tally is not None:
+                notes[row] = OUTPUT if tally.is_output else SEEN
         self._make_room()
         write_counts(self._counts, [place for place, _ in written], [draw for _, draw in written])
-        self.num_written += len(written)
+        self._windows.prepare(self._counts, looks, stale)
+        self.num_written += len(written) + len(stale)
         return Counted(self._counts, places, notes) if max(places, default=-1) >= 0 else None
 
-    def confirm(self) -> None:
-        """The step that was prepared is launched."""
+    def confirm(self, ids: torch.Tensor) -> None:
+        """The step that was prepared is launched; the token of each row of logits, on the device."""
+        self._windows.take(ids)
         self._extents.confirm()
 
     def forget(self, space: int) -> None:

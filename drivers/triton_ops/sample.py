@@ -89,10 +89,14 @@ def _sample(
     num_scored = tl.num_programs(0)
     row = place
     end = vocab_size
+    is_there = row >= 0
     logits += row * vocab_size
     values = logits
     if WIDE:
         row = tl.load(notes + place)
+        end = tl.where(row >= 0, end, 0)
+        is_there = row >= 0
+        row = tl.maximum(row, 0)
         logits += (row - place) * vocab_size
         values = scores + place * vocab_size
     else:
@@ -197,11 +201,11 @@ def _sample(
                 num_seen += tl.sum(equals, axis=0)
         # the last bits of two sums may differ
         token = tl.where(token < vocab_size, token, last)
-    tl.store(ids + row, token)
-    tl.store(num_bad + row, bad)
+    tl.store(ids + row, token, mask=is_there)
+    tl.store(num_bad + row, bad, mask=is_there)
     if WIDE:  # the next draw's penalties are about this token, too
         note = tl.load(notes + 2 * num_scored + place)
-        if (note >= 0) & (bad == 0) & (token >= 0):
+        if (note >= 0) & is_there & (bad == 0) & (token >= 0):
             counts += tl.load(notes + num_scored + place) * vocab_size + token
             tl.store(counts, tl.maximum(tl.load(counts), 1) + note.to(tl.int32))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import triton
 import triton.language as tl
@@ -21,7 +22,7 @@ from drivers.ops.transfer import send
 from drivers.triton_ops.cuts import apply_cuts
 from native.sampling import Draw
 
-__all__ = ["Scores", "score"]
+__all__ = ["Scores", "penalise", "score", "score_numbers"]
 
 BLOCK = 1024  # logits at once
 
@@ -32,8 +33,8 @@ class Scores:
 
     Attributes:
         values: [num_scored, vocab_size], fp64, contiguous.
-        notes: [4, num_scored], int64: the row of logits, its row of counts (-1: none), what its token is
-            noted as there (see `Counted`), and its place among the limits (-1: none).
+        notes: [4, num_scored], int64: the row of logits (-1: nobody's), its row of counts (-1: none), what
+            its token is noted as there (see `Counted`), and its place among the limits (-1: none).
         counts: see `Counted`.
     """
 
@@ -55,6 +56,7 @@ def _score(
     repetition = tl.load(penalties + index)
     frequency = tl.load(penalties + num_scored + index)
     presence = tl.load(penalties + 2 * num_scored + index)
+    inside &= row >= 0
     raw = tl.load(logits + row * vocab_size + at, mask=inside, other=0.0).to(tl.float64)
     seen = tl.load(counts + place * vocab_size + at, mask=inside & (place >= 0), other=0)
     num_output = seen - 1
@@ -86,26 +88,62 @@ def score(
         limits: a row of bits for each draw that has some (see sample.py); None: none has.
         mus: of the draws by mirostat, in their order, fp64; None: there are none.
     """
-    asking = [(row, draw) for row, draw in enumerate(draws) if draw is not None and draw.has_scores]
+    asking = [draw for draw in draws if draw is not None and draw.has_scores]
     if not asking:
         return None
-    vocab_size, device = logits.shape[1], logits.device
-    limited = [row for row, draw in enumerate(draws) if draw is not None and draw.has_limits]
-    limit_of = {row: place for place, row in enumerate(limited)}
-    noted = [(row, counted.places[row], counted.notes[row], limit_of.get(row, -1)) for row, _ in asking]
-    notes = send(torch.tensor(noted, dtype=torch.int64).T.contiguous(), device)
-    numbers = [(draw.repetition_penalty, draw.frequency_penalty, draw.presence_penalty) for _, draw in asking]
-    penalties = send(torch.tensor(numbers, dtype=torch.float64).T.contiguous(), device)
-    values = torch.empty((len(asking), vocab_size), dtype=torch.float64, device=device)
+    notes, penalties = (send(torch.from_numpy(each), logits.device) for each in score_numbers(draws, counted))
     counts = counted.counts if len(counted.counts) else notes.new_empty((1, 1), dtype=torch.int32)
+    scores = penalise(logits, notes, penalties, counts, limits)
+    _add_biases(scores.values, asking)
+    apply_cuts(scores.values, asking, mus)
+    return scores
+
+
+def score_numbers(
+    draws: Sequence[Draw | None], counted: Counted
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """The notes, [4, num_scored], and the penalties, [3, num_scored], of rows whose draws have scores."""
+    notes: list[tuple[int, int, int, int]] = []
+    penalties: list[tuple[float, float, float]] = []
+    num_limited = 0
+    for row, draw in enumerate(draws):
+        if draw is None:
+            continue
+        num_limited += draw.has_limits
+        if draw.has_scores:
+            limit = num_limited - 1 if draw.has_limits else -1
+            notes.append((row, counted.places[row], counted.notes[row], limit))
+            penalties.append((draw.repetition_penalty, draw.frequency_penalty, draw.presence_penalty))
+    return (
+        np.ascontiguousarray(np.array(notes, dtype=np.int64).T),
+        np.ascontiguousarray(np.array(penalties, dtype=np.float64).T),
+    )
+
+
+def penalise(
+    logits: torch.Tensor,
+    notes: torch.Tensor,
+    penalties: torch.Tensor,
+    counts: torch.Tensor,
+    limits: torch.Tensor | None = None,
+) -> Scores:
+    """Scores by penalties and limits alone.
+
+    Args:
+        logits: [num_rows, vocab_size], fp32, contiguous.
+        notes: see `Scores`.
+        penalties: [3, num_scored], fp64: repetition, frequency, presence.
+        counts: see `Counted`; not empty.
+        limits: see `score`.
+    """
+    num_scored, vocab_size = notes.shape[1], logits.shape[1]
+    values = torch.empty((num_scored, vocab_size), dtype=torch.float64, device=logits.device)
     if limits is None:
         limits = notes.new_empty((1, 1), dtype=torch.uint8)  # nobody looks there
-    _score[(len(asking), triton.cdiv(vocab_size, BLOCK))](
-        logits, notes, counts, limits, penalties, values, len(asking), vocab_size, limits.shape[1],
+    _score[(num_scored, triton.cdiv(vocab_size, BLOCK))](
+        logits, notes, counts, limits, penalties, values, num_scored, vocab_size, limits.shape[1],
         BLOCK=BLOCK, enable_fp_fusion=False,
     )  # fmt: skip
-    _add_biases(values, [draw for _, draw in asking])
-    apply_cuts(values, [draw for _, draw in asking], mus)
     return Scores(values, notes, counts)
 
 

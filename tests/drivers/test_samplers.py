@@ -85,6 +85,28 @@ def test_bad_words_are_never_completed(tokens: list[int], words: list[list[int]]
     assert set(BadWords(words).banned(history_of(tokens))) == expected
 
 
+@settings(max_examples=100)
+@given(
+    tokens=FEW,
+    words=st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=2).map(tuple), max_size=3).map(tuple),
+    last_n=st.sampled_from([-1, 0, 3]),
+    min_tokens=st.integers(0, 1),
+)
+def test_only_words_of_several_tokens_look_back(
+    tokens: list[int], words: tuple[tuple[int, ...], ...], last_n: int, min_tokens: int
+) -> None:
+    """Others are banned whatever came before, as ends are; penalties do not look back."""
+    sampling = Sampling(1.0, bad_words=words, frequency_penalty=0.5, repeat_last_n=last_n)
+    bind = Bind(0, sampling, tuple(tokens), len(tokens), stop_token_ids=(9,), min_tokens=min_tokens)
+    state = SamplingState(bind, VOCAB)
+    draw = state.draw(len(tokens))
+    assert draw is not None
+    expected = {word[-1] for word in words if tuple(tokens[len(tokens) - len(word) + 1 :]) == word[:-1]}
+    assert set(draw.banned_ids.tolist()) == expected | ({9} if min_tokens else set())
+    assert state.looks_back == any(len(word) > 1 for word in words)
+    assert (draw.tally is None) == (last_n == 0)
+
+
 @settings(max_examples=200)
 @given(prompt=FEW, output=FEW, last_n=st.integers(1, 40))
 def test_penalties_look_at_the_last_tokens_only(prompt: list[int], output: list[int], last_n: int) -> None:

@@ -21,7 +21,7 @@ from drivers.model.randomness import uniform
 from drivers.model.transformer import Transformer
 from drivers.ops.batch import ContiguousPages
 from llmos.device import Row
-from native.sampling import Choice, Cut, Draw, MirostatDraw, Tally
+from native.sampling import Choice, Cut, Draw, MirostatDraw, Tally, Window
 
 pytest.importorskip("triton", reason="triton is not installed (extra: cuda)")
 
@@ -71,6 +71,7 @@ class Way(Enum):
     TOLD = "log-probabilities are told"
     LATE = "never the token before"
     COUNTED = "penalties for all tokens before"
+    WINDOW = "penalties for the last two"
     MIROSTAT = "by what surprised before"
 
 
@@ -87,11 +88,14 @@ def draw_at(
     draw = Draw(0.8, uniform(space, position), top_k=20)
     last = known[-1]
     match way:
-        case Way.COUNTED:
+        case Way.COUNTED | Way.WINDOW:
             num_prompt = len(PROMPT[space % 2 :])
-            ids, places = np.unique(known, return_inverse=True)
-            counts = np.bincount(places[num_prompt:], minlength=len(ids))
-            tally = Tally(OWNERS[space], len(known), position, True)
+            begin = max(0, len(known) - 2) if way is Way.WINDOW else 0
+            ids, places = np.unique(known[begin:], return_inverse=True)
+            counts = np.bincount(places[max(0, num_prompt - begin) :], minlength=len(ids))
+            tokens = np.array(known[begin:], dtype=np.int32)
+            window = Window(2, num_prompt, tokens) if way is Way.WINDOW else None
+            tally = Tally(OWNERS[space], len(known), position, True, window)
             num_top = 1 if space == 1 else None
             return evolve(
                 draw, seen_ids=ids, num_output=counts, repetition_penalty=1.5, frequency_penalty=0.8,
@@ -140,6 +144,12 @@ def quiet_run(space: int, way: Way, num_tokens: int, *numbers: str) -> list[Choi
 )
 @example(
     ways=[Way.COUNTED, Way.COUNTED, Way.PLAIN, Way.LATE], begins=[0, 0, 0, 1], depth=2, is_replayed=False
+)
+@example(
+    ways=[Way.COUNTED, Way.WINDOW, Way.WINDOW, Way.COUNTED], begins=[0, 0, 1, 2], depth=2, is_replayed=False
+)
+@example(
+    ways=[Way.COUNTED, Way.PLAIN, Way.WINDOW, Way.COUNTED], begins=[0, 0, 0, 0], depth=2, is_replayed=True
 )
 @example(ways=[Way.LATE, Way.LATE, Way.PLAIN, Way.TOLD], begins=[0, 0, 0, 1], depth=2, is_replayed=True)
 def test_choices_are_those_of_quiet_runs(
@@ -195,7 +205,7 @@ def test_choices_are_those_of_quiet_runs(
 
 
 def test_sizes_and_order() -> None:
-    """Batches are padded to buckets and contexts to powers of two of splits; one key for each pair."""
+    """Batches are padded to buckets, contexts and rows with penalties to powers of two; a key for each."""
     assert [bucket_size(n) for n in (1, 2, 3, 5, 16, 17, 33, 250)] == [1, 2, 4, 8, 16, 32, 48, 256]
     launcher = RecordingLauncher()
     queue, _ = open_queue(launcher)
@@ -206,6 +216,16 @@ def test_sizes_and_order() -> None:
     queue.launch([Row(0, 1, (2, 3), True)], [None])  # a chunk is launched as it is
     queue.collect()
     assert len(launcher.keys) == 3
+    for count in (1, 3):
+        counted = [draw_at(space, 1, Way.COUNTED, (1,)) for space in (0, 2, 3)[:count]]
+        rows = [Row(space, 0, (1,), True) for space in (0, 2, 3)[:count]]
+        queue.launch([*rows, Row(1, 0, (1,), True)], [*counted, None])
+        queue.collect()
+    assert launcher.keys[3:] == [(2, 1, 1), (4, 1, 4)]
+    told = draw_at(1, 1, Way.COUNTED, (1,))  # with log-probabilities
+    queue.launch([Row(1, 0, (1,), True)], [told])
+    queue.collect()
+    assert launcher.keys[5:] == [(1, 1, "forward")]
 
 
 def test_two_steps_are_in_flight_at_most() -> None:
@@ -227,7 +247,7 @@ def test_two_steps_are_in_flight_at_most() -> None:
 def test_a_launch_waits_for_nothing() -> None:
     """Prompts, steps that are fed, late draws, counts, mirostat, what is told: the host reads nothing."""
     queue, _ = open_queue(DirectLauncher(DEVICE))  # the calls that a graph would record
-    ways = (Way.COUNTED, Way.TOLD, Way.MIROSTAT, Way.LATE)
+    ways = (Way.COUNTED, Way.WINDOW, Way.MIROSTAT, Way.LATE)
     tokens = [list(PROMPT[space % 2 :]) for space in range(len(ways))]
     mus: list[float | None] = [None] * len(ways)
 

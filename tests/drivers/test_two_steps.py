@@ -68,14 +68,15 @@ WAYS = (
     Sampling(logit_bias={3: 4.0}),
     Sampling(temperature=1.5, seed=7),  # within the grammar
     Sampling(repetition_penalty=1.4, presence_penalty=0.3, logprobs=1),  # counts, and is told
-    Sampling(temperature=0.9, seed=8, repetition_penalty=1.4, repeat_last_n=3),  # looks back
+    Sampling(temperature=0.9, seed=8, repetition_penalty=1.4, repeat_last_n=3),  # the device looks back
     Sampling(temperature=0.9, seed=9, mirostat=Mirostat(2)),  # goes on from the device's mu
     Sampling(temperature=1.1, seed=10, typical_p=0.8, presence_penalty=0.5, logprobs=1),
     Sampling(temperature=1.1, seed=11, typical_p=0.8, logprobs=1, processed_logprobs=True),
     Sampling(temperature=1.1, seed=12, mirostat=Mirostat(1, 3.0), repetition_penalty=1.2, logprobs=2),
     Sampling(temperature=1.1, seed=13, mirostat=Mirostat(2, 3.0), logprobs=2, processed_logprobs=True),
+    Sampling(bad_words=((2,), (3,), (7,), (11,)), frequency_penalty=0.6, repeat_last_n=5),
 )
-IS_LATE = tuple(way in (4, 5, 8, 10) for way in range(len(WAYS)))  # its draw takes the token before
+IS_LATE = tuple(way in (4, 5, 8) for way in range(len(WAYS)))  # its draw takes the token before
 GRAMMAR_WAY, GRAMMAR_ID = 8, 1
 GRAMMAR = "start: /([a-m]|[0-4][!-Z])+/"
 
@@ -337,7 +338,7 @@ def carry_out(kernel: Kernel, action: Action) -> set[int]:
 )
 @example(actions=[("spawn", asid, 5 + asid) for asid in range(4)] + [("fork", 3, 0)] * 8, chunk=64)
 @example(
-    actions=[("spawn", asid, way) for asid, way in enumerate((11, 13, 14, 15))]
+    actions=[("spawn", asid, way) for asid, way in enumerate((11, 14, 15, 16))]
     + [("none", 0, 0), ("preempt", 0, 0), ("turn", 2, 0), ("none", 0, 0), ("end", 1, 0), ("fork", 3, 0)]
     + [("none", 0, 0)] * 4,
     chunk=4,

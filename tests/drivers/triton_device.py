@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 
 import torch
+from quick_interpreter import hasten
 
 __all__ = ["DEVICE", "draw"]
 
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if IS_INTERPRETED and find_spec("triton") is not None:
+    hasten()
 DEVICE = torch.device("cpu" if IS_INTERPRETED else "cuda")
 
 
