@@ -202,6 +202,35 @@ async def test_a_device_beyond_use_is_restarted(
     assert await run_together_sabotaged(fresh_server, stand_in, "cuEventRecord") == quiet
 
 
+async def test_what_an_image_holds_is_read_again_after_a_fault(
+    stand_in: StandIn, quiet: list[tuple[int, ...]], tmp_path: Path
+) -> None:
+    """A restored process comes back from its file by another driver, and computes only what was not in it."""
+    i = next(i for i, each in enumerate(requests()) if each.max_tokens == 40 and len(each.prompt) > 100)
+    request = requests()[i]
+    options = ("--pool-mib", "64", "--no-prefix-cache", "--image-folder", str(tmp_path))
+    with counted_server(*OPTIONS, *options, gateway=False) as server:
+        async with open_client(server.socket_path) as client:
+            (pid,) = (
+                await client.spawn(request.prompt, max_tokens=40, sampling=request.sampling, ignore_eos=True)
+            ).pids
+            await client.read(pid)
+            saved = await client.checkpoint(pid, "middle")
+            assert (await read_all(client, pid))[0] == quiet[i]
+            await client.wait(pid)
+            before = await client.statistics()
+            stand_in.fail("cuEventRecord", ILLEGAL_ADDRESS, after=12)  # some steps behind the copies in
+            (pid,) = (await client.restore("middle")).pids
+            assert (await read_all(client, pid))[0] == quiet[i]
+            await client.wait(pid)
+            after = await client.statistics()
+            (device,) = await client.devices()
+            await client.remove_image("middle")
+    assert device.num_restarts == 1
+    assert saved.num_saved_tokens >= len(request.prompt)
+    assert after.num_prompt_tokens == before.num_prompt_tokens
+
+
 async def test_a_device_that_is_beyond_use_for_a_while_comes_back(
     fresh_server: Server, stand_in: StandIn, quiet: list[tuple[int, ...]]
 ) -> None:
