@@ -1,4 +1,4 @@
-"""Draws of the largest batch on the device: by its own cuts, with penalties, and by cuts in an order."""
+"""Draws of the largest batch on the device: by its own cuts, with penalties, by other cuts, by mirostat."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from attrs import evolve
 
 from drivers.bench.gpu_setup import Setup
 from drivers.bench.rows import Measured
+from drivers.ops.counted import count_seen
 from drivers.triton_ops.ops import TritonOps
 from drivers.triton_ops.sample import draw_numbers, sample
-from native.sampling import Cut, Draw
+from drivers.triton_ops.scores import penalise, score_numbers
+from native.sampling import Cut, Draw, MirostatDraw
 
 __all__ = ["measure_sampling"]
 
@@ -32,6 +34,7 @@ def measure_sampling(setup: Setup) -> Iterator[Measured]:
         ("top-k and top-p", PLAIN),
         ("top-k and top-p, with penalties", penalties),
         ("typical", evolve(PLAIN, cuts=TYPICAL)),
+        ("mirostat 2", evolve(PLAIN, cuts=TYPICAL[:1], mirostat=MirostatDraw(2, 5.0, 0.1, 10.0))),
     ):
         case = f"kernels: sampling by {name}, batch {batch}"
         if setup.has_time(case) and setup.has_memory(case, 20 * batch * vocab_size):
@@ -41,10 +44,18 @@ def measure_sampling(setup: Setup) -> Iterator[Measured]:
 
 
 def _seconds(setup: Setup, logits: torch.Tensor, draws: list[Draw]) -> float:
-    """Of the kernel, where a graph has it; else with what the host prepares and sends, as in a step."""
+    """Of the kernels, where a graph has them; else with what the host prepares and sends, as in a step."""
+    numbers = torch.from_numpy(draw_numbers(draws)).to(setup.device)
     if draws[0].is_plain:
-        numbers = torch.from_numpy(draw_numbers(draws)).to(setup.device)
         return setup.seconds(lambda: sample(logits, numbers))
+    if draws[0].is_counted:
+        counted = count_seen(draws, logits.shape[1], logits.device)
+        told = score_numbers(draws, counted)
+        notes, penalties = (torch.from_numpy(each).to(setup.device) for each in told)
+        counts = counted.counts
+        return setup.seconds(
+            lambda: sample(logits, numbers, scores=penalise(logits, notes, penalties, counts))
+        )
     ops = TritonOps()
     ops.draw_tokens(logits, draws)
     times = []

@@ -96,15 +96,16 @@ class Process:
     way: int
     frames: list[tuple[int, ...]]  # of its pages
     num_prompt: int
+    mu: float | None = None  # of mirostat, behind the known tokens
     num_scheduled: int = 0
     num_pending: int = 0
     is_failed: bool = False
 
 
-def bind(asid: int, way: int, tokens: list[int], num_prompt: int) -> Bind:
+def bind(asid: int, way: int, tokens: list[int], num_prompt: int, mu: float | None) -> Bind:
     """How a space samples."""
     grammar = GRAMMAR_ID if way == GRAMMAR_WAY else None
-    return Bind(asid, WAYS[way], tuple(tokens), num_prompt, grammar=grammar)
+    return Bind(asid, WAYS[way], tuple(tokens), num_prompt, mu=mu, grammar=grammar)
 
 
 class Kernel:
@@ -120,7 +121,9 @@ class Kernel:
         self.steps: list[Step] = []
         self.answers: list[StepDone] = []
 
-    def begin(self, asid: int, tokens: list[int], way: int, num_prompt: int) -> Process:
+    def begin(
+        self, asid: int, tokens: list[int], way: int, num_prompt: int, mu: float | None = None
+    ) -> Process:
         """Open a space and bind it."""
         count = self.kv.frames_per_page
         frames = []
@@ -128,8 +131,8 @@ class Kernel:
         for vpn in range(self.kv.num_pages(MAX_LEN)):
             frames.append(tuple(self.free.pop(0) for _ in range(count)))
             self.edits.append(Map(asid, vpn, frames[-1]))
-        self.edits.append(bind(asid, way, tokens, num_prompt))
-        process = self.processes[asid] = Process(list(tokens), way, frames, num_prompt)
+        self.edits.append(bind(asid, way, tokens, num_prompt, mu))
+        process = self.processes[asid] = Process(list(tokens), way, frames, num_prompt, mu)
         return process
 
     def end(self, asid: int) -> Process:
@@ -142,13 +145,13 @@ class Kernel:
     def preempt(self, asid: int) -> None:
         """Its memory is gone, and what is known is computed again; a token in flight is thrown away."""
         process = self.end(asid)
-        self.begin(asid, process.tokens, process.way, process.num_prompt)
+        self.begin(asid, process.tokens, process.way, process.num_prompt, process.mu)
 
     def fork(self, asid: int, child: int) -> None:
         """Copy pages, and go on from what is known."""
         parent = self.processes[asid]
         shared = min(parent.num_scheduled, len(parent.tokens) - 1)
-        process = self.begin(child, parent.tokens, parent.way, parent.num_prompt)
+        process = self.begin(child, parent.tokens, parent.way, parent.num_prompt, parent.mu)
         process.num_scheduled = shared
         self.edits += [CopyPage(a, b) for a, b in zip(parent.frames, process.frames, strict=True)]
 
@@ -162,7 +165,7 @@ class Kernel:
         process.num_pending = 0
         for _step, entries in self.in_flight:
             entries[:] = [None if entry is process else entry for entry in entries]
-        self.edits.append(bind(asid, process.way, process.tokens, process.num_prompt))
+        self.edits.append(bind(asid, process.way, process.tokens, process.num_prompt, process.mu))
 
     def issue(self, skipped: set[int], chunk: int) -> None:
         """Send a step with a row of each process that has one, behind at most one other."""
@@ -204,6 +207,7 @@ class Kernel:
                     token = answer.tokens[index]
                     assert token is not None
                     process.tokens.append(token)
+                    process.mu = answer.mus[index] if answer.mus else None
 
     def take_oldest(self) -> None:
         """Take one answer, waiting for it."""
