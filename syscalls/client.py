@@ -20,6 +20,7 @@ import trio
 
 from syscalls.codec import Answer, Request, Welcome
 from syscalls.connection import Connection, open_connection
+from syscalls.device import Sleep, Wake
 from syscalls.embedding import Embed, Embedded
 from syscalls.errno import Errno, SyscallError
 from syscalls.feed import FEED_TOKENS, OutputFeed
@@ -343,6 +344,14 @@ class Client:
     async def statistics(self, *, exposition: bool = False) -> StatisticsInfo:
         """Read the kernel's counters. See `Statistics`."""
         return await self._ask(Statistics(exposition), StatisticsInfo)
+
+    async def sleep(self, level: int = 1) -> None:
+        """Have all devices rest; returns when they do. See `Sleep`."""
+        await self._ask(Sleep(level), Done)
+
+    async def wake(self) -> None:
+        """Have all devices go on; returns when they serve. See `Wake`."""
+        await self._ask(Wake(), Done)
 
     async def shutdown(self, grace_seconds: float = 30.0) -> None:
         """Drain and stop the kernel. See `Shutdown`."""

@@ -13,6 +13,7 @@ from typing import get_args
 
 import msgspec
 
+from syscalls.device import Sleep, Wake
 from syscalls.embedding import Embed
 from syscalls.errno import Errno, SyscallError
 from syscalls.image import (
@@ -94,6 +95,7 @@ Request = (
     | Checkpoint | Restore | Images | RemoveImage
     | Meminfo | Maps | Frames | DropCache
     | Whoami | Tenants | ReloadTenants | Shares
+    | Sleep | Wake
     | Devices | Models | Events | Statistics | Shutdown | Ping
 )  # fmt: skip
 

@@ -17,7 +17,7 @@ from types import ModuleType
 import attrs
 import msgspec
 
-from syscalls import codec, embedding, errno, image, memory, process, sampling, system, tenant
+from syscalls import codec, device, embedding, errno, image, memory, process, sampling, system, tenant
 from syscalls.codec import (
     ABI_VERSION,
     MAX_FRAME_BYTES,
@@ -39,7 +39,8 @@ FAMILIES: tuple[tuple[str, ModuleType], ...] = (
     ("Image", image),
     ("Memory", memory),
     ("Tenant", tenant),
-    ("Device and system", system),
+    ("Device", device),
+    ("System", system),
 )
 
 Kind = type[msgspec.Struct]

@@ -23,6 +23,7 @@ from syscalls.codec import (
     encode_frame,
     kernel_frame_decoder,
 )
+from syscalls.device import Sleep, Wake
 from syscalls.embedding import Embed
 from syscalls.errno import Errno, SyscallError
 from syscalls.image import (
@@ -120,6 +121,8 @@ REPLY_TYPES: dict[type[Request], type[Answer]] = {
     Images: ImageList,
     RemoveImage: Done,
     Shares: ShareList,
+    Sleep: Done,
+    Wake: Done,
     Devices: DeviceList,
     Models: ModelList,
     Events: EventList,

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Self, TypeVar, Unpack
 
 from syscalls.codec import Answer, Request, Welcome
+from syscalls.device import Sleep, Wake
 from syscalls.embedding import Embed, Embedded
 from syscalls.errno import Errno, SyscallError
 from syscalls.image import (
@@ -309,6 +310,14 @@ class SyncClient:
     def statistics(self, *, exposition: bool = False) -> StatisticsInfo:
         """Read the kernel's counters. See `Statistics`."""
         return self._ask(Statistics(exposition), StatisticsInfo)
+
+    def sleep(self, level: int = 1) -> None:
+        """Have all devices rest; returns when they do. See `Sleep`."""
+        self._ask(Sleep(level), Done)
+
+    def wake(self) -> None:
+        """Have all devices go on; returns when they serve. See `Wake`."""
+        self._ask(Wake(), Done)
 
     def shutdown(self, grace_seconds: float = 30.0) -> None:
         """Drain and stop the kernel. See `Shutdown`."""

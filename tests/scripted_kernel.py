@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import assert_never
 
 import attrs
+import msgspec
 import trio
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from syscalls.codec import Answer, Request
+from syscalls.device import Sleep, Wake
 from syscalls.embedding import Embed, EmbeddingInfo
 from syscalls.errno import Errno, SyscallError
 from syscalls.image import (
@@ -376,6 +378,10 @@ class ScriptedKernel:
                     pid, self.devices[0].name, (MapRange(0, 128, "shared", 2, 1 << 20),
                     MapRange(128, 384, "private", 1, 2 << 20)),
                 )  # fmt: skip
+            case Sleep() | Wake():
+                state = "sleeping" if isinstance(body, Sleep) else "ready"
+                self.devices = tuple(msgspec.structs.replace(device, state=state) for device in self.devices)
+                return Done()
             case DropCache():
                 return CacheDropped(5)
             case Whoami():

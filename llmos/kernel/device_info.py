@@ -31,7 +31,7 @@ def describe_device(name: str, host: DriverHost, core: Core) -> DeviceInfo:
         name=name,
         kind=hello.kind if hello else "",
         description=hello.description if hello else "",
-        state=host.state.value,
+        state="sleeping" if core.rest.is_asked_for else host.state.value,
         model=loaded.model.name if loaded else "",
         dtype=loaded.model.dtype if loaded else "",
         kv_dtype=loaded.kv.name if loaded else "",

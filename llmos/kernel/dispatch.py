@@ -9,6 +9,7 @@ import structlog
 import trio
 
 from llmos.kernel import (
+    calls_device,
     calls_embedding,
     calls_follow,
     calls_image,
@@ -20,6 +21,7 @@ from llmos.kernel import (
 )
 from llmos.kernel.session import Session
 from llmos.kernel.system import System
+from syscalls import device as d
 from syscalls import embedding as e
 from syscalls import image as i
 from syscalls import memory as m
@@ -65,6 +67,8 @@ TABLE: dict[type[Request], Handler] = {
     i.Images: calls_image.images,
     i.RemoveImage: calls_image.remove_image,
     t.Shares: calls_tenant.shares,
+    d.Sleep: calls_device.sleep,
+    d.Wake: calls_device.wake,
     s.Devices: calls_system.devices,
     s.Models: calls_system.models,
     s.Events: calls_system.events,

@@ -37,6 +37,7 @@ from llmos.sched.messages import (
     GrammarFinished,
     StepFinished,
 )
+from syscalls.errno import Errno, SyscallError
 
 OpenLink = Callable[[], Awaitable[DriverLink]]
 
@@ -56,8 +57,18 @@ class HostState(enum.Enum):
     LOADING = "loading"
     READY = "ready"
     RESTARTING = "restarting"
+    SLEEPING = "sleeping"
     FAILED = "failed"
     STOPPED = "stopped"
+
+
+class Night:
+    """One sleep of a device."""
+
+    def __init__(self) -> None:
+        self.fell_asleep = trio.Event()
+        self.morning = trio.Event()  # somebody wakes it
+        self.ended = trio.Event()  # it serves again, or has failed
 
 
 class DriverHost:
@@ -92,6 +103,8 @@ class DriverHost:
         self._events = events
         self._on_progress = on_progress
         self._deaths: deque[float] = deque()
+        self._night: Night | None = None  # it is to sleep, or does
+        self._bedtime = trio.Event()
 
     @property
     def name(self) -> str:
@@ -102,6 +115,11 @@ class DriverHost:
     def model_name(self) -> str:
         """Of what it loads."""
         return self._load.name
+
+    @property
+    def is_asleep(self) -> bool:
+        """True while it has no driver, because somebody asked for that."""
+        return self.state is HostState.SLEEPING
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep a driver alive until cancelled; started() when it can serve for the first time.
@@ -117,6 +135,7 @@ class DriverHost:
                 try:
                     loaded = await self._bring_up(link)
                     self.state, self.message = HostState.READY, ""
+                    self._end_night()
                     self._tell(DriverUp(link, loaded))
                     if not has_served:
                         has_served = True
@@ -124,6 +143,8 @@ class DriverHost:
                     await self._pump(link)
                 finally:
                     await link.aclose()
+                if self._night is not None:
+                    await self._sleep(self._night)
             except (DriverLost, LoadRefused, OSError) as error:
                 if not has_served:  # it never worked here: trying again would hide why
                     self._fail(str(error))
@@ -136,6 +157,52 @@ class DriverHost:
                 self._events.record("driver", f"{self.name}: {error}; restarting", level="warning")
                 self._tell(DriverDown(str(error), is_final=False))
                 await trio.sleep(0.1 * 2 ** len(self._deaths))
+
+    async def sleep(self) -> None:
+        """End the driver until `wake`: all of the device's memory is the machine's again. A checkpoint.
+
+        Processes go on later by computing again what they had; nothing of them is lost.
+
+        Raises:
+            SyscallError: EBUSY, there is no driver that serves, or it was woken or failed meanwhile.
+        """
+        if self.is_asleep:
+            return
+        if self.state is not HostState.READY:
+            raise SyscallError(Errno.EBUSY, f"device {self.name} is {self.state.value}, not ready")
+        self._night = night = self._night or Night()
+        self._bedtime.set()
+        await night.fell_asleep.wait()
+        if not self.is_asleep:
+            raise SyscallError(Errno.EBUSY, f"device {self.name} is {self.state.value}: it does not sleep")
+
+    async def wake(self) -> bool:
+        """Start the driver again and wait until it has loaded what it had. A checkpoint.
+
+        Returns:
+            False: it has failed meanwhile. True also if it did not sleep.
+        """
+        night = self._night
+        if night is None:
+            return True
+        night.morning.set()
+        await night.ended.wait()
+        return self.state is not HostState.FAILED
+
+    async def _sleep(self, night: Night) -> None:
+        """The driver was ended because somebody asked for it."""
+        self.state, self.message = HostState.SLEEPING, ""
+        self._tell(DriverDown("it sleeps", is_final=False))
+        night.fell_asleep.set()
+        await night.morning.wait()
+        self.state = HostState.STARTING
+
+    def _end_night(self) -> None:
+        """The device serves, or never will again."""
+        if self._night is not None and (self._night.morning.is_set() or self.state is HostState.FAILED):
+            self._night.fell_asleep.set()
+            self._night.ended.set()
+            self._night, self._bedtime = None, trio.Event()
 
     async def _bring_up(self, link: DriverLink) -> Loaded:
         """Hello, Load, Progress*, Loaded."""
@@ -181,9 +248,19 @@ class DriverHost:
                     raise DriverLost(f"driver {self.name} answered Load with {type(answer).__name__}")
 
     async def _pump(self, link: DriverLink) -> None:
-        """Hand results to the Core until the driver is gone, and see to it that it does not hang."""
+        """Hand results to the Core until the driver is gone, and see to it that it does not hang.
+
+        Returns when the driver is to be ended, so that the device may sleep.
+        """
+        lost: DriverLost | None = None
+
+        async def end_when_asked(scope: trio.CancelScope) -> None:
+            await self._bedtime.wait()
+            scope.cancel()
+
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch, link)
+            nursery.start_soon(end_when_asked, nursery.cancel_scope)
             while True:
                 try:
                     message: FromDriver = await link.receive()
@@ -202,7 +279,8 @@ class DriverHost:
                         nursery.cancel_scope.cancel()
                         lost = DriverLost(f"driver {self.name} sent {type(message).__name__} out of turn")
                         break
-        raise lost
+        if lost is not None:
+            raise lost
 
     async def _watch(self, link: DriverLink) -> None:
         while True:
@@ -227,6 +305,7 @@ class DriverHost:
         self.state, self.message = HostState.FAILED, message
         self._events.record("driver", f"{self.name}: {message}", level="error")
         self._tell(DriverDown(message, is_final=True))
+        self._end_night()
 
     def _tell(self, message: FromDevice) -> None:
         with contextlib.suppress(MailboxClosed):  # the kernel is stopping

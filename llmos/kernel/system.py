@@ -11,6 +11,7 @@ import attrs
 import structlog
 import trio
 
+from llmos.device import Loaded
 from llmos.ipc.mailbox import MailboxClosed
 from llmos.kernel.device_info import describe_device, describe_model
 from llmos.kernel.driver_host import DriverHost, HostState
@@ -95,7 +96,7 @@ class System:
             loads.append(
                 DeviceLoad(
                     name,
-                    host.state is HostState.READY,
+                    self._serves(name),
                     self.num_live[name],
                     memory.num_free if memory else 0,
                 )
@@ -131,12 +132,21 @@ class System:
 
     def models(self) -> tuple[Model, ...]:
         """The models that are served, one entry for each name."""
-        found: dict[str, Model] = {}
+        found: dict[str, Loaded] = {}
+        ready: set[str] = set()
         for name, core in self.cores.items():
-            if core.loaded is not None and core.loaded.model.name not in found:
-                ready = self.hosts[name].state is HostState.READY
-                found[core.loaded.model.name] = describe_model(core.loaded, self.loaded_at, ready=ready)
-        return tuple(found.values())
+            if core.loaded is not None:
+                model = core.loaded.model.name
+                found.setdefault(model, core.loaded)
+                if self._serves(name):
+                    ready.add(model)
+        return tuple(
+            describe_model(loaded, self.loaded_at, ready=name in ready) for name, loaded in found.items()
+        )
+
+    def _serves(self, device: str) -> bool:
+        """Would a process that comes now be computed?"""
+        return self.hosts[device].state is HostState.READY and not self.cores[device].rest.is_asked_for
 
     # --- processes ---------------------------------------------------------------------------------------
 

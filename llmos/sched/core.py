@@ -58,12 +58,15 @@ from llmos.sched.messages import (
     Reconsider,
     Restore,
     Save,
+    Sleep,
     StepFinished,
     Sweep,
+    Wake,
 )  # fmt: skip
 from llmos.sched.policy import ResidencyPolicy
 from llmos.sched.preemption import PreemptionCosts
 from llmos.sched.residents import Residents
+from llmos.sched.rest import Rest
 from llmos.sched.saving import start_saving
 from llmos.sched.switch import ContextSwitch
 from syscalls.process import ExitStatus
@@ -154,6 +157,7 @@ class Core(Actor[Message]):
         self.max_pinned_bytes = max_pinned_bytes
         self._link: DriverLink | None = None
         self._cache_drops = CacheDrops()
+        self.rest = Rest()
         self._in_flight: deque[InFlight] = deque()
         self._step_id = self._next_review = 0
         self.num_steps = self.num_prompt_tokens = self.num_output_tokens = 0
@@ -209,8 +213,12 @@ class Core(Actor[Message]):
             case Restore(process, pages):
                 commands.restore(self.residents, process, pages)
             case DropCache():
-                switch = self.residents.switch
-                self._cache_drops.start(message, switch.vmm if switch is not None else None)
+                self._drop_cache(message)
+            case Sleep(done):
+                self.rest.begin(done)
+            case Wake():
+                self.rest.end()
+                self.residents.admission_is_due = True
             case DriverUp(link, loaded):
                 self._attach(link, loaded)
             case DriverDown(reason, is_final):
@@ -229,6 +237,8 @@ class Core(Actor[Message]):
         """
         residents, switch = self.residents, self.residents.switch
         assert switch is not None
+        if self.rest.is_asked_for:
+            return self._plan_rest(switch)
         if len(self._in_flight) >= self.limits.steps_in_flight:
             if switch.costs.is_sync:
                 return []
@@ -249,6 +259,22 @@ class Core(Actor[Message]):
         if switch.swap.has_messages and switch.vmm.has_page_copies:
             orders.append(self._issue(Step(self._step_id + 1, switch.take_edits(), ()), [], StepWork()))
         return orders + self._take_copies(switch)
+
+    def _plan_rest(self, switch: ContextSwitch) -> list[Step | Copy]:
+        """Take what memory there is from everybody: only edits and copies are left to do."""
+        is_empty = self.rest.empty(self.residents, self._drop_cache)
+        orders: list[Step | Copy] = []
+        if len(self._in_flight) < self.limits.steps_in_flight and (edits := switch.take_edits()):
+            orders.append(self._issue(Step(self._step_id + 1, edits, ()), [], StepWork()))
+        if not switch.vmm.has_page_copies:
+            orders += self._take_copies(switch)
+        if is_empty and not orders and not self._in_flight:
+            self.rest.settle()
+        return orders
+
+    def _drop_cache(self, message: DropCache) -> None:
+        switch = self.residents.switch
+        self._cache_drops.start(message, switch.vmm if switch is not None else None)
 
     def _take_copies(self, switch: ContextSwitch) -> list[Step | Copy]:
         """Copies to begin, each with the step that it must wait for."""
@@ -466,6 +492,7 @@ class Core(Actor[Message]):
         self._link = None
         self._in_flight.clear()
         self.residents.lose_memory()
+        self.rest.settle()
         if is_final:
             for process in list(self.residents.queue.members.values()):
                 self.residents.terminate(

@@ -111,6 +111,18 @@ class DropCache:
 
 
 @attrs.frozen
+class Sleep:
+    """Take no steps, and all memory from everybody, until Wake. EBUSY when that came before all was done."""
+
+    done: Done
+
+
+@attrs.frozen
+class Wake:
+    """Take steps again. Never fails."""
+
+
+@attrs.frozen
 class StepFinished:
     """The device has done a step."""
 
@@ -161,4 +173,4 @@ class DriverDown:
 
 Command = Kill | Stop | Cont | Renice | WriteInput | Fork
 FromDevice = StepFinished | CopyFinished | GrammarFinished | DriverUp | DriverDown
-Message = Enqueue | Command | Save | Restore | DropCache | Sweep | Reconsider | FromDevice
+Message = Enqueue | Command | Save | Restore | DropCache | Sweep | Reconsider | Sleep | Wake | FromDevice

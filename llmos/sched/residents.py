@@ -255,6 +255,12 @@ class Residents:
             tier=out.tier,
         )
 
+    def take_all_memory(self) -> None:
+        """Preempt everybody who holds memory, but those whose memory is still on its way."""
+        for process in list(self.queue.members.values()):
+            if process.space is not None and not process.num_arriving:
+                self.preempt(process)
+
     def _count_preemption(self, process: Process) -> None:
         self.charge_residency(process, trio.current_time())
         process.num_preemptions += 1

@@ -1,19 +1,20 @@
-"""Administrators' routes: drain, dropping the prefix cache, and those of other servers, refused by name."""
+"""Administrators' routes: drain, sleep, dropping the prefix cache; those not done are refused by name."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
-from shell.gateway.errors import ApiError, invalid
+from shell.gateway.errors import ApiError, invalid, unavailable
 from shell.gateway.exchange import Exchange
 from shell.gateway.fields import FieldTable, convert, implemented, refused, take_fields
 from shell.gateway.json_body import read_json
 from shell.gateway.replies.server import CacheReport, DrainReport, SleepReport
 from shell.gateway.service import Endpoint
+from syscalls.errno import Errno, SyscallError
 
 MAX_GRACE_SECONDS = 86_400.0
 DRAIN_FIELDS: FieldTable = implemented("grace_seconds")
@@ -21,6 +22,10 @@ DRAIN_FIELDS: FieldTable = implemented("grace_seconds")
 RESET_FIELDS: FieldTable = refused(
     reset_running_requests=("false", "False"), reset_external=("false", "False")
 )
+
+# Of vLLM's query: no request is ended for a sleep, and all of a device wakes together.
+SLEEP_FIELDS: FieldTable = {**implemented("level"), **refused(mode=("keep",))}
+WAKE_FIELDS: FieldTable = refused(tags=())
 
 
 class DrainFields(msgspec.Struct):
@@ -74,15 +79,56 @@ class ResetPrefixCache(AdminEndpoint):
         await exchange.respond_json(200, {"num_dropped_pages": dropped.num_pages})
 
 
+class SleepQuery(msgspec.Struct):
+    """Level 1 keeps the weights on the devices, level 2 keeps nothing there."""
+
+    level: Literal["1", "2"] = "1"
+
+
+class Sleep(AdminEndpoint):
+    """Has every device give up what it holds and rest; nobody's process ends."""
+
+    name = "sleep"
+    query_struct = SleepQuery
+    answer_type = SleepReport
+
+    async def administrate(self, exchange: Exchange) -> None:
+        """Answer when all devices are at rest. Raises ApiError 503 where one is not ready for that."""
+        query = convert(take_fields(dict(exchange.query), SLEEP_FIELDS, exchange.ignored), SleepQuery)
+        try:
+            await self.client_of(exchange).sleep(int(query.level))
+        except SyscallError as error:
+            if error.errno is not Errno.EBUSY:
+                raise
+            raise unavailable("model_loading", f"Not everything sleeps: {error.message}.") from error
+        await exchange.respond_json(200, {"is_sleeping": True})
+
+
+class WakeUp(AdminEndpoint):
+    """Has every device go on, and every process where it was."""
+
+    name = "wake_up"
+    answer_type = SleepReport
+
+    async def administrate(self, exchange: Exchange) -> None:
+        """Answer when all devices serve."""
+        take_fields(dict(exchange.query), WAKE_FIELDS, exchange.ignored)
+        await self.client_of(exchange).wake()
+        await self.service.link.refresh()  # so that the next request does not find it asleep
+        await exchange.respond_json(200, {"is_sleeping": False})
+
+
 class IsSleeping(AdminEndpoint):
-    """This kernel never gives its weights up while it runs, so the answer is always no."""
+    """Whether every device sleeps."""
 
     name = "is_sleeping"
     answer_type = SleepReport
 
     async def administrate(self, exchange: Exchange) -> None:
-        """Tell the truth."""
-        await exchange.respond_json(200, {"is_sleeping": False})
+        """Ask the kernel."""
+        devices = await self.client_of(exchange).devices()
+        states = {device.state for device in devices if device.state != "failed"}
+        await exchange.respond_json(200, {"is_sleeping": states == {"sleeping"}})
 
 
 class Unsupported(AdminEndpoint):
@@ -107,8 +153,6 @@ REASONS = {
         ),
         "this kernel serves no adapters",
     ),
-    "/sleep": "the weights stay loaded while the kernel runs; POST /drain stops it",
-    "/wake_up": "the server does not sleep",
     "/models/load": "a kernel serves the model that it was started with",
     "/models/unload": "a kernel serves the model that it was started with; POST /drain stops it",
 }

@@ -120,7 +120,9 @@ class Catalog:
         if not embeds and not info.generates:
             raise unsupported("model", f" here: `{info.name}` only makes embeddings")
         if not info.ready:
-            raise unavailable("model_loading", f"The model `{info.name}` is still loading.")
+            raise unavailable(
+                "model_loading", f"The model `{info.name}` is not ready: it is still loading, or asleep."
+            )
         text, defaults = await self._open(info)
         return ServedModel(name=name or info.name, info=info, text=text, sampling_defaults=defaults)
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from shell.gateway.admin import REASONS
 from shell.gateway.errors import ApiError
 from shell.gateway.process_errors import explaining_processes
+from syscalls.device import Sleep
 from syscalls.errno import Errno, SyscallError
 from syscalls.memory import DropCache
 from tests.gateway.harness import (
@@ -177,10 +178,28 @@ def test_the_prefix_cache_is_dropped(gateway: Gateway, kernel: KernelThread) -> 
     assert gateway.post(f"{path}?{wanted}=false&reset_external=False", {}).status_code == 200
 
 
+def test_devices_sleep_and_wake(own_kernel: KernelThread, tmp_path: Path) -> None:
+    """On the level that was asked for; what vLLM would do beside it is refused."""
+    with running_gateway(own_kernel, tmp_path / "gateway") as gateway:
+        assert gateway.get("/is_sleeping").json() == {"is_sleeping": False}
+        for query, level in (("", 1), ("?level=1&mode=keep", 1), ("?level=2", 2)):
+            own_kernel.kernel.calls.clear()
+            assert gateway.post(f"/sleep{query}", {}).json() == {"is_sleeping": True}
+            assert Sleep(level) in own_kernel.kernel.calls
+            assert gateway.get("/is_sleeping").json() == {"is_sleeping": True}
+        check_error(gateway.post("/sleep?level=3", {}), 400, "invalid_value", "level")
+        check_error(gateway.post("/sleep?mode=abort", {}), 400, "unsupported_parameter", "mode")
+        check_error(gateway.post("/wake_up?tags=weights", {}), 400, "unsupported_parameter", "tags")
+        assert gateway.get("/is_sleeping").json() == {"is_sleeping": True}
+        assert gateway.post("/wake_up", {}).json() == {"is_sleeping": False}
+        assert gateway.get("/is_sleeping").json() == {"is_sleeping": False}
+        own_kernel.kernel.refusals[Sleep] = SyscallError(Errno.EBUSY, "device sim:0 is loading, not ready")
+        check_error(gateway.post("/sleep", {}), 503, "model_loading")
+
+
 def test_drain_reaches_the_kernel(own_kernel: KernelThread, tmp_path: Path) -> None:
     """With the time that was asked for; a wrong one is refused."""
     with running_gateway(own_kernel, tmp_path / "gateway") as gateway:
-        assert gateway.get("/is_sleeping").json() == {"is_sleeping": False}
         check_error(gateway.post("/drain", {"grace_seconds": -1}), 400, "invalid_value", "grace_seconds")
         assert own_kernel.kernel.shutdown_grace is None
         answer = gateway.post("/drain", {"grace_seconds": 2.5})
@@ -195,7 +214,7 @@ def test_admin_routes_are_for_administrators(tmp_path: Path) -> None:
             kernel.wait_until(lambda: gateway.get("/health").status_code == 200)
             headers = {"authorization": "Bearer key-of-alice"}
             assert gateway.get("/v1/requests", headers=headers).json()["data"] == []
-            for path in ("/drain", "/reset_prefix_cache", *REASONS):
+            for path in ("/drain", "/reset_prefix_cache", "/sleep", "/wake_up", *REASONS):
                 check_error(gateway.post(path, {}, headers=headers), 403, "permission_denied")
             check_error(gateway.get("/is_sleeping", headers=headers), 403, "permission_denied")
             check_error(gateway.get("/slots"), 401, "invalid_api_key")

@@ -47,11 +47,12 @@ TOUCH = st.tuples(
 )
 PAUSE = st.tuples(st.just("pause"), st.floats(0.001, 0.2))
 CRASH = st.tuples(st.just("crash"))
+SLEEP = st.tuples(st.just("sleep"), st.integers(1, 2), st.floats(0.0, 0.2))
 PLACE = st.integers(0, 4)  # of an image
 SAVE = st.tuples(st.just("checkpoint"), st.integers(0, 30), PLACE)
 RESTORE = st.tuples(st.sampled_from(["restore", "restore", "damage"]), PLACE, st.integers(0, 5000))
 OPERATIONS = st.lists(
-    st.one_of(SPAWN, SPAWN, TOUCH, TOUCH, SAVE, RESTORE, PAUSE, CRASH), min_size=8, max_size=40
+    st.one_of(SPAWN, SPAWN, TOUCH, TOUCH, SAVE, RESTORE, PAUSE, CRASH, SLEEP), min_size=8, max_size=40
 )
 
 
@@ -98,6 +99,18 @@ async def disturb(kernel: RunningKernel, operations: list[tuple]) -> list[Life]:
         return await carry_out(kernel, operations, nursery)
 
 
+async def nap(kernel: RunningKernel, level: int, seconds: float) -> None:
+    """Have the device sleep for so long, if it comes to that, while life goes on."""
+    with trio.move_on_after(seconds):
+        try:
+            await kernel.client.sleep(level)
+        except SyscallError as error:
+            if error.errno is not Errno.EBUSY:  # it restarts, or somebody else has woken it
+                raise
+        await trio.sleep_forever()
+    await kernel.client.wake()
+
+
 async def carry_out(kernel: RunningKernel, operations: list[tuple], nursery: trio.Nursery) -> list[Life]:
     """Carry the operations out; refusals that the contract allows are part of life."""
     client = kernel.client
@@ -111,6 +124,9 @@ async def carry_out(kernel: RunningKernel, operations: list[tuple], nursery: tri
             if num_crashes < 4:
                 num_crashes += 1
                 kernel.sim.kill()
+        elif name == "sleep":
+            level, seconds = arguments
+            nursery.start_soon(nap, kernel, level, seconds)
         elif name == "spawn":
             length, max_tokens, seed, num_samples, grammar = arguments
             prompt = tuple((length // 20 + i) % 500 for i in range(length))

@@ -135,6 +135,6 @@ class CacheReport(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class SleepReport(msgspec.Struct, forbid_unknown_fields=True):
-    """The server is awake."""
+    """Whether all devices sleep."""
 
-    is_sleeping: Literal[False]
+    is_sleeping: bool

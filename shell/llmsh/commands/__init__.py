@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from shell.llmsh.commands import (
     chat,
+    device,
     filters,
     help,
     image,
@@ -29,7 +30,7 @@ TABLE = CommandTable(
         "Processes": (*process.COMMANDS, *output.COMMANDS, *why.COMMANDS, *strace.COMMANDS),
         "Jobs": jobs.COMMANDS,
         "Images": image.COMMANDS,
-        "The system": (*top.COMMANDS, *memory.COMMANDS, *system.COMMANDS, *tenant.COMMANDS),
+        "The system": (*top.COMMANDS, *memory.COMMANDS, *system.COMMANDS, *device.COMMANDS, *tenant.COMMANDS),
         "Pipes and variables": (*filters.COMMANDS, *variables.COMMANDS),
         "The shell": (*prefix.COMMANDS, *help.COMMANDS, *leave.COMMANDS),
     }

@@ -91,7 +91,7 @@ async def list_models(shell: Shell, arguments: Arguments) -> int:
             model.max_model_len,
             model.vocab_size,
             model.dtype,
-            "ready" if model.ready else "loading",
+            "ready" if model.ready else "not ready",
             model.path,
         )
         for model in models
