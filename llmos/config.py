@@ -193,6 +193,13 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     metrics_compat: Annotated[
         Literal["none", "vllm"], Meta(description="gateway: whose names /metrics has besides our own")
     ] = "none"
+    max_users: Annotated[
+        int,
+        Meta(
+            ge=0, le=10_000,
+            description="gateway: `user` of requests counts; so many have metrics of their own, 0: no effect",
+        ),
+    ] = 0  # fmt: skip
     response_folder: Annotated[
         str | None, Meta(description="gateway: where stored responses lie; default: beside the socket")
     ] = None

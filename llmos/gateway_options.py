@@ -25,6 +25,7 @@ def gateway_options(config: Config, socket_path: str) -> list[str]:
         "send-timeout": config.send_timeout_seconds,
         "shutdown-timeout": config.shutdown_grace_seconds,
         "priority-order": config.priority_order,
+        "max-users": config.max_users,
         "metrics-compat": config.metrics_compat,
         "log-level": config.log_level,
         "log-format": config.log_format,

@@ -47,7 +47,7 @@ class Embed(msgspec.Struct, frozen=True, tag="embed"):
     depend on how the input was cut into steps, on what ran beside it, or on what happened to it meanwhile.
 
     Errors: EINVAL (no inputs, or more than MAX_INPUTS; an empty one, or a token id outside the vocabulary; a
-    pooling that the model cannot do; a bad salt, nice level, deadline or pin), E2BIG (an input over the
+    pooling that the model cannot do; a bad salt, nice level, deadline, pin or user), E2BIG (an input over the
     context), ENOMEM (could never fit in device memory, or in what the tenant may have of it), EAGAIN (process
     table full), EDQUOT (a limit of the tenant), ENOENT (no such model), ESHUTDOWN (draining).
     """
@@ -62,6 +62,7 @@ class Embed(msgspec.Struct, frozen=True, tag="embed"):
     deadline_seconds: float | None = None  # as of `Spawn`
     cache_salt: str = ""  # pages are shared with processes of the same tenant and salt only
     pin_seconds: float = 0.0  # as of `Spawn`; a device that keeps nothing of a text refuses any
+    user: str = ""  # as of `Spawn`
 
 
 def read_vector(vector: bytes) -> tuple[float, ...]:

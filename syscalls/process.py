@@ -26,10 +26,10 @@ class Spawn(msgspec.Struct, frozen=True, tag="spawn"):
     output that are more than that, the first pages are pinned. `drop_cache` drops what is pinned as well.
 
     Errors: EINVAL (empty prompt, token id outside the vocabulary, bad sampling value, grammar, deadline,
-    salt or pin), E2BIG (prompt + max_tokens over the context), ENOMEM (could never fit in device memory, or
-    in what the tenant may have of it), EAGAIN (process table full; a grammar not read in time, or more of
-    them in use than a device may have), EDQUOT (a limit of the tenant), EPERM (nice below what the tenant may
-    have), ENOENT (no such model), ESHUTDOWN (draining).
+    salt, pin or user), E2BIG (prompt + max_tokens over the context), ENOMEM (could never fit in device
+    memory, or in what the tenant may have of it), EAGAIN (process table full; a grammar not read in time, or
+    more of them in use than a device may have), EDQUOT (a limit of the tenant), EPERM (nice below what the
+    tenant may have), ENOENT (no such model), ESHUTDOWN (draining).
     """
 
     prompt: tuple[int, ...]  # token ids
@@ -51,6 +51,7 @@ class Spawn(msgspec.Struct, frozen=True, tag="spawn"):
     cache_salt: str = ""  # pages are shared with processes of the same tenant and salt only
     token_times: bool = False  # read tells when the device had each token
     pin_seconds: float = 0.0  # for so long after its end its pages outlast others in the prefix cache
+    user: str = ""  # of the tenant's: under fair shares its users take turns, by what they were served
 
 
 class Spawned(msgspec.Struct, frozen=True, tag="spawned"):
@@ -254,6 +255,7 @@ class ProcessInfo(msgspec.Struct, frozen=True, tag="process_info"):
     activity: str = (
         ""  # what its time is spent on: queued, memory, swapped, prefill, decode, input, stopped …
     )
+    user: str = ""  # as its spawn named
 
 
 class ProcessList(msgspec.Struct, frozen=True, tag="process_list"):

@@ -158,6 +158,7 @@ class SpawnOptions(TypedDict, total=False):
     cache_salt: str
     token_times: bool
     pin_seconds: float
+    user: str
 
 
 class EmbedOptions(TypedDict, total=False):
@@ -171,6 +172,7 @@ class EmbedOptions(TypedDict, total=False):
     deadline_seconds: float | None
     cache_salt: str
     pin_seconds: float
+    user: str
 
 
 class ClientSession:

@@ -87,6 +87,7 @@ def _make_processes(
             tenant=session.tenant,
             session=session.id,
             label=body.label,
+            user=body.user,
             model=core.loaded.model.name,
             device=core.name,
             sampling=Sampling(seed=0),

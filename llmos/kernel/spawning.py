@@ -20,6 +20,7 @@ from syscalls.process import MAX_NICE, MAX_SAMPLES, MIN_NICE, Fork, Spawn
 
 MAX_STOP_TOKENS = 64
 MAX_SALT_LENGTH = 256
+MAX_USER_LENGTH = 256
 MAX_SCORES = 500_000  # log-probabilities of a prompt: they go to the client in one reply
 
 
@@ -48,7 +49,7 @@ def check_allowance(core: Core, tenant: Tenant, num_tokens: int) -> None:
 
 
 def check_terms(core: Core, tenant: Tenant, body: Spawn | Embed) -> None:
-    """Check what any new process may ask for: its nice level, deadline, salt and pin.
+    """Check what any new process may ask for: its nice level, deadline, salt, pin and user.
 
     Raises:
         SyscallError: EINVAL; EPERM: a nice level below the tenant's.
@@ -68,6 +69,8 @@ def check_terms(core: Core, tenant: Tenant, body: Spawn | Embed) -> None:
         raise invalid_parameter(
             "pin_seconds", f"is {body.pin_seconds}; the limit is 0 to {core.max_pin_seconds:g}"
         )
+    if len(body.user) > MAX_USER_LENGTH:
+        raise invalid_parameter("user", f"has {len(body.user)} characters; the limit is {MAX_USER_LENGTH}")
 
 
 def check_grammar_room(core: Core, grammar: str | None) -> None:
@@ -170,6 +173,7 @@ def make_processes(system: System, core: Core, session: Session, body: Spawn) ->
             tenant=session.tenant,
             session=None if body.detached else session.id,
             label=body.label,
+            user=body.user,
             model=model.name,
             device=core.name,
             sampling=msgspec.structs.replace(body.sampling, seed=_wrap_seed(seed + i)),
@@ -228,6 +232,7 @@ def make_children(system: System, session: Session, parent: Process, body: Fork)
             tenant=parent.tenant,
             session=None if body.detached else session.id,
             label=parent.label if body.label is None else body.label,
+            user=parent.user,
             model=parent.model,
             device=parent.device,
             sampling=sampling,

@@ -178,6 +178,7 @@ class System:
             parent=process.parent,
             tenant=process.tenant,
             label=process.label,
+            user=process.user,
             device=process.device,
             reason=process.status.reason,
             message=process.status.message,
@@ -226,6 +227,7 @@ class System:
             usage=process.usage(now),
             status=process.status,
             activity=process.timeline.activity,
+            user=process.user,
         )
 
     async def reap_forgotten(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

@@ -50,6 +50,7 @@ class Process:
     tenant: str
     session: int | None  # the session that it ends with; None when detached
     label: str = ""
+    user: str = ""  # of the tenant's, who takes turns with the others
     model: str
     device: str  # that it was placed on
     sampling: Sampling  # with a seed, always

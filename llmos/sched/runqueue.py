@@ -12,6 +12,7 @@ from llmos.proc.pcb import Pid, Process
 from llmos.sched.accounts import Accounts, weigh
 from llmos.sched.caps import Caps
 from llmos.sched.policy import Candidate, Order, ResidencyPolicy, View
+from llmos.sched.users import Users
 
 
 @attrs.define(eq=False)
@@ -37,6 +38,7 @@ class RunQueue:
     arriving: dict[Pid, Process] = attrs.field(
         factory=dict
     )  # BLOCKED(Swap): they have a place, and wait for memory
+    users: Users = attrs.field(init=False, factory=lambda: Users(service_of))
     _queues: dict[str, list[Process]] = attrs.field(init=False, factory=dict)  # those that wait, by tenant
     _crews: dict[str, list[Process]] = attrs.field(init=False, factory=dict)  # those that run, by tenant
 
@@ -51,7 +53,9 @@ class RunQueue:
 
     def add(self, process: Process) -> None:
         """Enter a process in the lists of its state; call after the state was set. Mutates the queue."""
-        self.members[process.pid] = process
+        if process.pid not in self.members:
+            self.members[process.pid] = process
+            self.users.enter(process)
         if process.state is ProcState.RUNNING:
             bisect.insort(self.running, process, key=self.order)
             bisect.insort(self._crews.setdefault(process.tenant, []), process, key=self.order)
@@ -88,7 +92,8 @@ class RunQueue:
     def forget(self, process: Process) -> None:
         """Take a process out for good. Mutates the queue."""
         self.take(process)
-        self.members.pop(process.pid, None)
+        if self.members.pop(process.pid, None) is not None:
+            self.users.leave(process)
 
     def renice(self, process: Process, nice: int) -> None:
         """Set the nice level and keep the order. Mutates both."""
@@ -118,6 +123,11 @@ class RunQueue:
     def _ranked(self, rank: Callable[[int], Order]) -> Iterator[Candidate]:
         return self._candidates(sorted(self._admissible(self.waiting), key=lambda process: rank(process.pid)))
 
+    def _in_turns(self, queue: list[Process]) -> Iterator[Candidate]:
+        """A tenant's queue; where it names users, they take turns."""
+        in_turns = self.users.by_turns(queue) if self.users.num_named else queue
+        return self._candidates(self._admissible(in_turns))
+
     def _num_promised(self, tenant: str) -> int:
         return sum(process.num_uncharged for process in self._crews.get(tenant, ()))
 
@@ -133,7 +143,7 @@ class RunQueue:
         return View(
             waiting=self._candidates(self._admissible(self.waiting)),
             ranked=self._ranked,
-            queues=_ByTenant(self._queues, lambda queue: self._candidates(self._admissible(queue))),
+            queues=_ByTenant(self._queues, self._in_turns),
             running=_ByTenant(self._crews, lambda crew: self._candidates(reversed(crew))),
             num_promised=self._num_promised,
             holding=self._candidates(holding),

@@ -69,6 +69,7 @@ class GatewayConfig:
     send_timeout: float = 30.0  # a client that takes nothing for so long loses its processes
     shutdown_timeout: float = 30.0
     timings: bool = False  # where the time went, in every response
+    max_users: int = 0  # whose `user` is a label of metrics; 0: the field of requests has no effect
     metrics_compat: str = "none"  # "vllm": /metrics has vLLM's names, too
     realtime: bool = False  # run before what has ordinary priority
     log_level: str = "info"  # the least that is logged; requests are "info"
@@ -203,6 +204,13 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
         default=default.metrics_compat,
         help="whose names /metrics has besides our own",
     )
+    add(
+        "--max-users",
+        type=int,
+        default=default.max_users,
+        metavar="N",
+        help="`user` of requests: a tenant's users take turns, N have counters of their own (0: no effect)",
+    )
     add("--log-level", choices=["debug", "info", "warning", "error"], default=default.log_level)
     add("--log-format", choices=["auto", "json", "console"], default=default.log_format)
     given = parser.parse_args(arguments)
@@ -219,6 +227,8 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
     for name in POSITIVE:
         if getattr(given, name) <= 0:
             parser.error(f"--{name.replace('_', '-')} must be above 0")
+    if given.max_users < 0:
+        parser.error("--max-users must be at least 0")
     if given.max_uploads_bytes is not None and given.max_uploads_bytes < given.max_body_bytes:
         parser.error(f"--max-uploads-bytes must be at least --max-body-bytes, {given.max_body_bytes}")
     return GatewayConfig(
@@ -253,6 +263,7 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
         timings=given.timings,
         realtime=given.realtime,
         priority_order=PriorityOrder(given.priority_order),
+        max_users=given.max_users,
         metrics_compat=given.metrics_compat,
         log_level=given.log_level,
         log_format=given.log_format,

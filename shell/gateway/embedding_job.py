@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import attrs
 import msgspec
@@ -21,6 +21,7 @@ from shell.gateway.limits import rate_headers
 from shell.gateway.prompt_length import check_context, check_encoded
 from shell.gateway.service import Service
 from shell.gateway.shared_fields import RequestId
+from shell.gateway.users import read_user
 from syscalls.embedding import MAX_INPUTS
 from syscalls.process import Output
 from syscalls.session import EmbedOptions
@@ -31,9 +32,9 @@ MAX_CALLS_AT_ONCE = 2  # so that the device does not wait for the next call when
 VECTOR_FIELDS: FieldTable = {
     **implemented(
         "model", "truncate_prompt_tokens", "add_special_tokens", "pooling", "priority", "deadline_ms",
-        "request_id", "rid", "cache_salt", "pin_ttl_s",
+        "request_id", "rid", "cache_salt", "pin_ttl_s", "user",
     ),
-    **accepted("user", "metadata"),
+    **accepted("metadata"),
 }  # fmt: skip
 
 
@@ -50,6 +51,7 @@ class VectorFields(msgspec.Struct, kw_only=True):
     rid: RequestId | None = None
     cache_salt: Annotated[str, Meta(max_length=200)] = ""
     pin_ttl_s: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
+    user: Any = None  # see users.py
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -150,6 +152,7 @@ async def make_embedding_job(
             deadline_seconds=None if fields.deadline_ms is None else fields.deadline_ms / 1000,
             cache_salt=fields.cache_salt,
             pin_seconds=fields.pin_ttl_s,
+            user=read_user(fields.user, service.config.max_users),
         ),
     )
 
@@ -215,6 +218,8 @@ async def run_embedding_job(service: Service, exchange: Exchange, job: Embedding
     exchange.noted["num_prompt_tokens"] = job.num_tokens
     exchange.noted["num_inputs"] = len(job.inputs)
     service.metrics.prompt_tokens.inc(job.num_tokens)
+    if service.metrics.users is not None:
+        service.metrics.users.observe(client.welcome.tenant, job.options["user"], job.num_tokens, 0)
     return [outputs[index].vector for index in range(len(job.inputs))]
 
 

@@ -243,3 +243,10 @@ async def open_generation(
         generation.close_accounts()
         metrics.prompt_tokens.inc(generation.num_prompt_tokens if generation.choices else 0)
         metrics.completion_tokens.inc(generation.num_completion_tokens)
+        if metrics.users is not None and generation.choices:
+            metrics.users.observe(
+                client.welcome.tenant,
+                job.spawn["user"],
+                generation.num_prompt_tokens,
+                generation.num_completion_tokens,
+            )

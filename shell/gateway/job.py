@@ -13,6 +13,7 @@ from shell.gateway.prompt_length import check_context, truncate
 from shell.gateway.reader import PLAIN_TEXT, Reading
 from shell.gateway.sampling import make_sampling
 from shell.gateway.shared_fields import SharedFields, StreamOptions
+from shell.gateway.users import read_user
 from syscalls.session import SpawnOptions
 
 
@@ -133,6 +134,7 @@ def make_job(
             label=label,
             cache_salt=_read_salt(fields),
             pin_seconds=fields.pin_ttl_s,
+            user=read_user(fields.user, config.max_users),
             token_times=fields.return_token_times,
             deadline_seconds=None if fields.deadline_ms is None else fields.deadline_ms / 1000,
         ),

@@ -12,6 +12,7 @@ from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from shell.gateway.users import UserMetrics
 from shell.gateway.vllm_metrics import VllmMetrics
 from syscalls.system import DeviceInfo
 
@@ -42,7 +43,7 @@ class TokenGaps(Collector):
 class Metrics:
     """Counters and histograms of one gateway. Children are looked up once and kept."""
 
-    def __init__(self, vllm: VllmMetrics | None = None) -> None:
+    def __init__(self, vllm: VllmMetrics | None = None, max_users: int = 0) -> None:
         self.vllm = vllm  # the same under vLLM's names, where the operator wants it
         self.registry = CollectorRegistry()
         self._requests = Counter(
@@ -71,6 +72,7 @@ class Metrics:
         self.completion_tokens = Counter(
             "llmos_gateway_completion_tokens", "Sampled tokens", registry=self.registry
         )
+        self.users = UserMetrics(self.registry, max_users) if max_users else None
         self._children: dict[tuple[str, int], Counter] = {}
         self._duration_children: dict[str, Histogram] = {}
         self._rendering = threading.Lock()

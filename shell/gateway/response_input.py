@@ -18,7 +18,7 @@ Json = dict[str, Any]
 PASSED_ON = (
     "model", "temperature", "top_p", "top_k", "min_p", "seed", "min_tokens", "ignore_eos", "stop_token_ids",
     "frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias", "priority", "deadline_ms",
-    "chat_template_kwargs", "parallel_tool_calls", "cache_salt", "pin_ttl_s",
+    "chat_template_kwargs", "parallel_tool_calls", "cache_salt", "pin_ttl_s", "user",
 )  # fmt: skip
 RESPONSE_FIELDS: FieldTable = {
     **implemented(
@@ -26,7 +26,7 @@ RESPONSE_FIELDS: FieldTable = {
         "tools", "tool_choice", "reasoning", "text", "metadata", "include", "truncation",
         "top_logprobs", *PASSED_ON,
     ),
-    **accepted("user", "service_tier", "safety_identifier", "prompt_cache_key", "stream_options"),
+    **accepted("service_tier", "safety_identifier", "prompt_cache_key", "stream_options"),
     **refused(conversation=(), prompt=(), max_tool_calls=(), stop=([], ""), n=1),
 }  # fmt: skip
 TEXT_FIELDS: FieldTable = {**implemented("format"), **accepted("verbosity")}

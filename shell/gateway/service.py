@@ -58,7 +58,7 @@ class Service:
 
 def make_service(config: GatewayConfig) -> Service:
     """Wire the parts together; nothing runs yet."""
-    metrics = Metrics(VllmMetrics() if config.metrics_compat == "vllm" else None)
+    metrics = Metrics(VllmMetrics() if config.metrics_compat == "vllm" else None, config.max_users)
     link = KernelLink(config.socket_path)
     admission = Admission(config.max_in_flight, metrics)
     folder = config.response_folder or f"{config.socket_path or default_socket_path()}.responses"

@@ -24,11 +24,11 @@ SHARED_FIELDS: FieldTable = {
         "no_stop_trim", "skip_special_tokens", "add_special_tokens", "return_token_ids", "return_token_times",
         "logprobs", "priority", "request_id", "rid", "cache_salt", "cache_prompt", "t_max_predict_ms",
         "deadline_ms", "timings_per_token", "prompt_logprobs", "return_tokens_as_token_ids",
-        "truncate_prompt_tokens", "return_progress", "pin_ttl_s",
+        "truncate_prompt_tokens", "return_progress", "pin_ttl_s", "user",
         *SAMPLER_FIELDS, *CONSTRAINT_FIELDS,
     ),
     **accepted(
-        "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
+        "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
         "spaces_between_special_tokens",  # no tokenizer of ours puts any there
     ),
     **refused(
@@ -96,6 +96,7 @@ class SharedFields(ConstraintFields, msgspec.Struct, kw_only=True):
     prompt_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     return_tokens_as_token_ids: bool = False
     truncate_prompt_tokens: Annotated[int, Meta(ge=-1)] | None = None  # -1: to what fits
+    user: Any = None  # see users.py
 
 
 def read_stream_options(given: Any, is_streaming: bool) -> None:

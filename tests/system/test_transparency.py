@@ -299,6 +299,34 @@ async def test_driver_killed(options: tuple[str, ...], quiet: list[tuple[int, ..
             assert device.num_restarts == 1
 
 
+def is_alive(os_pid: int) -> bool:
+    """Whether there is an operating-system process of this id."""
+    return os.path.exists(f"/proc/{os_pid}")
+
+
+async def test_slept(options: tuple[str, ...], quiet: list[tuple[int, ...]]) -> None:
+    """All devices sleep twice in mid-flight, at last without their drivers: the same bits."""
+    with running_server(*options, "--swap-mib", "64", "--preempt", "swap", gateway=False) as server:
+        before = count(server)
+        async with trio.open_nursery() as nursery:
+
+            async def sandman() -> None:
+                async with open_client(server.socket_path) as client:
+                    for level, num_output in ((1, 20), (2, 100)):
+                        while (await client.statistics()).num_output_tokens < num_output:  # noqa: ASYNC110
+                            await trio.sleep(0.01)
+                        await client.sleep(level)
+                        (device,) = await client.devices()
+                        assert device.state == "sleeping"
+                        assert device.num_free_frames == device.num_frames
+                        assert (level == 2) == (not is_alive(device.driver_pid))
+                        await client.wake()
+
+            nursery.start_soon(sandman)
+            assert await run_together(server) == quiet
+        assert_no_leak(server, before)
+
+
 async def test_driver_killed_in_a_copy(
     options: tuple[str, ...], server: Server, quiet: list[tuple[int, ...]]
 ) -> None:

@@ -36,7 +36,7 @@ COMMANDS = (
         summary="Have all devices rest (administrators)",
         details=(
             "No process ends: their memory goes to lower tiers, or is computed again later, and new ones "
-            "wait. On level 1 weights stay where they are; on level 2 drivers end, and a device holds nothing."
+            "wait. On level 1 weights stay where they are; on level 2 drivers end: nothing is left."
         ),
         function=sleep,
         options=(Option(("--level",), "1, which is meant unless said, or 2", "LEVEL", read_level),),
