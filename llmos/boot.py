@@ -15,7 +15,7 @@ import trio
 from drivers.builtin import base_path
 from llmos.agreements import make_tenant_reload, make_tenants, socket_mode
 from llmos.config import Config, ConfigError
-from llmos.device import Progress
+from llmos.device import Load, Progress
 from llmos.gateway_options import gateway_options
 from llmos.ipc.credentials import listen_unix
 from llmos.ipc.supervisor import ChildSpec, Runnable, open_supervisor
@@ -26,6 +26,7 @@ from llmos.kernel.server import SyscallServer
 from llmos.kernel.spent import BudgetsUnreadable
 from llmos.kernel.system import System
 from llmos.loads import ENCODER, device_names, encoder_load_message, load_message, num_spaces
+from llmos.model_loader import ModelLoader
 from llmos.models import resolve_model
 from llmos.notify import feed_watchdog
 from llmos.openers import link_opener
@@ -110,14 +111,25 @@ async def boot(
             loads = dict.fromkeys(device_names(config, device_kind), load)
             if encoder_path is not None:  # last: the first model is the default
                 loads[ENCODER] = encoder_load_message(config, load, encoder_path)
-            for name, load in loads.items():
-                opener = open_link(name) if open_link else link_opener(config, device_kind, name, load.path)
+                system.encoder = ENCODER
+
+            def opener_of(name: str, path: str) -> OpenLink:
+                return open_link(name) if open_link else link_opener(config, device_kind, name, path)
+
+            async def add_device(name: str, load: Load | None = None) -> DriverHost:
+                opener = opener_of(name, load.path) if load is not None else None
                 core = system.cores[name] = make_core(config, name, system)
                 core.after_results = system.flush_replies
-                system.hosts[name] = DriverHost(
+                system.hosts[name] = host = DriverHost(
                     core, opener, load, config.step_timeout_seconds, system.events, on_progress
                 )
                 await start(f"core {name}", core.run, core.stop)  # run queue, memory
+                if load is None:
+                    await start(f"host {name}", host.run)
+                return host
+
+            for name, load in loads.items():
+                await add_device(name, load)
             await start("errands", system.errands.run)  # calls that wait for the disk
             server = SyscallServer(system, listener)
             if config.tenants is not None:
@@ -129,6 +141,7 @@ async def boot(
                 if config.listen:
                     gateway = GatewayProcess(gateway_options(config, socket_path), system.events)
                     starting.start_soon(start, "gateway", gateway.run)  # the OpenAI door
+            system.load_model = ModelLoader(config, device_kind, system, add_device, opener_of).load
             if tenants.has_budgets:
                 keep = partial(tenants.spent.keep, system.errands.run_blocking, warn)
                 await start("budgets", keep)  # what is spent of them

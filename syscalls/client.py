@@ -20,7 +20,7 @@ import trio
 
 from syscalls.codec import Answer, Request, Welcome
 from syscalls.connection import Connection, open_connection
-from syscalls.device import Sleep, Wake
+from syscalls.device import LoadModel, ModelLoaded, Sleep, UnloadModel, Wake
 from syscalls.embedding import Embed, Embedded
 from syscalls.errno import Errno, SyscallError
 from syscalls.feed import FEED_TOKENS, OutputFeed
@@ -352,6 +352,14 @@ class Client:
     async def wake(self) -> None:
         """Have all devices go on; returns when they serve. See `Wake`."""
         await self._ask(Wake(), Done)
+
+    async def load_model(self, model: str, name: str | None = None) -> ModelLoaded:
+        """Load a model beside the others. See `LoadModel`."""
+        return await self._ask(LoadModel(model, name), ModelLoaded)
+
+    async def unload_model(self, model: str, *, force: bool = False) -> None:
+        """Give up a model, when nobody uses it any more. See `UnloadModel`."""
+        await self._ask(UnloadModel(model, force), Done)
 
     async def shutdown(self, grace_seconds: float = 30.0) -> None:
         """Drain and stop the kernel. See `Shutdown`."""

@@ -13,7 +13,7 @@ from typing import get_args
 
 import msgspec
 
-from syscalls.device import Sleep, Wake
+from syscalls.device import LoadModel, ModelLoaded, Sleep, UnloadModel, Wake
 from syscalls.embedding import Embed
 from syscalls.errno import Errno, SyscallError
 from syscalls.image import (
@@ -95,7 +95,7 @@ Request = (
     | Checkpoint | Restore | Images | RemoveImage
     | Meminfo | Maps | Frames | DropCache
     | Whoami | Tenants | ReloadTenants | Shares
-    | Sleep | Wake
+    | Sleep | Wake | LoadModel | UnloadModel
     | Devices | Models | Events | Statistics | Shutdown | Ping
 )  # fmt: skip
 
@@ -118,7 +118,7 @@ Answer = (
     | Checkpointed | ImageList
     | WhyInfo | TraceList | MemoryInfo | MapList | FrameMapList | CacheDropped | Identity | TenantList
     | TenantsReloaded | ShareList
-    | DeviceList | ModelList | EventList | StatisticsInfo | ErrorReply
+    | ModelLoaded | DeviceList | ModelList | EventList | StatisticsInfo | ErrorReply
 )  # fmt: skip
 
 

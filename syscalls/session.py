@@ -23,7 +23,7 @@ from syscalls.codec import (
     encode_frame,
     kernel_frame_decoder,
 )
-from syscalls.device import Sleep, Wake
+from syscalls.device import LoadModel, ModelLoaded, Sleep, UnloadModel, Wake
 from syscalls.embedding import Embed
 from syscalls.errno import Errno, SyscallError
 from syscalls.image import (
@@ -123,6 +123,8 @@ REPLY_TYPES: dict[type[Request], type[Answer]] = {
     Shares: ShareList,
     Sleep: Done,
     Wake: Done,
+    LoadModel: ModelLoaded,
+    UnloadModel: Done,
     Devices: DeviceList,
     Models: ModelList,
     Events: EventList,

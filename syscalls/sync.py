@@ -14,7 +14,7 @@ from functools import partial
 from typing import Self, TypeVar, Unpack
 
 from syscalls.codec import Answer, Request, Welcome
-from syscalls.device import Sleep, Wake
+from syscalls.device import LoadModel, ModelLoaded, Sleep, UnloadModel, Wake
 from syscalls.embedding import Embed, Embedded
 from syscalls.errno import Errno, SyscallError
 from syscalls.image import (
@@ -318,6 +318,14 @@ class SyncClient:
     def wake(self) -> None:
         """Have all devices go on; returns when they serve. See `Wake`."""
         self._ask(Wake(), Done)
+
+    def load_model(self, model: str, name: str | None = None) -> ModelLoaded:
+        """Load a model beside the others. See `LoadModel`."""
+        return self._ask(LoadModel(model, name), ModelLoaded)
+
+    def unload_model(self, model: str, *, force: bool = False) -> None:
+        """Give up a model, when nobody uses it any more. See `UnloadModel`."""
+        self._ask(UnloadModel(model, force), Done)
 
     def shutdown(self, grace_seconds: float = 30.0) -> None:
         """Drain and stop the kernel. See `Shutdown`."""

@@ -21,7 +21,7 @@ import trio
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from syscalls.codec import Answer, Request
-from syscalls.device import Sleep, Wake
+from syscalls.device import LoadModel, ModelLoaded, Sleep, UnloadModel, Wake
 from syscalls.embedding import Embed, EmbeddingInfo
 from syscalls.errno import Errno, SyscallError
 from syscalls.image import (
@@ -380,7 +380,14 @@ class ScriptedKernel:
                 )  # fmt: skip
             case Sleep() | Wake():
                 state = "sleeping" if isinstance(body, Sleep) else "ready"
-                self.devices = tuple(msgspec.structs.replace(device, state=state) for device in self.devices)
+                self.devices = [msgspec.structs.replace(device, state=state) for device in self.devices]
+                return Done()
+            case LoadModel(path, name):
+                model = msgspec.structs.replace(self.models[0], name=name or path.rpartition("/")[2])
+                self.models.append(model)
+                return ModelLoaded("sim:1", model)
+            case UnloadModel(name):
+                self.models = [model for model in self.models if model.name != name]
                 return Done()
             case DropCache():
                 return CacheDropped(5)

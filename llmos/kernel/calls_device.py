@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 
@@ -11,12 +12,15 @@ from llmos.ipc.mailbox import MailboxClosed
 from llmos.kernel.driver_host import DriverHost, HostState
 from llmos.kernel.session import Session
 from llmos.kernel.system import System
+from llmos.proc.lifecycle import ProcState
 from llmos.sched import messages
 from llmos.sched.core import Core
 from syscalls.codec import Answer
-from syscalls.device import Sleep, Wake
+from syscalls.device import LoadModel, ModelLoaded, Sleep, UnloadModel, Wake
 from syscalls.errno import Errno, SyscallError, invalid_parameter
 from syscalls.system import Done
+
+POLL_SECONDS = 0.05  # between looks at who is left of a model
 
 
 def sleep(system: System, session: Session, call_id: int, body: Sleep) -> Answer | None:
@@ -37,6 +41,79 @@ def wake(system: System, session: Session, call_id: int, body: Wake) -> Answer |
     return None
 
 
+def load_model(system: System, session: Session, call_id: int, body: LoadModel) -> Answer | None:
+    """See syscalls.device.LoadModel."""
+    if not session.is_admin:
+        raise SyscallError(Errno.EPERM, "loading a model is for administrators")
+    if system.is_draining or system.load_model is None:
+        raise SyscallError(Errno.ESHUTDOWN, "the kernel is starting or stopping; nothing is loaded")
+    errand = partial(_load_model, system, system.load_model, body)
+    system.errands.start(session, call_id, errand, is_lasting=True)
+    return None
+
+
+def unload_model(system: System, session: Session, call_id: int, body: UnloadModel) -> Answer | None:
+    """See syscalls.device.UnloadModel."""
+    if not session.is_admin:
+        raise SyscallError(Errno.EPERM, "unloading a model is for administrators")
+    hosts = [host for host in system.hosts.values() if host.model_name == body.model]
+    if not hosts or not body.model:
+        raise SyscallError(Errno.ENOENT, f"no model {body.model!r}", parameter="model")
+    if system.encoder in [host.name for host in hosts]:
+        raise invalid_parameter("model", f"is {body.model!r}, whose device takes no other one: it stays")
+    for host in hosts:
+        if host.state is not HostState.READY:
+            raise SyscallError(Errno.EBUSY, f"device {host.name} is {host.state.value}, not ready")
+    system.errands.start(session, call_id, partial(_unload_model, system, hosts, body), is_lasting=True)
+    return None
+
+
+async def _load_model(
+    system: System, load: Callable[[str, str | None], Awaitable[str]], body: LoadModel
+) -> Answer:
+    device = await load(body.model, body.name)
+    name = system.hosts[device].model_name
+    (model,) = [model for model in system.models() if model.name == name]
+    return ModelLoaded(device, model)
+
+
+async def _unload_model(system: System, hosts: list[DriverHost], body: UnloadModel) -> Answer:
+    """Take nothing new for a model, wait until nobody is left, and end its drivers."""
+    for host in hosts:
+        host.is_leaving = True
+    try:
+        await _empty(system, {host.name for host in hosts}, body)
+        for host in hosts:
+            await host.unload()
+    finally:
+        for host in hosts:
+            host.is_leaving = False
+    names = ", ".join(host.name for host in hosts)
+    system.events.record("device", f"{body.model} unloaded from {names}")
+    return Done()
+
+
+async def _empty(system: System, devices: set[str], body: UnloadModel) -> None:
+    """Wait until no process lives on some devices. Raises SyscallError: EBUSY."""
+    while living := [
+        process
+        for process in system.table
+        if process.device in devices and process.state is not ProcState.ZOMBIE
+    ]:
+        if body.force:
+            with suppress(MailboxClosed):  # the kernel is stopping
+                for process in living:
+                    kill = messages.Kill(process, f"model {body.model} is unloaded", lambda error: None)
+                    system.core_of(process).mailbox.send_nowait(kill)
+        elif lasting := [p for p in living if p.state is ProcState.STOPPED or p.turn_is_over]:
+            raise SyscallError(
+                Errno.EBUSY,
+                f"{len(lasting)} processes of {body.model} are stopped or wait for input, process "
+                f"{lasting[0].pid} among them; force ends them",
+            )
+        await trio.sleep(POLL_SECONDS)
+
+
 async def _sleep(system: System, level: int) -> Answer:
     """Put all devices to rest, side by side."""
     errors: list[SyscallError] = []
@@ -49,7 +126,7 @@ async def _sleep(system: System, level: int) -> Answer:
 
     async with trio.open_nursery() as nursery:
         for host in system.hosts.values():
-            if host.state is not HostState.FAILED:
+            if host.state not in (HostState.FAILED, HostState.EMPTY):
                 nursery.start_soon(rest, host)
     if errors:
         raise errors[0]

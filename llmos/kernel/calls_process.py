@@ -134,7 +134,8 @@ def write(system: System, session: Session, call_id: int, body: p.Write) -> Answ
     """See syscalls.process.Write."""
     process = session.process(body.pid)
     core = system.core_of(process)
-    assert core.loaded is not None
+    if core.loaded is None:
+        raise SyscallError(Errno.EBUSY, f"process {process.pid} has exited, and its model was unloaded")
     vocab_size = core.loaded.model.vocab_size
     if not body.tokens:
         raise invalid_parameter("tokens", "is empty")

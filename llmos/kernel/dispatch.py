@@ -69,6 +69,8 @@ TABLE: dict[type[Request], Handler] = {
     t.Shares: calls_tenant.shares,
     d.Sleep: calls_device.sleep,
     d.Wake: calls_device.wake,
+    d.LoadModel: calls_device.load_model,
+    d.UnloadModel: calls_device.unload_model,
     s.Devices: calls_system.devices,
     s.Models: calls_system.models,
     s.Events: calls_system.events,

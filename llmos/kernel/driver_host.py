@@ -36,6 +36,7 @@ from llmos.sched.messages import (
     FromDevice,
     GrammarFinished,
     StepFinished,
+    Vacate,
 )
 from syscalls.errno import Errno, SyscallError
 
@@ -58,17 +59,19 @@ class HostState(enum.Enum):
     READY = "ready"
     RESTARTING = "restarting"
     SLEEPING = "sleeping"
+    EMPTY = "empty"
     FAILED = "failed"
     STOPPED = "stopped"
 
 
 class Night:
-    """One sleep of a device."""
+    """One time that a device has no driver on purpose: it sleeps, or has no model."""
 
     def __init__(self) -> None:
         self.fell_asleep = trio.Event()
-        self.morning = trio.Event()  # somebody wakes it
-        self.ended = trio.Event()  # it serves again, or has failed
+        self.morning = trio.Event()  # somebody wakes it, or gives it a model
+        self.ended = trio.Event()  # it serves again, or does not
+        self.problem = ""  # why it does not
 
 
 class DriverHost:
@@ -77,7 +80,7 @@ class DriverHost:
     Args:
         core: gets DriverUp, StepFinished and DriverDown.
         open_link: starts a driver and returns the line to it.
-        load: what the driver is told to load.
+        load: what the driver is told to load; None: nothing, until `load`.
         step_timeout_seconds: a step that takes longer means that the driver hangs; it is killed.
         events: the kernel's event ring.
         on_progress: told of load progress.
@@ -86,8 +89,8 @@ class DriverHost:
     def __init__(
         self,
         core: Core,
-        open_link: OpenLink,
-        load: Load,
+        open_link: OpenLink | None,
+        load: Load | None,
         step_timeout_seconds: float,
         events: EventLog,
         on_progress: Callable[[str, Progress], None] | None = None,
@@ -99,6 +102,7 @@ class DriverHost:
         self.num_restarts = 0
         self._open_link = open_link
         self._load = load
+        self.is_leaving = False  # its model is being unloaded: nothing new is placed here
         self._step_timeout = step_timeout_seconds
         self._events = events
         self._on_progress = on_progress
@@ -113,8 +117,8 @@ class DriverHost:
 
     @property
     def model_name(self) -> str:
-        """Of what it loads."""
-        return self._load.name
+        """Of what it serves, or will; "" for nothing."""
+        return self._load.name if self._load is not None and not self.is_leaving else ""
 
     @property
     def is_asleep(self) -> bool:
@@ -128,8 +132,15 @@ class DriverHost:
             LoadRefused: the first load failed. Too many restarts, and later loads that fail count as such,
                 fail the device instead.
         """
-        has_served = False
+        has_served = has_started = False
         while True:
+            if self._load is None:
+                if not has_started:
+                    has_started = True
+                    task_status.started()
+                await self._wait_for_load()
+                has_served = False
+            assert self._open_link is not None
             try:
                 link = await self._open_link()
                 try:
@@ -137,15 +148,21 @@ class DriverHost:
                     self.state, self.message = HostState.READY, ""
                     self._end_night()
                     self._tell(DriverUp(link, loaded))
-                    if not has_served:
-                        has_served = True
+                    if not has_served and not has_started:
+                        has_started = True
                         task_status.started()
+                    has_served = True
                     await self._pump(link)
                 finally:
                     await link.aclose()
-                if self._night is not None:
+                if self._night is not None and not self.is_leaving:
                     await self._sleep(self._night)
+                elif self._night is not None:
+                    self._load = None
             except (DriverLost, LoadRefused, OSError) as error:
+                if not has_served and self._night is not None:
+                    self._refuse_load(str(error))
+                    continue
                 if not has_served:  # it never worked here: trying again would hide why
                     self._fail(str(error))
                     raise LoadRefused(f"device {self.name}: {error}") from error
@@ -183,7 +200,7 @@ class DriverHost:
             False: it has failed meanwhile. True also if it did not sleep.
         """
         night = self._night
-        if night is None:
+        if night is None or self.state is HostState.EMPTY or self.is_leaving:
             return True
         night.morning.set()
         await night.ended.wait()
@@ -196,6 +213,62 @@ class DriverHost:
         night.fell_asleep.set()
         await night.morning.wait()
         self.state = HostState.STARTING
+
+    async def unload(self) -> None:
+        """End the driver and forget its model: nobody must be left on the device. A checkpoint.
+
+        Raises:
+            SyscallError: EBUSY, there is no driver that serves, or it failed meanwhile.
+        """
+        if self.state is not HostState.READY:
+            raise SyscallError(Errno.EBUSY, f"device {self.name} is {self.state.value}, not ready")
+        self._night = night = Night()
+        self.is_leaving = True
+        self._bedtime.set()
+        await night.fell_asleep.wait()
+        if not self.is_empty:
+            self.is_leaving = False
+            raise SyscallError(Errno.EBUSY, f"device {self.name} is {self.state.value}: nothing was unloaded")
+
+    async def load(self, load: Load, open_link: OpenLink) -> None:
+        """Have an empty device load a model. A checkpoint.
+
+        Raises:
+            LoadRefused: it cannot; the device is empty as before.
+        """
+        night = self._night
+        assert self.is_empty
+        assert night is not None
+        self._load, self._open_link = load, open_link
+        night.morning.set()
+        await night.ended.wait()
+        if night.problem:
+            raise LoadRefused(night.problem)
+
+    @property
+    def is_empty(self) -> bool:
+        """True while it has no model, and none is being loaded."""
+        return self.state is HostState.EMPTY and self._load is None
+
+    async def _wait_for_load(self) -> None:
+        """There is no model: wait for one."""
+        night = self._night = self._night or Night()
+        self._tell(Vacate())
+        self.state, self.message, self.hello = HostState.EMPTY, "", None
+        self.is_leaving = False
+        night.fell_asleep.set()
+        await night.morning.wait()
+        self._bedtime = trio.Event()
+        self.state = HostState.STARTING
+
+    def _refuse_load(self, problem: str) -> None:
+        """The model that an empty device was given cannot be loaded."""
+        assert self._night is not None
+        self._events.record("driver", f"{self.name}: {problem}", level="error")
+        night, self._night = self._night, None
+        self._load = None
+        night.problem = problem
+        night.ended.set()
 
     def _end_night(self) -> None:
         """The device serves, or never will again."""
@@ -215,6 +288,7 @@ class DriverHost:
             raise LoadRefused(f"driver speaks ABI {getattr(hello, 'abi', '?')}, not {DRIVER_ABI}")
         self.hello = hello
         self.state = HostState.LOADING
+        assert self._load is not None
         await link.send(self._load)
         while True:
             answer = await link.receive()

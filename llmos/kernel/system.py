@@ -61,6 +61,10 @@ class System:
     loaded_at: int = 0  # seconds since the epoch
     request_shutdown: Callable[[float], None] = lambda grace: None
     reload_tenants: Callable[[], Awaitable[TenantsReloaded]] | None = None  # None: there is no tenants file
+    load_model: Callable[[str, str | None], Awaitable[str]] | None = (
+        None  # returns the device; None: not yet up
+    )
+    encoder: str | None = None  # the device that only makes vectors
     num_spawned: int = 0
     traces: Traces = attrs.field(factory=Traces)
     unflushed: set[Callable[[], None]] = attrs.field(factory=set)  # sessions with replies that wait
@@ -84,9 +88,12 @@ class System:
             SyscallError: ENOENT (no such model), ENODEV, EAGAIN (not loaded, or full).
         """
         wanted = model or self.default_model(embeds=embeds)
+        if not wanted:
+            raise SyscallError(Errno.ENODEV, "no model is loaded")
         loads = []
         if all(host.model_name != wanted for host in self.hosts.values()):
-            served = ", ".join(sorted({repr(host.model_name) for host in self.hosts.values()}))
+            names = {host.model_name for host in self.hosts.values()} - {""}
+            served = ", ".join(sorted(map(repr, names))) or "none"
             raise SyscallError(Errno.ENOENT, f"no model {wanted!r}; {served} is served")
         for name, host in self.hosts.items():
             if host.state is HostState.FAILED or host.model_name != wanted:
@@ -118,9 +125,14 @@ class System:
         return core
 
     def default_model(self, *, embeds: bool) -> str:
-        """The model that serves calls without a name: the first; for vectors the encoder if there is one."""
-        names = [host.model_name for host in self.hosts.values()]
-        return names[-1 if embeds else 0]
+        """The model that serves calls without a name: the first; for vectors the encoder if there is one.
+
+        "" where none is loaded.
+        """
+        if embeds and self.encoder is not None:
+            return self.hosts[self.encoder].model_name
+        names = [host.model_name for name, host in self.hosts.items() if name != self.encoder]
+        return next(filter(None, names), "")
 
     def core_of(self, process: Process) -> Core:
         """The device that a process lives on."""

@@ -61,6 +61,7 @@ from llmos.sched.messages import (
     Sleep,
     StepFinished,
     Sweep,
+    Vacate,
     Wake,
 )  # fmt: skip
 from llmos.sched.policy import ResidencyPolicy
@@ -69,6 +70,7 @@ from llmos.sched.residents import Residents
 from llmos.sched.rest import Rest
 from llmos.sched.saving import start_saving
 from llmos.sched.switch import ContextSwitch
+from syscalls.errno import Errno, SyscallError
 from syscalls.process import ExitStatus
 
 log = structlog.get_logger("core")
@@ -136,6 +138,7 @@ class Core(Actor[Message]):
         # Unbounded: senders are syscalls and one driver, bounded by the process table and steps in flight.
         super().__init__(name, Mailbox(math.inf))
         self.loaded: Loaded | None = None
+        self.has_loaded = trio.Event()  # replaced when the model is gone
         self.forecast: Forecast | None = None  # None: how long steps take is not known
         self.residents = Residents(
             device=name,
@@ -207,6 +210,8 @@ class Core(Actor[Message]):
                 self.residents.admission_is_due = True
             case Enqueue(processes):
                 commands.enqueue(self.residents, processes)
+            case Save() if self.loaded is None:
+                message.done(SyscallError(Errno.EBUSY, f"process {message.process.pid} has exited"))
             case Save():
                 assert self.loaded is not None
                 start_saving(self.residents, message, platform_of(self.loaded), is_up=self._link is not None)
@@ -221,6 +226,10 @@ class Core(Actor[Message]):
                 self.residents.admission_is_due = True
             case DriverUp(link, loaded):
                 self._attach(link, loaded)
+            case Vacate():
+                self._detach("its model was unloaded", is_final=True)
+                self.loaded = self.forecast = self.residents.switch = None
+                self.has_loaded = trio.Event()
             case DriverDown(reason, is_final):
                 self._detach(reason, is_final)
             case _:
@@ -460,6 +469,7 @@ class Core(Actor[Message]):
         if self.loaded is None or _memory_of(self.loaded) != _memory_of(loaded):
             self.residents.switch = self._new_switch(loaded)
         self.loaded = loaded
+        self.has_loaded.set()
         self.forecast = (
             Forecast(loaded.profile.cost, self.limits.target_seconds) if loaded.profile is not None else None
         )

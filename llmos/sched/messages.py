@@ -123,6 +123,11 @@ class Wake:
 
 
 @attrs.frozen
+class Vacate:
+    """The device's model is gone, and nobody is left who would need it."""
+
+
+@attrs.frozen
 class StepFinished:
     """The device has done a step."""
 
@@ -172,5 +177,5 @@ class DriverDown:
 
 
 Command = Kill | Stop | Cont | Renice | WriteInput | Fork
-FromDevice = StepFinished | CopyFinished | GrammarFinished | DriverUp | DriverDown
+FromDevice = StepFinished | CopyFinished | GrammarFinished | DriverUp | DriverDown | Vacate
 Message = Enqueue | Command | Save | Restore | DropCache | Sweep | Reconsider | Sleep | Wake | FromDevice

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Literal
 
 import msgspec
@@ -12,7 +14,13 @@ from shell.gateway.errors import ApiError, invalid, unavailable
 from shell.gateway.exchange import Exchange
 from shell.gateway.fields import FieldTable, convert, implemented, refused, take_fields
 from shell.gateway.json_body import read_json
-from shell.gateway.replies.server import CacheReport, DrainReport, SleepReport
+from shell.gateway.replies.server import (
+    CacheReport,
+    DrainReport,
+    ModelLoadReport,
+    ModelUnloadReport,
+    SleepReport,
+)
 from shell.gateway.service import Endpoint
 from syscalls.errno import Errno, SyscallError
 
@@ -26,6 +34,8 @@ RESET_FIELDS: FieldTable = refused(
 # Of vLLM's query: no request is ended for a sleep, and all of a device wakes together.
 SLEEP_FIELDS: FieldTable = {**implemented("level"), **refused(mode=("keep",))}
 WAKE_FIELDS: FieldTable = refused(tags=())
+LOAD_FIELDS: FieldTable = implemented("model", "name")
+UNLOAD_FIELDS: FieldTable = implemented("model", "force")
 
 
 class DrainFields(msgspec.Struct):
@@ -131,6 +141,71 @@ class IsSleeping(AdminEndpoint):
         await exchange.respond_json(200, {"is_sleeping": states == {"sleeping"}})
 
 
+class LoadFields(msgspec.Struct):
+    """The body of `/models/load`: a folder or file of the server's machine, and what it is to be called."""
+
+    model: Annotated[str, Meta(min_length=1)]
+    name: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
+
+
+class UnloadFields(msgspec.Struct):
+    """The body of `/models/unload`: a served model by name. `force` ends processes that would keep it."""
+
+    model: Annotated[str, Meta(min_length=1)]
+    force: bool = False
+
+
+class LoadModel(AdminEndpoint):
+    """Loads a model beside those that are served."""
+
+    name = "models.load"
+    body_type = LoadFields
+    answer_type = ModelLoadReport
+
+    async def administrate(self, exchange: Exchange) -> None:
+        """Answer when it serves. Raises ApiError 400 where it cannot."""
+        body = await read_json(self.service, exchange)
+        fields = convert(take_fields(body, LOAD_FIELDS, exchange.ignored), LoadFields)
+        with explaining_models():
+            loaded = await self.client_of(exchange).load_model(fields.model, fields.name)
+        await self.service.link.refresh()  # so that the next request finds it
+        report = {"success": True, "model": loaded.model.name, "device": loaded.device}
+        await exchange.respond_json(200, report)
+
+
+class UnloadModel(AdminEndpoint):
+    """Gives up a model when its requests have ended."""
+
+    name = "models.unload"
+    body_type = UnloadFields
+    answer_type = ModelUnloadReport
+
+    async def administrate(self, exchange: Exchange) -> None:
+        """Answer when its memory is free. Raises ApiError 400 `conflict` where somebody may keep it."""
+        body = await read_json(self.service, exchange)
+        fields = convert(take_fields(body, UNLOAD_FIELDS, exchange.ignored), UnloadFields)
+        model = await self.service.catalog.find_info(fields.model)
+        with explaining_models():
+            await self.client_of(exchange).unload_model(model.name, force=fields.force)
+        await self.service.link.refresh()
+        await exchange.respond_json(200, {"success": True, "model": model.name})
+
+
+@contextmanager
+def explaining_models() -> Iterator[None]:
+    """Turn the kernel's refusals of a model into ApiErrors: 400 `invalid_value` or `conflict`."""
+    try:
+        yield
+    except SyscallError as error:
+        match error.errno:
+            case Errno.EINVAL:
+                raise invalid("invalid_value", f"{error.message}.", error.parameter) from error
+            case Errno.EBUSY | Errno.EEXIST | Errno.EAGAIN:  # what is, stays so: no reason to try again
+                raise invalid("conflict", f"{error.message}.", error.parameter) from error
+            case _:
+                raise
+
+
 class Unsupported(AdminEndpoint):
     """A route that other servers have. Refused with the reason, so that nobody believes that it was done."""
 
@@ -153,6 +228,4 @@ REASONS = {
         ),
         "this kernel serves no adapters",
     ),
-    "/models/load": "a kernel serves the model that it was started with",
-    "/models/unload": "a kernel serves the model that it was started with; POST /drain stops it",
 }

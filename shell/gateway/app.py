@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from starlette.routing import BaseRoute, Route, Router
 
-from shell.gateway.admin import REASONS, Drain, IsSleeping, ResetPrefixCache, Sleep, Unsupported, WakeUp
+from shell.gateway.admin import (
+    REASONS,
+    Drain,
+    IsSleeping,
+    LoadModel,
+    ResetPrefixCache,
+    Sleep,
+    UnloadModel,
+    Unsupported,
+    WakeUp,
+)
 from shell.gateway.chat import ChatCompletions
 from shell.gateway.completions import Completions
 from shell.gateway.cors import Cors
@@ -74,6 +84,8 @@ def make_app(service: Service) -> Front | Cors:
         Route("/reset_prefix_cache", ResetPrefixCache(service), methods=["POST"]),
         Route("/sleep", Sleep(service), methods=["POST"]),
         Route("/wake_up", WakeUp(service), methods=["POST"]),
+        Route("/models/load", LoadModel(service), methods=["POST"]),
+        Route("/models/unload", UnloadModel(service), methods=["POST"]),
         Route("/is_sleeping", IsSleeping(service), methods=["GET"]),
         *(Route(path, Unsupported(service), methods=["POST"]) for path in REASONS),
         Route("/lora-adapters", Unsupported(service), methods=["GET"]),

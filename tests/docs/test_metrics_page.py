@@ -22,9 +22,9 @@ Row = tuple[str, frozenset[str]]  # type, labels
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """A server that has vLLM's names, too, and has answered somebody."""
-    with running_server(*OPTIONS, "--metrics-compat", "vllm") as running:
-        body = {"prompt": "Once upon a time", "max_tokens": 2}
+    """A server that has vLLM's names and users, too, and has answered somebody."""
+    with running_server(*OPTIONS, "--metrics-compat", "vllm", "--max-users", "1") as running:
+        body = {"prompt": "Once upon a time", "max_tokens": 2, "user": "ann"}
         httpx.post(f"{running.url}/v1/completions", json=body, timeout=60).raise_for_status()
         yield running
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from shell.gateway.admin import REASONS
 from shell.gateway.errors import ApiError
 from shell.gateway.process_errors import explaining_processes
-from syscalls.device import Sleep
-from syscalls.errno import Errno, SyscallError
+from syscalls.device import LoadModel, Sleep, UnloadModel
+from syscalls.errno import Errno, SyscallError, invalid_parameter
 from syscalls.memory import DropCache
 from tests.gateway.harness import (
     PATIENCE_SECONDS,
@@ -197,6 +197,31 @@ def test_devices_sleep_and_wake(own_kernel: KernelThread, tmp_path: Path) -> Non
         check_error(gateway.post("/sleep", {}), 503, "model_loading")
 
 
+def test_models_come_and_go(own_kernel: KernelThread, tmp_path: Path) -> None:
+    """What was loaded serves at once, what was unloaded is not found, and refusals name the field."""
+    with running_gateway(own_kernel, tmp_path / "gateway", "--alias", "nick=small") as gateway:
+        answer = gateway.post("/models/load", {"model": "/models/small"})
+        assert answer.json() == {"success": True, "model": "small", "device": "sim:1"}
+        for name in ("small", "nick"):
+            assert gateway.post("/v1/completions", {"model": name, "prompt": "a"}).status_code == 200
+        answer = gateway.post("/models/unload", {"model": "nick", "force": True})
+        assert answer.json() == {"success": True, "model": "small"}
+        assert UnloadModel("small", True) in own_kernel.kernel.calls
+        body = {"model": "small", "prompt": "a"}
+        check_error(gateway.post("/v1/completions", body), 404, "model_not_found", "model")
+        check_error(gateway.post("/models/unload", {"model": "small"}), 404, "model_not_found", "model")
+        check_error(gateway.post("/models/load", {}), 400, "missing_required_parameter", "model")
+        for refusal, code, param in (
+            (invalid_parameter("model", "is '/x', which is no folder"), "invalid_value", "model"),
+            (SyscallError(Errno.EEXIST, "one is served", parameter="name"), "conflict", "name"),
+            (SyscallError(Errno.EBUSY, "no device is empty"), "conflict", None),
+        ):
+            own_kernel.kernel.refusals[LoadModel] = refusal
+            check_error(gateway.post("/models/load", {"model": "/x"}), 400, code, param)
+        own_kernel.kernel.refusals[UnloadModel] = SyscallError(Errno.EBUSY, "2 processes wait for input")
+        check_error(gateway.post("/models/unload", {"model": "scripted"}), 400, "conflict")
+
+
 def test_drain_reaches_the_kernel(own_kernel: KernelThread, tmp_path: Path) -> None:
     """With the time that was asked for; a wrong one is refused."""
     with running_gateway(own_kernel, tmp_path / "gateway") as gateway:
@@ -214,7 +239,7 @@ def test_admin_routes_are_for_administrators(tmp_path: Path) -> None:
             kernel.wait_until(lambda: gateway.get("/health").status_code == 200)
             headers = {"authorization": "Bearer key-of-alice"}
             assert gateway.get("/v1/requests", headers=headers).json()["data"] == []
-            for path in ("/drain", "/reset_prefix_cache", "/sleep", "/wake_up", *REASONS):
+            for path in ("/drain", "/reset_prefix_cache", "/sleep", "/wake_up", "/models/load", *REASONS):
                 check_error(gateway.post(path, {}, headers=headers), 403, "permission_denied")
             check_error(gateway.get("/is_sleeping", headers=headers), 403, "permission_denied")
             check_error(gateway.get("/slots"), 401, "invalid_api_key")

@@ -55,6 +55,8 @@ class RunningKernel:
         for core in self.system.cores.values():
             statistics = core.statistics()
             assert core.residents.queue.members == {}
+            if core.loaded is None:  # its model was unloaded
+                continue
             assert statistics.memory is not None
             assert statistics.memory.num_spaces == 0
             assert statistics.memory.num_free + statistics.memory.num_cached == statistics.memory.num_frames

@@ -138,3 +138,18 @@ class SleepReport(msgspec.Struct, forbid_unknown_fields=True):
     """Whether all devices sleep."""
 
     is_sleeping: bool
+
+
+class ModelLoadReport(msgspec.Struct, forbid_unknown_fields=True):
+    """A model that serves now."""
+
+    success: Literal[True]
+    model: str
+    device: str
+
+
+class ModelUnloadReport(msgspec.Struct, forbid_unknown_fields=True):
+    """A model that is gone."""
+
+    success: Literal[True]
+    model: str

@@ -1,10 +1,12 @@
-"""What devices are to do: sleep, wake."""
+"""What devices are to do: load, unload, sleep, wake."""
 
 from __future__ import annotations
 
+import trio
+
 from shell.llmsh.loop import Shell
 from shell.llmsh.options import Arguments, Option
-from shell.llmsh.table import Command
+from shell.llmsh.table import JSON, Command
 
 
 def read_level(text: str) -> int:
@@ -12,6 +14,31 @@ def read_level(text: str) -> int:
     if text not in ("1", "2"):
         raise ValueError("1 or 2 is needed")
     return int(text)
+
+
+async def load(shell: Shell, arguments: Arguments) -> int:
+    """`load MODEL`: serve another model."""
+    client = await shell.client()
+    model = arguments.operands[0]
+    if model != "builtin":
+        model = str(
+            await (await trio.Path(model).expanduser()).absolute()
+        )  # the kernel may have been started elsewhere
+    loaded = await client.load_model(model, arguments["name"])
+    if shell.is_json(arguments):
+        shell.screen.json(loaded)
+    else:
+        shell.screen.line(f"{loaded.model.name} serves on {loaded.device}")
+    return 0
+
+
+async def unload(shell: Shell, arguments: Arguments) -> int:
+    """`unload NAME`: give up a model."""
+    client = await shell.client()
+    (name,) = arguments.operands
+    await client.unload_model(name, force=bool(arguments["force"]))
+    shell.screen.line(f"{name} is unloaded")
+    return 0
 
 
 async def sleep(shell: Shell, arguments: Arguments) -> int:
@@ -31,6 +58,36 @@ async def wake(shell: Shell, arguments: Arguments) -> int:
 
 
 COMMANDS = (
+    Command(
+        "load",
+        summary="Serve another model (administrators)",
+        details=(
+            "A folder or GGUF file of the kernel's machine, or builtin. It gets an empty device, or a new "
+            "one; formats and memory are as the kernel's options have them."
+        ),
+        function=load,
+        operands="MODEL",
+        min_operands=1,
+        max_operands=1,
+        completes=("file",),
+        options=(Option(("--name",), "what it is called; else as its folder or file", "NAME"), JSON),
+        examples=(("load ~/models/qwen3-0.6b --name small", "serve it as small"),),
+    ),
+    Command(
+        "unload",
+        summary="Give up a model (administrators)",
+        details=(
+            "Nothing new is taken for it, and processes that run are waited for. Stopped ones and those that "
+            "wait for input keep it, unless --force ends them, with all others of the model."
+        ),
+        function=unload,
+        operands="NAME",
+        min_operands=1,
+        max_operands=1,
+        completes=("model",),
+        options=(Option(("--force",), "end its processes"),),
+        examples=(("unload small", "its device is empty then"),),
+    ),
     Command(
         "sleep",
         summary="Have all devices rest (administrators)",
