@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -159,7 +158,6 @@ async def boot(
 
 def announce(system: System, gateway: GatewayProcess | None, socket_path: str, seconds: float) -> Ready:
     """Everything serves: say so in the event log, and return what the ready line holds."""
-    system.loaded_at = int(time.time())
     names = tuple(system.hosts)
     ready = Ready(gateway.url if gateway else "", socket_path, system.models()[0].name, names, seconds)
     system.events.record("boot", f"ready in {seconds:.2f} s: {ready.model} on {', '.join(names)}")

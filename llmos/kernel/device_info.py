@@ -54,7 +54,7 @@ def describe_device(name: str, host: DriverHost, core: Core) -> DeviceInfo:
         maps=_map_info(memory.maps) if memory else None,
         busy_seconds=statistics.device_seconds,
         num_restarts=host.num_restarts,
-        driver_pid=hello.os_pid if hello else None,
+        driver_pid=hello.os_pid if hello and not host.is_asleep else None,
         message=host.message,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 
@@ -100,6 +101,7 @@ class DriverHost:
         self.message = ""
         self.hello: Hello | None = None
         self.num_restarts = 0
+        self.loaded_at = 0  # when its model served for the first time, in seconds since the epoch
         self._open_link = open_link
         self._load = load
         self.is_leaving = False  # its model is being unloaded: nothing new is placed here
@@ -151,7 +153,8 @@ class DriverHost:
                     if not has_served and not has_started:
                         has_started = True
                         task_status.started()
-                    has_served = True
+                    if not has_served:
+                        has_served, self.loaded_at = True, int(time.time())
                     await self._pump(link)
                 finally:
                     await link.aclose()

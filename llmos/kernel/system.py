@@ -58,7 +58,6 @@ class System:
     num_sessions: int = 0
     is_draining: bool = False
     started_at: float = attrs.field(factory=trio.current_time)
-    loaded_at: int = 0  # seconds since the epoch
     request_shutdown: Callable[[float], None] = lambda grace: None
     reload_tenants: Callable[[], Awaitable[TenantsReloaded]] | None = None  # None: there is no tenants file
     load_model: Callable[[str, str | None], Awaitable[str]] | None = (
@@ -144,16 +143,16 @@ class System:
 
     def models(self) -> tuple[Model, ...]:
         """The models that are served, one entry for each name."""
-        found: dict[str, Loaded] = {}
+        found: dict[str, tuple[Loaded, int]] = {}
         ready: set[str] = set()
         for name, core in self.cores.items():
             if core.loaded is not None:
                 model = core.loaded.model.name
-                found.setdefault(model, core.loaded)
+                found.setdefault(model, (core.loaded, self.hosts[name].loaded_at))
                 if self._serves(name):
                     ready.add(model)
         return tuple(
-            describe_model(loaded, self.loaded_at, ready=name in ready) for name, loaded in found.items()
+            describe_model(loaded, created, ready=name in ready) for name, (loaded, created) in found.items()
         )
 
     def _serves(self, device: str) -> bool:

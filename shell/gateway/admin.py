@@ -111,6 +111,7 @@ class Sleep(AdminEndpoint):
             if error.errno is not Errno.EBUSY:
                 raise
             raise unavailable("model_loading", f"Not everything sleeps: {error.message}.") from error
+        await self.service.link.refresh()  # so that nothing calls it ready any more
         await exchange.respond_json(200, {"is_sleeping": True})
 
 

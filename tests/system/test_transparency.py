@@ -315,11 +315,15 @@ async def test_slept(options: tuple[str, ...], quiet: list[tuple[int, ...]]) -> 
                     for level, num_output in ((1, 20), (2, 100)):
                         while (await client.statistics()).num_output_tokens < num_output:  # noqa: ASYNC110
                             await trio.sleep(0.01)
+                        (device,) = await client.devices()
+                        assert device.driver_pid is not None
+                        driver_pid = device.driver_pid
                         await client.sleep(level)
                         (device,) = await client.devices()
                         assert device.state == "sleeping"
+                        assert device.driver_pid == (driver_pid if level == 1 else None)
                         assert device.num_free_frames == device.num_frames
-                        assert (level == 2) == (not is_alive(device.driver_pid))
+                        assert (level == 2) == (not is_alive(driver_pid))
                         await client.wake()
 
             nursery.start_soon(sandman)
