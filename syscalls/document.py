@@ -129,7 +129,7 @@ def _write_structs() -> Iterator[str]:
     yield "## Replies and the structs inside calls and replies"
     yield ""
     calls = set(typing.get_args(Request))
-    for module in (process, sampling, embedding, image, memory, tenant, system):
+    for module in (process, sampling, embedding, image, memory, tenant, device, system):
         for kind in _structs_of(module):
             if kind not in calls:
                 yield from _write_struct(kind)

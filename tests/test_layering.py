@@ -41,10 +41,13 @@ ARROWS: dict[str, set[str]] = {
     "llmos.loads": SHARED | {"llmos.config", "llmos.models", "native"},
     "llmos.openers": SHARED | set(SPINE) | {"llmos.config", "llmos.loads", "llmos.models"} | WIRED_DRIVERS,
     "llmos.gateway_options": {"llmos.config"},
+    "llmos.model_loader": SHARED
+    | set(SPINE)
+    | {"llmos.config", "llmos.loads", "llmos.models", "drivers.builtin"},
     "llmos.boot": SHARED
     | set(SPINE)
     | {"llmos.agreements", "llmos.config", "llmos.gateway_options", "llmos.loads", "llmos.models"}
-    | {"llmos.notify", "llmos.openers", "drivers.builtin"},
+    | {"llmos.model_loader", "llmos.notify", "llmos.openers", "drivers.builtin"},
     "llmos.bench": SHARED
     | set(SPINE)
     | {"llmos.boot", "llmos.config", "llmos.log", "llmos.openers", "drivers.sim"},
