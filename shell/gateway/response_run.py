@@ -146,21 +146,26 @@ class ResponseRun:
         record = self.record
         if record.pid is None or (await client.stat(record.pid)).label != record.id:
             raise SyscallError(Errno.ESRCH, "the process is another one's")
-        offset = record.offset
-        while True:
-            output = await client.read(record.pid, offset)
-            offset = output.offset + len(output.tokens)
+
+        def take(output: Output) -> bool:
             for index, token in enumerate(output.tokens):
                 tokens.append(token)
                 found = output.logprobs[index : index + 1]
-                logprobs += found
+                logprobs.extend(found)
                 self._feed(choice, Output(0, (token,), found))
                 if choice.is_finished:  # the one call that was asked for
-                    return ExitStatus("stop")
-            if output.end is not None:
-                self._feed(choice, Output(0, (), end=output.end, usage=output.usage))
-                return output.end
+                    return False
             self._tell()
+            return True
+
+        with client.open_feed(record.pid, record.offset) as feed:
+            last = await feed.follow(take)
+        if last.end is not None:
+            take(last)
+        if choice.is_finished or last.end is None:
+            return ExitStatus("stop")
+        self._feed(choice, Output(0, (), end=last.end, usage=last.usage))
+        return last.end
 
     def _feed(self, choice: Choice, output: Output) -> None:
         delta = choice.feed(output)
