@@ -15,6 +15,7 @@ import trio
 from tests.llmsh.programs import wait_until
 from tests.scripted_kernel import Program, ScriptedKernel, open_scripted_kernel
 
+ROOT = Path(__file__).parents[2]
 PROMPT = "llmsh>"
 ESCAPE = "\x1b"
 
@@ -32,7 +33,8 @@ def open_terminal(
     }
     child = pexpect.spawn(
         sys.executable,
-        ["-m", "shell.llmsh.main", "--socket", str(folder / "llmos.sock"), *arguments],
+        ["-m", "tests.llmsh.patient", "--socket", str(folder / "llmos.sock"), *arguments],
+        cwd=str(ROOT),
         env=environment,  # type: ignore[arg-type]
         encoding="utf-8",
         timeout=60,

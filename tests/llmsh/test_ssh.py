@@ -19,11 +19,10 @@ import pexpect
 import pytest
 import trio
 
-from tests.llmsh.person import ESCAPE, PROMPT, finish, press_tab, use_shell
+from tests.llmsh.person import ESCAPE, PROMPT, ROOT, finish, press_tab, use_shell
 from tests.llmsh.programs import Gate, say
 from tests.scripted_kernel import Program, ScriptedKernel, open_scripted_kernel
 
-ROOT = Path(__file__).parents[2]
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 PRIVILEGE_SEPARATION = Path("/run/sshd")  # which a root's sshd wants to be there
 PATIENCE_SECONDS = 60
@@ -62,7 +61,7 @@ class Host:
         environment = [
             f"PYTHONPATH={ROOT}", f"XDG_STATE_HOME={self.folder / 'state'}", "PROMPT_TOOLKIT_NO_CPR=1",
         ]  # fmt: skip
-        shell = [sys.executable, "-m", "shell.llmsh.main", "--socket", str(self.folder / "llmos.sock")]
+        shell = [sys.executable, "-m", "tests.llmsh.patient", "--socket", str(self.folder / "llmos.sock")]
         remote = shlex.join(["env", *environment, *shell, *arguments])
         client = ["ssh", "-F", "/dev/null", "-i", str(self.folder / "mine"), "-tt" if has_terminal else "-T"]
         return [*client, *options, f"{pwd.getpwuid(os.getuid()).pw_name}@localhost", remote]

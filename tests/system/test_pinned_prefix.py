@@ -52,7 +52,7 @@ def test_what_is_pinned_outlasts_the_rest(server: Server) -> None:
             pass  # its time is not over yet
         assert (
             f'llmos_cache_pinned_pages{{device="cpu:0"}} {num_pinned}.0'
-            in httpx.get(f"{server.url}/metrics").text
+            in httpx.get(f"{server.url}/metrics", timeout=120).text
         )
         enough = cache_of(client).num_evicted_pages + cache_of(client).num_pages
         number = 4
