@@ -58,6 +58,7 @@ class Report:
         self._commit = current_commit()
         self.rows: list[BenchRow] = []
         self._json_path: str | None = None
+        self._is_begun = False  # the file
 
     def name_device(self, device: str) -> None:
         """Say what the rows that follow are of, beside the processor."""
@@ -72,12 +73,20 @@ class Report:
         )
         self.rows.append(row)
         if self._json_path is not None:
-            with open(self._json_path, "ab") as file:
+            with open(self._json_path, "ab" if self._is_begun else "wb") as file:
                 file.write(msgspec.json.encode(row) + b"\n")
+            self._is_begun = True
 
     def open_json(self, path: str) -> None:
-        """Begin a file anew; each row is in it as soon as it is added. Raises OSError."""
-        Path(path).write_bytes(b"")
+        """Begin a file anew with the first row; each is in it as soon as it is added.
+
+        Until then the file is as it was: whoever cannot measure loses no rows of before.
+
+        Raises:
+            OSError: there can be no such file.
+        """
+        if not os.access(Path(path).parent, os.W_OK) or Path(path).is_dir():
+            raise PermissionError(f"no rows can be written to {path}: its folder must be there, and writable")
         self._json_path = path
 
     def print_table(self) -> None:

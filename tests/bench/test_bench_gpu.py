@@ -146,7 +146,11 @@ def test_rows_are_in_the_file_as_they_come(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("old\n")
     report = Report("gpu")
+    for nowhere in (tmp_path, tmp_path / "nowhere" / "rows.jsonl"):
+        with pytest.raises(PermissionError, match="no rows can be written to"):
+            report.open_json(str(nowhere))
     report.open_json(str(path))
+    assert path.read_text() == "old\n"  # there may be nothing to measure on
     for count in (1, 2):
         report.add("a case", "time", 1.0, "us", against="itself", ratio=1.0, runs=1)
         assert read_rows([path]) == report.rows
