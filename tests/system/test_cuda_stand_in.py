@@ -23,7 +23,7 @@ from tests.fake_cuda import ILLEGAL_ADDRESS, OUT_OF_MEMORY, load_fake
 from tests.reading import read_all
 from tests.system.leaks import counted_server
 from tests.system.middle import in_the_middle
-from tests.system.test_transparency import requests, run_one, run_together
+from tests.system.test_transparency import check_forks, requests, run_one, run_together
 
 OPTIONS = ("--device", "cuda", "--threads", "1", "--frame-kib", "64")  # the least that the stand-in maps
 
@@ -102,22 +102,8 @@ async def test_together(server: Server, quiet: list[tuple[int, ...]]) -> None:
 
 
 async def test_forked(server: Server, quiet: list[tuple[int, ...]]) -> None:
-    """Children share frames with their parent, write to copies, and emit what it does."""
-    chosen = [i for i, request in enumerate(requests()) if request.max_tokens == 40][:6]
-    async with open_client(server.socket_path) as client:
-        for i in chosen:
-            request = requests()[i]
-            parent, forked = await in_the_middle(
-                client,
-                lambda pid: client.fork(pid, 2),
-                request.prompt,
-                max_tokens=40,
-                sampling=request.sampling,
-                ignore_eos=True,
-            )
-            for pid in (parent, *forked.pids):
-                assert (await read_all(client, pid))[0] == quiet[i]
-                await client.wait(pid)
+    """Frames are shared, and copied on the device."""
+    await check_forks(server, quiet, [i for i, r in enumerate(requests()) if r.max_tokens == 40][:6])
 
 
 async def test_swapped_shared_and_cut(

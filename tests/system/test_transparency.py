@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import cache
 
@@ -17,6 +17,7 @@ from llmos.bench.server import Server, running_server
 from syscalls.client import Client, open_client
 from syscalls.errno import Errno, SyscallError
 from syscalls.sampling import Sampling
+from tests.reading import finish
 from tests.system.leaks import assert_no_leak, count, counted_server
 from tests.system.middle import in_the_middle
 
@@ -231,10 +232,10 @@ async def chat(
     return outputs
 
 
-async def test_forked(server: Server, quiet: list[tuple[int, ...]]) -> None:
-    """A child forked in mid-flight emits what its parent does, greedy and seeded."""
+async def check_forks(server: Server, quiet: list[tuple[int, ...]], chosen: Iterable[int]) -> None:
+    """Children share frames with their parent, write to copies, and emit what it does."""
     async with open_client(server.socket_path) as client:
-        for i in (i for i, request in enumerate(requests()) if request.max_tokens == 40):
+        for i in chosen:
             request = requests()[i]
             parent, forked = await in_the_middle(
                 client,
@@ -245,11 +246,12 @@ async def test_forked(server: Server, quiet: list[tuple[int, ...]]) -> None:
                 ignore_eos=True,
             )
             for pid in (parent, *forked.pids):
-                tokens: list[int] = []
-                async for output in client.stream(pid):
-                    tokens += output.tokens
-                assert tuple(tokens) == quiet[i]
-                await client.wait(pid)
+                assert await finish(client, pid) == quiet[i]
+
+
+async def test_forked(server: Server, quiet: list[tuple[int, ...]]) -> None:
+    """A child forked in mid-flight emits what its parent does, greedy and seeded."""
+    await check_forks(server, quiet, (i for i, r in enumerate(requests()) if r.max_tokens == 40))
 
 
 async def test_stopped_and_continued(server: Server, quiet: list[tuple[int, ...]]) -> None:
