@@ -204,7 +204,9 @@ async def drain(system: System, gateway: GatewayProcess | None, grace_seconds: f
             nursery.start_soon(gateway.stop, grace_seconds)  # it refuses new requests at once, too
         with trio.move_on_after(grace_seconds):
             while any(  # noqa: ASYNC110 - a look every 50 ms beats an event on every turn's end
-                p.state not in (ProcState.ZOMBIE, ProcState.STOPPED) and not p.turn_is_over
+                p.state not in (ProcState.ZOMBIE, ProcState.STOPPED)
+                and not p.turn_is_over
+                and not system.is_asleep(p.device)
                 for p in system.table
             ):
                 await trio.sleep(0.05)

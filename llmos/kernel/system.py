@@ -155,6 +155,10 @@ class System:
             describe_model(loaded, created, ready=name in ready) for name, (loaded, created) in found.items()
         )
 
+    def is_asleep(self, device: str) -> bool:
+        """Has somebody asked for a device to take no steps?"""
+        return self.cores[device].rest.is_asked_for or self.hosts[device].is_asleep
+
     def _serves(self, device: str) -> bool:
         """Would a process that comes now be computed?"""
         return self.hosts[device].state is HostState.READY and not self.cores[device].rest.is_asked_for

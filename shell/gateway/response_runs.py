@@ -14,6 +14,7 @@ import trio
 from shell.gateway.errors import ApiError, kernel_lost
 from shell.gateway.job import Job
 from shell.gateway.kernel_link import KernelLink
+from shell.gateway.metrics import Metrics
 from shell.gateway.response_record import Record, ResponseStore
 from shell.gateway.response_run import Prepared, ResponseRun, adopt_process, end_process
 from syscalls.client import Client, ConnectionLost
@@ -31,6 +32,7 @@ class ResponseRuns:
 
     link: KernelLink
     store: ResponseStore
+    metrics: Metrics
     _live: dict[str, ResponseRun] = attrs.field(factory=dict)
     _nursery: trio.Nursery | None = None
 
@@ -120,6 +122,16 @@ class ResponseRuns:
             run.changed.set()
         finally:
             del self._live[run.record.id]
+            self._count(run)
+
+    def _count(self, run: ResponseRun) -> None:
+        """Account for a response that is over, as for any other request."""
+        record, metrics = run.record, self.metrics
+        metrics.prompt_tokens.inc(len(record.prompt))
+        metrics.completion_tokens.inc(len(record.tokens))
+        if metrics.users is not None:
+            user = run.job.spawn["user"]
+            metrics.users.observe(record.tenant, user, len(record.prompt), len(record.tokens))
 
     async def find(
         self, client: Client, record: Record, prepare: Callable[[], Awaitable[Job]]

@@ -63,7 +63,7 @@ def make_service(config: GatewayConfig) -> Service:
     admission = Admission(config.max_in_flight, metrics)
     folder = config.response_folder or f"{config.socket_path or default_socket_path()}.responses"
     store = ResponseStore(Path(folder).expanduser(), config.max_responses, config.response_ttl)
-    responses = ResponseRuns(link, store)
+    responses = ResponseRuns(link, store, metrics)
     uploads = Uploads(
         config.max_body_bytes,
         config.total_body_bytes,

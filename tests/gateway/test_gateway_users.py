@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,20 @@ def test_so_many_have_counters(counting: Gateway) -> None:
     }
     assert found['llmos_gateway_user_prompt_tokens_total{tenant="tester",user="ann"}'] == 9.0
     assert found['llmos_gateway_user_completion_tokens_total{tenant="tester",user="ann"}'] > 0
+
+
+def test_tokens_of_responses_are_counted(own_kernel: KernelThread, tmp_path: Path) -> None:
+    """Stored, whose processes stay, or not: for their user and in all."""
+    with running_gateway(own_kernel, tmp_path / "g", "--max-users", "2") as gateway:
+        for fields in ({"store": False}, {"store": True}, {"stream": True}):
+            body = {"input": "abc", "user": "ann", **fields}
+            assert gateway.post("/v1/responses", body).status_code == 200
+        text, found = gateway.get("/metrics").text, counters(gateway)
+    for kind in ("prompt", "completion"):
+        (total,) = re.findall(rf"^llmos_gateway_{kind}_tokens_total (\S+)$", text, re.MULTILINE)
+        label = '{tenant="tester",user="ann"}'
+        assert found[f"llmos_gateway_user_{kind}_tokens_total{label}"] == float(total) > 3
+    assert found['llmos_gateway_user_requests_total{tenant="tester",user="ann"}'] == 3.0
 
 
 def test_without_the_option_it_has_no_effect(gateway: Gateway, kernel: KernelThread) -> None:

@@ -11,6 +11,7 @@ import trio
 from drivers.sim import SimDriver
 from llmos.cost import CopyCost
 from llmos.sched.core import CoreStatistics
+from syscalls.client import ConnectionLost
 from syscalls.errno import Errno, SyscallError
 from syscalls.system import DeviceInfo
 from tests.kernel.harness import MODEL, RunningKernel, running_kernel, wait_until
@@ -177,6 +178,22 @@ async def test_who_may_and_how_deep(tmp_path: Path, autojump_clock: trio.abc.Clo
         with pytest.raises(SyscallError, match="level is 3; the limit is 1 to 2") as caught:
             await pair.kernel.client.sleep(3)
         assert caught.value.parameter == "level"
+
+
+@LEVELS
+async def test_nobody_waits_for_who_sleeps(
+    tmp_path: Path, autojump_clock: trio.abc.Clock, level: int
+) -> None:
+    """A kernel that stops gives running processes their grace; those that sleep could not use it."""
+    async with running_kernel(tmp_path, swap_mib=1, check_leaks=False) as kernel:
+        client = kernel.client
+        await client.spawn(prompt(1, 64), max_tokens=200, detached=True)
+        await client.sleep(level)
+        began = trio.current_time()
+        await client.shutdown(1000.0)
+        with pytest.raises(ConnectionLost):
+            await client.events(10**9, follow=True)
+        assert trio.current_time() - began < 100
 
 
 async def test_a_driver_that_does_not_come_back(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:

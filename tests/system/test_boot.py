@@ -321,3 +321,31 @@ def test_a_pinned_device_keeps_to_its_processors(num_threads: int) -> None:
         assert places[device.driver_pid] == usable[:1]
         assert all(set(place) <= set(usable) for place in places.values())
         assert [place for place in places.values() if place == usable[-1:]]
+
+
+def test_models_come_and_go() -> None:
+    """A second model beside the first, then in its place: the same tokens each time, and nothing is left."""
+    options = ("--device", "cpu", "--threads", "1", "--pool-mib", "32", "--swap-mib", "8")
+    with running_server(*options, gateway=False) as server, SyncClient(server.socket_path) as client:
+
+        def tokens(model: str | None) -> list[int]:
+            spawned = client.spawn(range(300, 340), max_tokens=20, model=model, auto_reap=True)
+            return [token for output in client.stream(spawned.pids[0]) for token in output.tokens]
+
+        expected = tokens(None)
+        assert client.load_model("builtin", "second").device == "cpu:1"
+        assert tokens("second") == tokens("llmos-base") == expected
+        client.unload_model("second")
+        before = client.statistics()
+        client.load_model(str(base_path()), "third")
+        client.unload_model("llmos-base")
+        assert [(device.name, device.state) for device in client.devices()] == [
+            ("cpu:0", "empty"),
+            ("cpu:1", "ready"),
+        ]
+        assert tokens(None) == expected
+        client.load_model("builtin")
+        client.unload_model("third")
+        after = client.statistics()
+        assert (after.num_tasks, after.num_open_files) == (before.num_tasks, before.num_open_files)
+        assert tokens(None) == expected
