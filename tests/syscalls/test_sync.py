@@ -46,9 +46,11 @@ async def answer_simply(session: FakeSession, body: Request) -> Answer:
 
 
 async def run_against(kernel: FakeKernel, path: Path, use: Callable[[Path], None]) -> None:
-    """Run blocking code in a thread while the fake kernel serves."""
+    """Run blocking code in a thread while the fake kernel serves, until that has read all it was sent."""
     async with open_fake_kernel(kernel, path):
         await trio.to_thread.run_sync(use, path)
+        for session in kernel.sessions:
+            await session.ended.wait()
 
 
 async def test_calls_streams_and_errors(tmp_path: Path) -> None:
@@ -183,9 +185,11 @@ def interrupt(client: SyncClient, *, is_answered: bool = False) -> None:
 @pytest.mark.parametrize("goes_on", [False, True])
 @pytest.mark.parametrize("body", [Spawn((1,), num_samples=2), Fork(9, 2), Restore("a"), Embed(((1,), (2,)))])
 async def test_what_an_interrupted_call_creates_is_killed(
-    tmp_path: Path, body: Request, goes_on: bool, is_answered: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: Request, goes_on: bool, is_answered: bool
 ) -> None:
     """What if Ctrl-C comes while a spawn waits for its answer? With the next call, or at the end, all end."""
+
+    monkeypatch.setattr(sync_connection, "ORPHAN_SECONDS", 60.0)  # a busy machine may answer late
 
     async def create(session: FakeSession, body: Request) -> Answer:
         return Spawned((3, 4), (0, 0)) if isinstance(body, Spawn | Fork | Restore | Embed) else Done()
