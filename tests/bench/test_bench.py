@@ -133,12 +133,13 @@ def test_bench_page(tmp_path: Path) -> None:
 
 def test_a_server_that_does_not_come_up_in_time_is_ended() -> None:
     """It says so, and nothing is left that runs."""
+    before = children()
     with (
         pytest.raises(ServerDidNotStart, match=r"llmos\.cli up .* was not ready within 0 s"),
         running_server("--device", "sim", gateway=False, start_seconds=0.0),
     ):
         pytest.fail("it is not ready")
-    assert not children()
+    assert children() <= before
 
 
 def children() -> set[int]:

@@ -32,7 +32,7 @@ async def gateway_that(program: str) -> AsyncIterator[GatewayProcess]:
     yield gateway
     assert gateway._process is not None
     assert gateway._process.returncode is not None
-    assert len(os.listdir("/proc/self/fd")) == num_before
+    assert len(os.listdir("/proc/self/fd")) <= num_before  # what others left may go meanwhile
 
 
 def cancelling(scope: trio.CancelScope, wait: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -76,8 +76,7 @@ async def test_cancelled_while_its_end_is_awaited(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(("program", "code"), [(HANGS_UP, -9), (ENDS, 3)])
 async def test_it_does_not_start(program: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A gateway that hangs up, or ends, before it is ready is a named error."""
-    if program is HANGS_UP:
-        monkeypatch.setattr(gateway_process, "END_SECONDS", 0.0)
+    monkeypatch.setattr(gateway_process, "END_SECONDS", 0.0 if program is HANGS_UP else 60.0)
     async with gateway_that(program) as gateway:
         with pytest.raises(GatewayFailed, match=rf"exit code {code}\b"):
             await gateway.run()
@@ -99,4 +98,4 @@ async def test_it_cannot_be_started(tmp_path: Path) -> None:
     gateway._command = [str(tmp_path / "absent")]
     with pytest.raises(FileNotFoundError):
         await gateway.run()
-    assert len(os.listdir("/proc/self/fd")) == num_before
+    assert len(os.listdir("/proc/self/fd")) <= num_before  # what others left may go meanwhile
