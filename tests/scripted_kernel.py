@@ -386,6 +386,8 @@ class ScriptedKernel:
                 model = msgspec.structs.replace(self.models[0], name=name or path.rpartition("/")[2])
                 self.models.append(model)
                 return ModelLoaded("sim:1", model)
+            case UnloadModel(name) if [model.name for model in self.models] == [name]:
+                raise SyscallError(Errno.EBUSY, "processes of the last one wait for input")
             case UnloadModel(name):
                 self.models = [model for model in self.models if model.name != name]
                 return Done()

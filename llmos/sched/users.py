@@ -6,6 +6,7 @@ A user is a name that a spawn brings, and that the tenant alone answers for: it 
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 
@@ -15,14 +16,16 @@ from llmos.proc.pcb import Process
 from llmos.sched.accounts import PROMPT_WEIGHT
 
 MAX_REMEMBERED = 4096  # users of whom nothing lives; the longest gone are forgotten
+MAX_COMPARED = 64  # users that one who comes back is compared to: with thousands it would take milliseconds
 
 
 @attrs.define(eq=False)
 class Users:
     """What the users of all tenants were served on one device, as far as that still matters.
 
-    A user that comes back is lifted to the least served of its tenant's: having asked for nothing earns no
-    credit. Processes that name nobody are together one user.
+    A user that comes back is lifted to the least served of its tenant's, or of those who are there for
+    longest where they are many: having asked for nothing earns no credit. Processes that name nobody are
+    together one user.
 
     Args:
         service: weighted tokens that a process has been served in its life.
@@ -40,7 +43,8 @@ class Users:
         users = self._living.setdefault(process.tenant, {})
         if process.user not in users:
             key = process.tenant, process.user
-            least = min((self.served(process.tenant, user) for user in users), default=0.0)
+            others = itertools.islice(users, MAX_COMPARED)
+            least = min((self.served(process.tenant, user) for user in others), default=0.0)
             self._ended[key] = max(self._ended.get(key, 0.0), least)
             users[process.user] = {}
         users[process.user][process] = self.service(process)
