@@ -18,17 +18,16 @@ import attrs
 
 from llmos.cost import StepWork
 from llmos.params import (
-    COURTEOUS_SECONDS,
     MAX_SCORED_TOKENS,
     MAX_STRETCH,
     MIN_PROMPT_TOKENS,
+    SMALL_REST,
     STEPS_IN_FLIGHT,
 )
 from llmos.proc.pcb import Process
+from llmos.sched.courtesy import Courtesy, Predict, most_tokens
 
-Predict = Callable[[StepWork], float]  # seconds that a step will take; more for more work, or as many
 Standing = Callable[[str], float]  # of a tenant: less goes first
-IsOverShare = Callable[[str], bool]  # of a tenant: it runs much more than its share
 
 
 @attrs.frozen
@@ -50,7 +49,7 @@ def compose(
     limits: BatchLimits,
     predict: Predict | None = None,
     standing: Standing = lambda tenant: 0.0,
-    is_over_share: IsOverShare = lambda tenant: False,
+    courtesy: Courtesy | None = None,
 ) -> list[Share]:
     """Divide the budget: one token to each process that decodes, in the order given, then prompt chunks.
 
@@ -59,24 +58,24 @@ def compose(
 
     Beside decodes, prompts get what fits into the target. Where decodes alone take more than half of it, the
     step may take twice as long as they do: with less than half of the time, prompts would hold everybody up
-    in the end, since who waits for a prompt does not decode. And MIN_PROMPT_TOKENS they get in any case. The
-    first prompt that time cuts short is the last of the step: those behind it wait for it, even where one of
-    their tokens would be cheaper. Prompts of a tenant that is over its share, beside decodes of one that is
-    not, stretch the step by a quarter or COURTEOUS_SECONDS only: a flood does not make others' tokens come
-    slowly.
+    in the end, since who waits for a prompt does not decode. And MIN_PROMPT_TOKENS they get in any case. A
+    prompt that SMALL_REST more of its time would end is not made to wait a step for that. The first prompt
+    that time cuts short is the last of the step: those behind it wait for it, even where one of their tokens
+    would be cheaper. While a tenant is over its share, others' decodes are minded: see Courtesy.
 
     An input that is taken whole (an encoder's) is not cut: it waits until it fits, or has a step of its own.
 
     Prompts whose tokens are to be scored get MAX_SCORED_TOKENS together.
 
-    Neither mutates nor looks at memory: whether the shares can be mapped is the caller's business.
+    Does not look at memory: whether the shares can be mapped is the caller's business. Mutates nothing but
+    `courtesy`.
 
     Args:
         running: processes in the policy's order.
         limits: the budget.
         predict: how long steps take; None: not known, and the target is not minded.
         standing: of a tenant; when all are equal, prompts too go in the order given.
-        is_over_share: of a tenant.
+        courtesy: towards those who decode; None: everybody is within their share.
 
     Returns:
         Shares of at least one position, decodes first, at most one for a process.
@@ -94,13 +93,14 @@ def compose(
             and _wants_next(process, num_expected)
         ):
             shares.append((process, 1))
-    budget = limits.max_step_tokens - len(shares)
+    courtesy = courtesy or Courtesy()
+    courtesy.begin([process for process, _ in shares], prompts)
     if len(prompts) > 1:
         prompts.sort(key=lambda process: standing(process.tenant))  # stable
     if prompts and shares and predict is not None:
-        _add_prompts_in_time(shares, prompts, budget, limits, predict, is_over_share)
+        _add_prompts_in_time(shares, prompts, limits, predict, courtesy)
     else:
-        _add_prompts(shares, prompts, budget, limits)
+        _add_prompts(shares, prompts, limits)
     return shares
 
 
@@ -111,7 +111,8 @@ def _wants_next(process: Process, num_expected: int) -> bool:
     return num_expected - process.turn_start < process.max_tokens
 
 
-def _add_prompts(shares: list[Share], prompts: list[Process], budget: int, limits: BatchLimits) -> None:
+def _add_prompts(shares: list[Share], prompts: list[Process], limits: BatchLimits) -> None:
+    budget = limits.max_step_tokens - len(shares)
     for process, wanted in _list_chunks(prompts, limits):
         if budget <= 0 or len(shares) >= limits.max_rows:
             break
@@ -137,47 +138,46 @@ def _list_chunks(prompts: list[Process], limits: BatchLimits) -> Iterator[Share]
 
 
 def _add_prompts_in_time(
-    shares: list[Share],
-    prompts: list[Process],
-    budget: int,
-    limits: BatchLimits,
-    predict: Predict,
-    is_over_share: IsOverShare,
+    shares: list[Share], prompts: list[Process], limits: BatchLimits, predict: Predict, courtesy: Courtesy
 ) -> None:
-    num_keys = len(shares) + sum(process.num_scheduled for process, _ in shares)
-    work = StepWork(len(shares), len(shares), num_keys, num_keys)
-    decode_seconds = predict(work)
+    decode_seconds = predict(_work_of(shares))
     most_seconds = max(limits.target_seconds, MAX_STRETCH * decode_seconds)
-    is_anybody_modest = not all(map(is_over_share, {process.tenant for process, _ in shares}))
+    polite_seconds = courtesy.polite_seconds(decode_seconds)
+    if courtesy.num_modest and not courtesy.may_be_long and polite_seconds < most_seconds:
+        most_seconds = polite_seconds
+        held = courtesy.hold_back([process for process, _ in shares], prompts[0], predict, most_seconds)
+        if held:
+            shares[:] = [share for share in shares if share[0].pid not in held]
+    work = _work_of(shares)
+    budget = limits.max_step_tokens - len(shares)
     guaranteed = MIN_PROMPT_TOKENS
     for process, chunk in _list_chunks(prompts, limits):
         if budget <= 0 or len(shares) >= limits.max_rows:
             break
         start, wanted = process.num_scheduled, min(chunk, budget)
-        if is_anybody_modest and is_over_share(process.tenant):
-            most_seconds = min(most_seconds, decode_seconds + max(decode_seconds / 4, COURTEOUS_SECONDS))
-        count = _fit(work, start, wanted, predict, most_seconds)
-        count = min(wanted, max(count, guaranteed))
+        if courtesy.num_modest and courtesy.is_over(process):
+            most_seconds = min(most_seconds, polite_seconds)
+        slack = SMALL_REST * (most_seconds - decode_seconds)
+        if predict(work.with_row(start, wanted)) <= most_seconds + slack:
+            count = wanted
+        else:
+            count = most_tokens(work, start, wanted, predict, most_seconds)
+            count = min(wanted, max(count, guaranteed))
         if process.is_whole and count < process.num_uncomputed:
             break
         if count:
             shares.append((process, count))
+            work = work.with_row(start, count)
         if count < wanted:
             break
-        work = work.with_row(start, count)
         budget -= count
         guaranteed = max(0, guaranteed - count)
+    if courtesy.num_modest:
+        slack = SMALL_REST * (polite_seconds - decode_seconds)
+        if predict(work) > polite_seconds + slack:
+            courtesy.note_long()
 
 
-def _fit(work: StepWork, start: int, wanted: int, predict: Predict, most_seconds: float) -> int:
-    """The most tokens of one more row, up to `wanted`, with which the step does not take longer than that."""
-    if predict(work.with_row(start, wanted)) <= most_seconds:
-        return wanted
-    fits, too_many = 0, wanted
-    while too_many - fits > 1:
-        middle = (fits + too_many) // 2
-        if predict(work.with_row(start, middle)) <= most_seconds:
-            fits = middle
-        else:
-            too_many = middle
-    return fits
+def _work_of(decodes: list[Share]) -> StepWork:
+    num_keys = len(decodes) + sum(process.num_scheduled for process, _ in decodes)
+    return StepWork(len(decodes), len(decodes), num_keys, num_keys)

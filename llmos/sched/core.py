@@ -44,6 +44,7 @@ from llmos.sched import commands
 from llmos.sched.accounts import Accounts
 from llmos.sched.batch import BatchLimits, compose
 from llmos.sched.cache_drops import CacheDrops
+from llmos.sched.courtesy import Courtesy
 from llmos.sched.forecast import Forecast
 from llmos.sched.grammars import GrammarStatistics
 from llmos.sched.in_flight import InFlight, last_use
@@ -149,6 +150,7 @@ class Core(Actor[Message]):
             on_event=on_event,
         )
         self.limits = limits
+        self._courtesy = Courtesy(policy.is_over_share)
         self.max_spaces = max_spaces
         self.prefix_cache = prefix_cache
         self.cache_policy = cache_policy
@@ -303,9 +305,8 @@ class Core(Actor[Message]):
         elders: list[Process] = []
         num_tokens = num_context_tokens = num_pairs = 0
         predict = self.forecast.step_seconds if self.forecast else None
-        policy = residents.policy
         for process, num_new in compose(
-            residents.queue.running, self.limits, predict, policy.standing, policy.is_over_share
+            residents.queue.running, self.limits, predict, residents.policy.standing, self._courtesy
         ):
             if process.state is not ProcState.RUNNING:
                 continue  # gave its memory up for one before it in this very step

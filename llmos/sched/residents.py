@@ -78,7 +78,7 @@ class Residents:
         self.admission_is_due = False
         self.recorder.note_shortage(False)
         while self.queue.waiting:
-            num_free = self._num_free_frames()
+            num_free, num_free_soon = self._num_free_frames()
             view = self.queue.view(num_free, self.max_running)
             pids, has_spaces = self.policy.admit(view), True
             for pid in pids:
@@ -105,7 +105,7 @@ class Residents:
             head = self.queue.members[Pid(waited_for[0])]  # whom the policy waits for
             if self._kill_if_too_large(head):
                 continue
-            if has_spaces and self._frames_needed(head) <= num_free + self.switch.swap.num_leaving_frames:
+            if has_spaces and self._frames_needed(head) <= num_free_soon:
                 return  # a copy out that is under way makes the room
             idle = [p for p in self.queue.members.values() if p.space and p.state is not ProcState.RUNNING]
             if not any(p is not head for p in idle):
@@ -158,7 +158,7 @@ class Residents:
         assert self.switch is not None
         if not self.queue.waiting:
             return
-        num_free = self._num_free_frames() + self.switch.swap.num_leaving_frames
+        _, num_free = self._num_free_frames()
         pids = self.policy.give_way(self.queue.view(num_free, self.max_running))
         if not pids:
             return
@@ -319,16 +319,19 @@ class Residents:
         self.admission_is_due = True
         self._demote()
 
-    def _num_free_frames(self) -> int:
-        """Frames that admission may hand out: free or cached, and not wanted soon by those who run.
+    def _num_free_frames(self) -> tuple[int, int]:
+        """Frames that admission may hand out now, and when the copies out that are under way have ended.
 
-        Without some for their growth, whoever is admitted last would be stopped again a few steps later.
-        Negative when there is less than they want.
+        They are free or cached, and not wanted soon by those who run: without some for their growth, whoever
+        is admitted last would be stopped again a few steps later. What copies out will leave is as good
+        for growth as what is free, since it is there some steps before it is wanted. Negative when there is
+        less than they want.
         """
         assert self.switch is not None
-        vmm = self.switch.vmm
+        vmm, num_leaving = self.switch.vmm, self.switch.swap.num_leaving_frames
         growth = vmm.kv.num_pages(GROWTH_TOKENS * self.queue.num_places_taken)  # pages, on average
-        promised = growth * vmm.kv.frames_per_page
+        growth_frames = growth * vmm.kv.frames_per_page
+        promised = 0
         growing = set()
         for process in (*self.queue.running, *self.queue.arriving.values()):
             # Prompts are mapped as they are computed: what they will take is free now, and not for others.
@@ -338,7 +341,8 @@ class Residents:
                 if needed and process.pid in self._growing:
                     growing.add(process.pid)
         self._growing = growing
-        return vmm.num_allocatable_frames - promised
+        num_free = vmm.num_allocatable_frames - promised
+        return num_free - max(0, growth_frames - num_leaving), num_free + num_leaving - growth_frames
 
     def release_heirs(self, elder: Process) -> None:
         """Let the siblings that wait for this prefill go on, over its pages where they are there."""
