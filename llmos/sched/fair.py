@@ -50,6 +50,7 @@ class TokenFair:
 
     accounts: Accounts
     quantum: float = DEFAULT_QUANTUM
+    _made_room_for: Candidate | None = attrs.field(default=None, init=False)
     name = "fair"
     review_steps = 1  # a look is cheap where nobody is to stop, and whoever waits waits for it
 
@@ -78,6 +79,8 @@ class TokenFair:
             queues[tenant] = iter(queue)
             counters[tenant] = self._promised(view, tenant)
             tenants.append((counters[tenant] - self._lead(tenant, 0), tenant))
+        if (owed := self._owed(view)) is not None:
+            tenants = [(-math.inf if tenant == owed else rank, tenant) for rank, tenant in tenants]
         heapq.heapify(tenants)
         while tenants and len(admitted) < places:
             _, tenant = tenants[0]
@@ -105,6 +108,8 @@ class TokenFair:
             return []
         counters = {tenant: self._promised(view, tenant) for tenant in view.queues}
         ranks = {tenant: counter - self._lead(tenant, 0) for tenant, counter in counters.items()}
+        if (owed := self._owed(view)) is not None:
+            ranks[owed] = -math.inf
         heads = (
             head
             for tenant in sorted(ranks, key=lambda name: (ranks[name], name))
@@ -124,6 +129,7 @@ class TokenFair:
             return []
         if has_place and any(not c.is_running and c.pid != head.pid for c in view.holding):
             return []  # memory of those that do not run comes first, and admission takes it
+        self._made_room_for = head
         return stopped
 
     def _behind(self, view: View, head: Candidate, counter: float) -> Iterator[Candidate]:
@@ -152,6 +158,19 @@ class TokenFair:
                 break
             if candidate.service >= self.quantum:
                 yield candidate
+
+    def _owed(self, view: View) -> str | None:
+        """The tenant whose first process others have stopped for, until that is admitted.
+
+        Shares are others once somebody has stopped; the place is its all the same.
+        """
+        if self._made_room_for is None:
+            return None
+        first = next(iter(view.queues.get(self._made_room_for.tenant, ())), None)
+        if first is None or first.pid != self._made_room_for.pid:
+            self._made_room_for = None
+            return None
+        return first.tenant
 
     def _load(self, tenant: str, more: int) -> float:
         """Processes that run, for a tenant's weight, with so many more."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmos.sched.accounts import Accounts
@@ -33,6 +33,16 @@ SPAWN = st.tuples(st.sampled_from(TENANTS), st.integers(1, 30), st.integers(1, 2
     num_frames=st.integers(240, 600),
     max_running=st.integers(1, 8),
     weights=st.dictionaries(st.sampled_from(TENANTS), st.sampled_from([0.5, 2.0, 4.0])),
+)
+@example(  # with one of "a" less, "b" does not run less than its share: its place went to another one of "a"
+    spawns=[
+        *[(("a", 1, 1, 0), 0), (("a", 1, 1, 0), 0), (("a", 24, 41, 0), 0), (("a", 1, 41, 0), 7)],
+        *[(("b", 1, 34, 0), 0), (("b", 1, 34, 0), 0), (("b", 29, 33, 0), 0), (("a", 2, 16, 0), 0)],
+        *[(("a", 1, 2, 0), 0), (("c", 1, 18, 0), 0), (("a", 1, 1, 0), 33)],
+    ],
+    num_frames=240,
+    max_running=6,
+    weights={},
 )
 def test_whoever_gives_way_should(
     spawns: list, num_frames: int, max_running: int, weights: dict[str, float]
