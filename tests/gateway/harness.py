@@ -93,7 +93,6 @@ class KernelThread:
         self.program = say_hello
         kernel = self.kernel
         self.call(lambda: [part.clear() for part in (kernel.refusals, kernel.spawned, kernel.calls)])
-        del kernel.models[1:]  # what was loaded; the first one stays
         kernel.rates = None
         kernel.embedding = take_a_moment
 

@@ -103,6 +103,7 @@ def check_operation(place: tuple[KernelThread, Gateway, Any], method: str, path:
     """Send bodies, queries and paths that fit the description, and such as do not."""
     kernel, gateway, schema = place
     kernel.reset()
+    kernel.call(lambda: kernel.kernel.models.__delitem__(slice(1, None)))  # what was loaded
     gateway.post("/wake_up", {})  # the gateway looks at once which models are left, and nothing sleeps
     kernel.program = say_scored("hello")  # log-probabilities may be asked for
     operation = schema[path][method]

@@ -21,11 +21,13 @@ OPERANDS = {
     "checkpoint": "1 new",
     "restore": "old",
     "wait": "2",
+    "load": "builtin",
 }
 ONE_OBJECT_A_LINE = ("strace",)
 ACTS = {  # what they print is text, or nothing
     "chat", "kill", "stop", "cont", "nice", "fork", "cat", "tail", "fg", "bg", "exit", "rm-image", "shutdown",
     "echo", "tee", "grep", "head", "unset", "time", "watch", "man", "clear",
+    "unload", "sleep", "wake",
 }  # fmt: skip
 
 

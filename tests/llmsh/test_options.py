@@ -86,7 +86,7 @@ def test_the_table_has_the_commands_of_the_contract() -> None:
     names = (
         "run chat ps top kill stop cont nice fork wait fg bg jobs free cache dmesg lsdev models stat cat "
         "tail why maps whoami tenants checkpoint restore images rm-image shutdown help exit "
-        "echo tee grep head wc set unset time watch history strace man clear"
+        "echo tee grep head wc set unset time watch history strace man clear load unload sleep wake"
     )
     assert {command.name for command in TABLE} == set(names.split())
 
