@@ -7,7 +7,6 @@ of its kind wait for it: seldom enough that the 99th percentile of their waits d
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 import attrs
@@ -38,12 +37,12 @@ class Courtesy:
     _long_waits: float = attrs.field(default=0.0, init=False)  # that may still be asked for
     _num_steps_held: int = attrs.field(default=0, init=False)  # in a row
 
-    def begin(self, decodes: Iterable[Process], prompts: Iterable[Process]) -> None:
+    def begin(self, decodes: Sequence[Process], prompts: Iterable[Process]) -> None:
         """Look at those who want part in a step. Mutates: each modest row earns some of a long wait."""
-        rows = Counter([process.tenant for process in decodes])
-        tenants = rows.keys() | {process.tenant for process in prompts}
+        tenants = {process.tenant for process in decodes}
+        tenants.update([process.tenant for process in prompts])
         self._over = set(filter(self.is_over_share, tenants)) if len(tenants) > 1 else set()
-        self.num_modest = sum(rows.values()) - sum(rows[t] for t in self._over) if self._over else 0
+        self.num_modest = sum([p.tenant not in self._over for p in decodes]) if self._over else 0
         earned = self.num_modest / TOKENS_FOR_A_LONG_WAIT
         self._long_waits = min(MAX_LONG_WAITS, self._long_waits + earned)
 
