@@ -60,8 +60,9 @@ def open_page(browser: Any, url: str, *, may_lose: bool = False, **options: Any)
 
 
 def wait_live(page: Any) -> None:
-    """Wait for the first look."""
+    """Wait until the first look is there and drawn, which the next frame does."""
     page.get_by_text("Live", exact=True).wait_for()
+    page.locator("#who:not(:empty)").wait_for()
 
 
 def row_of(page: Any, pid: int) -> Any:
