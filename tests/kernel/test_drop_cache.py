@@ -82,7 +82,7 @@ async def test_steps_go_on_between_the_pieces(
             await num_cached_tokens(client, [start, *PROMPT])
         (pid,) = (await client.spawn([9, 9, 9], max_tokens=2000, ignore_eos=True)).pids
         process = kernel.system.table.get(pid)
-        while not process.output:  # noqa: ASYNC110 - time stands still while steps take none
+        while not process.output:  # time stands still while steps take none
             await trio.lowlevel.checkpoint()
         before = len(process.output)
         dropped = await client.drop_cache()
