@@ -144,7 +144,7 @@ class Client:
     Every call raises SyscallError when the kernel refuses it (each struct's docstring says with which codes)
     and ConnectionLost when the session ends first. Timeouts are the caller's: cancel the call, and its reply
     is dropped when it comes. A cancelled spawn, fork or restore leaves nothing behind: what it created is
-    killed.
+    killed. Where that was to be detached, closing the client waits for it, two seconds at most.
     """
 
     def __init__(self, connection: Connection) -> None:

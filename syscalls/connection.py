@@ -24,6 +24,7 @@ from syscalls.session import ClientSession, ConnectionLost
 RECEIVE_BYTES = 256 << 10
 MORE_READS = 8  # of what came meanwhile, before other tasks have their turn: a step's outputs come in pieces
 MAX_UNSENT_BYTES = 1 << 20  # callers wait while more is queued: a kernel that does not read slows us
+BURIAL_SECONDS = 2.0  # at the end, for detached processes of cancelled calls: the session's end kills others
 
 
 @asynccontextmanager
@@ -43,15 +44,13 @@ async def open_connection(
         await connection._open(name, key)
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(connection._run_reader)
-                nursery.start_soon(connection._run_writer)
+                nursery.start_soon(connection._run)
                 try:
                     yield connection
                 except BaseException as error:
                     failure = error
                 finally:
-                    connection._fail("this client was closed")
-                    nursery.cancel_scope.cancel()
+                    await connection._close()
         finally:
             if failure is not None:
                 raise failure
@@ -64,7 +63,10 @@ class Connection:
         self._stream = stream
         self._session = ClientSession()
         self._waiting: dict[int, trio.lowlevel.Task | OutputFeed] = {}  # callers, by the id of their call
-        self._orphaned: set[int] = set()  # cancelled calls that create, which are not answered yet
+        self._orphaned: dict[int, bool] = {}  # cancelled calls that create, not answered yet: detached or not
+        self._graves: set[int] = set()  # calls that bury detached processes, not answered yet
+        self._buried = trio.lowlevel.ParkingLot()  # who closes, while there are such
+        self._tasks = trio.CancelScope(shield=True)  # both tasks: whoever is cancelled may have to bury
         self._unsent = bytearray()
         self._writer: trio.lowlevel.Task | None = None  # set while the writer is parked: nothing to send
         self._has_room = trio.lowlevel.ParkingLot()  # callers held back by MAX_UNSENT_BYTES
@@ -99,7 +101,7 @@ class Connection:
         def abandon(_: object) -> trio.lowlevel.Abort:
             del self._waiting[call_id]
             if isinstance(body, Spawn | Embed | Fork | Restore):
-                self._orphaned.add(call_id)
+                self._orphaned[call_id] = not isinstance(body, Embed) and body.detached
             return trio.lowlevel.Abort.SUCCEEDED
 
         answer: Answer = await trio.lowlevel.wait_task_rescheduled(abandon)
@@ -118,12 +120,11 @@ class Connection:
         if self._waiting.pop(feed.call_id, None) is not None and self._lost is None:
             self._post(Unfollow(feed.call_id))
 
-    def bury(self, pids: tuple[int, ...]) -> None:
-        """Kill and reap processes; nobody waits for the replies. At the session's end they have ended."""
+    def bury(self, pids: tuple[int, ...], *, detached: bool = False) -> None:
+        """Kill and reap processes; only the session's end waits for the replies, where they outlive it."""
         if self._lost is None:
-            for pid in pids:
-                self._post(Kill(pid))
-                self._post(Wait(pid))
+            calls = {self._post(body) for pid in pids for body in (Kill(pid), Wait(pid))}
+            self._graves |= calls if detached else set()
 
     async def _open(self, name: str, key: str) -> None:
         try:
@@ -143,6 +144,20 @@ class Connection:
             trio.lowlevel.reschedule(self._writer)
             self._writer = None
         return call_id
+
+    async def _run(self) -> None:
+        with self._tasks:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._run_reader)
+                nursery.start_soon(self._run_writer)
+
+    async def _close(self) -> None:
+        """End the session, when nothing is left of detached processes whose makers were cancelled."""
+        with trio.move_on_after(BURIAL_SECONDS, shield=True):
+            while self._lost is None and (self._graves or any(self._orphaned.values())):
+                await self._buried.park()
+        self._fail("this client was closed")
+        self._tasks.cancel()
 
     async def _run_writer(self) -> None:
         try:
@@ -184,9 +199,13 @@ class Connection:
                 del self._waiting[call_id]
                 trio.lowlevel.reschedule(caller, outcome.Value(answer))
             elif call_id in self._orphaned:
-                self._orphaned.remove(call_id)
+                detached = self._orphaned.pop(call_id)
                 if isinstance(answer, Spawned):
-                    self.bury(answer.pids)
+                    self.bury(answer.pids, detached=detached)
+                self._buried.unpark_all()
+            elif call_id in self._graves:
+                self._graves.remove(call_id)
+                self._buried.unpark_all()
 
     def _receive_nowait(self) -> bytes:
         """Receive what is there; b"": nothing, or `receive_some` will tell what else."""
@@ -209,3 +228,4 @@ class Connection:
             else:
                 trio.lowlevel.reschedule(caller, outcome.Error(ConnectionLost(reason)))
         self._has_room.unpark_all()
+        self._buried.unpark_all()

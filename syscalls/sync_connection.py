@@ -12,7 +12,7 @@ from syscalls.process import Fork, Kill, Spawn, Spawned, Wait
 from syscalls.session import ClientSession, ConnectionLost
 
 RECEIVE_BYTES = 256 << 10
-ORPHAN_SECONDS = 1.0  # for the answer of an interrupted call, at the end
+ORPHAN_SECONDS = 1.0  # of silence, at the end, where an interrupted call or a burial is not answered
 
 
 class SyncConnection:
@@ -22,6 +22,7 @@ class SyncConnection:
         self._session = ClientSession()
         self._answers: dict[int, Answer] = {}
         self._orphaned: set[int] = set()  # interrupted calls that create, which are not answered yet
+        self._graves: set[int] = set()  # calls that bury processes, which are not answered yet
         self._lost: str | None = None  # why the session is over
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -66,16 +67,18 @@ class SyncConnection:
         return answer
 
     def bury(self, pids: tuple[int, ...]) -> None:
-        """Kill and reap processes; the replies are dropped when they come. At the session's end they end."""
+        """Kill and reap processes; only the session's end waits for the replies."""
         for pid in pids if self._lost is None else ():
             for body in (Kill(pid), Wait(pid)):
+                call_id, frame = self._session.encode_call(body)
                 with suppress(ConnectionLost):
-                    self._send(self._session.encode_call(body)[1])
+                    self._send(frame)
+                    self._graves.add(call_id)
 
     def close(self) -> None:
         """End the session; see `SyncClient.close`."""
         try:
-            while self._orphaned and self._lost is None:
+            while (self._orphaned or self._graves) and self._lost is None:
                 self._socket.settimeout(ORPHAN_SECONDS)
                 with suppress(ConnectionLost):
                     self._receive()
@@ -100,6 +103,7 @@ class SyncConnection:
             raise ConnectionLost(self._lost) from error
         try:
             self._answers.update(self._session.receive(data))
+            self._graves -= self._answers.keys()
             if self._orphaned:
                 self._bury_orphans()
         except ConnectionLost as error:

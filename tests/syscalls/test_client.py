@@ -22,6 +22,7 @@ from syscalls.codec import (
     Welcome,
     encode_frame,
 )
+from syscalls.connection import BURIAL_SECONDS
 from syscalls.errno import Errno, SyscallError
 from syscalls.process import ExitStatus, Kill, Nice, Output, Read, Spawn, Spawned, Stop, Wait
 from syscalls.session import ClientSession
@@ -201,6 +202,25 @@ async def test_cancelled_spawn_leaves_no_process(tmp_path: Path) -> None:
             await client.ping()
         bodies = [call.body for call in kernel.sessions[0].calls]
         assert bodies == [Spawn((1, 2)), Kill(11), Wait(11), Kill(12), Wait(12), Ping()]
+
+
+async def test_closing_does_not_wait_for_a_silent_kernel(
+    tmp_path: Path, autojump_clock: trio.abc.Clock
+) -> None:
+    """A client that is closed behind a cancelled detached spawn gives the answer two seconds, no more."""
+
+    async def never(session: FakeSession, body: Request) -> Answer:
+        await trio.sleep_forever()
+        raise AssertionError("not reached")
+
+    async with open_fake_kernel(FakeKernel(never), tmp_path / "s") as kernel:
+        started = trio.current_time()
+        for detached in (False, True):
+            async with open_client(tmp_path / "s") as client:
+                with trio.move_on_after(1):
+                    await client.spawn([1, 2], detached=detached)
+        assert trio.current_time() - started == pytest.approx(1 + 1 + BURIAL_SECONDS)
+        assert len(kernel.sessions) == 2
 
 
 async def break_with_error(session: FakeSession) -> None:
