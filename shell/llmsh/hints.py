@@ -23,6 +23,8 @@ PLACES = {
     Errno.ENOEXEC: "'images' lists what can be restored",
     Errno.EBADMSG: "'images' lists what can be restored",
     Errno.ENODEV: "'lsdev' shows the devices",
+    Errno.ENOMEM: "ask for less, as with --max-tokens; 'free' shows the pools",
+    Errno.ENOSPC: "'rm-image' makes room",
     Errno.EDQUOT: "'tenants' shows your limits",
     Errno.E2BIG: "shorten the prompt or lower --max-tokens",
     Errno.EFAULT: "'dmesg' may say more",
@@ -39,12 +41,22 @@ async def explain_error(shell: Shell, error: SyscallError, words: Sequence[str])
         words: of the command, among them perhaps a wrong one.
     """
     hint = PLACES.get(error.errno, "")
+    if (error.errno, error.parameter) == (Errno.EEXIST, "name"):  # of a model: images have no such field
+        hint = "choose another with --name"
     with trio.move_on_after(PATIENCE_SECONDS):
         try:
             if error.errno is Errno.ESRCH:
                 hint = suggest_pid(words, [info.pid for info in await (await shell.client()).ps()])
+            elif error.errno is Errno.ENOENT and error.parameter == "model":
+                models = [model.name for model in await (await shell.client()).models()]
+                hint = suggest_name(words, models, "served", "'models' lists them")
             elif error.errno is Errno.ENOENT:
-                hint = suggest_image(words, [image.name for image in await (await shell.client()).images()])
+                images = [image.name for image in await (await shell.client()).images()]
+                hint = (
+                    suggest_name(words, images, "yours", PLACES[Errno.ENOENT])
+                    if images
+                    else "you have no image"
+                )
         except (CommandError, ConnectionLost, SyscallError):
             pass  # then without
     return f"{error}; {hint}" if hint else str(error)
@@ -63,11 +75,9 @@ def suggest_pid(words: Sequence[str], pids: Sequence[int]) -> str:
     return f"yours: {', '.join(known)}" if len(known) <= MAX_LISTED else PLACES[Errno.ESRCH]
 
 
-def suggest_image(words: Sequence[str], names: Sequence[str]) -> str:
-    """Say which image somebody may have meant, or which there are."""
-    if not names:
-        return "you have no image"
+def suggest_name(words: Sequence[str], names: Sequence[str], kind: str, place: str) -> str:
+    """Say which name may have been meant, or which there are: `kind` says whose, `place` where to look."""
     for word in words:
         if word not in names and (meant := suggest(word, names)):
             return meant.removeprefix(": ")
-    return f"yours: {', '.join(names)}" if len(names) <= MAX_LISTED else PLACES[Errno.ENOENT]
+    return f"{kind}: {', '.join(names)}" if len(names) <= MAX_LISTED else place

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import codecs
+import io
 import os
 import queue
 import signal
@@ -40,6 +42,7 @@ class Settings:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the shell. Returns its exit code."""
+    prepare_streams()
     settings = read_settings(sys.argv[1:] if argv is None else argv)
     try:
         if sys.stdin.isatty() and sys.stdout.isatty():
@@ -50,6 +53,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing to flush at exit
         return EXIT_BROKEN_PIPE
+
+
+def prepare_streams() -> None:
+    """Make the three streams of the process usable, however they came.
+
+    One that is closed leads nowhere, in this order: the lowest number that is free would else be that of the
+    next file or socket. What the locale's encoding has no character for is written as a question mark.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  for good
+    if isinstance(sys.stdout, io.TextIOWrapper) and codecs.lookup(sys.stdout.encoding).name != "utf-8":
+        sys.stdout.reconfigure(errors="replace")
 
 
 def read_settings(argv: Sequence[str]) -> Settings:

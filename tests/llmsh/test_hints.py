@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from shell.llmsh.hints import suggest_pid
+from syscalls.device import LoadModel, UnloadModel
+from syscalls.errno import Errno, SyscallError
+from syscalls.process import Spawn
 from tests.llmsh.harness import open_shell
 from tests.llmsh.programs import Gate
 from tests.scripted_kernel import open_scripted_kernel
@@ -41,4 +44,23 @@ async def test_mistyped_names(tmp_path: Path) -> None:
             "rm-image: ENOENT: no image nite; did you mean 'night'?",
             "run: no model 'scriptd': did you mean 'scripted'?",
             "ps: unknown option '--al': did you mean '--all'?",
+        ]
+
+
+async def test_what_the_kernel_refuses(tmp_path: Path) -> None:
+    """A model that is not there is not explained with images; who asks for too much is told what to lower."""
+    refusals: dict[type, SyscallError] = {
+        UnloadModel: SyscallError(Errno.ENOENT, "no model 'scriptd'", parameter="model"),
+        LoadModel: SyscallError(Errno.EEXIST, "a model called x is served", parameter="name"),
+        Spawn: SyscallError(Errno.ENOMEM, "2006 tokens need 64 frames; sim:0 has 32 in all"),
+    }
+    async with open_scripted_kernel(tmp_path) as kernel, open_shell(tmp_path) as shell:
+        kernel.refusals.update(refusals)
+        await shell.run("unload scriptd; unload other; load x; run hi")
+        assert shell.errors.splitlines() == [
+            "unload: ENOENT: no model 'scriptd'; did you mean 'scripted'?",
+            "unload: ENOENT: no model 'scriptd'; served: scripted",
+            "load: EEXIST: a model called x is served; choose another with --name",
+            "run: ENOMEM: 2006 tokens need 64 frames; sim:0 has 32 in all; ask for less, as with "
+            "--max-tokens; 'free' shows the pools",
         ]

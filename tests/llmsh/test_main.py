@@ -56,6 +56,38 @@ async def test_bytes_that_are_no_text(tmp_path: Path) -> None:
         assert [process.prompt for process in kernel.spawned] == ["a\ufffdbok<|end|>"] * 2
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&- 2>&-"])
+async def test_a_stream_that_is_closed_leads_nowhere(tmp_path: Path, closed: str) -> None:
+    """A shell without a standard stream does what it is told, and its files do not come to stand for it."""
+    async with open_scripted_kernel(tmp_path, say("ok")) as kernel:
+        script = 'exec "$@" ' + closed
+        command = [
+            *COMMAND,
+            "--socket",
+            str(tmp_path / "llmos.sock"),
+            "-c",
+            f"run hi > {tmp_path / 'out'}; ps",
+        ]
+        done = await trio.run_process(
+            ["/bin/sh", "-c", script, "sh", *command], capture_stdout=True, capture_stderr=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert (tmp_path / "out").read_text() == "ok\n"
+        assert len(kernel.spawned) == 1
+        assert (await run_llmsh(tmp_path, stdin=b"run hi\n")).stdout == b"ok\n"
+
+
+async def test_what_the_encoding_does_not_have_is_a_question_mark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a locale of few characters the others are replaced; nothing fails, and a file has all of them."""
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    async with open_scripted_kernel(tmp_path, say("é 日")):
+        done = await run_llmsh(tmp_path, "-c", f"run hi; run hi > {tmp_path / 'out'}")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "é ?\n".encode("latin-1"), b"")
+        assert (tmp_path / "out").read_text(encoding="utf-8") == "é 日\n"
+
+
 async def test_usage_error_is_2(tmp_path: Path) -> None:
     """A command that does not exist, and an argument that does not, exit with 2."""
     assert (await run_llmsh(tmp_path, "-c", "hepl")).returncode == 2

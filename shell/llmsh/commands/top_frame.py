@@ -62,21 +62,22 @@ class Frame:
     rates: Rates
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Draw it for rich."""
-        now, rates = self.now, self.rates
+        """Draw it for rich. Where it is low, half of it at most is for the system, a quarter for tenants."""
+        now, rates, height = self.now, self.rates, options.height
         bar_columns = max(MIN_BAR_COLUMNS, min(MAX_BAR_COLUMNS, options.max_width - SIZES_COLUMNS))
-        above = Group(
-            _draw_head(now, rates),
-            *(line for device in now.devices for line in _draw_device(device, now, rates, bar_columns)),
-            Text(),
-            _make_tenant_table(now.shares, rates),
-            Text(),
-        )
+        system = [*_draw_head(now, rates)]
+        for device in now.devices:
+            system += _draw_device(device, now, rates, bar_columns)
+        num_tenants = num_rows = None  # all
+        if height is not None:
+            system = _fit_lines(console, options.update(height=None), system, max(1, height // 2))
+            num_tenants = max(0, height // 4 - 2)  # below their header, above how many others there are
+        tenants = [] if num_tenants == 0 else [*_draw_tenants(now.shares, rates, num_tenants), Text()]
+        above = Group(*system, Text(), *tenants)
         yield above
-        num_rows = None  # all
-        if options.height is not None:
+        if height is not None:
             num_above = len(console.render_lines(above, options.update(height=None), pad=False))
-            num_rows = max(1, options.height - num_above - 1)  # below their header
+            num_rows = max(1, height - num_above - 1)  # below their header
         yield _make_process_table(now, rates, num_rows)
 
 
@@ -119,24 +120,34 @@ def _num_tokens(share: TenantShare) -> int:
     return share.num_prompt_tokens + share.num_output_tokens
 
 
-def _draw_head(now: Snapshot, rates: Rates) -> Text:
+def _fit_lines(console: Console, options: ConsoleOptions, lines: list[Text], most: int) -> list[Text]:
+    """Return lines that take `most` on the screen: where they are too long or too many they are cut."""
+    if len(console.render_lines(Group(*lines), options, pad=False)) <= most:
+        return lines
+    for line in lines:
+        line.no_wrap, line.overflow = True, "ellipsis"
+    return lines if len(lines) <= most else [*lines[: most - 1], Text("…")]
+
+
+def _draw_head(now: Snapshot, rates: Rates) -> tuple[Text, Text]:
     counters = now.statistics
     old = rates.before.statistics if rates.before is not None else None
     rate = rates.show(counters.num_output_tokens, old.num_output_tokens if old else None, "/s")
-    return Text(
+    system = (
         f"llmos {counters.version}, up {format_seconds(counters.uptime_seconds)}"
         f"{', draining' if counters.draining else ''}; sessions: {counters.num_sessions}; "
         f"processes: {counters.num_processes}, {counters.num_running} running, "
-        f"{counters.num_waiting} waiting\n"
+        f"{counters.num_waiting} waiting"
+    )
+    totals = (
         f"since boot: {counters.num_spawned} spawned, {counters.num_preemptions} preempted; "
         f"tokens: {counters.num_prompt_tokens} in, {counters.num_cached_tokens} cached, "
         f"{counters.num_output_tokens} out{f' ({rate})' if rate else ''}"
     )
+    return Text(system), Text(totals)
 
 
-def _draw_device(
-    device: DeviceInfo, now: Snapshot, rates: Rates, bar_columns: int
-) -> Iterator[RenderableType]:
+def _draw_device(device: DeviceInfo, now: Snapshot, rates: Rates, bar_columns: int) -> Iterator[Text]:
     old = None
     if rates.before is not None:
         old = next((each for each in rates.before.devices if each.name == device.name), None)
@@ -169,8 +180,8 @@ def _draw_memory(memory: DeviceMemory, bar_columns: int) -> Text:
     return bar
 
 
-def _make_tenant_table(shares: Sequence[TenantShare], rates: Rates) -> Listing:
-    """Tenants with what they were served, those served most in the interval first."""
+def _draw_tenants(shares: Sequence[TenantShare], rates: Rates, most: int | None) -> Iterator[RenderableType]:
+    """Tenants with what they were served, those served most in the interval first; `most` None: all."""
     columns = (
         Column("TENANT"),
         *(Column(name, True) for name in ("WEIGHT", "SHARE", "OVERALL", "TOK/S", "RUN", "WAIT", "MEM")),
@@ -190,7 +201,9 @@ def _make_tenant_table(shares: Sequence[TenantShare], rates: Rates) -> Listing:
         )
         for share in sorted(shares, key=lambda share: (-recent[share.tenant], -_num_tokens(share)))
     ]
-    return make_table(columns, rows)
+    yield make_table(columns, rows[:most])
+    if len(rows) > len(rows[:most]):
+        yield Text(f"and {len(rows) - len(rows[:most])} others", style="dim")
 
 
 def _make_process_table(now: Snapshot, rates: Rates, num_rows: int | None) -> Listing:
