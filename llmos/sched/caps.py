@@ -41,7 +41,9 @@ class Caps:
     kv: Callable[[], KVFormat]
     frames_needed: Callable[[Process], int]
 
-    def pass_over(self, waiting: Iterable[Process], members: Collection[Process]) -> Iterable[Process]:
+    def pass_over(
+        self, waiting: Iterable[Process], members: Collection[Process], *, of_one_tenant: bool = False
+    ) -> Iterable[Process]:
         """Those that wait but for the ones that a cap of their own tenant holds back. Lazy.
 
         Nobody overtakes inside a tenant: after the first that does not fit, none of it does.
@@ -49,10 +51,15 @@ class Caps:
         Args:
             waiting: in the policy's order.
             members: all processes of the device.
+            of_one_tenant: those that wait all are, so the first that does not fit is the last looked at.
         """
-        return self._pass_over(waiting, members) if self.accounts.has_caps else waiting
+        if not self.accounts.has_caps:
+            return waiting
+        return self._pass_over(waiting, members, of_one_tenant)
 
-    def _pass_over(self, waiting: Iterable[Process], members: Collection[Process]) -> Iterator[Process]:
+    def _pass_over(
+        self, waiting: Iterable[Process], members: Collection[Process], of_one_tenant: bool
+    ) -> Iterator[Process]:
         rooms: dict[str, _Room] = {}
         for process in waiting:
             account = self.accounts.of(process.tenant)
@@ -68,6 +75,8 @@ class Caps:
                     room.num_running += 1
                     room.num_pages += self._num_new_pages(process)
                     yield process
+            if room.is_full and of_one_tenant:
+                return
 
     def _measure(self, account: Account, members: Collection[Process]) -> _Room:
         mine = [process for process in members if process.tenant == account.tenant]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Generic, TypeVar
 
 import attrs
 
@@ -12,7 +13,10 @@ from llmos.proc.pcb import Pid, Process
 from llmos.sched.accounts import Accounts, weigh
 from llmos.sched.caps import Caps
 from llmos.sched.policy import Candidate, Order, ResidencyPolicy, View
+from llmos.sched.turns import Turns
 from llmos.sched.users import Users
+
+L = TypeVar("L")  # how the processes of a tenant are kept
 
 
 @attrs.define(eq=False)
@@ -39,7 +43,7 @@ class RunQueue:
         factory=dict
     )  # BLOCKED(Swap): they have a place, and wait for memory
     users: Users = attrs.field(init=False, factory=lambda: Users(service_of))
-    _queues: dict[str, list[Process]] = attrs.field(init=False, factory=dict)  # those that wait, by tenant
+    _queues: dict[str, Turns] = attrs.field(init=False, factory=dict)  # those that wait, by tenant
     _crews: dict[str, list[Process]] = attrs.field(init=False, factory=dict)  # those that run, by tenant
 
     @property
@@ -56,6 +60,7 @@ class RunQueue:
         if process.pid not in self.members:
             self.members[process.pid] = process
             self.users.enter(process)
+        self.users.settle(process, is_running=process.state is ProcState.RUNNING)
         if process.state is ProcState.RUNNING:
             bisect.insort(self.running, process, key=self.order)
             bisect.insort(self._crews.setdefault(process.tenant, []), process, key=self.order)
@@ -64,19 +69,25 @@ class RunQueue:
             self.arriving[process.pid] = process
         elif process.state in WAITING:
             bisect.insort(self.waiting, process, key=self.order)
-            bisect.insort(self._queues.setdefault(process.tenant, []), process, key=self.order)
+            self._queue_of(process.tenant).add(process)
             self.accounts.start_waiting(process.tenant)
 
     def take(self, process: Process) -> None:
         """Take a process out of the lists of its state; call before the state changes. Mutates the queue."""
         self.arriving.pop(process.pid, None)
+        if process.pid in self.members:
+            self.users.settle(process, is_running=False)
         if process.state is ProcState.RUNNING:
             self._remove(self.running, process)
-            self._remove_of_tenant(self._crews, process)
+            self._remove(crew := self._crews[process.tenant], process)
+            if not crew:
+                del self._crews[process.tenant]
             self.accounts.stop_running(process.tenant)
         elif process.state in WAITING:
             self._remove(self.waiting, process)
-            self._remove_of_tenant(self._queues, process)
+            (queue := self._queues[process.tenant]).remove(process)
+            if not queue:
+                del self._queues[process.tenant]
             self.accounts.stop_waiting(process.tenant)
 
     def _remove(self, queue: list[Process], process: Process) -> None:
@@ -84,10 +95,10 @@ class RunQueue:
         assert queue[place] is process
         del queue[place]
 
-    def _remove_of_tenant(self, lists: dict[str, list[Process]], process: Process) -> None:
-        self._remove(lists[process.tenant], process)
-        if not lists[process.tenant]:
-            del lists[process.tenant]
+    def _queue_of(self, tenant: str) -> Turns:
+        if (queue := self._queues.get(tenant)) is None:
+            queue = self._queues[tenant] = Turns(tenant, self.users, self.order)
+        return queue
 
     def forget(self, process: Process) -> None:
         """Take a process out for good. Mutates the queue."""
@@ -120,13 +131,11 @@ class RunQueue:
     def _admissible(self, queue: Iterable[Process]) -> Iterable[Process]:
         return self.caps.pass_over(queue, self.members.values())
 
+    def _in_turns(self, queue: Turns) -> Iterator[Candidate]:
+        return self._candidates(self.caps.pass_over(queue, self.members.values(), of_one_tenant=True))
+
     def _ranked(self, rank: Callable[[int], Order]) -> Iterator[Candidate]:
         return self._candidates(sorted(self._admissible(self.waiting), key=lambda process: rank(process.pid)))
-
-    def _in_turns(self, queue: list[Process]) -> Iterator[Candidate]:
-        """A tenant's queue; where it names users, they take turns."""
-        in_turns = self.users.by_turns(queue) if self.users.num_named else queue
-        return self._candidates(self._admissible(in_turns))
 
     def _num_promised(self, tenant: str) -> int:
         return sum(process.num_uncharged for process in self._crews.get(tenant, ()))
@@ -158,14 +167,10 @@ def service_of(process: Process) -> float:
     return weigh(process.num_prompt_tokens - process.num_uncharged, len(process.output))
 
 
-class _ByTenant(Mapping[str, Iterable[Candidate]]):
+class _ByTenant(Mapping[str, Iterable[Candidate]], Generic[L]):
     """Candidates by tenant, made when one is looked at."""
 
-    def __init__(
-        self,
-        lists: dict[str, list[Process]],
-        make: Callable[[list[Process]], Iterator[Candidate]],
-    ) -> None:
+    def __init__(self, lists: dict[str, L], make: Callable[[L], Iterator[Candidate]]) -> None:
         self._lists = lists
         self._make = make
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import attrs
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmos.sched import users
+from llmos.sched.turns import Turns
 from llmos.sched.users import Users
 from syscalls.errno import SyscallError
 from tests.kernel.harness import running_kernel
@@ -24,6 +26,7 @@ class Job:
     user: str
     num_uncharged: int
     service: float = 0.0
+    order: tuple[float, ...] = (0,)
 
 
 def make_users() -> Users:
@@ -32,33 +35,85 @@ def make_users() -> Users:
 
 
 NAMES = st.sampled_from(["", "ann", "bob", "cid"])
-JOBS = st.lists(st.tuples(NAMES, st.integers(0, 9), st.integers(0, 50)), max_size=20)
+EVENTS = st.lists(
+    st.one_of(
+        st.tuples(st.just("come"), NAMES, st.integers(0, 9), st.integers(0, 5)),
+        st.tuples(st.sampled_from(["run", "wait", "go"]), st.integers(0, 99)),
+        st.tuples(st.just("serve"), st.integers(0, 99), st.integers(0, 50)),
+    ),
+    max_size=40,
+)
 
 
-@given(queue=JOBS, served=st.dictionaries(NAMES, st.integers(0, 100)))
-def test_turns_are_those_of_the_least_served(
-    queue: list[tuple[str, int, int]], served: dict[str, int]
-) -> None:
+def expected_turns(accounts: Users, waiting: list[Job]) -> list[Job]:
     """Each user's own in their order; always next is whoever has least, counting what it has just got."""
-    accounts = make_users()
-    for name, amount in served.items():
-        accounts.enter(first := Job("alice", name, 0))
-        first.service = amount
-    jobs = [Job("alice", name, prompt) for name, prompt, _ in queue]
-    for job in jobs:
-        accounts.enter(job)
-    for job, (_, _, service) in zip(jobs, queue, strict=True):
-        job.service = service
-    totals = {job.user: accounts.served("alice", job.user) for job in jobs}
-    expected, left = [], list(jobs)
-    places = {user: place for place, user in enumerate(dict.fromkeys(job.user for job in jobs))}
+    left = sorted(waiting, key=lambda job: job.order)
+    totals = {job.user: accounts.served("alice", job.user) for job in left}
+    places = {user: place for place, user in enumerate(dict.fromkeys(job.user for job in left))}
+    expected = []
     while left:
         user = min({job.user for job in left}, key=lambda name: (totals[name], places[name]))
         job = next(each for each in left if each.user == user)
         left.remove(job)
         expected.append(job)
         totals[user] += max(1, job.num_uncharged)
-    assert list(accounts.by_turns(jobs)) == expected
+    return expected
+
+
+@given(EVENTS)
+def test_turns_are_those_of_the_least_served(events: list[tuple]) -> None:
+    """Jobs come, wait, run, are served while they run or just after, and go: the lines are a model's."""
+    accounts = make_users()
+    turns = Turns("alice", accounts, lambda job: job.order)
+    waiting: list[Job] = []
+    running: list[Job] = []
+    for number, (kind, *details) in enumerate(events):
+        if kind == "come":
+            user, num_uncharged, level = details
+            job = Job("alice", user, num_uncharged, order=(level, number))
+            accounts.enter(job)
+            waiting.append(job)
+            turns.add(job)
+        elif kind == "serve" and running:
+            place, amount = details
+            running[place % len(running)].service += amount
+        elif kind == "run" and waiting:
+            job = waiting.pop(details[0] % len(waiting))
+            turns.remove(job)
+            accounts.settle(job, is_running=True)
+            running.append(job)
+        elif kind == "wait" and running:
+            job = running.pop(details[0] % len(running))
+            accounts.settle(job, is_running=False)
+            waiting.append(job)
+            turns.add(job)
+        elif kind == "go" and running:
+            accounts.leave(running.pop(details[0] % len(running)))
+        assert list(turns) == expected_turns(accounts, waiting)
+        assert bool(turns) == bool(waiting)
+
+
+def test_a_look_costs_what_it_takes() -> None:
+    """The next few of thousands of users: only theirs and those of who runs are asked for what they had."""
+    asked: list[Job] = []
+
+    def service(job: Job) -> float:
+        asked.append(job)
+        return job.service
+
+    accounts = Users(service)
+    turns = Turns("alice", accounts, lambda job: job.order)
+    for number in range(3000):
+        accounts.enter(job := Job("alice", f"user-{number}", 5, order=(number,)))
+        turns.add(job)
+    served = [Job("alice", f"user-{number}", 0) for number in range(20)]
+    for job in served:
+        accounts.enter(job)
+        accounts.settle(job, is_running=True)
+        job.service = 100.0
+    asked.clear()
+    assert [job.user for job in itertools.islice(turns, 3)] == ["user-20", "user-21", "user-22"]
+    assert asked == served
 
 
 @given(st.lists(st.tuples(NAMES, st.integers(0, 9)), max_size=30), st.data())
@@ -75,8 +130,12 @@ def test_nothing_is_kept_of_those_that_are_gone_but_what_they_were_served(
         if not was_there:
             assert accounts.served("alice", name) >= least
         before = accounts.served("alice", name)
+        if is_running := data.draw(st.booleans()):
+            accounts.settle(job, is_running=True)
         job.service += amount
-        assert accounts.served("alice", name) == before + amount
+        assert accounts.served("alice", name) == before + amount * is_running
+        accounts.settle(job, is_running=False)
+        assert accounts.served("alice", name) == accounts.settled("alice", name) == before + amount
         living.append(job)
         if data.draw(st.booleans()):
             gone = living.pop(data.draw(st.integers(0, len(living) - 1)))
@@ -85,7 +144,7 @@ def test_nothing_is_kept_of_those_that_are_gone_but_what_they_were_served(
             assert accounts.served("alice", gone.user) == before
     for job in living:
         accounts.leave(job)
-    assert (accounts.num_named, accounts._living) == (0, {})
+    assert accounts._present == {}
 
 
 def test_so_many_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,6 +156,12 @@ def test_so_many_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
         job.service = 7.0
         accounts.leave(job)
     assert [accounts.served("alice", f"user-{number}") for number in range(10)] == [0.0] * 7 + [7.0] * 3
+    accounts.enter(present := Job("alice", "user-7", 0))  # who is there is not among them
+    for number in range(10, 14):
+        accounts.enter(job := Job("bob", f"user-{number}", 0))
+        accounts.leave(job)
+    assert accounts.served("alice", "user-7") == 7.0
+    accounts.leave(present)
 
 
 @pytest.mark.parametrize("is_named", [True, False])
