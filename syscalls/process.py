@@ -9,6 +9,7 @@ from syscalls.tenant import Rates
 
 MIN_NICE, MAX_NICE = -20, 19
 MAX_SAMPLES = 128
+MAX_USER_LENGTH = 256  # characters
 MAX_TRACED = 16  # processes of a tenant that are traced at once
 MAX_TRACE_REPLY = 1024  # events in one reply
 

@@ -174,6 +174,7 @@ def _make_process(
         tenant=tenant,
         session=None if body.detached else session.id,
         label=image.label if body.label is None else body.label,
+        user=saved.user,
         model=core.loaded.model.name,
         device=core.name,
         sampling=saved.sampling,

@@ -16,11 +16,10 @@ from llmos.proc.pcb import Process
 from llmos.sched.core import Core
 from syscalls.embedding import Embed
 from syscalls.errno import Errno, SyscallError, invalid_parameter
-from syscalls.process import MAX_NICE, MAX_SAMPLES, MIN_NICE, Fork, Spawn
+from syscalls.process import MAX_NICE, MAX_SAMPLES, MAX_USER_LENGTH, MIN_NICE, Fork, Spawn
 
 MAX_STOP_TOKENS = 64
 MAX_SALT_LENGTH = 256
-MAX_USER_LENGTH = 256
 MAX_SCORES = 500_000  # log-probabilities of a prompt: they go to the client in one reply
 
 

@@ -26,7 +26,7 @@ from llmos.device import DRIVER_ABI, KVFormat, Loaded
 from llmos.errors import LlmosError
 from llmos.proc.pcb import Process
 from syscalls.embedding import Pooling
-from syscalls.process import MAX_NICE, MIN_NICE, ExitStatus
+from syscalls.process import MAX_NICE, MAX_USER_LENGTH, MIN_NICE, ExitStatus
 from syscalls.sampling import Sampling, TokenLogprobs
 
 FORMAT_VERSION = 1
@@ -116,6 +116,7 @@ class SavedProcess(msgspec.Struct, frozen=True):
     num_summed: int = 0
     total: bytes = b""
     pin_seconds: float = 0.0
+    user: str = ""  # as is every field with a default, not in images of earlier versions
 
 
 class Image(msgspec.Struct, frozen=True):
@@ -188,6 +189,7 @@ def describe(process: Process, platform: Platform, num_saved_tokens: int, saved_
             num_summed=process.num_summed,
             total=process.total,
             pin_seconds=process.pin_seconds,
+            user=process.user,
         ),
     )
 
@@ -280,6 +282,7 @@ def _explain_contradiction(image: Image, num_frame_bytes: int) -> str | None:
             f"deadline_seconds is {process.deadline_seconds}",
         ),
         (0 <= process.pin_seconds < math.inf, f"pin_seconds is {process.pin_seconds}"),
+        (len(process.user) <= MAX_USER_LENGTH, f"user has {len(process.user)} characters"),
         (process.sampling.seed is not None, "no seed"),
         (
             0 <= len(process.prompt_logprobs) <= process.num_to_score < process.num_prompt_tokens,

@@ -11,8 +11,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter
 
 from shell.gateway.errors import invalid
+from syscalls.process import MAX_USER_LENGTH
 
-MAX_USER_LENGTH = 256
 OTHERS = "other"
 
 

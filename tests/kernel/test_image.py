@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import msgspec
@@ -321,6 +321,34 @@ async def test_a_grammar_is_read_again_at_restore(
         (pid,) = (await client.restore("sound")).pids
         assert await finish(client, pid) == expected
         await client.wait(pid)
+
+
+async def test_the_copy_is_its_originals_users(
+    tmp_path: Path, autojump_clock: trio.abc.Clock, image_path: Callable[[str], Path]
+) -> None:
+    """Its share of turns stays its user's; an image that was made before there were any names nobody."""
+    async with running_kernel(tmp_path) as kernel:
+        client = kernel.client
+        (pid,) = (await client.spawn(prompt(1), max_tokens=80, user="ann")).pids
+        for name in ("new", "old"):
+            await client.checkpoint(pid, name)
+        await end(client, pid)
+        forget_field(image_path("old"), "user")
+        for name, user in (("new", "ann"), ("old", "")):
+            (pid,) = (await client.restore(name)).pids
+            assert (await client.stat(pid)).user == user
+            await end(client, pid)
+
+
+def forget_field(path: Path, field: str) -> None:
+    """Take a field of the process out of an image, checksums right: as before there was any such field."""
+    with path.open("r+b") as file:
+        image = read_tail(file, Image)
+        content = msgspec.to_builtins(image, builtin_types=(bytes,))
+        del content["process"][field]
+        file.truncate(image.num_frame_bytes)
+        file.seek(image.num_frame_bytes)
+        file.write(encode_tail(cast("Image", content)))
 
 
 def rewrite(path: Path, platform: dict[str, Any]) -> None:

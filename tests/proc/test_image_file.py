@@ -162,6 +162,7 @@ LIES: list[tuple[dict[str, Any], str]] = [
     ({"num_saved_tokens": 4}, "4 tokens with keys and values of 3"),
     ({"num_saved_tokens": 2**62}, "tokens with keys and values of 3"),
     ({"num_saved_tokens": 0}, "frames of 32 bytes for 0 tokens"),
+    ({"user": "x" * 257}, "user has 257 characters"),
     ({"checksums": []}, "checksums of 0 pages; there are 1"),
     ({"checksums": [(1,)]}, "checksums of 1 pages; there are 1"),
     ({"checksums": [(1, 1 << 32)]}, "checksums holds what is none"),
