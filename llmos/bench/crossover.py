@@ -88,6 +88,7 @@ async def _measure(machine: RealMachine, length: int, way: Way) -> tuple[float, 
     config = Config(
         **machine.options, **in_blocks, policy="fcfs", preempt=preempt, swap_reuse=False, prefix_cache=False,
         pool_mib=pool_mib, max_model_len=machine.context, swap_idle_seconds=NEVER_SECONDS,
+        **machine.below(2 * pool_mib),
     )  # fmt: skip
     turns = (Turn(length, 1, 0.0), *(Turn(1, 1, 0.0) for _ in range(2 * NUM_TURNS + 2)))
     async with booted(config, config.device) as (system, socket_path), AsyncExitStack() as stack:
@@ -125,10 +126,11 @@ async def _say(chat: Chat, conversation: Conversation, number: int, vocab_size: 
 
 def _predict(core: Core, machine: RealMachine, length: int, way: Way) -> float:
     profile, forecast = core.preemption.profile, core.forecast
-    if profile is None or profile.host is None or forecast is None:
+    copy = None if profile is None else profile.host if machine.tier == "host" else profile.disk
+    if copy is None or forecast is None:
         return 0.0
     if way != "recompute":
-        return 2 * profile.host.seconds(machine.kv.num_pages(length) * machine.kv.page_bytes)
+        return 2 * copy.seconds(machine.kv.num_pages(length) * machine.kv.page_bytes)
     costs = PreemptionCosts(max_step_tokens=core.limits.max_step_tokens, forecast=forecast, profile=profile)
     plain = forecast.step_seconds(StepWork().with_row(length, 1))
     return costs.recompute_seconds(0, length + 1) - plain

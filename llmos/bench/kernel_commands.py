@@ -102,6 +102,10 @@ def add_switch(names: Any) -> None:
     add("--loads", default=None, metavar="LIST", help="on sim, like knee,above (default: all)")
     add("--conversations", type=int, default=300, help="on sim (default: %(default)s)")
     add("--contexts", default=None, metavar="LIST", help="no conversations: one switch, at 512,2048 tokens")
+    add(
+        "--tier", choices=["host", "disk"], default="host",
+        help="on a real device: memory goes to a host area or to a swap file (default: %(default)s)",
+    )  # fmt: skip
     add("--shape", default=None, help="random weights of this shape, like 160m, for a model")
     add("model", nargs="?", default=None, help="model folder (default: the built-in)")
     add_json(switch)
@@ -120,9 +124,12 @@ def run_switch_bench(options: argparse.Namespace) -> int:
         raise ConfigError("shape is for a real device, in place of a model")
     if options.contexts and options.device == "sim":
         raise ConfigError("contexts is for a real device")
+    if options.tier != "host" and options.device == "sim":
+        raise ConfigError("tier is for a real device: the simulated one has a host area")
     return switch.main(
         model=options.model, shape=options.shape, device=options.device, threads=options.threads,
         trace=options.trace,
         loads=options.loads, num_conversations=options.conversations, seconds=options.seconds,
-        contexts=options.contexts, num_runs=options.runs, json_path=options.json, keep_path=options.keep,
+        contexts=options.contexts, tier=options.tier, num_runs=options.runs,
+        json_path=options.json, keep_path=options.keep,
     )  # fmt: skip

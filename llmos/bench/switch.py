@@ -32,6 +32,7 @@ from llmos.bench.switch_run import SwitchRun
 from llmos.bench.switch_sim import A10, simulate
 from llmos.bench.switch_variants import AUTO, NUM_VARIANTS, RECOMPUTE, make_variants
 from llmos.config import ConfigError, num_cores
+from llmos.device import Tier
 from llmos.log import configure_logging
 
 CROSSOVER_LENGTHS = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # tokens
@@ -139,10 +140,11 @@ def measure_real(
     num_rounds: int,
     kept: KeptRuns,
     contexts: str | None = None,
+    tier: Tier = "host",
 ) -> Iterator[Report]:
     """All runs on a device of this machine that are not kept, one after the other.
 
-    With `contexts` they are switches at those, and no conversations.
+    With `contexts` they are switches at those, and no conversations. Memory goes to `tier` in all of them.
 
     Yields:
         What is known so far: switches by context, the knee, and all variants after each round.
@@ -151,7 +153,7 @@ def measure_real(
         ConfigError: see `choose_contexts`.
         NothingMeasured: see `check_runs` and `measure_crossover`.
     """
-    machine = describe(options)
+    machine = describe(options, tier)
     lengths = choose_contexts(contexts, machine.context)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
@@ -189,8 +191,8 @@ def random_model(shape: str) -> Iterator[str]:
 
 def main(
     *, model: str | None, shape: str | None, device: str, threads: int | None, trace: str, loads: str | None,
-    num_conversations: int, seconds: float, contexts: str | None, num_runs: int, json_path: str | None,
-    keep_path: str | None,
+    num_conversations: int, seconds: float, contexts: str | None, tier: Tier, num_runs: int,
+    json_path: str | None, keep_path: str | None,
 ) -> int:  # fmt: skip
     """Measure, print the table, and write the rows, on a real device after each round."""
     configure_logging("warning", "console")
@@ -203,7 +205,7 @@ def main(
         options: dict[str, Any] = {"device": device, "threads": threads}
         with random_model(shape) if shape else nullcontext(model) as path:
             options |= {"model": path} if path else {}
-            for report in measure_real(rows, options, seconds, num_runs, kept, contexts):
+            for report in measure_real(rows, options, seconds, num_runs, kept, contexts, tier):
                 if json_path:
                     report.write_json(json_path)
     report.print_table()

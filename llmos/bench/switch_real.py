@@ -18,7 +18,7 @@ from llmos.bench.conversations import Conversation
 from llmos.bench.in_process import booted
 from llmos.bench.switch_run import SwitchRun
 from llmos.config import Config, ConfigError
-from llmos.device import KVFormat
+from llmos.device import KVFormat, Tier
 from syscalls.client import open_client
 
 NEVER_SECONDS = 1e9
@@ -35,6 +35,7 @@ class RealMachine:
         num_layers: of the model.
         vocab_size: of the model.
         context: longest, in tokens.
+        tier: that memory is swapped out to; the other one is not there.
     """
 
     name: str
@@ -43,6 +44,12 @@ class RealMachine:
     num_layers: int
     vocab_size: int
     context: int
+    tier: Tier = "host"
+
+    def below(self, mib: int) -> dict[str, Any]:
+        """Fields of Config for so much of the tier, and nothing of the other one."""
+        is_host = self.tier == "host"
+        return {"swap_mib": mib if is_host else 0, "swap_file_mib": 0 if is_host else mib}
 
     @property
     def token_bytes(self) -> int:
@@ -107,16 +114,20 @@ def mean_live_tokens(conversations: Sequence[Conversation], seconds_per_token: f
     return total / until if until else sum(c.num_tokens for c in conversations)
 
 
-def describe(options: dict[str, Any]) -> RealMachine:
+def describe(options: dict[str, Any], tier: Tier = "host") -> RealMachine:
     """Boot once, and see what the device and the model are.
+
+    Args:
+        options: fields of Config.
+        tier: that memory is to be swapped out to.
 
     Raises:
         ConfigError: the model is no folder, so its number of layers is not known.
     """
-    return trio.run(_describe, options)
+    return trio.run(_describe, options, tier)
 
 
-async def _describe(options: dict[str, Any]) -> RealMachine:
+async def _describe(options: dict[str, Any], tier: Tier) -> RealMachine:
     config = Config(**options)
     async with booted(config, config.device) as (system, _):
         (core,) = system.cores.values()
@@ -127,5 +138,6 @@ async def _describe(options: dict[str, Any]) -> RealMachine:
         raise ConfigError(f"{model.path} has no config.json; bench switch needs a Hugging Face folder")
     num_layers = msgspec.json.decode(shape.read_bytes())["num_hidden_layers"]
     name = f"{core.name.partition(':')[0]}, {model.name} {model.dtype} kv {kv.name}"
+    name += "" if tier == "host" else ", swap file"
     options = options | {"weights": model.dtype, "kv": kv.name}  # what "auto" found need not be found again
-    return RealMachine(name, options, kv, num_layers, model.vocab_size, model.max_model_len)
+    return RealMachine(name, options, kv, num_layers, model.vocab_size, model.max_model_len, tier)

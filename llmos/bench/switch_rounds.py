@@ -144,7 +144,7 @@ class RealBench:
         run = self.kept.run(case, name, seed)
         if run is None:
             variant = make_variants(self._block_bytes(), RERANK_STEPS, seed)[name]
-            options = {**variant.options, "swap_mib": traffic.swap_mib}
+            options = {**variant.options, **self.machine.below(traffic.swap_mib)}
             last = max(conversation.starts_at for conversation in traffic.conversations)
             run = hold(self.machine, traffic.conversations, options, traffic.pool_mib, last)
             self.kept.keep_run(case, name, seed, run)

@@ -9,16 +9,20 @@ from typing import Any
 import attrs
 import pytest
 
+from llmos import cli
 from llmos.bench.chats import Held, Latencies, TurnTimes
 from llmos.bench.conversations import TraceRow, make_conversations
+from llmos.bench.crossover import measure_crossover
 from llmos.bench.kept_runs import KeptRuns
 from llmos.bench.report import Report
 from llmos.bench.switch import choose_contexts, choose_loads, random_model
+from llmos.bench.switch_real import describe, hold
 from llmos.bench.switch_report import NothingMeasured, add_recompute_rows, add_rows, check_runs
 from llmos.bench.switch_run import SwitchRun
 from llmos.bench.switch_sim import A10, simulate
 from llmos.bench.switch_variants import AUTO, BLOCKS, FCFS, GROUPS, RECOMPUTE, REUSE, make_variants
 from llmos.config import Config, ConfigError
+from llmos.device import Tier
 
 ROWS = [TraceRow(prompt, 10 + prompt % 53) for prompt in range(16, 3000, 5)]
 SMALL = attrs.evolve(A10, pool_tokens=2048, context=1024)
@@ -139,6 +143,29 @@ def test_contexts_are_chosen_by_length() -> None:
     for listed, wrong in (("32,300", "300"), ("0", "0"), ("many", "many"), ("8,,9", ""), ("-5", "-5")):
         with pytest.raises(ConfigError, match=f"context '{wrong}' is not a number from 1 to 299"):
             choose_contexts(listed, 400)
+
+
+@pytest.mark.parametrize("tier", ["host", "disk"])
+def test_memory_goes_to_the_tier_that_was_named(tier: Tier) -> None:
+    """All of it, and the other tier is not there: a small run on the real device, and one switch alone."""
+    machine = describe({"device": "cpu", "threads": 1}, tier)
+    assert machine.below(5) == {"swap_mib": 5 * (tier == "host"), "swap_file_mib": 5 * (tier == "disk")}
+    conversations = make_conversations(ROWS, 6, 0.0, 0.0, 512, seed=2, scale=0.25)
+    options = make_variants(machine.block_bytes(16), rerank_steps=10, seed=2)[BLOCKS].options
+    run = hold(machine, conversations, {**options, **machine.below(64)}, pool_mib=2)
+    assert len(run.digests) == 6
+    assert run.num_preemptions
+    assert run.num_bytes_out
+    report = Report("switch")
+    measure_crossover(machine, report, [64], KeptRuns(), lambda: None)
+    assert all(("swap file" in row.case) == (tier == "disk") for row in report.rows)
+    assert len(report.rows) == 3  # the last one, as predicted, from what the driver measured of that tier
+
+
+def test_the_simulated_device_has_no_swap_file(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is refused by name, instead of a host area that is called a disk."""
+    assert cli.main(["bench", "switch", "--device", "sim", "--tier", "disk"]) == 2
+    assert "tier is for a real device" in capsys.readouterr().err
 
 
 def test_models_of_a_shape_come_and_go() -> None:
