@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 
 import attrs
@@ -79,7 +80,7 @@ class Accounts:
     has_caps: bool = attrs.field(init=False, default=False)  # some tenant has one
     has_memory_caps: bool = attrs.field(init=False, default=False)
     _num_running: int = attrs.field(init=False, default=0)
-    _running_weight: float = attrs.field(init=False, default=0.0)  # of the tenants that run something
+    _running_weight: float | None = attrs.field(init=False, default=0.0)  # of them; None: to be summed
     _last_level: float = attrs.field(init=False, default=0.0)  # of the tenant that stopped waiting last
 
     def of(self, tenant: str) -> Account:
@@ -109,7 +110,7 @@ class Accounts:
         account = self.of(tenant)
         if not account.num_running:
             self._running[tenant] = account
-            self._running_weight += account.weight
+            self._running_weight = None
         account.num_running += 1
         self._num_running += 1
 
@@ -120,11 +121,13 @@ class Accounts:
         self._num_running -= 1
         if not account.num_running:
             del self._running[tenant]
-            self._running_weight = self._running_weight - account.weight if self._running else 0.0
+            self._running_weight = None
 
     @property
     def mean_load(self) -> float:
         """Running processes for each unit of weight of the tenants that run any; 0 when nobody runs."""
+        if self._running_weight is None:  # summed anew: with differences, errors of rounding would add up
+            self._running_weight = math.fsum(account.weight for account in self._running.values())
         return self._num_running / self._running_weight if self._running_weight else 0.0
 
     def busiest(self) -> tuple[str, int] | None:
@@ -158,10 +161,8 @@ class Accounts:
         """
         self.weights = weights
         for account in self._accounts.values():
-            weight = weights.get(account.tenant, 1.0)
-            if account.num_running:
-                self._running_weight += weight - account.weight
-            account.weight = weight
+            account.weight = weights.get(account.tenant, 1.0)
+        self._running_weight = None
 
     def set_held_back(self, account: Account, is_held_back: bool) -> None:
         """A cap of the tenant's own keeps the next of its processes waiting, or does so no longer."""

@@ -454,9 +454,8 @@ class Residents:
 
     def set_state(self, process: Process, state: ProcState) -> None:
         """Move a process and keep the queue in step."""
-        self.queue.take(process)
-        move(process, state, block_reason(process) if state is ProcState.BLOCKED else None)
-        self.queue.add(process)
+        reason = block_reason(process) if state is ProcState.BLOCKED else None
+        self.queue.change(process, lambda: move(process, state, reason))
         self.recorder.note_state(process, len(self.queue.waiting))
 
     def _kv(self) -> KVFormat:

@@ -21,7 +21,7 @@ L = TypeVar("L")  # how the processes of a tenant are kept
 
 @attrs.define(eq=False)
 class RunQueue:
-    """The processes of one device, in the policy's order. State changes go through `add`, `take`, `renice`.
+    """The processes of one device, in the policy's order. States change by `add`, `change` and `take` alone.
 
     Args:
         policy: whose order it is.
@@ -68,8 +68,7 @@ class RunQueue:
         elif process.state is ProcState.BLOCKED and process.num_arriving:
             self.arriving[process.pid] = process
         elif process.state in WAITING:
-            bisect.insort(self.waiting, process, key=self.order)
-            self._queue_of(process.tenant).add(process)
+            self._line_up(process)
             self.accounts.start_waiting(process.tenant)
 
     def take(self, process: Process) -> None:
@@ -84,11 +83,36 @@ class RunQueue:
                 del self._crews[process.tenant]
             self.accounts.stop_running(process.tenant)
         elif process.state in WAITING:
-            self._remove(self.waiting, process)
-            (queue := self._queues[process.tenant]).remove(process)
-            if not queue:
-                del self._queues[process.tenant]
+            self._step_out(process)
             self.accounts.stop_waiting(process.tenant)
+
+    def change(self, process: Process, change: Callable[[], None]) -> None:
+        """Make a change to a process that may put it elsewhere in its list, or in another one. Mutates both.
+
+        Who waits before and after has waited all the while: its tenant is not lifted, as one that comes is.
+        """
+        has_waited = process.state in WAITING
+        if has_waited:
+            self._step_out(process)
+        else:
+            self.take(process)
+        change()
+        if has_waited and process.state in WAITING:
+            self._line_up(process)
+            return
+        if has_waited:
+            self.accounts.stop_waiting(process.tenant)
+        self.add(process)
+
+    def _line_up(self, process: Process) -> None:
+        bisect.insort(self.waiting, process, key=self.order)
+        self._queue_of(process.tenant).add(process)
+
+    def _step_out(self, process: Process) -> None:
+        self._remove(self.waiting, process)
+        (queue := self._queues[process.tenant]).remove(process)
+        if not queue:
+            del self._queues[process.tenant]
 
     def _remove(self, queue: list[Process], process: Process) -> None:
         place = bisect.bisect_left(queue, self.order(process), key=self.order)
@@ -108,9 +132,7 @@ class RunQueue:
 
     def renice(self, process: Process, nice: int) -> None:
         """Set the nice level and keep the order. Mutates both."""
-        self.take(process)
-        process.nice = nice
-        self.add(process)
+        self.change(process, lambda: setattr(process, "nice", nice))
 
     def _candidates(self, processes: Iterable[Process]) -> Iterator[Candidate]:
         """Made as they are asked for: a policy that stops early is cheap."""

@@ -4,14 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trio.testing import MockClock
 
-from syscalls.client import ConnectionLost, open_client
+from drivers.sim import SimDriver
+from llmos.sched.accounts import Account
+from syscalls.client import Client, ConnectionLost, open_client
 from syscalls.errno import Errno, SyscallError
-from tests.kernel.harness import running_kernel, wait_until
-from tests.kernel.test_tenants import KEYS, finish, num_places, refused, two_tenants, write_tenants
+from tests.kernel.harness import RunningKernel, running_kernel, wait_until
+from tests.kernel.test_tenants import (
+    BIG_PAGES,
+    KEYS,
+    finish,
+    num_places,
+    refused,
+    resident_bytes,
+    two_tenants,
+    write_tenants,
+)
 
 NEVER = 2**62  # an event that does not come
 CAROL = "sk-llmos-carol"
@@ -171,3 +189,97 @@ async def test_what_was_taken_of_a_rate_stays_taken(autojump_clock, tmp_path: Pa
         await finish(pair.alice, *(await pair.alice.spawn([1, 2], max_tokens=1)).pids)
         error = await refused(pair.alice.spawn([1, 2], max_tokens=1))
         assert error.exceeded.value == 3
+
+
+AGREEMENTS = st.fixed_dictionaries(
+    {
+        "weight": st.sampled_from([1e-3, 0.5, 1.0, 1e3]),
+        "max_running": st.none() | st.integers(1, 4),
+        "max_resident_mib": st.none() | st.integers(1, 3),
+    }
+)
+OPERATIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("spawn"), st.booleans(), st.integers(1, 120), st.integers(1, 90)),
+        st.tuples(st.just("chat"), st.booleans(), st.integers(1, 120), st.integers(1, 20)),
+        st.tuples(st.just("nice"), st.integers(0, 30), st.integers(-20, 19)),
+        st.tuples(st.sampled_from(["stop", "cont", "kill", "fork"]), st.integers(0, 30)),
+        st.tuples(st.just("agree"), AGREEMENTS, AGREEMENTS),
+        st.tuples(st.just("pause"), st.floats(0.001, 0.3)),
+    ),
+    min_size=5,
+    max_size=30,
+)
+
+
+def lines_of(agreement: dict[str, float | None]) -> str:
+    """Lines of a tenant's table."""
+    return "\n".join(f"{name} = {value}" for name, value in agreement.items() if value is not None)
+
+
+def is_within_its_cap(kernel: RunningKernel, account: Account) -> bool:
+    """Does a tenant hold no more memory than it may?"""
+    most = account.max_resident_bytes
+    return most is None or resident_bytes(kernel, account.tenant) <= most
+
+
+async def live(operations: list[tuple], num_frames: int, max_running: int, swap_mib: int) -> None:
+    """Two tenants that are agreed with anew while their processes are anywhere, under limits they exceed."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        make_sim = partial(SimDriver, kv=BIG_PAGES, num_frames=num_frames)
+        async with two_tenants(path, make_sim=make_sim, max_running=max_running, swap_mib=swap_mib) as pair:
+            pids: list[tuple[Client, int]] = []
+            for name, *arguments in operations:
+                if name == "pause":
+                    await trio.sleep(arguments[0])
+                elif name == "agree":
+                    alice, bob = map(lines_of, arguments)
+                    write_tenants(path, alice=alice, bob=bob)
+                    await pair.kernel.client.reload_tenants()
+                elif name in ("spawn", "chat"):
+                    is_alice, length, max_tokens = arguments
+                    client = pair.alice if is_alice else pair.bob
+                    with suppress(SyscallError):  # more than its tenant may have by now
+                        spawned = await client.spawn(
+                            [length] * length, max_tokens=max_tokens, interactive=name == "chat"
+                        )
+                        pids += [(client, pid) for pid in spawned.pids]
+                elif pids:
+                    client, pid = pids[arguments[0] % len(pids)]
+                    with suppress(SyscallError):  # it has exited
+                        if name == "fork":
+                            pids.append((client, (await client.fork(pid)).pids[0]))
+                        else:
+                            await getattr(client, name)(pid, *arguments[1:])
+            with trio.fail_after(1000):
+                for client, pid in pids:
+                    if (await client.stat(pid)).state == "STOPPED":
+                        await client.cont(pid)
+                for client, pid in pids:
+                    async for _ in client.stream(pid):
+                        pass
+            pair.kernel.check_integrity()
+            (core,) = pair.kernel.system.cores.values()
+            accounts = [pair.kernel.system.accounts.of(name) for name in KEYS]
+            await wait_until(lambda: all(map(partial(is_within_its_cap, pair.kernel), accounts)))
+            assert all(account.num_running == account.num_waiting == 0 for account in accounts)
+            assert pair.kernel.system.accounts.mean_load == 0.0
+            assert core.residents.queue.num_places_taken == 0
+            for client, pid in pids:
+                await client.kill(pid)
+                await client.wait(pid)
+
+
+@settings(max_examples=30)
+@given(
+    operations=OPERATIONS,
+    num_frames=st.sampled_from([16, 24, 64]),
+    max_running=st.integers(1, 5),
+    swap_mib=st.sampled_from([0, 1, 16]),
+)
+def test_whatever_is_agreed_meanwhile_everybody_is_served(
+    operations: list[tuple], num_frames: int, max_running: int, swap_mib: int
+) -> None:
+    """Weights, limits below what is used, nice levels of whoever runs, waits or is swapped out."""
+    trio.run(live, operations, num_frames, max_running, swap_mib, clock=MockClock(autojump_threshold=0))

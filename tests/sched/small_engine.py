@@ -66,9 +66,7 @@ class SmallEngine:
 
     def set_state(self, process: Process, state: ProcState) -> None:
         """Move a process, and keep the queue in step."""
-        self.queue.take(process)
-        move(process, state)
-        self.queue.add(process)
+        self.queue.change(process, lambda: move(process, state))
 
     def preempt(self, process: Process) -> None:
         """Take what a running process holds."""

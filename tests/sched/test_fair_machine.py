@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from llmos.proc.lifecycle import ProcState
+from llmos.proc.lifecycle import WAITING, ProcState
 from llmos.proc.pcb import Process
 from llmos.sched.accounts import Accounts, weigh
 from llmos.sched.fair import NUM_QUANTA, TokenFair
@@ -133,12 +133,18 @@ class FairMachine(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 9), nice=st.integers(-20, 19))
     def renice(self, number: int, nice: int) -> None:
+        """Nobody is lifted for it: who waits has waited all the while."""
         if process := self.pick(number):
-            if process.state is ProcState.READY:
-                self.model.leave(process.tenant, process.nice, process.pid)
+            if process.state in WAITING:
+                line = self.model.waiting[process.tenant]
+                line[line.index((process.nice, process.pid))] = (nice, process.pid)
             self.engine.queue.renice(process, nice)
-            if process.state is ProcState.READY:
-                self.start_waiting(process)
+
+    @rule(number=st.integers(0, 9))
+    def lose_memory_while_waiting(self, number: int) -> None:
+        """It waits for something else now, and has waited all the while: nobody is lifted for that."""
+        if process := self.pick(number, ProcState.READY):
+            self.engine.set_state(process, ProcState.SWAPPED)
 
     @rule(tenant=TENANTS, weight=st.sampled_from((0.25, 1.0, 4.0)))
     def reweigh(self, tenant: str, weight: float) -> None:
@@ -149,7 +155,7 @@ class FairMachine(RuleBasedStateMachine):
     @rule(number=st.integers(0, 9))
     def kill(self, number: int) -> None:
         if process := self.pick(number):
-            if process.state is ProcState.READY:
+            if process.state in WAITING:
                 self.model.leave(process.tenant, process.nice, process.pid)
             self.engine.queue.forget(process)
 

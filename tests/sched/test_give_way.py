@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from llmos.proc.lifecycle import ProcState
 from llmos.sched.accounts import Accounts
 from llmos.sched.fair import LEVELS_TO_GIVE_WAY, NUM_QUANTA, TokenFair
 from tests.sched.small_engine import SmallEngine
@@ -147,9 +148,7 @@ def test_idle_memory_goes_first() -> None:
     ahead = engine.spawn("a", 10, 70)
     for _ in range(30):
         engine.step()
-    engine.queue.take(ahead)
-    ahead.state = ahead.state.STOPPED
-    engine.queue.add(ahead)
+    engine.set_state(ahead, ProcState.STOPPED)
     for _ in range(2):
         engine.spawn("a", 5, 10**6)
     engine.accounts.of("a").charge_output(1000)
