@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import attrs
 
 from llmos.device import Copy, CopyDone, CopyFault, Place
-from native.transfer import Ended, explain_error
+from native.transfer import CHECKSUM, END_OF_FILE, Ended, explain_error
 
 __all__ = ["RunningCopy", "answer_copy", "name_slot"]
 
@@ -21,6 +21,9 @@ class RunningCopy:
     copy: Copy
     indices: list[int]  # of the slots that are being copied
     faults: dict[int, str]  # of the others
+    bad_sources: set[int] = attrs.field(
+        factory=set, init=False
+    )  # of those: what lies there is not what it was
     opened: list[int] = attrs.field(factory=list)  # files to close in the end
     began: float = attrs.field(factory=time.perf_counter, init=False)
     checksums: dict[int, int] = attrs.field(factory=dict, init=False)
@@ -33,6 +36,8 @@ class RunningCopy:
         """Remember what became of slots that threads have copied."""
         for position, error in ended.errors.items():
             self.fail(indices[position], explain_error(error))
+            if error in (CHECKSUM, END_OF_FILE):
+                self.bad_sources.add(indices[position])
         self.checksums.update(zip(indices, ended.checksums, strict=False))
 
     def fail(self, index: int, why: str) -> None:
@@ -45,7 +50,7 @@ class RunningCopy:
         """Close what was opened, and say how it went; `seconds` None: since it began."""
         self.close()
         seconds = time.perf_counter() - self.began if seconds is None else seconds
-        return answer_copy(self.copy, self.faults, seconds, self.checksums)
+        return answer_copy(self.copy, self.faults, seconds, self.checksums, self.bad_sources)
 
     def close(self) -> None:
         """Close what was opened. Idempotent."""
@@ -54,14 +59,18 @@ class RunningCopy:
 
 
 def answer_copy(
-    copy: Copy, faults: dict[int, str], seconds: float = 0.0, checksums: dict[int, int] | None = None
+    copy: Copy,
+    faults: dict[int, str],
+    seconds: float = 0.0,
+    checksums: dict[int, int] | None = None,
+    bad_sources: Collection[int] = (),
 ) -> CopyDone:
     """The answer to a copy that has ended."""
     return CopyDone(
         copy.id,
         seconds,
         tuple(checksums.get(index, 0) for index in range(len(copy.source.slots))) if checksums else (),
-        tuple(CopyFault(index, faults[index]) for index in sorted(faults)),
+        tuple(CopyFault(index, faults[index], index in bad_sources) for index in sorted(faults)),
     )
 
 

@@ -69,6 +69,7 @@ class SimFaults:
     hang_after_step: int | None = None  # answer so many steps, then answer nothing any more
     faulty_token: int | None = None  # a row that carries this token is answered by a RowFault
     faulty_copies: frozenset[int] = frozenset()  # the first slot of these copies, by id, fails
+    full_tiers: frozenset[Tier] = frozenset()  # what is to be written there fails
 
 
 @attrs.frozen
@@ -297,6 +298,11 @@ class SimDriver:
         faults: tuple[CopyFault, ...] = ()
         if copy.id in self.faults.faulty_copies:
             faults = (CopyFault(0, f"{copy.target.tier} slot {copy.target.slots[0]} cannot be written"),)
+        if copy.target.tier in self.faults.full_tiers:
+            faults = tuple(
+                CopyFault(i, f"{copy.target.tier} slot {slot}: no space left")
+                for i, slot in enumerate(copy.target.slots)
+            )
         self.outbox.post(start + seconds, CopyDone(copy.id, seconds, (), faults))
 
     def _take_step(self, step: Step) -> None:

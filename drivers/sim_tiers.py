@@ -67,9 +67,10 @@ class SimTiers:
             self._check(source, slot, "read")
             data = self._read(source, slot)
             if data is None:
-                results.append(CopyFault(index, f"{source.tier} slot {slot} cannot be read"))
+                results.append(CopyFault(index, f"{source.tier} slot {slot} cannot be read", True))
             elif copy.checksums and zlib.crc32(_as_bytes(data)) != copy.checksums[index]:
-                results.append(CopyFault(index, f"{source.tier} slot {slot} does not have its checksum"))
+                message = f"{source.tier} slot {slot} does not have its checksum"
+                results.append(CopyFault(index, message, True))
             else:
                 results.append(data)
         for slot in target.slots:

@@ -47,6 +47,7 @@ class CopyFault(msgspec.Struct, frozen=True, array_like=True):
 
     index: int  # into the slots of the copy
     message: str  # names the tier, the slot and what is wrong
+    is_source: bool = False  # what lies there is not what was written; False also where that is not known
 
 
 class CopyDone(msgspec.Struct, frozen=True, tag="copy_done"):

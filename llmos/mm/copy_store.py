@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 from llmos.device import Pfn, Tier
@@ -11,6 +12,7 @@ from llmos.mm.page_table import PageFrames
 from llmos.mm.swap_area import SwapArea
 
 SPARE_SHARE = 8  # an eighth of the host area should be free
+PAUSE_SECONDS = 10.0  # without writes to a tier that had no room, or was broken, at the last one
 
 
 class CopyStore:
@@ -21,6 +23,7 @@ class CopyStore:
         frames_per_page: slots of a page.
         generation: which of its lives a frame is in.
         reuse: keep copies when their pages are back, so that next time only what is new is sent.
+        clock: seconds, never going back.
     """
 
     def __init__(
@@ -29,6 +32,7 @@ class CopyStore:
         frames_per_page: int,
         generation: Callable[[Pfn], int],
         reuse: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.areas: dict[Tier, SwapArea] = {
             tier: SwapArea(num_slots.get(tier, 0)) for tier in ("host", "disk")
@@ -37,6 +41,8 @@ class CopyStore:
         self.num_dropped = 0  # copies given up for those that were needed, since this was made
         self._frames_per_page = frames_per_page
         self._generation = generation
+        self._clock = clock
+        self._paused_until: dict[Tier, float] = {}
         # The copy of what a frame holds, while it holds it: the frame, and which of its lives.
         self._of_frame: dict[Pfn, tuple[int, PageCopy]] = {}
         self._kept: dict[PageCopy, None] = {}  # whole copies of pages that are on the device, oldest first
@@ -80,6 +86,7 @@ class CopyStore:
         """The tiers are gone, and all that was there."""
         self._of_frame.clear()
         self._kept.clear()
+        self._paused_until.clear()
         self.areas = {tier: SwapArea(area.num_slots) for tier, area in self.areas.items()}
 
     # --- room --------------------------------------------------------------------------------------------
@@ -94,10 +101,19 @@ class CopyStore:
         num_left = area.num_free - num_pages * self._frames_per_page
         return num_left * SPARE_SHARE >= area.num_slots
 
+    def pause(self, tier: Tier) -> None:
+        """A write there failed, and the next ones would: a full disk stays full for a while."""
+        self._paused_until[tier] = self._clock() + PAUSE_SECONDS
+
+    def _is_paused(self, tier: Tier) -> bool:
+        return self._clock() < self._paused_until.get(tier, 0.0)
+
     def tier_with_room(self, num_pages: int) -> Tier | None:
         """The highest tier that can take so many pages, clean copies of pages that are up here given up."""
         num_slots = num_pages * self._frames_per_page
         for tier, area in self.areas.items():
+            if self._is_paused(tier):
+                continue
             num_free = area.num_free
             if num_free < num_slots:
                 num_free += sum(len(copy.slots) for copy in self._droppable(tier))
@@ -109,7 +125,8 @@ class CopyStore:
     def is_host_short(self) -> bool:
         """Is so little of the host area free that some of it should go to the swap file, and can?"""
         host, disk = self.areas["host"], self.areas["disk"]
-        return bool(disk.num_free) and host.num_free * SPARE_SHARE < host.num_slots
+        takes_more = bool(disk.num_free) and not self._is_paused("disk")
+        return takes_more and host.num_free * SPARE_SHARE < host.num_slots
 
     def make_room(self, tier: Tier, num_slots: int) -> None:
         """Give up copies that nobody depends on until so many slots are free, or none is left."""

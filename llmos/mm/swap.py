@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 
 from attrs import frozen
@@ -47,17 +48,23 @@ class Swap:
     Args:
         vmm: of the device.
         num_slots: of "host" and "disk".
-        on_fault: told of each page that could not be copied or trusted, in words.
+        on_fault: told of each copy with pages that could not be copied or trusted, in words.
         reuse: keep copies when their pages are back, so that next time only what is new is sent.
+        clock: seconds, never going back.
 
     Source: Shen et al. 2024, FastSwitch.
     """
 
     def __init__(
-        self, vmm: VMM, num_slots: dict[Tier, int], on_fault: Callable[[str], None], reuse: bool = True
+        self,
+        vmm: VMM,
+        num_slots: dict[Tier, int],
+        on_fault: Callable[[str], None],
+        reuse: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.vmm = vmm
-        self.copies = CopyStore(num_slots, vmm.kv.frames_per_page, vmm.references.generation, reuse)
+        self.copies = CopyStore(num_slots, vmm.kv.frames_per_page, vmm.references.generation, reuse, clock)
         self._transfers = Transfers(vmm.references, self.copies, vmm.kv.frame_bytes, on_fault)
         self._num_clean_bytes = 0
 

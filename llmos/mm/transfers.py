@@ -17,6 +17,13 @@ from llmos.mm.page_table import PageFrames
 from llmos.mm.references import PageReferences
 from llmos.mm.transfer import Direction, Finish, Transfer, checksums_of, in_runs
 
+CONSEQUENCES = {  # of pages that could not be copied
+    Direction.OUT: "those tokens are computed again",
+    Direction.IN: "those tokens are computed again",
+    Direction.DOWN: "what was not bad stays in the host area",
+    Direction.SAVE: "those pages are not in the image",
+}
+
 
 class Transfers:
     """Starts copies, and takes in what the device says of them.
@@ -25,7 +32,7 @@ class Transfers:
         references: to the frames of the device.
         copies: what lies on the lower tiers.
         frame_bytes: size of a frame, and of a slot.
-        on_fault: told of each page that could not be copied or trusted, in words.
+        on_fault: told of each copy with pages that could not be copied or trusted, in words.
     """
 
     def __init__(
@@ -93,17 +100,19 @@ class Transfers:
         transfer.seconds = done.seconds
         self.num_beside_steps += oldest_step is not None and oldest_step <= transfer.last_step
         num_pages = len(transfer.vpns)
+        bad_sources: set[int] = set()  # their pages
         for fault in done.faults:
             transfer.faults.setdefault(transfer.vpns[fault.index % num_pages], fault.message)
+            if fault.is_source:
+                bad_sources.add(transfer.vpns[fault.index % num_pages])
         self.num_faults += len(transfer.faults)
-        for message in dict.fromkeys(transfer.faults.values()):
-            self._on_fault(message)
+        self._report(transfer)
         for copy in (*transfer.pages, *transfer.sources):
             copy.num_transfers -= 1
         for i, (vpn, copy) in enumerate(zip(transfer.vpns, transfer.pages, strict=True)):
             if vpn in transfer.faults:
                 self._copies.lose(copy)
-                if transfer.sources:  # it may be what is bad
+                if transfer.sources and vpn in bad_sources:
                     self._copies.lose(transfer.sources[i])
             elif copy.state is CopyState.LOST:
                 pass  # given up meanwhile
@@ -118,6 +127,16 @@ class Transfers:
             self._copies.settle(copy)
         self._references.unfence(transfer.frames)
         return transfer
+
+    def _report(self, transfer: Transfer) -> None:
+        """Tell of a copy's faults, in one message, and write no more where there may be no room."""
+        if not transfer.faults:
+            return
+        message, num_others = next(iter(transfer.faults.values())), len(transfer.faults) - 1
+        message += f", and {num_others} more pages alike" if num_others else ""
+        self._on_fault(f"{message}; {CONSEQUENCES[transfer.direction]}")
+        if transfer.tier == "disk" and transfer.direction is not Direction.IN:
+            self._copies.pause("disk")
 
     @property
     def has_messages(self) -> bool:

@@ -492,11 +492,11 @@ class Core(Actor[Message]):
             clock=trio.current_time,
         )
         num_slots: dict[Tier, int] = {"host": loaded.num_host_slots, "disk": loaded.num_disk_slots}
-        swap = Swap(vmm, num_slots, self._report_fault, self.swap_reuse)
+        swap = Swap(vmm, num_slots, self._report_fault, self.swap_reuse, trio.current_time)
         return ContextSwitch(vmm, swap, self.preemption, self.residents.arrive, self.residents.depart)
 
     def _report_fault(self, message: str) -> None:
-        self.on_event("swap", f"{self.name}: {message}; those tokens are computed again")
+        self.on_event("swap", f"{self.name}: {message}")
 
     def _detach(self, reason: str, is_final: bool) -> None:
         """The device's memory is lost, no process is: they recompute when a driver is back."""

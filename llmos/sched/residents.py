@@ -299,7 +299,7 @@ class Residents:
         for process in self.queue.members.values():
             if process.space is None or process.idle_since is None or process.num_arriving:
                 continue
-            if now - process.idle_since >= idle_seconds and self.switch.swap.copies.has_room():
+            if now - process.idle_since >= idle_seconds and self.switch.can_keep(process):
                 out = self.switch.switch_out(process, keep=True)
                 self.recorder.note_swap(process, out)
                 self.charge_residency(process, now)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import attrs
 
+from llmos.mm.page_copy import CopyState
 from llmos.mm.transfer import Transfer
 from llmos.proc.image import Image, Platform, describe, with_checksums
 from llmos.proc.lifecycle import ProcState
@@ -27,9 +29,11 @@ class _Saving:
     process: Process
     image: Image
     done: Callable[[Image | SyscallError], None]
+    again: Callable[[], None]  # from what is left: a copy on a lower tier turned out to be bad
     num_left: int = 0  # copies that have not ended
     checksums: dict[int, tuple[int, ...]] = attrs.field(factory=dict)  # by page
     fault: str = ""
+    lost_copies: bool = False
 
     def note(self, transfer: Transfer) -> None:
         """One of the copies has ended."""
@@ -37,6 +41,7 @@ class _Saving:
             self.checksums[vpn] = copy.checksums
         if transfer.faults:
             self.fault = next(iter(transfer.faults.values()))
+            self.lost_copies |= any(source.state is CopyState.LOST for source in transfer.sources)
         self.num_left -= 1
         if not self.num_left:
             self.finish()
@@ -46,7 +51,9 @@ class _Saving:
         status = self.process.status
         if not self.fault and status is not None and status.reason == "error":
             self.fault = status.message  # by a step that was in flight: what it wrote is not to be trusted
-        if self.fault:
+        if self.lost_copies:
+            self.again()  # it ends: each time there are fewer copies
+        elif self.fault:
             self.done(SyscallError(Errno.EIO, f"process {self.process.pid} was not saved: {self.fault}"))
         else:
             self.done(with_checksums(self.image, [self.checksums[vpn] for vpn in sorted(self.checksums)]))
@@ -56,7 +63,8 @@ def start_saving(residents: Residents, save: Save, platform: Platform, *, is_up:
     """Describe a process as it is now, and start to write its memory; `save.done` tells of the end.
 
     What is not in memory or whole on a lower tier at the moment is not saved: it is computed again after a
-    restore. Without a driver (`is_up` is false) that is all of it.
+    restore. Without a driver (`is_up` is false) that is all of it. Nor is what turns out to be bad on a lower
+    tier: then all is written again, without that.
     """
     process, switch = save.process, residents.switch
     if process.state in (ProcState.ZOMBIE, ProcState.EMBRYO):
@@ -71,7 +79,9 @@ def start_saving(residents: Residents, save: Save, platform: Platform, *, is_up:
         num_tokens = min(process.num_scheduled, len(process.tokens))
     else:
         num_tokens = process.backing.num_tokens(platform.kv.tokens_per_page)
-    saving = _Saving(process, describe(process, platform, num_tokens, time.time()), save.done)
+    image = describe(process, platform, num_tokens, time.time())
+    again = partial(start_saving, residents, save, platform, is_up=is_up)
+    saving = _Saving(process, image, save.done, again)
     transfers = switch.swap.save(space, num_tokens, process.backing, save.path, saving.note)
     saving.num_left = len(transfers)
     if not transfers:

@@ -184,6 +184,13 @@ class ContextSwitch:
         )
         return SwitchedOut(transfer.num_bytes, num_tokens, tier)
 
+    def can_keep(self, process: Process) -> bool:
+        """Is there room below for what has no copy yet of a process's memory? It may come to share copies."""
+        assert process.space is not None
+        num_tokens = min(process.num_scheduled, len(process.tokens))
+        dirty = self.swap.plan_out(process.space, num_tokens, process.backing)
+        return not dirty or self.swap.copies.tier_with_room(len(dirty)) is not None
+
     def clean(self, process: Process) -> int:
         """Copy whole pages of a process that runs on, so that its memory can be taken without a wait.
 

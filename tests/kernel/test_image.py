@@ -402,6 +402,33 @@ async def test_damaged_frames_are_computed_again(
         assert any("slot 4 does not have its checksum; those tokens are computed again" in t for t in texts)
 
 
+async def test_saved_from_a_swap_file_that_lies(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
+    """What is bad there is not in the image, and what lies behind it is not, either; the rest is."""
+    async with running_kernel(
+        tmp_path, swap_file_mib=1, swap_idle_seconds=20, prefix_cache=False, preempt="swap"
+    ) as kernel:
+        client = kernel.client
+        (pid,) = (await client.spawn(prompt(1), max_tokens=40, interactive=True)).pids
+        await emitted(kernel, pid, 40)
+        await trio.sleep(50)
+        contents = kernel.sim.tiers.contents
+        place = ("disk", min(slot for _, slot in contents) + 1)  # of page 1
+        contents[place] = contents[place][:-1] + bytes([contents[place][-1] ^ 1])
+        saved = await client.checkpoint(pid, "one")
+        assert saved.num_saved_tokens == KV.tokens_per_page
+        texts = [event.text for event in kernel.system.events.since(0, 100)]
+        assert any("does not have its checksum; those pages are not in the image" in text for text in texts)
+        (copy,) = (await client.restore("one")).pids
+        for one in (copy, pid):
+            await client.write(one, prompt(2), max_tokens=20)
+        outputs = [await finish(client, one, 40) for one in (copy, pid)]
+        assert (
+            outputs
+            == [MODEL.expected_tokens(prompt(1) + MODEL.expected_tokens(prompt(1), 40) + prompt(2), 20)] * 2
+        )
+        await end(client, pid, copy)
+
+
 async def test_an_image_that_goes_while_it_is_used(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
     """A restored chat whose file was removed before its next turn computes its history again."""
     async with running_kernel(tmp_path, prefix_cache=False) as kernel:

@@ -161,6 +161,62 @@ async def test_the_host_area_overflows_to_disk(tmp_path: Path, autojump_clock: t
         assert all(process.space is None for process in kernel.system.table)
 
 
+async def test_a_full_disk_costs_the_host_area_nothing(
+    tmp_path: Path, autojump_clock: trio.abc.Clock
+) -> None:
+    """What cannot go on to the swap file stays where it is; the disk is tried again now and then."""
+    make = partial(SimDriver, max_slots=64, faults=SimFaults(full_tiers=frozenset({"disk"})))
+    async with (
+        running_kernel(
+            tmp_path,
+            make,
+            swap_mib=1,
+            swap_file_mib=1,
+            swap_idle_seconds=20,
+            prefix_cache=False,
+            preempt="swap",
+        ) as kernel,
+        trio.open_nursery() as nursery,
+    ):
+        for number in range(12):
+            nursery.start_soon(chat, kernel.client, number, 3)
+        await trio.sleep(50)
+        tiers = swap_of(kernel).tiers
+        assert (tiers["host"].num_free, tiers["disk"].num_free) == (0, 64)  # eight chats, of 4 pages each
+        assert tiers["host"].num_bytes_in == 0
+        await trio.sleep(30)  # all are at their second turn
+        assert swap_of(kernel).tiers["host"].num_bytes_in == 8 * 4 * PAGE_BYTES
+        told = [event.text for event in kernel.system.events.since(0, 1000) if event.subsystem == "swap"]
+        assert any("what was not bad stays in the host area" in text for text in told)
+        assert len(told) < 12
+        kernel.sim.faults = SimFaults()
+        await trio.sleep(45)
+        tiers = swap_of(kernel).tiers
+        assert tiers["host"].num_free * 8 >= tiers["host"].num_slots
+        assert tiers["disk"].num_free < tiers["disk"].num_slots
+
+
+async def test_an_idle_chat_stays_where_there_is_no_room_below(
+    tmp_path: Path, autojump_clock: trio.abc.Clock
+) -> None:
+    """Room for one: the other two keep their memory while nobody else wants it."""
+    make = partial(SimDriver, max_slots=8)
+    async with (
+        running_kernel(
+            tmp_path, make, swap_mib=1, swap_idle_seconds=20, prefix_cache=False, preempt="swap"
+        ) as kernel,
+        trio.open_nursery() as nursery,
+    ):
+        for number in range(3):
+            nursery.start_soon(chat, kernel.client, number, 2)
+        await trio.sleep(50)
+        assert sorted(process.space is None for process in kernel.system.table) == [False, False, True]
+        num_computed = (await kernel.client.statistics()).num_prompt_tokens
+        await trio.sleep(20)
+        num_computed = (await kernel.client.statistics()).num_prompt_tokens - num_computed
+        assert num_computed == 3 * (7 + 1)  # of each the turn, and what was emitted last
+
+
 async def test_cheap_prompts_are_computed_again(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
     """With a slow copier it is cheaper to compute: nothing is copied."""
     make = partial(SimDriver, num_frames=16, host_cost=CopyCost(1.0, 1e3))

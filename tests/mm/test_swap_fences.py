@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from llmos.device import Copy, CopyDone, CopyFault, CopyPage, KVFormat, Place, Segment
 from llmos.errors import OutOfFrames, OutOfSpaces
 from llmos.mm.address_space import AddressSpace
+from llmos.mm.copy_store import PAUSE_SECONDS
 from llmos.mm.page_copy import Backing
 from llmos.mm.swap import Swap
 from llmos.mm.vmm import VMM
@@ -68,7 +69,8 @@ class SwapMachine(RuleBasedStateMachine):
     def open(self, prefix_cache: bool) -> None:
         self.vmm = VMM(KV, NUM_FRAMES, NUM_SPACES, max_model_len=40, prefix_cache=prefix_cache)
         self.faults: list[str] = []
-        self.swap = Swap(self.vmm, {"host": 14, "disk": 20}, self.faults.append)
+        self.now = self.paused_until = 0.0
+        self.swap = Swap(self.vmm, {"host": 14, "disk": 20}, self.faults.append, clock=lambda: self.now)
         self.device = Device()
         self.owners: list[Owner] = []
         self.next_name = 0
@@ -202,26 +204,58 @@ class SwapMachine(RuleBasedStateMachine):
         self.swap.demote(data.draw(st.sampled_from(self.owners)).backing)
         self.carry_out()
 
+    @rule(slot=st.integers(0, 19))
+    def damage(self, slot: int) -> None:
+        """The swap file lies from now on; what was read of it before is as it was."""
+        self.device.held["disk", slot] = ("damaged",)
+
+    @rule(seconds=st.floats(0.0, 2 * PAUSE_SECONDS))
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+
     @precondition(lambda self: self.device.copies)
     @rule(data=st.data(), fails=st.booleans())
     def end_copy(self, data: st.DataObject, fails: bool) -> None:
         index = data.draw(st.integers(0, len(self.device.copies) - 1))
         copy, contents = self.device.copies.pop(index)
+        wanted = copy.checksums or map(hash, contents)
+        faults = [
+            CopyFault(i, "it is damaged", True)
+            for i, (content, checksum) in enumerate(zip(contents, wanted, strict=True))
+            if hash(content) != checksum
+        ]
+        if fails and not faults:
+            faults = [CopyFault(0, "it failed")]
         for slot, content in zip(copy.target.slots, contents, strict=True):
             self.device.held[copy.target.tier, slot] = content
-        faults: tuple[CopyFault, ...] = ()
-        if fails:
-            self.device.held[copy.target.tier, copy.target.slots[0]] = ("junk",)
-            faults = (CopyFault(0, "it failed"),)
+        for fault in faults:
+            self.device.held[copy.target.tier, copy.target.slots[fault.index]] = ("junk",)
+        if faults and copy.target.tier == "disk":
+            self.paused_until = self.now + PAUSE_SECONDS
         checksums = tuple(hash(content) for content in contents) if copy.target.tier == "disk" else ()
-        assert self.swap.finish(CopyDone(copy.id, 0.0, checksums, faults)) is not None
+        in_host_area = self.usable_in_host_area()
+        num_messages = len(self.faults)
+        assert self.swap.finish(CopyDone(copy.id, 0.0, checksums, tuple(faults))) is not None
+        assert len(self.faults) == num_messages + bool(faults)
+        if faults and (copy.source.tier, copy.target.tier) == ("host", "disk"):
+            assert self.usable_in_host_area() == in_host_area  # a full disk is no reason to lose these
         self.carry_out()
+
+    def usable_in_host_area(self) -> set[tuple[int, int]]:
+        """Pages of owners that have a copy there."""
+        return {
+            (owner.name, vpn)
+            for owner in self.owners
+            for vpn in range(len(owner.backing.pages))
+            if (copy := owner.backing.usable(vpn)) is not None and copy.tier == "host"
+        }
 
     @rule()
     def lose_device(self) -> None:
         """All memory is gone, lower tiers too, with copies under way; nobody has anything left."""
         self.vmm.reset()
         self.swap.reset()
+        self.paused_until = 0.0
         self.device = Device()
         for owner in self.owners:
             self.swap.copies.forget(owner.backing)
@@ -240,6 +274,14 @@ class SwapMachine(RuleBasedStateMachine):
                 for segment, pfn in enumerate(owner.space.page_table.entries[vpn]):
                     content = self.device.held["device", pfn]
                     assert content[: len(page) + 1] == (segment, *page), (owner.name, vpn)
+
+    @invariant()
+    def nothing_is_written_where_writing_failed(self) -> None:
+        if self.now < self.paused_until:
+            assert self.swap.copies.tier_with_room(1) != "disk"
+            assert not self.swap.copies.is_host_short
+        elif self.swap.copies.areas["disk"].num_free >= 2:
+            assert self.swap.copies.tier_with_room(1) is not None
 
     @invariant()
     def everything_is_accounted_for(self) -> None:
