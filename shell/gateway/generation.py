@@ -16,6 +16,7 @@ from shell.gateway.errors import ApiError, process_killed, unavailable
 from shell.gateway.job import Job
 from shell.gateway.metrics import Metrics
 from shell.gateway.vllm_metrics import RequestMetrics, finished_reason
+from shell.gateway.waits import Wait
 from syscalls.client import Client, ConnectionLost, OutputFeed
 from syscalls.errno import SyscallError
 from syscalls.process import ExitStatus
@@ -116,6 +117,19 @@ class Generation:
             # The kernel tells the usage with the exit; before, there is only the default.
             usage = choice.usage if choice.usage.num_prompt_tokens else None
             account.end(trio.current_time(), reason, usage)
+
+    def note_waits(self) -> None:
+        """Tell the live page what processes that have exited waited for, and their client between tokens."""
+        now = trio.current_time()
+        for choice in self.choices:
+            usage = choice.usage
+            if usage.first_token_seconds is None or self.first_token is None:
+                continue
+            num_gaps, spent = usage.num_output_tokens - 1, now - self.started - self.first_token
+            between = spent / num_gaps if num_gaps > 0 else None
+            tenant = self.client.welcome.tenant
+            wait = Wait(tenant, now, usage.queued_seconds, usage.first_token_seconds, between)
+            self.metrics.waits.note(choice.pid, wait)
 
     async def run(self, sink: Sink) -> None:
         """Read all choices to their end; each is read on only when the sink has room for more.
@@ -241,6 +255,7 @@ async def open_generation(
     finally:
         await generation.close()
         generation.close_accounts()
+        generation.note_waits()
         metrics.prompt_tokens.inc(generation.num_prompt_tokens if generation.choices else 0)
         metrics.completion_tokens.inc(generation.num_completion_tokens)
         if metrics.users is not None and generation.choices:

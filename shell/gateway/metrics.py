@@ -14,6 +14,7 @@ from prometheus_client.utils import floatToGoString
 
 from shell.gateway.users import UserMetrics
 from shell.gateway.vllm_metrics import VllmMetrics
+from shell.gateway.waits import Waits
 from syscalls.system import DeviceInfo
 
 SECONDS_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -72,6 +73,7 @@ class Metrics:
         self.completion_tokens = Counter(
             "llmos_gateway_completion_tokens", "Sampled tokens", registry=self.registry
         )
+        self.waits = Waits()  # which the live page tells
         self.users = UserMetrics(self.registry, max_users) if max_users else None
         self._children: dict[tuple[str, int], Counter] = {}
         self._duration_children: dict[str, Histogram] = {}

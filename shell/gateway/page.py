@@ -86,7 +86,7 @@ class PageStream(Endpoint):
         """Stream until the viewer leaves, the server drains or the kernel is gone."""
         config = self.service.config
         client = self.client_of(exchange)
-        sampler = self._samplers.setdefault(client, Sampler(client))
+        sampler = self._samplers.setdefault(client, Sampler(client, self.service.metrics.waits))
         writer = EventWriter(exchange, None, config.send_timeout)
 
         async def stream() -> None:

@@ -13,7 +13,6 @@ Json = dict[str, Any]
 Row = tuple[Any, ...]
 
 COLUMNS = ("pid", "tenant", "activity", "label", "model", "nice", "given", "output", "bytes", "preemptions")
-PERCENTILES = (50, 95, 99)
 
 
 def describe_row(process: ProcessInfo) -> Row:
@@ -77,9 +76,3 @@ def describe_device(device: DeviceInfo, frame_map: FrameMap | None) -> Json:
             "cells": "".join(f"{count if count > 1 else ''}{letter}" for letter, count in runs),
         }
     return found
-
-
-def percentiles(values: list[float]) -> list[float]:
-    """Return the PERCENTILES by nearest rank, in the unit of the values; [] of nothing."""
-    ordered = sorted(values)
-    return [ordered[-(-len(ordered) * each // 100) - 1] for each in PERCENTILES] if ordered else []

@@ -12,16 +12,15 @@ import attrs
 import trio
 
 from shell.gateway.page_look import MAX_EVENTS, take_look
-from shell.gateway.page_rows import Json, Row, describe_device, describe_row, difference, percentiles
+from shell.gateway.page_rows import Json, Row, describe_device, describe_row, difference
 from shell.gateway.sse import encode_event
+from shell.gateway.waits import Pace, Waits
 from syscalls.client import Client
-from syscalls.process import ProcessInfo
 
 PERIOD_SECONDS = 0.5
 MANY = 1000  # processes: with more, looks are rarer in proportion, so that they cost the kernel no more
 SLOW_EVERY = 2  # looks: the frame map costs the kernel a walk over all pages
 MAX_ROWS = 2000
-NUM_LATENCIES = 512  # the last processes seen, for percentiles
 
 
 def next_look(began: float, ended: float, num_processes: int) -> float:
@@ -34,16 +33,16 @@ class Sampler:
     """The looks of one session, which sees its tenant's processes, or as an administrator everybody's."""
 
     client: Client
+    waits: Waits  # of the whole gateway
     num_viewers: int = 0  # written by the stream's endpoint
     version: int = 0  # of the last look; 0: none yet
     _rows: dict[int, Row] = attrs.field(factory=dict)
-    _shares: dict[str, tuple[str, int, int]] = attrs.field(factory=dict)
+    _shares: dict[str, tuple[str, float, int, int]] = attrs.field(factory=dict)
     _rest: Json = attrs.field(factory=dict)
     _delta: bytes = b""
     _events: deque[Row] = attrs.field(factory=lambda: deque(maxlen=MAX_EVENTS))
     _next_event: int = 0
-    _latencies: deque[tuple[float, float]] = attrs.field(factory=lambda: deque(maxlen=NUM_LATENCIES))
-    _noted: set[int] = attrs.field(factory=set)  # pids alive whose latencies are among them
+    _pace: Pace = attrs.field(factory=Pace)
     _next_look: float = float("-inf")
     _lock: trio.Lock = attrs.field(factory=trio.Lock)
 
@@ -85,19 +84,28 @@ class Sampler:
             "admin": is_admin,
             "num_rows": len(look.processes),
             "uptime": round(look.statistics.uptime_seconds, 3),
-            "running": look.statistics.num_running,
-            "waiting": look.statistics.num_waiting,
-            "preemptions": look.statistics.num_preemptions,
-            "latency": self._note_latencies(look.processes),
+            "version": look.statistics.version,
+            "preemptions": look.statistics.num_preemptions
+            if is_admin
+            else sum(each.usage.num_preemptions for each in look.processes),
         }
+        if is_admin:
+            rest |= {"running": look.statistics.num_running, "waiting": look.statistics.num_waiting}
         if look.devices is not None:
             maps = {each.device: each for each in look.frame_maps or ()}
             rest["devices"] = [describe_device(each, maps.get(each.name)) for each in look.devices]
+        if look.shares is not None:
+            now = trio.current_time()
+            self.waits.note_living(look.processes, self._pace, now)
+            rest["latency"] = self.waits.percentiles(None if is_admin else self.client.welcome.tenant, now)
+            if not is_admin:  # what others do is not this viewer's business
+                rest["running"] = sum(each.num_running for each in look.shares)
+                rest["waiting"] = sum(each.num_waiting for each in look.shares)
         delta: Json = {"new": new, "changed": changed, "gone": gone, "events": news}
         delta |= {key: value for key, value in rest.items() if self._rest.get(key) != value}
         if look.shares is not None:
             shares = {
-                each.tenant: (each.tenant, each.num_prompt_tokens, each.num_output_tokens)
+                each.tenant: (each.tenant, each.weight, each.num_prompt_tokens, each.num_output_tokens)
                 for each in look.shares
             }
             delta["shares"] = [row for tenant, row in shares.items() if self._shares.get(tenant) != row]
@@ -105,13 +113,3 @@ class Sampler:
         self._delta = encode_event(delta)
         self._rows, self._rest = rows, self._rest | rest
         self.version += 1
-
-    def _note_latencies(self, found: list[ProcessInfo]) -> Json:
-        """Remember how long processes waited for their first step and for their first token; seconds."""
-        started = {each.pid: each.usage for each in found if each.usage.first_token_seconds is not None}
-        for pid in started.keys() - self._noted:
-            usage = started[pid]
-            self._latencies.append((usage.queued_seconds, usage.first_token_seconds or 0.0))
-        self._noted = set(started)
-        queued, first = zip(*self._latencies, strict=True) if self._latencies else ((), ())
-        return {"queued": percentiles(list(queued)), "first": percentiles(list(first))}

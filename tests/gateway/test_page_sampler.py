@@ -1,4 +1,4 @@
-"""Differences, percentiles and rests of the live page against their plain meaning; what viewers share."""
+"""Differences and rests of the live page against their plain meaning; what viewers share."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shell.gateway.page_rows import COLUMNS, PERCENTILES, difference, percentiles
+from shell.gateway.page_rows import COLUMNS, difference
 from shell.gateway.page_sampler import MANY, PERIOD_SECONDS, Sampler, next_look
+from shell.gateway.waits import Waits
 from syscalls.client import open_client
 from syscalls.process import ExitStatus
 from tests.scripted_kernel import STOPPED_BY_MODEL, ScriptedProcess, open_scripted_kernel
@@ -37,17 +38,6 @@ def test_a_difference_makes_of_before_what_is_now_and_says_nothing_twice(before:
         assert row[0] not in rows
         rows[row[0]] = list(row)
     assert rows == {pid: list(row) for pid, row in now.items()}
-
-
-@given(values=st.lists(st.floats(0, 100)))
-def test_percentiles_are_the_least_values_that_so_many_do_not_exceed(values: list[float]) -> None:
-    """Nearest rank."""
-    expected = [
-        min(v for v in values if 100 * sum(other <= v for other in values) >= each * len(values))
-        for each in PERCENTILES
-        if values
-    ]
-    assert percentiles(values) == expected
 
 
 @given(began=st.floats(0, 1e6), seconds=st.floats(0, 10), count=st.integers(0, 5000))
@@ -84,7 +74,7 @@ async def test_viewers_share_looks_and_one_that_missed_some_is_sent_everything(
         open_client(tmp_path / "llmos.sock") as client,
     ):
         (pid,) = (await client.spawn([1, 2, 3])).pids
-        sampler = Sampler(client)
+        sampler = Sampler(client, Waits())
         version, data = await sampler.next(0)
         whole = parse(data)
         assert whole["whole"]

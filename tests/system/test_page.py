@@ -19,6 +19,13 @@ SERVER = (
     "--device", "sim", "--sim-step-ms", "40", "--pool-mib", "1", "--max-running", "8", "--swap-mib", "64",
 )  # fmt: skip
 SCHEMES = ("light", "dark")
+# By place on the screen: a line is written over when another process comes to stand there.
+ROWS = "[...document.querySelectorAll('#rows .row')].sort((a, b) => a.ariaRowIndex - b.ariaRowIndex)"
+ROWS_ARE = f"wanted => {ROWS}.map(row => row.id).join() === wanted.join()"
+FIRST_ROW_IS = f"wanted => wanted.includes({ROWS}[0].id)"
+ROWS_STAND_APART = f"""count => {{ const boxes = {ROWS}.map(row => row.getBoundingClientRect());
+    return boxes.length === count
+        && boxes.every((box, i) => !i || Math.abs(boxes[i - 1].bottom - box.top) < 1); }}"""
 LONG = 1000  # tokens: more than are made while a test watches
 
 
@@ -178,6 +185,42 @@ def test_buttons_ask_first_and_a_filter_narrows(server: Server, browser: Any, cl
         assert client.stat(pids[0]).status.reason == "killed"
 
 
+def test_the_order_is_the_viewers(server: Server, browser: Any, client: SyncClient) -> None:
+    """By nice level, newest, most tokens: of the rows that there are; the rest keeps the order of pids."""
+    with processes(client, 3) as old, processes(client, 2, nice=-5, prompt=range(5, 105)) as urgent:
+        with open_page(browser, server.url) as page:
+            wait_live(page)
+            page.wait_for_function("() => document.querySelectorAll('#rows .phase.decode').length === 5")
+            orders = {
+                "By state": [*old, *urgent],
+                "Newest first": [*reversed(urgent), *reversed(old)],
+                "By nice level": [*urgent, *old],
+            }
+            for name, expected in orders.items():
+                page.get_by_label("Order of processes").select_option(name)
+                wanted = [f"row-{pid}" for pid in expected]
+                page.wait_for_function(ROWS_ARE, arg=wanted)
+            page.get_by_label("Order of processes").select_option("Most tokens first")
+            page.wait_for_function(FIRST_ROW_IS, arg=[f"row-{pid}" for pid in urgent])
+
+
+def test_labels_are_text_and_turn_nothing_around(server: Server, browser: Any, client: SyncClient) -> None:
+    """Markup is shown, not run; a mark that turns the direction of writing is shown as one that is none."""
+    label = "<img src=x onerror=alert(1)>\u202egnp"
+    (pid,) = client.spawn([5, 6, 7], max_tokens=LONG, ignore_eos=True, label=label).pids
+    with open_page(browser, server.url) as page:
+        wait_live(page)
+        row_of(page, pid).wait_for()
+        assert row_of(page, pid).locator(".label").text_content() == label.replace("\u202e", "\ufffd")
+        row_of(page, pid).click()
+        page.get_by_role("dialog").get_by_text("onerror=alert(1)>\ufffdgnp").wait_for()
+        page.keyboard.press("k")
+        page.locator("#c-effect", has_text="onerror=alert(1)>\ufffdgnp").wait_for()
+        assert page.locator("img").count() == 0
+    client.kill(pid)
+    client.wait(pid)
+
+
 def test_only_rows_in_sight_exist_and_the_active_one_is_scrolled_to(
     server: Server, browser: Any, client: SyncClient
 ) -> None:
@@ -274,6 +317,17 @@ def test_nothing_overflows_at_any_width(server: Server, browser: Any, client: Sy
             for width in (320, 360, 390, 600, 761, 768, 1000, 1181, 1280, 1291, 1366, 1501, 1920, 2560):
                 page.set_viewport_size({"width": width, "height": 800})
                 assert page.evaluate(OVERFLOWS) == [], width
+
+
+def test_rows_stand_below_each_other_when_the_window_has_become_narrow(
+    server: Server, browser: Any, client: SyncClient
+) -> None:
+    """On a phone that is turned, rows become higher: none lies upon another, to and fro."""
+    with processes(client, 4) as pids, open_page(browser, server.url) as page:
+        wait_live(page)
+        for width in (1280, 400, 1280):
+            page.set_viewport_size({"width": width, "height": 800})
+            page.wait_for_function(ROWS_STAND_APART, arg=len(pids))
 
 
 @pytest.mark.parametrize("width", [360, 768])

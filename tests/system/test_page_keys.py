@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -78,6 +79,8 @@ def test_a_key_opens_what_its_tenant_may_see_and_a_wrong_one_nothing(server: Ser
             assert row_of(page, other).count() == 0
             assert page.locator("#count").inner_text() == "1"
             assert str(other) not in page.locator("#log").inner_text()
+            page.locator("#n-running", has_text=re.compile("^1$")).wait_for()  # hers
+            assert not page.get_by_role("columnheader", name="Tenant").is_visible()
             assert page.evaluate(PRESS, [other, KEYS["alice"]]) == 404
             page.get_by_role("button", name=f"Stop process {hers}", exact=True).click()
             confirm(page, "Stop")
@@ -94,6 +97,8 @@ def test_a_key_opens_what_its_tenant_may_see_and_a_wrong_one_nothing(server: Ser
             assert page.locator("#who").inner_text() == "root, sees everybody"
             row_of(page, hers).wait_for()
             row_of(page, other).wait_for()
+            page.locator("#n-running", has_text=re.compile("^1$")).wait_for()  # hers is stopped
+            assert row_of(page, other).locator(".tenant").inner_text() == "root"
             page.get_by_role("button", name=f"Kill process {hers}", exact=True).click()
             confirm(page, "Kill")
             said(page, f"Process {hers}: killed.")

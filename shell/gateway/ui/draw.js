@@ -48,12 +48,15 @@ export function put(element, text) {
   const node = element.firstChild;
   if (!node || !text) { if (node || text) element.textContent = text; } else if (node.data !== text) node.data = text;
 }
+// What others wrote, on one line: marks that turn the direction of writing would turn what stands beside it, too.
+export const oneWay = (text) => String(text).replace(/[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g, "\ufffd");
 export const bytes = (n) => n >= 2 ** 30 ? `${(n / 2 ** 30).toFixed(1)} GiB` : n >= 2 ** 20 ? `${(n / 2 ** 20).toFixed(1)} MiB` : n >= 1024 ? `${Math.ceil(n / 1024)} KiB` : n ? `${n} B` : "–";
-export const seconds = (value) => value < 0.9995 ? `${Math.round(value * 1000)} ms` : value < 99.95 ? `${value.toFixed(1)} s` : `${Math.round(value / 60)} min`;
+export const seconds = (value) => value < 0.9995 ? `${Math.round(value * 1000)} ms` : value < 99.95 ? `${value.toFixed(1)} s` : value < 5400 ? `${Math.round(value / 60)} min` : value < 172800 ? `${Math.round(value / 3600)} h` : `${Math.round(value / 86400)} days`;
 // Several times in one unit, that of the longest.
 export function secondsOfAll(values) {
   const isShort = Math.max(...values) < 0.9995;
-  return `${values.map((value) => isShort ? Math.round(value * 1000) : value.toFixed(1)).join(" / ")} ${isShort ? "ms" : "s"}`;
+  const show = (value) => isShort ? (value < 0.00995 ? (value * 1000).toFixed(1) : Math.round(value * 1000)) : value < 0.095 ? value.toFixed(2) : value < 99.5 ? value.toFixed(1) : Math.round(value);
+  return `${values.map(show).join(" / ")} ${isShort ? "ms" : "s"}`;
 }
 const plain = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 export const number = (value) => value < 999.5 ? String(Math.round(value)) : plain.format(value).replaceAll(",", "\u2009");

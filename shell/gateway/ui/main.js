@@ -1,7 +1,7 @@
 // Reads the stream and draws what changed, once a frame at most, and nothing while the page is hidden.
 import { state, apply } from "./state.js";
 import { ask, eventsOf, hasKey, keepKey, forgetKey, whyNot } from "./server.js";
-import { drawLine, forgetColors, number, open, put, secondsOfAll } from "./draw.js";
+import { drawLine, forgetColors, number, open, put, seconds, secondsOfAll } from "./draw.js";
 import { drawTable, measureTable, whenMoved } from "./table.js";
 import { drawProcess } from "./process.js";
 import { drawMemory, measureMemory } from "./memory.js";
@@ -16,17 +16,25 @@ let isDue = false, isAnew = false;
 
 function drawNumbers() {
   put(element("who"), `${state.tenant}${state.admin ? ", sees everybody" : ""}`);
-  put(element("n-rate"), number(state.rate)); put(element("n-running"), number(state.running)); put(element("n-waiting"), number(state.waiting));
-  put(element("n-preemptions"), number(state.preemptions));
-  put(element("n-queued"), state.latency.queued?.length ? secondsOfAll(state.latency.queued) : "–");
-  put(element("n-first"), state.latency.first?.length ? secondsOfAll(state.latency.first) : "–");
+  put(element("since"), `version ${state.version}, up ${state.uptime < 99.5 ? `${Math.round(state.uptime)} s` : seconds(state.uptime)}`);
+  put(element("n-rate"), number(state.rate)); put(element("n-prompt"), number(state.promptRate));
+  put(element("n-running"), number(state.running)); put(element("n-waiting"), number(state.waiting));
+  put(element("n-preemptions"), number(state.preemptions)); put(element("n-memory"), usedOf(state.devices));
+  for (const name of ["queued", "first", "between"]) put(element(`n-${name}`), state.latency[name]?.length ? secondsOfAll(state.latency[name]) : "–");
   drawLine(open(element("rate-spark"), RATE.width, RATE.height), 0, RATE.width, RATE.height, state.rates.map(({ at }) => at), state.rates.map(({ value }) => value), RATE.seconds);
+}
+
+// Of all pools together, what processes hold: what is kept for later is given up when it is needed.
+function usedOf(devices) {
+  const pools = devices.filter((device) => device.cells), sum = (count) => pools.reduce((all, device) => all + count(device) * device.frame_bytes, 0);
+  return pools.length ? `${Math.round(100 * (1 - sum(({ num_by_kind: kinds }) => kinds.free + kinds.cached) / sum((device) => device.num_frames)))} %` : "–";
 }
 
 function draw() {
   isDue = false;
   performance.mark("draw");
   measureTable(); measureMemory(); measureShares(); // all reads first: each after a write would lay the page out once more
+  document.body.classList.toggle("alone", !state.isShared);
   drawTable();
   if (state.uptime !== null) { drawNumbers(); drawProcess(); drawMemory(isAnew); drawShares(isAnew); drawLog(); }
   isAnew = false;

@@ -1,8 +1,9 @@
 // Device memory: for each device what its frames are for, as a map, and what lies below and beside the pool.
 import { state } from "./state.js";
-import { bytes, color, drawLegend, open, put } from "./draw.js";
+import { bytes as sizeOf, color, drawLegend, open, put } from "./draw.js";
 
 const KINDS = { p: ["private", "KV of one process"], s: ["shared", "Shared prefix"], c: ["cached", "Kept prefix"], a: ["ahead", "Mapped ahead"], m: ["moving", "Moving"], f: ["free", "Free"] };
+const bytes = (n) => n ? sizeOf(n) : "0"; // in a table nothing is a dash, in a sentence it is said
 const HEIGHT = 180, LEAST_HEIGHT = 40, CELL = 22; // pixels: of all maps together, of one, and most of a cell
 const boxes = [];
 let width = 0; // of a map

@@ -1,6 +1,6 @@
 // One process: the dialog that tells about it, and the question that is asked before anything is done to it.
 import { state, phaseOf } from "./state.js";
-import { bytes, color, drawLegend, number, put, seconds } from "./draw.js";
+import { bytes, color, drawLegend, number, oneWay, put, seconds } from "./draw.js";
 import { ask, whyNot } from "./server.js";
 
 const LIFE_MILLISECONDS = 1000; // between looks at where its time went
@@ -35,7 +35,7 @@ export function askFirst(action, pid) {
   if (!row) { tell(`Process ${pid} has ended.`); return; }
   if (action === "stop" && row.activity === "stopped") { act("cont", pid); return; }
   asked = { action, pid };
-  const [question, effect, yes] = QUESTIONS[action](pid), whose = `Tenant ${row.tenant}${row.label ? `, ${row.label}` : ""}. `;
+  const [question, effect, yes] = QUESTIONS[action](pid), whose = `Tenant ${row.tenant}${row.label ? `, ${oneWay(row.label)}` : ""}. `;
   put(element("c-question"), question); put(element("c-effect"), `${whose}${effect}`); put(element("c-yes"), yes);
   element("c-yes").classList.toggle("danger", action === "kill");
   element("c-nice").hidden = action !== "nice"; level.disabled = action !== "nice"; level.value = row.nice;
@@ -93,7 +93,7 @@ export function drawProcess() {
   if (hasEnded) return;
   const facts = [
     ["Tenant", row.tenant], ["Model", row.model], ["Prompt", `${number(row.given)} tokens`], ["Output", `${number(row.output)} tokens`],
-    ["Memory", bytes(row.bytes)], ["Tokens/s", number(row.rate)], ["Preempted", `${row.preemptions} times`], ["Nice", String(row.nice)], ["Label", row.label || "–"],
+    ["Memory", bytes(row.bytes)], ["Tokens/s", number(row.rate)], ["Preempted", `${row.preemptions} times`], ["Nice", String(row.nice)], ["Label", oneWay(row.label) || "–"],
   ];
   const list = element("p-facts");
   if (!list.childElementCount) list.append(...facts.flatMap(() => [document.createElement("dt"), document.createElement("dd")]));

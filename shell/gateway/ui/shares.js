@@ -40,7 +40,8 @@ export function drawShares(isAnew) {
     pen.fillStyle = color("edge"); pen.fillRect(left, 0, wide, top > 0.5 ? top : 0);
   });
   const total = [...sums.values()].reduce((sum, part) => sum + part, 0), percent = (part) => `${total ? Math.round(100 * part / total) : 0} %`;
-  const entries = named.map(([tenant, place]) => [PALETTE[place], `${tenant} ${percent(sums.get(tenant))}`]);
+  const weightOf = (tenant) => state.served.get(tenant)?.weight ?? 1, areEqual = new Set(named.map(([tenant]) => weightOf(tenant))).size < 2;
+  const entries = named.map(([tenant, place]) => [PALETTE[place], `${tenant} ${percent(sums.get(tenant))}${areEqual ? "" : `, weight ${weightOf(tenant)}`}`]);
   const rest = total - named.reduce((sum, [tenant]) => sum + sums.get(tenant), 0), num = sums.size - named.length;
   if (num > 0) entries.push([color("edge"), `${num} others ${percent(rest)}`]);
   canvas.setAttribute("aria-label", entries.length ? entries.map(([, text]) => text).join(", ") : "Nobody was served");

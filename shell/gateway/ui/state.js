@@ -1,13 +1,14 @@
 // What the server told, as it is now: rows by pid, and what is made of differences, rates and histories.
 const COLUMNS = ["pid", "tenant", "activity", "label", "model", "nice", "given", "output", "bytes", "preemptions"];
 const SPARK_SECONDS = 60, SHARE_SECONDS = 120, NUM_EVENTS = 200;
-const PLAIN = ["tenant", "admin", "num_rows", "running", "waiting", "preemptions", "latency", "devices"];
+const PLAIN = ["version", "tenant", "admin", "num_rows", "running", "waiting", "preemptions", "latency", "devices"];
 
 export const state = {
   rows: new Map(), times: [], // uptimes of the looks that rows have points of
   moves: 0, // how often rows came, went or began something else
   events: [], devices: [], latency: {}, uptime: null,
-  served: new Map(), shares: [], rate: 0, rates: [], sharesAt: null,
+  served: new Map(), shares: [], rate: 0, promptRate: 0, rates: [], sharesAt: null,
+  isShared: false, // rows of several tenants came
 };
 
 // What the kernel says that a process does with its time, in a reader's words.
@@ -28,6 +29,8 @@ function applyRows(message, seconds, isSequel) {
   if (message.whole) { state.rows = new Map(); if (!isSequel) state.times = []; }
   if (message.whole || message.gone.length || message.new.length || message.changed.activity) state.moves++;
   for (const pid of message.gone) state.rows.delete(pid);
+  const someone = state.rows.values().next().value?.tenant ?? message.new[0]?.[1];
+  state.isShared ||= message.new.some(([, tenant]) => tenant !== someone);
   for (const values of message.new) state.rows.set(values[0], makeRow(values, isSequel ? old.get(values[0]) : null));
   for (const [name, pairs] of Object.entries(message.changed))
     for (let index = 0; index < pairs.length; index += 2) {
@@ -49,16 +52,16 @@ function applyRows(message, seconds, isSequel) {
 function applyShares(changed, isSequel) {
   const seconds = isSequel && state.sharesAt !== null ? state.uptime - state.sharesAt : 0;
   const parts = new Map();
-  let made = 0;
-  for (const [tenant, prompt, output] of changed) {
+  let made = 0, read = 0;
+  for (const [tenant, weight, prompt, output] of changed) {
     const old = state.served.get(tenant) ?? (isSequel ? { prompt: 0, output: 0 } : { prompt, output });
     parts.set(tenant, prompt - old.prompt + 2 * (output - old.output));
-    made += output - old.output;
-    state.served.set(tenant, { prompt, output });
+    made += output - old.output; read += prompt - old.prompt;
+    state.served.set(tenant, { weight, prompt, output });
   }
   state.sharesAt = state.uptime;
   if (!(seconds > 0)) return;
-  state.rate = made / seconds;
+  state.rate = made / seconds; state.promptRate = read / seconds;
   state.rates.push({ at: state.uptime, value: state.rate });
   state.shares.push({ at: state.uptime, seconds, parts });
   const isOld = ({ at }) => at < state.uptime - SHARE_SECONDS;

@@ -1,18 +1,21 @@
 // The grid of processes. The grid itself has the focus and says which row is active: rows come and go, it stays.
 // Only the rows in sight exist, and the line at a place is written over when another process comes to stand there.
 import { state, phaseOf } from "./state.js";
-import { bytes, drawLine, number, open, put } from "./draw.js";
+import { bytes, drawLine, number, oneWay, open, put } from "./draw.js";
 import { askFirst, openProcess } from "./process.js";
 
 const HOLD_MILLISECONDS = 4000; // after a hand moved in the grid nothing moves under it
 const SPARE = 3; // lines above and below what is in sight
 const SPARK = { width: 96, height: 20, seconds: 60 };
 const RANK = { decode: 0, prefill: 1, swapped: 2, memory: 2, queued: 3, stopped: 4 };
+const rankOf = (row) => RANK[row.activity] ?? 5;
+const ORDERS = { state: (a, b) => rankOf(a) - rankOf(b), newest: (a, b) => b.pid - a.pid, rate: (a, b) => b.rate - a.rate, tokens: (a, b) => b.given + b.output - a.given - a.output, memory: (a, b) => b.bytes - a.bytes, nice: (a, b) => a.nice - b.nice };
+const IS_STEADY = new Set(["state", "newest"]); // these change only when rows come, go or begin something else
 const CELLS = ["pid", "phase", "tenant", "label", "tokens", "speed", "spark", "size", "nice", "acts"];
 const KEYS = { k: "kill", s: "stop", n: "nice" };
 
 const element = (id) => document.getElementById(id);
-const grid = element("grid"), rows = element("rows"), filter = element("filter"), head = grid.querySelector(".head");
+const grid = element("grid"), rows = element("rows"), filter = element("filter"), sort = element("sort"), head = grid.querySelector(".head");
 const sparks = element("sparks"); // one canvas over the column of all lines: thirty would be thirty layers
 const sparkHead = head.querySelector(".spark");
 const lines = [];
@@ -57,11 +60,11 @@ function writeButtons(made, row) {
 function write(made, row, index) {
   const { line, cells } = made;
   if (made.pid !== row.pid) { made.pid = row.pid; line.id = `row-${row.pid}`; }
-  if (made.index !== index) { made.index = index; line.setAttribute("aria-rowindex", index + 2); line.style.transform = `translateY(${index * height}px)`; }
+  if (made.index !== index || made.height !== height) { made.index = index; made.height = height; line.setAttribute("aria-rowindex", index + 2); line.style.transform = `translateY(${index * height}px)`; }
   const isActive = row.pid === active;
   if (made.isActive !== isActive) { made.isActive = isActive; line.setAttribute("aria-selected", isActive); }
   if (made.activity !== row.activity) { made.activity = row.activity; cells.phase.className = `phase ${row.activity}`; }
-  put(cells.pid, String(row.pid)); put(cells.phase, phaseOf(row)); put(cells.tenant, row.tenant); put(cells.label, row.label);
+  put(cells.pid, String(row.pid)); put(cells.phase, phaseOf(row)); put(cells.tenant, row.tenant); put(cells.label, oneWay(row.label));
   put(cells.tokens, number(row.given + row.output)); put(cells.speed, row.rate ? number(row.rate) : "–");
   if (made.isIdle !== !row.rate) { made.isIdle = !row.rate; cells.speed.classList.toggle("none", made.isIdle); }
   put(cells.size, bytes(row.bytes)); put(cells.nice, String(row.nice).replace("-", "−"));
@@ -78,11 +81,11 @@ function arrange() {
   const words = filter.value.trim().toLowerCase();
   const isWanted = (row) => !words || row.words.includes(words) || phaseOf(row).includes(words);
   if (performance.now() > heldUntil) {
-    const key = `${state.moves} ${words}`;
+    const key = `${IS_STEADY.has(sort.value) ? state.moves : state.uptime} ${sort.value} ${words}`;
     if (arranged === key) return;
     arranged = key;
-    order = [...state.rows.values()].filter(isWanted);
-    order.sort((a, b) => (RANK[a.activity] ?? 5) - (RANK[b.activity] ?? 5) || a.pid - b.pid);
+    const compare = ORDERS[sort.value];
+    order = [...state.rows.values()].filter(isWanted).sort((a, b) => compare(a, b) || a.pid - b.pid);
     return;
   }
   arranged = "";
@@ -135,7 +138,7 @@ for (const kind of ["pointermove", "pointerdown", "wheel", "keydown"]) grid.addE
 grid.addEventListener("pointerleave", () => { heldUntil = 0; });
 grid.addEventListener("scroll", () => redraw(), { passive: true });
 grid.addEventListener("focus", () => { if (active === null) choose(0); });
-filter.addEventListener("input", () => { heldUntil = 0; grid.scrollTop = 0; redraw(); });
+for (const each of [filter, sort]) each.addEventListener("input", () => { heldUntil = 0; grid.scrollTop = 0; redraw(); });
 filter.addEventListener("keydown", (event) => { if (event.key === "ArrowDown" || event.key === "Enter") { event.preventDefault(); grid.focus(); } });
 
 grid.addEventListener("keydown", (event) => {
