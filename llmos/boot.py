@@ -24,7 +24,7 @@ from llmos.kernel.image_store import ImageStore, default_image_folder
 from llmos.kernel.server import SyscallServer
 from llmos.kernel.spent import BudgetsUnreadable
 from llmos.kernel.system import System
-from llmos.loads import ENCODER, device_names, encoder_load_message, load_message, num_spaces
+from llmos.loads import ENCODER, device_names, encoder_load_message, encodes, load_message, num_spaces
 from llmos.model_loader import ModelLoader
 from llmos.models import resolve_model
 from llmos.notify import feed_watchdog
@@ -110,7 +110,6 @@ async def boot(
             loads = dict.fromkeys(device_names(config, device_kind), load)
             if encoder_path is not None:  # last: the first model is the default
                 loads[ENCODER] = encoder_load_message(config, load, encoder_path)
-                system.encoder = ENCODER
 
             def opener_of(name: str, path: str) -> OpenLink:
                 return open_link(name) if open_link else link_opener(config, device_kind, name, path)
@@ -120,7 +119,13 @@ async def boot(
                 core = system.cores[name] = make_core(config, name, system)
                 core.after_results = system.flush_replies
                 system.hosts[name] = host = DriverHost(
-                    core, opener, load, config.step_timeout_seconds, system.events, on_progress
+                    core,
+                    opener,
+                    load,
+                    config.step_timeout_seconds,
+                    system.events,
+                    on_progress,
+                    encodes=encodes(name),
                 )
                 await start(f"core {name}", core.run, core.stop)  # run queue, memory
                 if load is None:
@@ -250,13 +255,13 @@ def make_core(config: Config, name: str, system: System) -> Core:
         config.max_running,
         num_spaces(config),
         system.on_exit,
-        config.prefix_cache and name != ENCODER,  # it keeps nothing of a text
+        config.prefix_cache and not encodes(name),  # it keeps nothing of a text
         config.cache_policy,
         PreemptionCosts(config.preempt, config.switching, config.max_step_tokens),
         config.swap_reuse,
         partial(system.events.record, level="warning"),
         config.mapping,
-        config.pin_max_seconds if config.prefix_cache and name != ENCODER else 0.0,
+        config.pin_max_seconds if config.prefix_cache and not encodes(name) else 0.0,
         None if config.pin_mib is None else config.pin_mib << 20,
     )
 

@@ -9,9 +9,15 @@ from llmos.device import Load
 from llmos.models import served_name
 from native.memory import available_memory_bytes
 
-ENCODER = "encoder:0"  # the device that only makes vectors
+ENCODER_KIND = "encoder"  # of devices that only make vectors
+ENCODER = f"{ENCODER_KIND}:0"  # the device of the encoder that the configuration names
 SWAP_SHARE = 8  # all devices' host areas take this part of what is available, as they are written
 MAX_DEFAULT_SWAP_BYTES = 4 << 30  # of a device
+
+
+def encodes(device: str) -> bool:
+    """Does a device only make vectors?"""
+    return device.startswith(f"{ENCODER_KIND}:")
 
 
 def device_names(config: Config, kind: str) -> list[str]:
@@ -48,9 +54,12 @@ def encoder_load_message(config: Config, load: Load, encoder_path: str) -> Load:
     name = config.embedding_name or served_name(encoder_path)
     if name == load.name:
         raise ConfigError(f"the model and the encoder are both called {name!r}: set embedding_name")
-    return msgspec.structs.replace(
-        load, path=encoder_path, name=name, host_bytes=0, disk_bytes=0, max_model_len=None
-    )
+    return as_encoder(msgspec.structs.replace(load, path=encoder_path, name=name))
+
+
+def as_encoder(load: Load) -> Load:
+    """The same model on a device that keeps nothing between texts, and has a context of its own."""
+    return msgspec.structs.replace(load, host_bytes=0, disk_bytes=0, max_model_len=None)
 
 
 def swap_bytes(config: Config) -> int:

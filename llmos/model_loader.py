@@ -1,4 +1,4 @@
-"""Models that come while the kernel runs: each gets a device that has none, or a new one."""
+"""Models that come while the kernel runs: each gets a device of its kind that has none, or a new one."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import msgspec
 import trio
 
 from drivers.builtin import base_path
+from drivers.encoder.config import is_encoder
 from llmos.config import Config
 from llmos.device import Load
 from llmos.errors import LlmosError
 from llmos.kernel.driver_host import DriverHost, OpenLink
 from llmos.kernel.system import System
-from llmos.loads import ENCODER, load_message
+from llmos.loads import ENCODER_KIND, as_encoder, load_message
 from llmos.models import NoSuchModel, resolve_model, served_name
 from syscalls.errno import Errno, SyscallError, invalid_parameter
 
@@ -48,19 +49,26 @@ class ModelLoader:
             SyscallError: EINVAL (no such folder or file, or its driver refuses it), EEXIST (one of this name
                 is served), EBUSY (no device is free), EAGAIN (there are as many devices as may be).
         """
-        async with self._loading:
-            load = await self._describe(model, name)
-            if any(host.model_name == load.name for host in self.system.hosts.values()):
-                raise SyscallError(Errno.EEXIST, f"a model called {load.name!r} is served", parameter="name")
-            host = await self._find_device()
-            try:
-                await host.load(load, self.open_link(host.name, load.path))
-            except LlmosError as error:
-                raise SyscallError(Errno.EINVAL, f"{model}: {error}", parameter="model") from error
-            await host.core.has_loaded.wait()
-            return host.name
+        load, encodes = await self._describe(model, name)
+        announced = self.system.announced
+        announced.append(load.name)
+        try:
+            async with self._loading:
+                if any(host.model_name == load.name for host in self.system.hosts.values()):
+                    message = f"a model called {load.name!r} is served"
+                    raise SyscallError(Errno.EEXIST, message, parameter="name")
+                host = await self._find_device(ENCODER_KIND if encodes else self.device_kind)
+                try:
+                    await host.load(load, self.open_link(host.name, load.path))
+                except LlmosError as error:
+                    raise SyscallError(Errno.EINVAL, f"{model}: {error}", parameter="model") from error
+                await host.core.has_loaded.wait()
+                return host.name
+        finally:
+            announced.remove(load.name)
 
-    async def _describe(self, model: str, name: str | None) -> Load:
+    async def _describe(self, model: str, name: str | None) -> tuple[Load, bool]:
+        """What is to be loaded, and whether it is an encoder."""
         folder = trio.Path(model)
         if model != "builtin" and not await (await folder.expanduser()).exists():
             raise invalid_parameter("model", f"is {model!r}, which is no folder or file of this machine")
@@ -72,16 +80,20 @@ class ModelLoader:
         default = "llmos-base" if model == "builtin" else served_name(path)
         # Of this model nothing is configured but what holds for all of them.
         config = msgspec.structs.replace(self.config, name=name or default)
-        return load_message(config, path)
+        load = load_message(config, path)
+        encodes = await self.system.errands.run_blocking(partial(is_encoder, path))
+        return (as_encoder(load) if encodes else load), encodes
 
-    async def _find_device(self) -> DriverHost:
+    async def _find_device(self, kind: str) -> DriverHost:
+        """An empty device of a kind, perhaps a new one. Raises SyscallError."""
         hosts = self.system.hosts
-        for host in hosts.values():
-            if host.is_empty and host.name != ENCODER:
+        alike = {name: host for name, host in hosts.items() if name.startswith(f"{kind}:")}
+        for host in alike.values():
+            if host.is_empty:
                 return host
-        if self.device_kind == "cuda":
-            raise SyscallError(Errno.EBUSY, f"none of {len(hosts)} devices is empty; unload a model first")
+        if kind == "cuda":
+            raise SyscallError(Errno.EBUSY, f"none of {len(alike)} devices is empty; unload a model first")
         if len(hosts) >= MAX_DEVICES:
             raise SyscallError(Errno.EAGAIN, f"there are {len(hosts)} devices; the limit is {MAX_DEVICES}")
-        numbers = [int(each.rpartition(":")[2]) for each in hosts if each != ENCODER]
-        return await self.add_device(f"{self.device_kind}:{max(numbers) + 1}")
+        numbers = [int(name.rpartition(":")[2]) for name in alike]
+        return await self.add_device(f"{kind}:{max(numbers, default=-1) + 1}")

@@ -15,7 +15,7 @@ from llmos.cost import CostModel
 from llmos.device import DriverLink
 from llmos.kernel.driver_host import OpenLink
 from llmos.kernel.driver_link import open_driver
-from llmos.loads import ENCODER
+from llmos.loads import encodes
 from llmos.models import NoSuchModel
 
 
@@ -23,8 +23,8 @@ def link_opener(config: Config, kind: str, name: str, model_path: str) -> OpenLi
     """How a device's driver is started."""
     if kind == "sim":
         return simulated_opener(config, name, model_path)
-    if name == ENCODER:
-        return encoder_opener(config)
+    if encodes(name):
+        return encoder_opener(config, name)
     threads = threads_per_device(config)
     processors = processors_of(config, int(name.rpartition(":")[2]))
 
@@ -34,11 +34,11 @@ def link_opener(config: Config, kind: str, name: str, model_path: str) -> OpenLi
     return open_link
 
 
-def encoder_opener(config: Config) -> OpenLink:
-    """How the encoder's driver is started: on the processor, wherever the model runs."""
+def encoder_opener(config: Config, name: str) -> OpenLink:
+    """How an encoder's driver is started: on the processor, wherever the model runs."""
 
     async def open_link() -> DriverLink:
-        return await open_driver("encoder", ENCODER, threads_per_device(config))
+        return await open_driver("encoder", name, threads_per_device(config))
 
     return open_link
 
@@ -61,7 +61,7 @@ def simulated_opener(config: Config, name: str, model_path: str) -> OpenLink:
             max_model_len=shape["max_position_embeddings"],
             cost=CostModel(base=config.sim_step_ms / 1e3),
             num_frames=32_768,
-            encodes=name == ENCODER,
+            encodes=encodes(name),
         )
 
     return open_link

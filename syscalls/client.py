@@ -331,7 +331,11 @@ class Client:
 
     async def models(self) -> tuple[Model, ...]:
         """List the served models, the default first. See `Models`."""
-        return (await self._ask(Models(), ModelList)).models
+        return (await self.list_models()).models
+
+    async def list_models(self) -> ModelList:
+        """List the served models, and the names of those that are being loaded. See `Models`."""
+        return await self._ask(Models(), ModelList)
 
     async def events(self, since: int = 0, limit: int = 1000, *, follow: bool = False) -> tuple[Event, ...]:
         """Read the kernel's event ring. See `Events`."""

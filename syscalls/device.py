@@ -33,8 +33,9 @@ class Wake(msgspec.Struct, frozen=True, tag="wake"):
 class LoadModel(msgspec.Struct, frozen=True, tag="load_model"):
     """Load a model beside those that are served; replies `ModelLoaded` when it serves.
 
-    It gets a device that is empty; where every one has a model, another is added, but on CUDA. What the
-    configuration says of number formats and memory holds for it as well.
+    It gets a device that is empty; where every one has a model, another is added, but on CUDA. An encoder
+    gets one of its own kind, which is the processor's. What the configuration says of number formats and
+    memory holds for all.
 
     Errors: EPERM (administrators only), EINVAL (no folder or file of this machine, or it cannot be loaded;
     the message says why), EEXIST (a model of this name is served), EBUSY (no device is empty, and none can be
@@ -58,9 +59,8 @@ class UnloadModel(msgspec.Struct, frozen=True, tag="unload_model"):
     From the call on nothing new is taken for it. Processes that run are waited for. Those that are stopped or
     wait for input may never end: with `force` they are killed, like all others of the model.
 
-    Errors: EPERM (administrators only), ENOENT (no such model), EINVAL (an encoder's device takes no other
-    model, so it stays), EBUSY (a device is not ready, is lost meanwhile, or a process without an end is
-    there; the model then stays).
+    Errors: EPERM (administrators only), ENOENT (no such model), EBUSY (a device is not ready, is lost
+    meanwhile, or a process without an end is there; the model then stays).
     """
 
     model: str

@@ -297,7 +297,11 @@ class SyncClient:
 
     def models(self) -> tuple[Model, ...]:
         """List the served models, the default first. See `Models`."""
-        return self._ask(Models(), ModelList).models
+        return self.list_models().models
+
+    def list_models(self) -> ModelList:
+        """List the served models, and the names of those that are being loaded. See `Models`."""
+        return self._ask(Models(), ModelList)
 
     def events(self, since: int = 0, limit: int = 1000, *, follow: bool = False) -> tuple[Event, ...]:
         """Read the kernel's event ring. See `Events`."""

@@ -153,6 +153,7 @@ class ModelList(msgspec.Struct, frozen=True, tag="model_list"):
     """Reply to `Models`; the first one is the default."""
 
     models: tuple[Model, ...]
+    loading: tuple[str, ...] = ()  # names of those that are not there yet
 
 
 class Events(msgspec.Struct, frozen=True, tag="events"):

@@ -271,6 +271,7 @@ class ScriptedKernel:
     program: Program
     models: list[Model]
     nursery: trio.Nursery
+    loading: list[str] = attrs.field(factory=list)  # names of models that are not there yet
     devices: list[DeviceInfo] = attrs.field(factory=lambda: [make_device()])
     processes: dict[int, ScriptedProcess] = attrs.field(factory=dict)
     spawned: list[ScriptedProcess] = attrs.field(factory=list)  # all there ever were
@@ -418,7 +419,7 @@ class ScriptedKernel:
             case Devices():
                 return DeviceList(tuple(self.devices))
             case Models():
-                return ModelList(tuple(self.models))
+                return ModelList(tuple(self.models), tuple(self.loading))
             case Events(since, limit, follow):
                 while not (found := [event for event in self.events if event.sequence >= since]) and follow:
                     await self._has_event.wait()

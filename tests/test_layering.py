@@ -43,7 +43,7 @@ ARROWS: dict[str, set[str]] = {
     "llmos.gateway_options": {"llmos.config"},
     "llmos.model_loader": SHARED
     | set(SPINE)
-    | {"llmos.config", "llmos.loads", "llmos.models", "drivers.builtin"},
+    | {"llmos.config", "llmos.loads", "llmos.models", "drivers.builtin", "drivers.encoder"},
     "llmos.boot": SHARED
     | set(SPINE)
     | {"llmos.agreements", "llmos.config", "llmos.gateway_options", "llmos.loads", "llmos.models"}

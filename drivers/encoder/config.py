@@ -10,7 +10,7 @@ from attrs import frozen
 from drivers.model.embedding_config import read_json
 from drivers.model.errors import ModelError
 
-__all__ = ["EncoderConfig", "read_encoder_config"]
+__all__ = ["EncoderConfig", "is_encoder", "read_encoder_config"]
 
 ARCHITECTURES = ("BertModel", "BertForSequenceClassification")
 ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}  # torch's names of the two
@@ -44,6 +44,15 @@ class EncoderConfig:
         return self.hidden_size // self.num_heads
 
 
+def is_encoder(path: str) -> bool:
+    """Does a model only make vectors? Blocks. False where that cannot be read: its driver will say why."""
+    try:
+        given = read_json(Path(path) / "config.json")
+    except (ModelError, OSError):
+        return False
+    return _architecture_of(given) in ARCHITECTURES
+
+
 def read_encoder_config(folder: Path) -> EncoderConfig:
     """Read config.json, and what sentence-transformers adds to it.
 
@@ -54,7 +63,7 @@ def read_encoder_config(folder: Path) -> EncoderConfig:
     if not path.is_file():
         raise ModelError(f"{folder} holds no config.json")
     given = read_json(path)
-    architecture = (given.get("architectures") or ["none"])[0]
+    architecture = _architecture_of(given)
     if architecture not in ARCHITECTURES:
         raise ModelError(
             f"{path}: architecture {architecture} is not supported; supported: {', '.join(ARCHITECTURES)}"
@@ -111,6 +120,11 @@ def _size(path: Path, given: dict[str, Any], name: str) -> int:
     if isinstance(value, int) and value >= 1:
         return value
     raise ModelError(f"{path}: {name} is {value!r}; it must be 1 or more")
+
+
+def _architecture_of(given: dict[str, Any]) -> str:
+    named = given.get("architectures")
+    return str(named[0]) if isinstance(named, list) and named else "none"
 
 
 def _check(path: Path, name: str, value: object, is_good: bool, allowed: str) -> None:

@@ -59,8 +59,6 @@ def unload_model(system: System, session: Session, call_id: int, body: UnloadMod
     hosts = [host for host in system.hosts.values() if host.model_name == body.model]
     if not hosts or not body.model:
         raise SyscallError(Errno.ENOENT, f"no model {body.model!r}", parameter="model")
-    if system.encoder in [host.name for host in hosts]:
-        raise invalid_parameter("model", f"is {body.model!r}, whose device takes no other one: it stays")
     for host in hosts:
         if host.state is not HostState.READY:
             raise SyscallError(Errno.EBUSY, f"device {host.name} is {host.state.value}, not ready")

@@ -32,7 +32,7 @@ def devices(system: System, session: Session, call_id: int, body: Devices) -> An
 
 def models(system: System, session: Session, call_id: int, body: Models) -> Answer:
     """See syscalls.system.Models."""
-    return ModelList(system.models())
+    return ModelList(system.models(), system.loading())
 
 
 def events(system: System, session: Session, call_id: int, body: Events) -> Answer | None:

@@ -85,6 +85,7 @@ class DriverHost:
         step_timeout_seconds: a step that takes longer means that the driver hangs; it is killed.
         events: the kernel's event ring.
         on_progress: told of load progress.
+        encodes: the device only makes vectors.
     """
 
     def __init__(
@@ -95,8 +96,11 @@ class DriverHost:
         step_timeout_seconds: float,
         events: EventLog,
         on_progress: Callable[[str, Progress], None] | None = None,
+        *,
+        encodes: bool = False,
     ) -> None:
         self.core = core
+        self.encodes = encodes
         self.state = HostState.STARTING
         self.message = ""
         self.hello: Hello | None = None

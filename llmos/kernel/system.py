@@ -63,7 +63,7 @@ class System:
     load_model: Callable[[str, str | None], Awaitable[str]] | None = (
         None  # returns the device; None: not yet up
     )
-    encoder: str | None = None  # the device that only makes vectors
+    announced: list[str] = attrs.field(factory=list)  # models that somebody is having loaded, by name
     num_spawned: int = 0
     traces: Traces = attrs.field(factory=Traces)
     unflushed: set[Callable[[], None]] = attrs.field(factory=set)  # sessions with replies that wait
@@ -128,10 +128,9 @@ class System:
 
         "" where none is loaded.
         """
-        if embeds and self.encoder is not None:
-            return self.hosts[self.encoder].model_name
-        names = [host.model_name for name, host in self.hosts.items() if name != self.encoder]
-        return next(filter(None, names), "")
+        hosts = [host for host in self.hosts.values() if host.model_name]
+        chosen = [host for host in hosts if host.encodes == embeds] or (hosts if embeds else [])
+        return chosen[0].model_name if chosen else ""
 
     def core_of(self, process: Process) -> Core:
         """The device that a process lives on."""
@@ -154,6 +153,12 @@ class System:
         return tuple(
             describe_model(loaded, created, ready=name in ready) for name, (loaded, created) in found.items()
         )
+
+    def loading(self) -> tuple[str, ...]:
+        """Names of models that will be served when they are loaded, and are not yet."""
+        known = {core.loaded.model.name for core in self.cores.values() if core.loaded is not None}
+        names = [host.model_name for host in self.hosts.values() if host.state is not HostState.FAILED]
+        return tuple(dict.fromkeys(name for name in [*names, *self.announced] if name and name not in known))
 
     def is_asleep(self, device: str) -> bool:
         """Has somebody asked for a device to take no steps?"""

@@ -94,19 +94,21 @@ class Catalog:
         not, for anything if that is None.
 
         Raises:
-            ApiError: 404 `model_not_found`; 503 `model_loading` while there is none at all, or no kernel; 400
-                when no name was given and there are several.
+            ApiError: 404 `model_not_found`; 503 `model_loading` while it is being loaded, or there is none at
+                all, or no kernel; 400 when no name was given and there are several.
         """
         _ = self.link.client  # no kernel is another answer than no model
         model = self._find(name, embeds, pairs)
         if model is None or not model.ready:  # it may have changed since the kernel last told
             await self.link.refresh()
             model = self._find(name, embeds, pairs)
-        if model is None and (name is None or not self.link.models):
+        if model is not None:
+            return model
+        if name is None or not self.link.models:
             raise unavailable("model_loading", "No model is loaded yet.")
-        if model is None:
-            raise model_not_found(name or "")
-        return model
+        if name in self.link.loading or self.aliases.get(name) in self.link.loading:
+            raise unavailable("model_loading", f"The model `{name}` is still loading.")
+        raise model_not_found(name)
 
     async def resolve(self, name: str | None, *, embeds: bool = False, pairs: bool = False) -> ServedModel:
         """Return a model that is ready to make text, or vectors, or those or scores of pairs.

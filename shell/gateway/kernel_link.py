@@ -23,12 +23,14 @@ log = structlog.get_logger("gateway.kernel")
 class KernelLink:
     """Owns the session; others ask for `client` each time and never keep it.
 
-    `models` is what the kernel served when it last told, at most about a second ago; () without a kernel.
+    `models` is what the kernel served when it last told, at most about a second ago, and `loading` names the
+    ones that will follow; () without a kernel.
     `needs_key` is what it said when the session was opened last: clients act for tenants, and have keys.
     """
 
     socket_path: str | None
     models: tuple[Model, ...] = ()
+    loading: tuple[str, ...] = ()
     needs_key: bool = False
     _client: Client | None = None
     _connected: trio.Event = attrs.field(factory=trio.Event)  # replaced when a session is lost
@@ -52,7 +54,7 @@ class KernelLink:
         while True:
             try:
                 async with open_client(self.socket_path, "gateway") as client:
-                    self.models = await client.models()
+                    await self._look(client)
                     self.needs_key = client.welcome.needs_key
                     self._client = client
                     self._connected.set()
@@ -67,7 +69,7 @@ class KernelLink:
                 self._client = None
                 if self._connected.is_set():
                     self._connected = trio.Event()
-                self.models = ()
+                self.models, self.loading = (), ()
             await trio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
@@ -81,7 +83,11 @@ class KernelLink:
 
     async def refresh(self) -> None:
         """Ask the kernel for its models now."""
-        self.models = await self.client.models()
+        await self._look(self.client)
+
+    async def _look(self, client: Client) -> None:
+        listed = await client.list_models()
+        self.models, self.loading = listed.models, listed.loading
 
     async def _stay(self, client: Client) -> None:
         """Refresh the models until the session ends, then raise why."""
@@ -102,7 +108,7 @@ class KernelLink:
             while lost is None:
                 await trio.sleep(REFRESH_SECONDS)
                 try:
-                    self.models = await client.models()
+                    await self._look(client)
                 except (ConnectionLost, SyscallError) as error:
                     lost = error
             nursery.cancel_scope.cancel()

@@ -186,6 +186,19 @@ def test_what_if_the_model_is_still_loading(own_kernel: KernelThread, tmp_path: 
         assert gateway.post(CHAT, hello()).status_code == 200
 
 
+def test_what_if_a_model_is_being_loaded_beside_others(own_kernel: KernelThread, tmp_path: Path) -> None:
+    """It is not there yet, by either of its names: clients try again."""
+    own_kernel.kernel.loading.append("small")
+    with running_gateway(own_kernel, tmp_path / "g", "--alias", "nick=small") as gateway:
+        for name in ("small", "nick"):
+            for response in (gateway.post(CHAT, hello(model=name)), gateway.get(f"/v1/models/{name}")):
+                assert (response.status_code, response.json()["error"]["code"]) == (503, "model_loading")
+                assert response.headers["retry-after"]
+        assert gateway.post(CHAT, hello(model="other")).status_code == 404
+        assert gateway.post(CHAT, hello()).status_code == 200
+        assert [row["id"] for row in gateway.get("/v1/models").json()["data"]] == ["scripted"]
+
+
 def test_drain_lets_running_requests_finish(own_kernel: KernelThread, tmp_path: Path) -> None:
     """SIGTERM stops admission; what runs finishes with its own end; then the exit status is 0."""
     resume = own_kernel.make_event()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 
@@ -165,23 +166,82 @@ async def test_a_driver_that_dies_is_started_again(tmp_path: Path, autojump_cloc
 
 
 async def test_who_may(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
-    """Administrators; and an encoder stays where it is."""
+    """Administrators."""
     async with two_tenants(tmp_path) as pair:
         for call in (pair.bob.load_model("builtin"), pair.bob.unload_model(BUILTIN)):
             with pytest.raises(SyscallError, match="EPERM"):
                 await call
-    options = {"embedding_model": str(base_path()), "embedding_name": "encoder"}
+
+
+def encoder_folder(path: Path) -> str:
+    """What says that it is an encoder; simulated devices need no more."""
+    path.mkdir()
+    shape = {"architectures": ["BertModel"], "vocab_size": 512, "max_position_embeddings": 512}
+    (path / "config.json").write_bytes(msgspec.json.encode(shape))
+    return str(path)
+
+
+async def test_encoders_come_and_go(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
+    """Each has a device of its own kind; vectors are the first one's unless said, else the text model's."""
+    folder = encoder_folder(tmp_path / "bert")
+    options = {"embedding_model": folder, "embedding_name": "first"}
 
     def make(name: str) -> SimDriver:
-        return SimDriver(name=name, encodes=name == ENCODER)
+        return SimDriver(name=name, encodes=name.startswith("encoder:"))
+
+    async def check_default(pooling: str) -> None:
+        (output,) = (await kernel.client.embed([(1, 2, 3)])).outputs
+        assert output.vector == MODEL.expected_vector((1, 2, 3), Pooling(pooling))
 
     async with running_kernel(tmp_path, make, **options) as kernel:
-        with pytest.raises(SyscallError, match="model is 'encoder', whose device takes no other one"):
-            await kernel.client.unload_model("encoder")
-        await kernel.client.load_model("builtin", "second")
-        (output,) = (await kernel.client.embed([(1, 2, 3)])).outputs
-        assert output.vector == MODEL.expected_vector((1, 2, 3), Pooling("mean"))  # as the encoder pools
-        await kernel.client.unload_model("second")
+        client = kernel.client
+        await check_default("mean")
+        await client.unload_model("first")
+        assert await states(client) == {"sim:0": ("ready", BUILTIN), ENCODER: ("empty", "")}
+        await check_default("last")
+        await client.load_model("builtin", "text")
+        assert (await client.load_model(folder)).device == ENCODER
+        loaded = await client.load_model(folder, "second")
+        assert (loaded.device, loaded.model.generates) == ("encoder:1", False)
+        await check_default("mean")
+        await run(client, 1)
+        (output,) = (await client.embed([(4, 5)], model="second")).outputs
+        assert output.vector == MODEL.expected_vector((4, 5), Pooling("mean"))
+        with pytest.raises(SyscallError, match="'second' makes no text"):
+            await client.spawn([1, 2], model="second")
+        await client.unload_model(BUILTIN)
+        await run(client, 2)
+        for name in ("text", "bert", "second"):
+            await client.unload_model(name)
+        with pytest.raises(SyscallError, match="ENODEV: no model is loaded"):
+            await client.embed([(1, 2)])
+
+
+async def test_what_is_being_loaded_is_named(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
+    """From the call on, also while another one is loaded first; not after one that cannot be."""
+
+    def make(name: str) -> SimDriver:
+        return SimDriver(name=name, load_seconds=0.0 if name == "sim:0" else 5.0)
+
+    async with running_kernel(tmp_path, make) as kernel:
+        client = kernel.client
+        assert (await client.list_models()).loading == ()
+        async with trio.open_nursery() as nursery:
+            for name in ("second", "third"):
+                nursery.start_soon(client.load_model, "builtin", name)
+            await trio.sleep(1)
+            assert sorted((await client.list_models()).loading) == ["second", "third"]
+            await trio.sleep(5)
+            listed = await client.list_models()
+            assert len(listed.models) == 2
+            assert len(listed.loading) == 1
+        assert (await client.list_models()).loading == ()
+        with pytest.raises(SyscallError, match="EEXIST"):
+            await client.load_model("builtin", "third")
+        assert (await client.list_models()).loading == ()
+        for name in ("second", "third"):
+            await client.unload_model(name)
+        assert (await client.list_models()).loading == ()
 
 
 async def test_two_at_once_get_a_device_each(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
