@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO
 
 import msgspec
+import structlog
 import trio
 
 from llmos import doctor, size
@@ -23,9 +24,12 @@ from llmos.notify import notify_manager
 from llmos.params import VERSION
 from llmos.tenants_file import make_key
 from syscalls.client import ConnectionLost
+from syscalls.descriptors import use_descriptors
 from syscalls.errno import SyscallError
 from syscalls.paths import default_socket_path
 from syscalls.sync import SyncClient
+
+log = structlog.get_logger("llmos")
 
 EXIT_FAILED, EXIT_USAGE, EXIT_NO_SERVER = 1, 2, 3
 
@@ -117,6 +121,7 @@ def run_up(options: argparse.Namespace) -> int:
     overrides = {n: v for n in Config.__struct_fields__ if (v := getattr(options, n)) is not None}
     config = load_config(options.config, overrides)
     configure_logging(config.log_level, config.log_format)
+    use_descriptors(lambda message: log.error("no_connections_taken", message=message))
     ready_file = open_ready_file(options.ready_fd)
     kind = doctor.choose_device() if config.device == "auto" else config.device
     progress = LoadProgress()

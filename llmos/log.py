@@ -7,6 +7,8 @@ import sys
 
 import structlog
 
+from syscalls.log_text import escape_texts
+
 
 def configure_logging(level: str, form: str) -> None:
     """Set the least level ("debug" … "error") and the form ("console" or "json") of this process's log."""
@@ -24,8 +26,7 @@ def configure_logging(level: str, form: str) -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    if form == "json":
-        processors.append(structlog.processors.format_exc_info)
+    processors.append(structlog.processors.format_exc_info if form == "json" else escape_texts)
     structlog.configure(
         processors=[*processors, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),

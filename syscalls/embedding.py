@@ -47,9 +47,9 @@ class Embed(msgspec.Struct, frozen=True, tag="embed"):
     depend on how the input was cut into steps, on what ran beside it, or on what happened to it meanwhile.
 
     Errors: EINVAL (no inputs, or more than MAX_INPUTS; an empty one, or a token id outside the vocabulary; a
-    pooling that the model cannot do; a bad salt, nice level, deadline, pin or user), E2BIG (an input over the
-    context), ENOMEM (could never fit in device memory, or in what the tenant may have of it), EAGAIN (process
-    table full), EDQUOT (a limit of the tenant), ENOENT (no such model), ESHUTDOWN (draining).
+    pooling that the model cannot do; a bad salt, nice level, deadline, pin, user or label), E2BIG (an input
+    over the context), ENOMEM (could never fit in device memory, or in what the tenant may have of it), EAGAIN
+    (process table full), EDQUOT (a limit of the tenant), ENOENT (no such model), ESHUTDOWN (draining).
     """
 
     inputs: tuple[tuple[int, ...], ...]  # token ids

@@ -45,10 +45,10 @@ class Restore(msgspec.Struct, frozen=True, tag="restore"):
     saved would have; an interactive one whose turn was over waits for input. A stopped one runs. Memory that
     turns out to be damaged in the file, or gone with the file, is computed again.
 
-    Errors: EINVAL, ENOENT (no such image), EPERM (another tenant's, and the caller is no administrator),
-    ENOEXEC (made for another model, number format, context, kernels or version: the message names both; or
-    its grammar cannot be followed, as at spawn),
-    EBADMSG (damaged), ENOMEM, EAGAIN, EDQUOT (a limit of the tenant), ENODEV, ESHUTDOWN.
+    Errors: EINVAL (name or label), ENOENT (no such image), EPERM (another tenant's, and the caller is no
+    administrator), ENOEXEC (made for another model, number format, context, kernels or version: the message
+    names both; or its grammar cannot be followed, as at spawn), EBADMSG (damaged), ENOMEM, EAGAIN, EDQUOT (a
+    limit of the tenant), ENODEV, ESHUTDOWN.
     """
 
     name: str

@@ -10,6 +10,7 @@ from syscalls.tenant import Rates
 MIN_NICE, MAX_NICE = -20, 19
 MAX_SAMPLES = 128
 MAX_USER_LENGTH = 256  # characters
+MAX_LABEL_LENGTH = 1_024  # characters; it is kept with the process, and shown to whoever asks for it
 MAX_TRACED = 16  # processes of a tenant that are traced at once
 MAX_TRACE_REPLY = 1024  # events in one reply
 
@@ -27,7 +28,7 @@ class Spawn(msgspec.Struct, frozen=True, tag="spawn"):
     output that are more than that, the first pages are pinned. `drop_cache` drops what is pinned as well.
 
     Errors: EINVAL (empty prompt, token id outside the vocabulary, bad sampling value, grammar, deadline,
-    salt, pin or user), E2BIG (prompt + max_tokens over the context), ENOMEM (could never fit in device
+    salt, pin, user or label), E2BIG (prompt + max_tokens over the context), ENOMEM (could never fit in device
     memory, or in what the tenant may have of it), EAGAIN (process table full; a grammar not read in time, or
     more of them in use than a device may have), EDQUOT (a limit of the tenant), EPERM (nice below what the
     tenant may have), ENOENT (no such model), ESHUTDOWN (draining).
@@ -45,7 +46,7 @@ class Spawn(msgspec.Struct, frozen=True, tag="spawn"):
     detached: bool = False  # outlives the session that spawned it
     auto_reap: bool = False  # reaped when its last read was delivered, no wait needed
     nice: int = 0
-    label: str = ""  # shown by ps
+    label: str = ""  # shown by ps; 1,024 characters at most
     deadline_seconds: float | None = (
         None  # for each turn, from when it is asked for; among equals the earlier
     )
@@ -67,7 +68,8 @@ class Fork(msgspec.Struct, frozen=True, tag="fork"):
     """Create children that continue from the parent's tokens so far; memory is shared copy-on-write.
 
     Child i keeps the parent's seed, or takes seeds[i]. Errors: ESRCH, EPERM, EBUSY (the parent has
-    exited), EINVAL (count or seeds out of range; the parent makes a vector), EAGAIN (table full), EDQUOT.
+    exited), EINVAL (count, seeds or label out of range; the parent makes a vector), EAGAIN (table full),
+    EDQUOT.
     """
 
     pid: int

@@ -27,7 +27,7 @@ ARROWS: dict[str, set[str]] = {
     "syscalls": set(),
     "llmos.errors": set(),
     "llmos.params": set(),
-    "llmos.log": set(),
+    "llmos.log": {"syscalls"},
     "llmos.notify": set(),
     "llmos.cost": set(),
     "llmos.device": {"llmos.cost", "syscalls"},

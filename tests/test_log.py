@@ -1,4 +1,4 @@
-"""What processes log of a failure: where it was, not what lies in its variables."""
+"""What processes log: of a failure where it was, not what lies in its variables; texts of others tamed."""
 
 from __future__ import annotations
 
@@ -35,3 +35,22 @@ def test_a_failure_is_told_without_the_values_of_variables(module: str) -> None:
     assert "ValueError: no frames" in said
     assert "in fail" in said
     assert "gigabytes" not in said
+
+
+TEXTS = """
+import structlog
+from {module} import configure_logging
+
+configure_logging("info", "{form}")
+structlog.get_logger("test").info("found\\x1b]0;", path="/a\\x1b[31m", label="a\\nb \\u202e", many=["\\x9b"])
+"""
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+@pytest.mark.parametrize("module", ["llmos.log", "shell.gateway.logs"])
+def test_texts_of_others_do_not_drive_the_terminal(module: str, form: str) -> None:
+    """One line, of characters that can be printed, whatever a client called its things."""
+    command = [sys.executable, "-c", TEXTS.format(module=module, form=form)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert said.removesuffix("\n").isprintable()
+    assert r"[31m" in said

@@ -13,7 +13,7 @@ from llmos.ipc.mailbox import MailboxClosed
 from llmos.kernel.calls_process import spawned
 from llmos.kernel.image_store import Entry, check_name
 from llmos.kernel.session import Session
-from llmos.kernel.spawning import check_allowance, check_grammar_room
+from llmos.kernel.spawning import check_allowance, check_grammar_room, check_label
 from llmos.kernel.system import System
 from llmos.kernel.tenants import Tenant
 from llmos.mm.page_copy import CopyState, PageCopy
@@ -103,6 +103,7 @@ def restore(system: System, session: Session, call_id: int, body: Restore) -> An
 
 
 async def _restore(system: System, session: Session, tenant: str, body: Restore) -> Answer:
+    check_label(body.label)
     image, path = await system.errands.run_blocking(system.images.read, tenant, body.name)
     await _check_grammar(system, image, body.name)
     await trio.lowlevel.checkpoint()  # the session may have ended; from here on nothing waits

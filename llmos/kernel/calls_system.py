@@ -70,8 +70,9 @@ def ping(system: System, session: Session, call_id: int, body: Ping) -> Answer:
 
 async def render_statistics(system: System, session: Session, call_id: int) -> None:
     """Answer Statistics(exposition=True); the text is made in a thread."""
-    statistics, device_infos = system.statistics(), system.device_infos()
-    memory = device_memories(system, session.tenant)
-    shares = visible_shares(system, session)
-    text = await trio.to_thread.run_sync(system.metrics.render, statistics, device_infos, memory, shares)
+    async with system.rendering:
+        statistics, device_infos = system.statistics(), system.device_infos()
+        memory = device_memories(system, session.tenant)
+        shares = visible_shares(system, session)
+        text = await trio.to_thread.run_sync(system.metrics.render, statistics, device_infos, memory, shares)
     session.reply(call_id, system.statistics(exposition=text))

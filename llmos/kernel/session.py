@@ -45,6 +45,9 @@ from syscalls.process import Output
 
 log = structlog.get_logger("session")
 
+TURN_BYTES = 64 << 10  # of calls and answers, before others have their turn
+CALL_BYTES = 2 << 10  # what any call counts for, however short
+
 Undo = Callable[[], None]
 CarryOut = Callable[["Session", Call, trio.Nursery], None]
 """Answers a call through `Session.reply`, now or later; the nursery is for what needs a task."""
@@ -79,6 +82,7 @@ class Session:
     _parked: dict[int, Undo] = attrs.field(factory=dict)
     _listeners: dict[int, Callable[[Answer], None]] = attrs.field(factory=dict)  # of calls, for traces
     _is_gathering: bool = False  # answers of followers are on their way into the outbox
+    _turn_bytes: int = 0  # of calls and their answers, since others had their turn
     _is_closed: bool = False
     _serving: trio.CancelScope = attrs.field(factory=trio.CancelScope)
 
@@ -102,9 +106,14 @@ class Session:
             payloads = await self._shake_hands()
             if payloads is None:
                 return
-            while True:
+            while True:  # one who sends thousands of calls at once does not hold up the others' steps
                 for payload in payloads:
                     self._take(payload, nursery)
+                    self._turn_bytes += CALL_BYTES + len(payload)
+                    if self._turn_bytes >= TURN_BYTES:
+                        await self._outbox.wait_for_room()
+                        await trio.lowlevel.checkpoint()
+                        self._turn_bytes = 0
                 await self._outbox.wait_for_room()
                 payloads = await self.stream.receive_payloads()
         except trio.EndOfChannel:
@@ -223,9 +232,11 @@ class Session:
 
     def _send(self, call_id: int, answer: Answer) -> None:
         try:
-            self._outbox.put(encode_frame(Reply(call_id, answer)))
+            frame = encode_frame(Reply(call_id, answer))
         except FrameTooLarge as error:
-            self._outbox.put(_encode_misfit(call_id, error))
+            frame = _encode_misfit(call_id, error)
+        self._turn_bytes += len(frame)
+        self._outbox.put(frame)
 
     def _gather_outputs(self) -> None:
         """Ask some followers who are due, if the client reads; their answers make one frame."""

@@ -16,7 +16,7 @@ from llmos.proc.pcb import Process
 from llmos.sched.core import Core
 from syscalls.embedding import Embed
 from syscalls.errno import Errno, SyscallError, invalid_parameter
-from syscalls.process import MAX_NICE, MAX_SAMPLES, MAX_USER_LENGTH, MIN_NICE, Fork, Spawn
+from syscalls.process import MAX_LABEL_LENGTH, MAX_NICE, MAX_SAMPLES, MAX_USER_LENGTH, MIN_NICE, Fork, Spawn
 
 MAX_STOP_TOKENS = 64
 MAX_SALT_LENGTH = 256
@@ -47,12 +47,19 @@ def check_allowance(core: Core, tenant: Tenant, num_tokens: int) -> None:
         )
 
 
+def check_label(label: str | None) -> None:
+    """Raise SyscallError EINVAL when a label is too long."""
+    if label is not None and len(label) > MAX_LABEL_LENGTH:
+        raise invalid_parameter("label", f"has {len(label)} characters; the limit is {MAX_LABEL_LENGTH}")
+
+
 def check_terms(core: Core, tenant: Tenant, body: Spawn | Embed) -> None:
-    """Check what any new process may ask for: its nice level, deadline, salt, pin and user.
+    """Check what any new process may ask for: its label, nice level, deadline, salt, pin and user.
 
     Raises:
         SyscallError: EINVAL; EPERM: a nice level below the tenant's.
     """
+    check_label(body.label)
     if not MIN_NICE <= body.nice <= MAX_NICE:
         raise invalid_parameter("nice", f"is {body.nice}; the limit is {MIN_NICE} to {MAX_NICE}")
     tenant.check_nice(body.nice)
@@ -209,6 +216,7 @@ def make_children(system: System, session: Session, parent: Process, body: Fork)
     """
     if not 1 <= body.count <= MAX_SAMPLES:
         raise invalid_parameter("count", f"is {body.count}; the limit is 1 to {MAX_SAMPLES}")
+    check_label(body.label)
     if parent.pooling is not None:
         raise SyscallError(
             Errno.EINVAL, f"process {parent.pid} makes a vector; it has nothing to continue", parameter="pid"

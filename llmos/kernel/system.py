@@ -67,6 +67,9 @@ class System:
     num_spawned: int = 0
     traces: Traces = attrs.field(factory=Traces)
     unflushed: set[Callable[[], None]] = attrs.field(factory=set)  # sessions with replies that wait
+    rendering: trio.CapacityLimiter = attrs.field(
+        factory=lambda: trio.CapacityLimiter(1)
+    )  # threads that write metrics: more would take Python's lock from the step loop, and be no sooner done
     num_live: Counter[str] = attrs.field(factory=Counter)  # processes that have not exited, by device
 
     def flush_replies(self) -> None:

@@ -21,7 +21,6 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-LINGER_SECONDS = 2.0  # how long we read on, so that a client still sending gets to see the refusal
 
 SSE_HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -161,20 +160,6 @@ class Exchange:
         self.close_body_file(uploads)
         uploads.release(self.num_body_bytes, self.client)
 
-    async def linger(self, max_bytes: int) -> None:
-        """Read on for a while and throw it away: closing on unread data would reset the connection."""
-        num_bytes = 0
-        with trio.move_on_after(LINGER_SECONDS):
-            while not self.is_body_read and num_bytes <= max_bytes:
-                num_bytes += len(await self._receive_body())
-
-    async def _discard_until_disconnect(self) -> None:
-        while not self.is_disconnected:
-            try:
-                await self._receive_body()
-            except ClientDisconnected:
-                return
-
     # --- the client's presence -----------------------------------------------------------------------------
 
     def abort(self, failure: BaseException) -> None:
@@ -245,18 +230,8 @@ class Exchange:
         await self.respond(status, _encoder.encode(value), "application/json", headers)
 
     async def respond_error(self, error: ApiError) -> None:
-        """Send an error response, also to a client that is still sending its body.
-
-        The server's queue of body pieces is short: with a full one, ending the response would wait for ever
-        for somebody to take a piece. So somebody does, until the server says that the connection is over.
-        """
-        if self.is_body_read or self.is_disconnected:
-            await self.respond_json(error.status, error.body(), error.headers)
-            return
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._discard_until_disconnect)
-            headers = {**error.headers, "connection": "close"}
-            await self.respond_json(error.status, error.body(), headers)
+        """Send an error response, also to a client that is still sending its body."""
+        await self.respond_json(error.status, error.body(), error.headers)
 
     async def begin_events(self) -> None:
         """Send the headers of an event stream."""

@@ -87,7 +87,6 @@ class Front:
             log.error("internal_error", request_id=exchange.request_id, exc_info=error)
         try:
             if exchange.status == 0:
-                await exchange.linger(self.service.config.max_body_bytes)
                 await exchange.respond_error(api_error)
             elif exchange.is_streaming:
                 await exchange.send_events(encode_event(api_error.body()) + DONE)

@@ -20,7 +20,7 @@ import msgspec
 import structlog
 import trio
 
-from shell.gateway.errors import ApiError
+from shell.gateway.http_request import check_request, explain_bad_request
 from shell.gateway.tls import TlsCodec
 
 App = Callable[..., Awaitable[None]]
@@ -29,7 +29,7 @@ Message = dict[str, Any]
 RECEIVE_BYTES = 64 << 10
 MAX_HEAD_BYTES = 64 << 10
 LINGER_SECONDS = 2.0  # for a client to close, after the end of the last answer
-MAX_LINGER_BYTES = 4 << 20  # taken meanwhile
+MAX_LINGER_BYTES = 64 << 20  # taken meanwhile: many clients read an answer only when their body is sent
 MAX_AHEAD_BYTES = 64 << 10  # of the next request, taken while this one is answered
 OUTLET = "llmos.outlet"  # the extension of the ASGI scope
 DISCONNECT: Message = {"type": "http.disconnect"}
@@ -168,8 +168,7 @@ class Connection:
                 event = await self._next_event()
                 if not isinstance(event, h11.Request):
                     return None
-                if not event.http_version.startswith(b"1."):
-                    raise h11.RemoteProtocolError("this port speaks HTTP/1.1", 505)
+                check_request(event)
                 return event
         except h11.RemoteProtocolError as error:
             await self._refuse(error)
@@ -194,9 +193,7 @@ class Connection:
         self._is_broken = True
         if self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return
-        problem = ApiError(
-            error.error_status_hint, "invalid_request_error", "bad_request", f"Not HTTP: {error}."
-        )
+        problem = explain_bad_request(error)
         body = msgspec.json.encode(problem.body())
         headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
         headers.append((b"content-length", str(len(body)).encode()))
@@ -211,7 +208,11 @@ class Connection:
         self._is_complete = self._is_chunked = False
         headers = dict(request.headers)
         has_end = b"transfer-encoding" not in headers
-        self._is_body_short = has_end and int(headers.get(b"content-length", 0)) <= MAX_AHEAD_BYTES
+        self._is_body_short = (
+            has_end
+            and not self._http.they_are_waiting_for_100_continue
+            and int(headers.get(b"content-length", 0)) <= MAX_AHEAD_BYTES
+        )
         self._is_bodiless = request.method == b"HEAD"
         try:
             await self.app(self._make_scope(request), self._receive, self._send)
@@ -300,7 +301,8 @@ class Connection:
         self._is_bodiless = self._is_bodiless or status in NO_BODY
         self._is_chunked = not (has_length or self._is_bodiless or self._http.their_http_version == b"1.0")
         if self._http.their_state is h11.SEND_BODY and not self._is_body_short:
-            headers.append((b"connection", b"close"))  # too much to pass over
+            headers[:] = [(name, value) for name, value in headers if name != b"connection"]
+            headers.append((b"connection", b"close"))  # too much to pass over, or it may never come
         head = self._http.send(make_head(status, headers)) or b""
         if has_length:
             self._held_head = head

@@ -8,6 +8,8 @@ from typing import Any
 
 import structlog
 
+from syscalls.log_text import escape_texts
+
 
 def configure_logging(log_level: str = "info", log_format: str = "auto") -> None:
     """Route structlog and the standard library's logging to stderr in one format.
@@ -26,9 +28,10 @@ def configure_logging(log_level: str = "info", log_format: str = "auto") -> None
     ]
     last: list[Any] = (
         [
+            escape_texts,
             structlog.dev.ConsoleRenderer(
                 colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
-            )
+            ),
         ]
         if is_console
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]

@@ -153,6 +153,24 @@ def test_a_body_that_waits_to_be_asked(gateway: Gateway) -> None:
         assert read_until(raw, b"\r\n\r\n").startswith(b"HTTP/1.1 200 ")
 
 
+BOTH_LENGTHS = (
+    b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"0\r\n\r\n"
+)
+
+
+def test_a_body_that_is_refused_is_not_asked_for(gateway: Gateway) -> None:
+    """Who waits to be asked for a body that is too long is refused, and never sends it."""
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\n"
+    head += b"Expect: 100-continue\r\nContent-Length: 999999999\r\n\r\n"
+    with gateway.connect() as raw:
+        raw.sendall(head)
+        answer, _, body = read_until(raw, b"never").partition(b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert answer.lower().count(b"connection: close") == 1
+    assert json.loads(body)["error"]["code"] == "payload_too_large"
+
+
 @pytest.mark.parametrize("name", [" ", "a ", " \u00e8", "\r\nx: y", "\t"])
 def test_names_of_fields_that_are_ignored(gateway: Gateway, name: str) -> None:
     """Whatever a field is called, its name fits into the header that says it was ignored."""
@@ -185,6 +203,8 @@ def test_a_body_that_nobody_wants(gateway: Gateway) -> None:
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
         (b"GET / HTTP/1.1\r\nHost: a\r\nx: " + b"y" * 100_000, 431),
         (b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+        (BOTH_LENGTHS, 400),
+        (BOTH_LENGTHS.replace(b"Content-Length: 5", b"X: y").replace(b"HTTP/1.1", b"HTTP/1.0"), 400),
     ],
 )
 def test_what_is_no_http_is_told(gateway: Gateway, junk: bytes, status: int) -> None:
@@ -194,7 +214,9 @@ def test_what_is_no_http_is_told(gateway: Gateway, junk: bytes, status: int) -> 
         answer = read_until(raw, b"never")
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 %d " % status)
-    assert json.loads(body)["error"]["code"] == "bad_request"
+    error = json.loads(body)["error"]
+    assert error["code"] == "bad_request"
+    assert "bytearray" not in error["message"]
 
 
 def test_a_stalled_client_is_cut_at_once(own_kernel: KernelThread, tmp_path: Path, way: Way) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import struct
+import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -12,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
+from llmos.kernel.session import Session
 from llmos.params import HANDSHAKE_SECONDS
 from syscalls.client import open_client
 from syscalls.codec import (
@@ -22,12 +26,14 @@ from syscalls.codec import (
     FrameSplitter,
     Hello,
     Reply,
+    Request,
     encode_frame,
     kernel_frame_decoder,
 )
 from syscalls.errno import Errno
-from syscalls.process import Read, Spawn
+from syscalls.process import Ps, Read, Spawn
 from syscalls.system import Events, Ping
+from syscalls.tenant import Whoami
 from tests.kernel.harness import RunningKernel, running_kernel, wait_until
 
 GREETING = encode_frame(Hello(ABI_VERSION, "hostile"))
@@ -116,6 +122,56 @@ async def test_a_bad_call_is_answered(autojump_clock, tmp_path: Path) -> None:
         assert answers[8].errno is Errno.ENOSYS
         assert "levitate" in answers[8].message
         assert type(answers[9]).__name__ == "Done"
+
+
+class Steps(trio.abc.Instrument):
+    """Counts what was answered within a task's step, where nobody else has a turn."""
+
+    def __init__(self, num_answered: Callable[[], int]) -> None:
+        self.num_answered, self.most, self._before = num_answered, 0, 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._before = self.num_answered()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.most = max(self.most, self.num_answered() - self._before)
+
+
+@pytest.mark.parametrize(("call", "most"), [(Whoami(), 32), (Ps(everyone=True), 4)])
+async def test_thousands_of_calls_at_once(
+    autojump_clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Request, most: int
+) -> None:
+    """Others have their turn between a few of them, the sooner the longer their answers are."""
+    answers: list[int] = []
+    send = Session.reply
+    monkeypatch.setattr(Session, "reply", lambda *args: (answers.append(args[1]), send(*args)))
+    async with running_kernel(tmp_path) as kernel:
+        pids = (await kernel.client.spawn([1], max_tokens=1, num_samples=20, label="x" * 1000)).pids
+        steps = Steps(lambda: len(answers))
+        trio.lowlevel.add_instrument(steps)
+        received = await converse(
+            kernel, GREETING + b"".join(encode_frame(Call(i, call)) for i in range(1, 500))
+        )
+        trio.lowlevel.remove_instrument(steps)
+        for pid in pids:
+            await kernel.client.wait(pid)
+    assert [message.id for message in received[1:]] == list(range(1, 500))
+    assert 0 < steps.most <= most
+
+
+async def test_hundreds_of_scrapes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread writes metrics at a time; the others wait, and are answered in the end."""
+    may_end = threading.Event()
+    async with running_kernel(tmp_path) as kernel:
+        monkeypatch.setattr(kernel.system.metrics, "render", lambda *_: str(may_end.wait()))
+        async with open_client(kernel.socket_path) as other, trio.open_nursery() as nursery:
+            for _ in range(300):
+                nursery.start_soon(partial(other.statistics, exposition=True))
+            try:
+                await wait_until(lambda: kernel.system.rendering.statistics().tasks_waiting == 299)
+                await kernel.client.ping()
+            finally:
+                may_end.set()
 
 
 async def test_silence_instead_of_hello(autojump_clock, tmp_path: Path) -> None:

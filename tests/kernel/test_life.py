@@ -141,6 +141,25 @@ async def test_a_salt_parts_a_tenant_s_processes(autojump_clock, tmp_path: Path)
             await kernel.client.spawn(PROMPT, cache_salt="x" * 257)
 
 
+async def test_labels_are_bounded(autojump_clock, tmp_path: Path) -> None:
+    """A label is kept with its process: by whichever call it comes, it has a limit."""
+    async with running_kernel(tmp_path) as kernel:
+        client = kernel.client
+        (pid,) = (await client.spawn(PROMPT, max_tokens=50, label="x" * 1024)).pids
+        await client.checkpoint(pid, "saved")
+        with pytest.raises(SyscallError, match="label has 1025 characters; the limit is 1024"):
+            await client.spawn(PROMPT, label="x" * 1025)
+        with pytest.raises(SyscallError, match="label has 1025 characters"):
+            await client.embed([PROMPT], label="x" * 1025)
+        with pytest.raises(SyscallError, match="label has 1025 characters"):
+            await client.fork(pid, label="x" * 1025)
+        with pytest.raises(SyscallError, match="label has 1025 characters"):
+            await client.restore("saved", label="x" * 1025)
+        assert [process.label for process in kernel.system.table] == ["x" * 1024]
+        await client.kill(pid)
+        await client.wait(pid)
+
+
 @pytest.mark.parametrize("when", ["waiting", "prefill", "decode", "stopped", "input", "zombie"])
 async def test_kill_in_every_state(autojump_clock, tmp_path: Path, when: str) -> None:
     """Whatever a process does, kill gives its memory back before it answers."""
