@@ -43,7 +43,7 @@ ffibuilder.set_source(
     "native._cpu",
     "".join(f'#include "{name}"\n' for name in HEADERS),
     sources=sorted(str(path) for path in SOURCES.glob("*.c")),
-    depends=sorted(str(path) for path in SOURCES.glob("*.h")),
+    depends=[*sorted(str(path) for path in SOURCES.glob("*.h")), "native/build.py", "setup.py"],
     include_dirs=[str(SOURCES)],
     libraries=["m", "pthread"],
     # No -march=native: the binary has to run elsewhere. Kernels name their targets one by one.
