@@ -18,86 +18,14 @@ from typing import TypeVar, Unpack
 
 import trio
 
+from syscalls import device, embedding, image, memory, process, system, tenant
 from syscalls.codec import Answer, Request, Welcome
 from syscalls.connection import Connection, open_connection
-from syscalls.device import LoadModel, ModelLoaded, Sleep, UnloadModel, Wake
-from syscalls.embedding import Embed, Embedded
 from syscalls.errno import Errno, SyscallError
 from syscalls.feed import FEED_TOKENS, OutputFeed
-from syscalls.image import (
-    Checkpoint,
-    Checkpointed,
-    ImageInfo,
-    ImageList,
-    Images,
-    RemoveImage,
-    Restore,
-)  # fmt: skip
-from syscalls.memory import (
-    CacheDropped,
-    DeviceMemory,
-    DropCache,
-    FrameMap,
-    FrameMapList,
-    Frames,
-    MapList,
-    Maps,
-    Meminfo,
-    MemoryInfo,
-)
 from syscalls.paths import default_socket_path
-from syscalls.process import (
-    Cont,
-    Fork,
-    Kill,
-    Nice,
-    Output,
-    ProcessInfo,
-    ProcessList,
-    Ps,
-    Read,
-    Spawn,
-    Spawned,
-    Stat,
-    Stop,
-    Trace,
-    TraceList,
-    Wait,
-    Waited,
-    Why,
-    WhyInfo,
-    Write,
-)
 from syscalls.session import ConnectionLost, EmbedOptions, SpawnOptions, explain_wrong_answer
 from syscalls.streams import EventStream, OutputStream
-from syscalls.system import (
-    DeviceInfo,
-    DeviceList,
-    Devices,
-    Done,
-    Event,
-    EventList,
-    Events,
-    Model,
-    ModelList,
-    Models,
-    Ping,
-    Shutdown,
-    Statistics,
-    StatisticsInfo,
-)
-from syscalls.tenant import (
-    Identity,
-    ReloadTenants,
-    ShareList,
-    Shares,
-    TenantInfo,
-    TenantList,
-    Tenants,
-    TenantShare,
-    TenantsReloaded,
-    Whoami,
-)  # fmt: skip
 
 __all__ = [
     "Client",
@@ -192,9 +120,9 @@ class Client:
 
     # --- processes -----------------------------------------------------------------------------------------
 
-    async def spawn(self, prompt: Iterable[int], **options: Unpack[SpawnOptions]) -> Spawned:
+    async def spawn(self, prompt: Iterable[int], **options: Unpack[SpawnOptions]) -> process.Spawned:
         """Create processes from a prompt of token ids. See `Spawn`."""
-        return await self._ask(Spawn(tuple(prompt), **options), Spawned)
+        return await self._ask(process.Spawn(tuple(prompt), **options), process.Spawned)
 
     async def fork(
         self,
@@ -205,79 +133,85 @@ class Client:
         detached: bool = False,
         auto_reap: bool = False,
         label: str | None = None,
-    ) -> Spawned:
+    ) -> process.Spawned:
         """Create children that continue from the parent's tokens so far. See `Fork`."""
-        return await self._ask(Fork(pid, count, tuple(seeds), detached, auto_reap, label), Spawned)
+        return await self._ask(
+            process.Fork(pid, count, tuple(seeds), detached, auto_reap, label), process.Spawned
+        )
 
-    async def wait(self, pid: int) -> Waited:
+    async def wait(self, pid: int) -> process.Waited:
         """Wait until a process has exited, and reap it. See `Wait`."""
-        return await self._ask(Wait(pid), Waited)
+        return await self._ask(process.Wait(pid), process.Waited)
 
-    async def read(self, pid: int, offset: int = 0) -> Output:
+    async def read(self, pid: int, offset: int = 0) -> process.Output:
         """Read output tokens from `offset` on; blocks until there are some. See `Read`."""
-        return await self._ask(Read(pid, offset), Output)
+        return await self._ask(process.Read(pid, offset), process.Output)
 
     async def write(self, pid: int, tokens: Iterable[int], max_tokens: int | None = None) -> None:
         """Start the next turn of an interactive process. See `Write`."""
-        await self._ask(Write(pid, tuple(tokens), max_tokens), Done)
+        await self._ask(process.Write(pid, tuple(tokens), max_tokens), system.Done)
 
     async def kill(self, pid: int) -> None:
         """End a process in any state. See `Kill`."""
-        await self._ask(Kill(pid), Done)
+        await self._ask(process.Kill(pid), system.Done)
 
     async def stop(self, pid: int) -> None:
         """Keep a process from running. See `Stop`."""
-        await self._ask(Stop(pid), Done)
+        await self._ask(process.Stop(pid), system.Done)
 
     async def cont(self, pid: int) -> None:
         """Let a stopped process go on. See `Cont`."""
-        await self._ask(Cont(pid), Done)
+        await self._ask(process.Cont(pid), system.Done)
 
     async def nice(self, pid: int, nice: int) -> None:
         """Set a process's nice level. See `Nice`."""
-        await self._ask(Nice(pid, nice), Done)
+        await self._ask(process.Nice(pid, nice), system.Done)
 
-    async def ps(self, *, everyone: bool = False, shared: bool = True) -> tuple[ProcessInfo, ...]:
+    async def ps(self, *, everyone: bool = False, shared: bool = True) -> tuple[process.ProcessInfo, ...]:
         """List processes, ordered by pid. See `Ps`."""
-        return (await self._ask(Ps(everyone, shared), ProcessList)).processes
+        return (await self._ask(process.Ps(everyone, shared), process.ProcessList)).processes
 
-    async def stat(self, pid: int) -> ProcessInfo:
+    async def stat(self, pid: int) -> process.ProcessInfo:
         """Describe one process. See `Stat`."""
-        return await self._ask(Stat(pid), ProcessInfo)
+        return await self._ask(process.Stat(pid), process.ProcessInfo)
 
-    async def why(self, pid: int) -> WhyInfo:
+    async def why(self, pid: int) -> process.WhyInfo:
         """Tell what happened to a process and where its time went. See `Why`."""
-        return await self._ask(Why(pid), WhyInfo)
+        return await self._ask(process.Why(pid), process.WhyInfo)
 
-    async def trace(self, pid: int, since: int = 0, limit: int = 1000, *, follow: bool = False) -> TraceList:
+    async def trace(
+        self, pid: int, since: int = 0, limit: int = 1000, *, follow: bool = False
+    ) -> process.TraceList:
         """Read what happens to a process. See `Trace`."""
-        return await self._ask(Trace(pid, since, limit, follow), TraceList)
+        return await self._ask(process.Trace(pid, since, limit, follow), process.TraceList)
 
     def stream(self, pid: int, offset: int = 0) -> OutputStream:
         """Iterate over a process's output from `offset` to the end of its turn."""
         return OutputStream(self.read, pid, offset)
 
-    async def embed(self, inputs: Iterable[Iterable[int]], **options: Unpack[EmbedOptions]) -> Embedded:
+    async def embed(
+        self, inputs: Iterable[Iterable[int]], **options: Unpack[EmbedOptions]
+    ) -> embedding.Embedded:
         """Make a vector of each input of token ids, and wait for all. See `Embed`.
 
         When it is cancelled, or a read fails, the processes that are left are killed.
         """
-        body = Embed(tuple(map(tuple, inputs)), auto_reap=True, **options)
-        spawned = await self._ask(body, Spawned)
-        outputs: list[Output] = []
+        body = embedding.Embed(tuple(map(tuple, inputs)), auto_reap=True, **options)
+        spawned = await self._ask(body, process.Spawned)
+        outputs: list[process.Output] = []
         try:
             for pid in spawned.pids:
                 outputs.append(await self.read(pid))
         except BaseException:
             self._connection.bury(spawned.pids[len(outputs) :])
             raise
-        return Embedded(spawned.pids, outputs, spawned.rates)
+        return embedding.Embedded(spawned.pids, outputs, spawned.rates)
 
     # --- images --------------------------------------------------------------------------------------------
 
-    async def checkpoint(self, pid: int, name: str, *, overwrite: bool = False) -> Checkpointed:
+    async def checkpoint(self, pid: int, name: str, *, overwrite: bool = False) -> image.Checkpointed:
         """Save a process as an image, and wait until it is on the disk. See `Checkpoint`."""
-        return await self._ask(Checkpoint(pid, name, overwrite), Checkpointed)
+        return await self._ask(image.Checkpoint(pid, name, overwrite), image.Checkpointed)
 
     async def restore(
         self,
@@ -287,102 +221,102 @@ class Client:
         auto_reap: bool = False,
         label: str | None = None,
         tenant: str | None = None,
-    ) -> Spawned:
+    ) -> process.Spawned:
         """Create a process from an image. See `Restore`."""
-        return await self._ask(Restore(name, detached, auto_reap, label, tenant), Spawned)
+        return await self._ask(image.Restore(name, detached, auto_reap, label, tenant), process.Spawned)
 
-    async def images(self, tenant: str | None = None) -> tuple[ImageInfo, ...]:
+    async def images(self, tenant: str | None = None) -> tuple[image.ImageInfo, ...]:
         """List images, ordered by name. See `Images`."""
-        return (await self._ask(Images(tenant), ImageList)).images
+        return (await self._ask(image.Images(tenant), image.ImageList)).images
 
     async def remove_image(self, name: str, tenant: str | None = None) -> None:
         """Delete an image. See `RemoveImage`."""
-        await self._ask(RemoveImage(name, tenant), Done)
+        await self._ask(image.RemoveImage(name, tenant), system.Done)
 
     # --- memory --------------------------------------------------------------------------------------------
 
-    async def meminfo(self) -> tuple[DeviceMemory, ...]:
+    async def meminfo(self) -> tuple[memory.DeviceMemory, ...]:
         """Account for the memory of every device. See `Meminfo`."""
-        return (await self._ask(Meminfo(), MemoryInfo)).devices
+        return (await self._ask(memory.Meminfo(), memory.MemoryInfo)).devices
 
-    async def maps(self, pid: int) -> MapList:
+    async def maps(self, pid: int) -> memory.MapList:
         """Describe the address space of a process. See `Maps`."""
-        return await self._ask(Maps(pid), MapList)
+        return await self._ask(memory.Maps(pid), memory.MapList)
 
-    async def frames(self) -> tuple[FrameMap, ...]:
+    async def frames(self) -> tuple[memory.FrameMap, ...]:
         """Draw what the frames of each device are for. See `Frames`."""
-        return (await self._ask(Frames(), FrameMapList)).devices
+        return (await self._ask(memory.Frames(), memory.FrameMapList)).devices
 
-    async def drop_cache(self) -> CacheDropped:
+    async def drop_cache(self) -> memory.CacheDropped:
         """Give up the pages of the prefix cache that nobody uses. See `DropCache`."""
-        return await self._ask(DropCache(), CacheDropped)
-
-    # --- tenants -------------------------------------------------------------------------------------------
-
-    async def shares(self, *, memory: bool = True) -> tuple[TenantShare, ...]:
-        """Read what tenants were served and have now. See `Shares`."""
-        return (await self._ask(Shares(memory), ShareList)).shares
+        return await self._ask(memory.DropCache(), memory.CacheDropped)
 
     # --- devices and the system ----------------------------------------------------------------------------
 
-    async def devices(self) -> tuple[DeviceInfo, ...]:
+    async def devices(self) -> tuple[system.DeviceInfo, ...]:
         """List the devices. See `Devices`."""
-        return (await self._ask(Devices(), DeviceList)).devices
+        return (await self._ask(system.Devices(), system.DeviceList)).devices
 
-    async def models(self) -> tuple[Model, ...]:
+    async def models(self) -> tuple[system.Model, ...]:
         """List the served models, the default first. See `Models`."""
         return (await self.list_models()).models
 
-    async def list_models(self) -> ModelList:
+    async def list_models(self) -> system.ModelList:
         """List the served models, and the names of those that are being loaded. See `Models`."""
-        return await self._ask(Models(), ModelList)
+        return await self._ask(system.Models(), system.ModelList)
 
-    async def events(self, since: int = 0, limit: int = 1000, *, follow: bool = False) -> tuple[Event, ...]:
+    async def events(
+        self, since: int = 0, limit: int = 1000, *, follow: bool = False
+    ) -> tuple[system.Event, ...]:
         """Read the kernel's event ring. See `Events`."""
-        return (await self._ask(Events(since, limit, follow), EventList)).events
+        return (await self._ask(system.Events(since, limit, follow), system.EventList)).events
 
     def follow_events(self, since: int = 0) -> EventStream:
         """Iterate over batches of kernel events for ever, from sequence number `since` on."""
         return EventStream(partial(self.events, follow=True), since)
 
-    async def statistics(self, *, exposition: bool = False) -> StatisticsInfo:
+    async def statistics(self, *, exposition: bool = False) -> system.StatisticsInfo:
         """Read the kernel's counters. See `Statistics`."""
-        return await self._ask(Statistics(exposition), StatisticsInfo)
+        return await self._ask(system.Statistics(exposition), system.StatisticsInfo)
 
     async def sleep(self, level: int = 1) -> None:
         """Have all devices rest; returns when they do. See `Sleep`."""
-        await self._ask(Sleep(level), Done)
+        await self._ask(device.Sleep(level), system.Done)
 
     async def wake(self) -> None:
         """Have all devices go on; returns when they serve. See `Wake`."""
-        await self._ask(Wake(), Done)
+        await self._ask(device.Wake(), system.Done)
 
-    async def load_model(self, model: str, name: str | None = None) -> ModelLoaded:
+    async def load_model(self, model: str, name: str | None = None) -> device.ModelLoaded:
         """Load a model beside the others. See `LoadModel`."""
-        return await self._ask(LoadModel(model, name), ModelLoaded)
+        return await self._ask(device.LoadModel(model, name), device.ModelLoaded)
 
     async def unload_model(self, model: str, *, force: bool = False) -> None:
         """Give up a model, when nobody uses it any more. See `UnloadModel`."""
-        await self._ask(UnloadModel(model, force), Done)
+        await self._ask(device.UnloadModel(model, force), system.Done)
 
     async def shutdown(self, grace_seconds: float = 30.0) -> None:
         """Drain and stop the kernel. See `Shutdown`."""
-        await self._ask(Shutdown(grace_seconds), Done)
+        await self._ask(system.Shutdown(grace_seconds), system.Done)
 
     async def ping(self) -> None:
         """Make a round trip. See `Ping`."""
-        await self._ask(Ping(), Done)
+        await self._ask(system.Ping(), system.Done)
 
     # --- tenants -------------------------------------------------------------------------------------------
 
-    async def whoami(self) -> Identity:
+    async def whoami(self) -> tenant.Identity:
         """Ask whom this session acts for. See `Whoami`."""
-        return await self._ask(Whoami(), Identity)
+        return await self._ask(tenant.Whoami(), tenant.Identity)
 
-    async def tenants(self, *, everyone: bool = False) -> tuple[TenantInfo, ...]:
+    async def tenants(self, *, everyone: bool = False) -> tuple[tenant.TenantInfo, ...]:
         """Describe tenants: their limits, and what they use. See `Tenants`."""
-        return (await self._ask(Tenants(everyone), TenantList)).tenants
+        return (await self._ask(tenant.Tenants(everyone), tenant.TenantList)).tenants
 
-    async def reload_tenants(self) -> TenantsReloaded:
+    async def reload_tenants(self) -> tenant.TenantsReloaded:
         """Have the tenants file read again. See `ReloadTenants`."""
-        return await self._ask(ReloadTenants(), TenantsReloaded)
+        return await self._ask(tenant.ReloadTenants(), tenant.TenantsReloaded)
+
+    async def shares(self, *, memory: bool = True) -> tuple[tenant.TenantShare, ...]:
+        """Read what tenants were served and have now. See `Shares`."""
+        return (await self._ask(tenant.Shares(memory), tenant.ShareList)).shares

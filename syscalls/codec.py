@@ -13,90 +13,25 @@ from typing import get_args
 
 import msgspec
 
-from syscalls.device import LoadModel, ModelLoaded, Sleep, UnloadModel, Wake
-from syscalls.embedding import Embed
+from syscalls import device, embedding, image, memory, process, system, tenant
 from syscalls.errno import Errno, SyscallError
-from syscalls.image import (
-    Checkpoint,
-    Checkpointed,
-    ImageList,
-    Images,
-    RemoveImage,
-    Restore,
-)  # fmt: skip
-from syscalls.memory import (
-    CacheDropped,
-    DropCache,
-    FrameMapList,
-    Frames,
-    MapList,
-    Maps,
-    Meminfo,
-    MemoryInfo,
-)  # fmt: skip
-from syscalls.process import (
-    Cont,
-    Follow,
-    Fork,
-    Grant,
-    Kill,
-    Nice,
-    Output,
-    ProcessInfo,
-    ProcessList,
-    Ps,
-    Read,
-    Spawn,
-    Spawned,
-    Stat,
-    Stop,
-    Trace,
-    TraceList,
-    Unfollow,
-    Wait,
-    Waited,
-    Why,
-    WhyInfo,
-    Write,
-)
-from syscalls.system import (
-    DeviceList,
-    Devices,
-    Done,
-    EventList,
-    Events,
-    ModelList,
-    Models,
-    Ping,
-    Shutdown,
-    Statistics,
-    StatisticsInfo,
-)  # fmt: skip
-from syscalls.tenant import (
-    Exceeded,
-    Identity,
-    ReloadTenants,
-    ShareList,
-    Shares,
-    TenantList,
-    Tenants,
-    TenantsReloaded,
-    Whoami,
-)  # fmt: skip
+from syscalls.process import Output
+from syscalls.tenant import Exceeded
 
 ABI_VERSION = 1
 MAX_FRAME_BYTES = 16 << 20
 LENGTH = struct.Struct("<I")
 
 Request = (
-    Spawn | Fork | Wait | Read | Follow | Grant | Unfollow | Write | Kill | Stop | Cont | Nice | Ps | Stat
-    | Why | Trace
-    | Embed
-    | Checkpoint | Restore | Images | RemoveImage
-    | Meminfo | Maps | Frames | DropCache
-    | Whoami | Tenants | ReloadTenants | Shares
-    | Sleep | Wake | LoadModel | UnloadModel
-    | Devices | Models | Events | Statistics | Shutdown | Ping
+    process.Spawn | process.Fork | process.Wait | process.Read | process.Follow | process.Grant
+    | process.Unfollow | process.Write | process.Kill | process.Stop | process.Cont | process.Nice
+    | process.Ps | process.Stat | process.Why | process.Trace
+    | embedding.Embed
+    | image.Checkpoint | image.Restore | image.Images | image.RemoveImage
+    | memory.Meminfo | memory.Maps | memory.Frames | memory.DropCache
+    | tenant.Whoami | tenant.Tenants | tenant.ReloadTenants | tenant.Shares
+    | device.Sleep | device.Wake | device.LoadModel | device.UnloadModel
+    | system.Devices | system.Models | system.Events | system.Statistics | system.Shutdown | system.Ping
 )  # fmt: skip
 
 
@@ -114,11 +49,14 @@ class ErrorReply(msgspec.Struct, frozen=True, tag="error"):
 
 
 Answer = (
-    Spawned | Waited | Output | Done | ProcessList | ProcessInfo
-    | Checkpointed | ImageList
-    | WhyInfo | TraceList | MemoryInfo | MapList | FrameMapList | CacheDropped | Identity | TenantList
-    | TenantsReloaded | ShareList
-    | ModelLoaded | DeviceList | ModelList | EventList | StatisticsInfo | ErrorReply
+    process.Spawned | process.Waited | process.Output | process.ProcessList | process.ProcessInfo
+    | process.WhyInfo | process.TraceList
+    | image.Checkpointed | image.ImageList
+    | memory.MemoryInfo | memory.MapList | memory.FrameMapList | memory.CacheDropped
+    | tenant.Identity | tenant.TenantList | tenant.TenantsReloaded | tenant.ShareList
+    | device.ModelLoaded
+    | system.DeviceList | system.ModelList | system.EventList | system.StatisticsInfo | system.Done
+    | ErrorReply
 )  # fmt: skip
 
 

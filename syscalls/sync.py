@@ -13,85 +13,13 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Self, TypeVar, Unpack
 
+from syscalls import device, embedding, image, memory, process, system, tenant
 from syscalls.codec import Answer, Request, Welcome
-from syscalls.device import LoadModel, ModelLoaded, Sleep, UnloadModel, Wake
-from syscalls.embedding import Embed, Embedded
 from syscalls.errno import Errno, SyscallError
-from syscalls.image import (
-    Checkpoint,
-    Checkpointed,
-    ImageInfo,
-    ImageList,
-    Images,
-    RemoveImage,
-    Restore,
-)  # fmt: skip
-from syscalls.memory import (
-    CacheDropped,
-    DeviceMemory,
-    DropCache,
-    FrameMap,
-    FrameMapList,
-    Frames,
-    MapList,
-    Maps,
-    Meminfo,
-    MemoryInfo,
-)
 from syscalls.paths import default_socket_path
-from syscalls.process import (
-    Cont,
-    Fork,
-    Kill,
-    Nice,
-    Output,
-    ProcessInfo,
-    ProcessList,
-    Ps,
-    Read,
-    Spawn,
-    Spawned,
-    Stat,
-    Stop,
-    Trace,
-    TraceList,
-    Wait,
-    Waited,
-    Why,
-    WhyInfo,
-    Write,
-)
 from syscalls.session import ConnectionLost, EmbedOptions, SpawnOptions, explain_wrong_answer
 from syscalls.sync_connection import SyncConnection
 from syscalls.sync_streams import SyncEventStream, SyncOutputStream
-from syscalls.system import (
-    DeviceInfo,
-    DeviceList,
-    Devices,
-    Done,
-    Event,
-    EventList,
-    Events,
-    Model,
-    ModelList,
-    Models,
-    Ping,
-    Shutdown,
-    Statistics,
-    StatisticsInfo,
-)
-from syscalls.tenant import (
-    Identity,
-    ReloadTenants,
-    ShareList,
-    Shares,
-    TenantInfo,
-    TenantList,
-    Tenants,
-    TenantShare,
-    TenantsReloaded,
-    Whoami,
-)  # fmt: skip
 
 __all__ = ["ConnectionLost", "SyncClient", "SyncEventStream", "SyncOutputStream"]
 
@@ -158,9 +86,9 @@ class SyncClient:
 
     # --- processes -----------------------------------------------------------------------------------------
 
-    def spawn(self, prompt: Iterable[int], **options: Unpack[SpawnOptions]) -> Spawned:
+    def spawn(self, prompt: Iterable[int], **options: Unpack[SpawnOptions]) -> process.Spawned:
         """Create processes from a prompt of token ids. See `Spawn`."""
-        return self._ask(Spawn(tuple(prompt), **options), Spawned)
+        return self._ask(process.Spawn(tuple(prompt), **options), process.Spawned)
 
     def fork(
         self,
@@ -171,69 +99,72 @@ class SyncClient:
         detached: bool = False,
         auto_reap: bool = False,
         label: str | None = None,
-    ) -> Spawned:
+    ) -> process.Spawned:
         """Create children that continue from the parent's tokens so far. See `Fork`."""
-        return self._ask(Fork(pid, count, tuple(seeds), detached, auto_reap, label), Spawned)
+        body = process.Fork(pid, count, tuple(seeds), detached, auto_reap, label)
+        return self._ask(body, process.Spawned)
 
-    def embed(self, inputs: Iterable[Iterable[int]], **options: Unpack[EmbedOptions]) -> Embedded:
+    def embed(self, inputs: Iterable[Iterable[int]], **options: Unpack[EmbedOptions]) -> embedding.Embedded:
         """Make a vector of each input of token ids, and wait for all. See `Embed`.
 
         When it is interrupted, or a read fails, the processes that are left are killed.
         """
-        body = Embed(tuple(map(tuple, inputs)), auto_reap=True, **options)
-        spawned = self._ask(body, Spawned)
-        outputs: list[Output] = []
+        body = embedding.Embed(tuple(map(tuple, inputs)), auto_reap=True, **options)
+        spawned = self._ask(body, process.Spawned)
+        outputs: list[process.Output] = []
         try:
             for pid in spawned.pids:
                 outputs.append(self.read(pid))
         except BaseException:
             self._connection.bury(spawned.pids[len(outputs) :])
             raise
-        return Embedded(spawned.pids, outputs, spawned.rates)
+        return embedding.Embedded(spawned.pids, outputs, spawned.rates)
 
-    def wait(self, pid: int) -> Waited:
+    def wait(self, pid: int) -> process.Waited:
         """Wait until a process has exited, and reap it. See `Wait`."""
-        return self._ask(Wait(pid), Waited)
+        return self._ask(process.Wait(pid), process.Waited)
 
-    def read(self, pid: int, offset: int = 0) -> Output:
+    def read(self, pid: int, offset: int = 0) -> process.Output:
         """Read output tokens from `offset` on; blocks until there are some. See `Read`."""
-        return self._ask(Read(pid, offset), Output)
+        return self._ask(process.Read(pid, offset), process.Output)
 
     def write(self, pid: int, tokens: Iterable[int], max_tokens: int | None = None) -> None:
         """Start the next turn of an interactive process. See `Write`."""
-        self._ask(Write(pid, tuple(tokens), max_tokens), Done)
+        self._ask(process.Write(pid, tuple(tokens), max_tokens), system.Done)
 
     def kill(self, pid: int) -> None:
         """End a process in any state. See `Kill`."""
-        self._ask(Kill(pid), Done)
+        self._ask(process.Kill(pid), system.Done)
 
     def stop(self, pid: int) -> None:
         """Keep a process from running. See `Stop`."""
-        self._ask(Stop(pid), Done)
+        self._ask(process.Stop(pid), system.Done)
 
     def cont(self, pid: int) -> None:
         """Let a stopped process go on. See `Cont`."""
-        self._ask(Cont(pid), Done)
+        self._ask(process.Cont(pid), system.Done)
 
     def nice(self, pid: int, nice: int) -> None:
         """Set a process's nice level. See `Nice`."""
-        self._ask(Nice(pid, nice), Done)
+        self._ask(process.Nice(pid, nice), system.Done)
 
-    def ps(self, *, everyone: bool = False, shared: bool = True) -> tuple[ProcessInfo, ...]:
+    def ps(self, *, everyone: bool = False, shared: bool = True) -> tuple[process.ProcessInfo, ...]:
         """List processes, ordered by pid. See `Ps`."""
-        return self._ask(Ps(everyone, shared), ProcessList).processes
+        return self._ask(process.Ps(everyone, shared), process.ProcessList).processes
 
-    def stat(self, pid: int) -> ProcessInfo:
+    def stat(self, pid: int) -> process.ProcessInfo:
         """Describe one process. See `Stat`."""
-        return self._ask(Stat(pid), ProcessInfo)
+        return self._ask(process.Stat(pid), process.ProcessInfo)
 
-    def why(self, pid: int) -> WhyInfo:
+    def why(self, pid: int) -> process.WhyInfo:
         """Tell what happened to a process and where its time went. See `Why`."""
-        return self._ask(Why(pid), WhyInfo)
+        return self._ask(process.Why(pid), process.WhyInfo)
 
-    def trace(self, pid: int, since: int = 0, limit: int = 1000, *, follow: bool = False) -> TraceList:
+    def trace(
+        self, pid: int, since: int = 0, limit: int = 1000, *, follow: bool = False
+    ) -> process.TraceList:
         """Read what happens to a process. See `Trace`."""
-        return self._ask(Trace(pid, since, limit, follow), TraceList)
+        return self._ask(process.Trace(pid, since, limit, follow), process.TraceList)
 
     def stream(self, pid: int, offset: int = 0) -> SyncOutputStream:
         """Iterate over a process's output from `offset` to the end of its turn."""
@@ -241,9 +172,9 @@ class SyncClient:
 
     # --- images --------------------------------------------------------------------------------------------
 
-    def checkpoint(self, pid: int, name: str, *, overwrite: bool = False) -> Checkpointed:
+    def checkpoint(self, pid: int, name: str, *, overwrite: bool = False) -> image.Checkpointed:
         """Save a process as an image, and wait until it is on the disk. See `Checkpoint`."""
-        return self._ask(Checkpoint(pid, name, overwrite), Checkpointed)
+        return self._ask(image.Checkpoint(pid, name, overwrite), image.Checkpointed)
 
     def restore(
         self,
@@ -253,102 +184,100 @@ class SyncClient:
         auto_reap: bool = False,
         label: str | None = None,
         tenant: str | None = None,
-    ) -> Spawned:
+    ) -> process.Spawned:
         """Create a process from an image. See `Restore`."""
-        return self._ask(Restore(name, detached, auto_reap, label, tenant), Spawned)
+        return self._ask(image.Restore(name, detached, auto_reap, label, tenant), process.Spawned)
 
-    def images(self, tenant: str | None = None) -> tuple[ImageInfo, ...]:
+    def images(self, tenant: str | None = None) -> tuple[image.ImageInfo, ...]:
         """List images, ordered by name. See `Images`."""
-        return self._ask(Images(tenant), ImageList).images
+        return self._ask(image.Images(tenant), image.ImageList).images
 
     def remove_image(self, name: str, tenant: str | None = None) -> None:
         """Delete an image. See `RemoveImage`."""
-        self._ask(RemoveImage(name, tenant), Done)
+        self._ask(image.RemoveImage(name, tenant), system.Done)
 
     # --- memory --------------------------------------------------------------------------------------------
 
-    def meminfo(self) -> tuple[DeviceMemory, ...]:
+    def meminfo(self) -> tuple[memory.DeviceMemory, ...]:
         """Account for the memory of every device. See `Meminfo`."""
-        return self._ask(Meminfo(), MemoryInfo).devices
+        return self._ask(memory.Meminfo(), memory.MemoryInfo).devices
 
-    def maps(self, pid: int) -> MapList:
+    def maps(self, pid: int) -> memory.MapList:
         """Describe the address space of a process. See `Maps`."""
-        return self._ask(Maps(pid), MapList)
+        return self._ask(memory.Maps(pid), memory.MapList)
 
-    def frames(self) -> tuple[FrameMap, ...]:
+    def frames(self) -> tuple[memory.FrameMap, ...]:
         """Draw what the frames of each device are for. See `Frames`."""
-        return self._ask(Frames(), FrameMapList).devices
+        return self._ask(memory.Frames(), memory.FrameMapList).devices
 
-    def drop_cache(self) -> CacheDropped:
+    def drop_cache(self) -> memory.CacheDropped:
         """Give up the pages of the prefix cache that nobody uses. See `DropCache`."""
-        return self._ask(DropCache(), CacheDropped)
-
-    # --- tenants -------------------------------------------------------------------------------------------
-
-    def shares(self, *, memory: bool = True) -> tuple[TenantShare, ...]:
-        """Read what tenants were served and have now. See `Shares`."""
-        return self._ask(Shares(memory), ShareList).shares
+        return self._ask(memory.DropCache(), memory.CacheDropped)
 
     # --- devices and the system ----------------------------------------------------------------------------
 
-    def devices(self) -> tuple[DeviceInfo, ...]:
+    def devices(self) -> tuple[system.DeviceInfo, ...]:
         """List the devices. See `Devices`."""
-        return self._ask(Devices(), DeviceList).devices
+        return self._ask(system.Devices(), system.DeviceList).devices
 
-    def models(self) -> tuple[Model, ...]:
+    def models(self) -> tuple[system.Model, ...]:
         """List the served models, the default first. See `Models`."""
         return self.list_models().models
 
-    def list_models(self) -> ModelList:
+    def list_models(self) -> system.ModelList:
         """List the served models, and the names of those that are being loaded. See `Models`."""
-        return self._ask(Models(), ModelList)
+        return self._ask(system.Models(), system.ModelList)
 
-    def events(self, since: int = 0, limit: int = 1000, *, follow: bool = False) -> tuple[Event, ...]:
+    def events(self, since: int = 0, limit: int = 1000, *, follow: bool = False) -> tuple[system.Event, ...]:
         """Read the kernel's event ring. See `Events`."""
-        return self._ask(Events(since, limit, follow), EventList).events
+        return self._ask(system.Events(since, limit, follow), system.EventList).events
 
     def follow_events(self, since: int = 0) -> SyncEventStream:
         """Iterate over batches of kernel events for ever, from sequence number `since` on."""
         return SyncEventStream(partial(self.events, follow=True), since)
 
-    def statistics(self, *, exposition: bool = False) -> StatisticsInfo:
+    def statistics(self, *, exposition: bool = False) -> system.StatisticsInfo:
         """Read the kernel's counters. See `Statistics`."""
-        return self._ask(Statistics(exposition), StatisticsInfo)
+        return self._ask(system.Statistics(exposition), system.StatisticsInfo)
 
     def sleep(self, level: int = 1) -> None:
         """Have all devices rest; returns when they do. See `Sleep`."""
-        self._ask(Sleep(level), Done)
+        self._ask(device.Sleep(level), system.Done)
 
     def wake(self) -> None:
         """Have all devices go on; returns when they serve. See `Wake`."""
-        self._ask(Wake(), Done)
+        self._ask(device.Wake(), system.Done)
 
-    def load_model(self, model: str, name: str | None = None) -> ModelLoaded:
+    def load_model(self, model: str, name: str | None = None) -> device.ModelLoaded:
         """Load a model beside the others. See `LoadModel`."""
-        return self._ask(LoadModel(model, name), ModelLoaded)
+        return self._ask(device.LoadModel(model, name), device.ModelLoaded)
 
     def unload_model(self, model: str, *, force: bool = False) -> None:
         """Give up a model, when nobody uses it any more. See `UnloadModel`."""
-        self._ask(UnloadModel(model, force), Done)
+        self._ask(device.UnloadModel(model, force), system.Done)
 
     def shutdown(self, grace_seconds: float = 30.0) -> None:
         """Drain and stop the kernel. See `Shutdown`."""
-        self._ask(Shutdown(grace_seconds), Done)
+        self._ask(system.Shutdown(grace_seconds), system.Done)
 
     def ping(self) -> None:
         """Make a round trip. See `Ping`."""
-        self._ask(Ping(), Done)
+        self._ask(system.Ping(), system.Done)
 
     # --- tenants -------------------------------------------------------------------------------------------
 
-    def whoami(self) -> Identity:
+    def whoami(self) -> tenant.Identity:
         """Ask whom this session acts for. See `Whoami`."""
-        return self._ask(Whoami(), Identity)
+        return self._ask(tenant.Whoami(), tenant.Identity)
 
-    def tenants(self, *, everyone: bool = False) -> tuple[TenantInfo, ...]:
+    def tenants(self, *, everyone: bool = False) -> tuple[tenant.TenantInfo, ...]:
         """Describe tenants: their limits, and what they use. See `Tenants`."""
-        return self._ask(Tenants(everyone), TenantList).tenants
+        return self._ask(tenant.Tenants(everyone), tenant.TenantList).tenants
 
-    def reload_tenants(self) -> TenantsReloaded:
+    def reload_tenants(self) -> tenant.TenantsReloaded:
         """Have the tenants file read again. See `ReloadTenants`."""
-        return self._ask(ReloadTenants(), TenantsReloaded)
+        return self._ask(tenant.ReloadTenants(), tenant.TenantsReloaded)
+
+    def shares(self, *, memory: bool = True) -> tuple[tenant.TenantShare, ...]:
+        """Read what tenants were served and have now. See `Shares`."""
+        return self._ask(tenant.Shares(memory), tenant.ShareList).shares
