@@ -1,16 +1,13 @@
 """A kernel whose processes say what a test tells them to, behind the real protocol on a Unix socket.
 
-Its process table, blocking reads, turns, stops and kills behave as the contract says; only the model is a
-script. Token ids 0 to 255 are bytes, so `say("text")` needs no model, and `write_model_folder` makes a
-tokenizer and a chat template to match.
+Its process table, blocking reads, turns, stops and kills behave as the contract says. Only the model is a
+script (`scripted_process.py`), and what it tells of itself is made up (`scripted_answers.py`). Tokens are
+bytes (`byte_model.py`), so `say("text")` needs no model. Tests find the names of all of these here.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import assert_never
@@ -18,11 +15,10 @@ from typing import assert_never
 import attrs
 import msgspec
 import trio
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from syscalls.codec import Answer, Request
 from syscalls.device import LoadModel, ModelLoaded, Sleep, UnloadModel, Wake
-from syscalls.embedding import Embed, EmbeddingInfo
+from syscalls.embedding import Embed
 from syscalls.errno import Errno, SyscallError
 from syscalls.image import (
     Checkpoint,
@@ -35,18 +31,12 @@ from syscalls.image import (
 )
 from syscalls.memory import (
     CacheDropped,
-    DeviceMemory,
     DropCache,
     FrameMapList,
     Frames,
-    MapList,
-    MapRange,
     Maps,
     Meminfo,
     MemoryInfo,
-    ProcessMemory,
-    TenantMemory,
-    TierMemory,
 )
 from syscalls.process import (
     Cont,
@@ -63,20 +53,14 @@ from syscalls.process import (
     Spawned,
     Stat,
     Stop,
-    TimelineEntry,
     Trace,
-    TraceEvent,
-    TraceList,
     Usage,
     Wait,
     Waited,
     Why,
-    WhyInfo,
     Write,
 )
-from syscalls.sampling import TokenLogprobs
 from syscalls.system import (
-    CacheInfo,
     DeviceInfo,
     DeviceList,
     Devices,
@@ -84,179 +68,61 @@ from syscalls.system import (
     Event,
     EventList,
     Events,
-    MapInfo,
     Model,
     ModelList,
     Models,
     Ping,
     Shutdown,
     Statistics,
-    StatisticsInfo,
 )
 from syscalls.tenant import (
     Identity,
-    Limits,
-    Rate,
     Rates,
     ReloadTenants,
     ShareList,
     Shares,
-    TenantInfo,
     TenantList,
     Tenants,
     TenantShare,
     TenantsReloaded,
     Whoami,
 )  # fmt: skip
+from tests.byte_model import (
+    ASSISTANT,
+    CHAT_TEMPLATE,
+    CONTEXT,
+    END,
+    SYSTEM,
+    USER,
+    VECTOR_SIZE,
+    VOCAB_SIZE,
+    count_tokens,
+    make_model,
+    read_tokens,
+    write_model_folder,
+)
+from tests.scripted_answers import (
+    account_memory,
+    count_all,
+    count_running,
+    count_share,
+    describe_process,
+    describe_tenant,
+    explain_process,
+    list_maps,
+    make_device,
+    tell_trace,
+    tell_usage,
+)
+from tests.scripted_process import STOPPED_BY_MODEL, LimitReached, Program, ScriptedProcess, say_hello
 from tests.syscalls.fake_kernel import FakeKernel, FakeSession, open_fake_kernel
 
-END, USER, ASSISTANT, SYSTEM = 256, 257, 258, 259
-SPECIAL_TOKENS = ("<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
-VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
-CONTEXT = 4096
-VECTOR_SIZE = 16
-STOPPED_BY_MODEL = ExitStatus("stop", stop_token=END)
-
-
-def write_model_folder(
-    folder: Path,
-    *,
-    has_template: bool = True,
-    template: str = CHAT_TEMPLATE,
-    more_special_tokens: tuple[str, ...] = (),
-) -> Path:
-    """Write the text files of a model whose tokens are bytes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    vocab = {character: byte for byte, character in enumerate(_list_byte_characters())}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(
-        [AddedToken(text, special=True, normalized=False) for text in (*SPECIAL_TOKENS, *more_special_tokens)]
-    )
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>"}))
-    if has_template:
-        (folder / "chat_template.jinja").write_text(template)
-    return folder
-
-
-def _list_byte_characters() -> list[str]:
-    """The character that stands for each byte in GPT-2's alphabet."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [byte for byte in range(256) if byte not in printable]
-    return [chr(byte) if byte in printable else chr(256 + hidden.index(byte)) for byte in range(256)]
-
-
-def read_tokens(tokens: tuple[int, ...] | list[int]) -> str:
-    """Return tokens as text, special ones spelled out."""
-    return b"".join(
-        bytes([token]) if token < 256 else SPECIAL_TOKENS[token - 256].encode() for token in tokens
-    ).decode()
-
-
-def count_tokens(tokens: Sequence[int], *, normalise: bool) -> bytes:
-    """The vector of an input: how often it has tokens of each of VECTOR_SIZE kinds."""
-    counts = [0.0] * VECTOR_SIZE
-    for token in tokens:
-        counts[token % VECTOR_SIZE] += 1.0
-    length = math.sqrt(sum(count * count for count in counts)) if normalise else 1.0
-    return struct.pack(f"<{VECTOR_SIZE}f", *(count / length for count in counts))
-
-
-@attrs.define(eq=False)
-class ScriptedProcess:
-    """One process. Programs use `say`, `emit` and the fields; the kernel does the rest."""
-
-    pid: int
-    spawn: Spawn
-    seed: int
-    session: FakeSession
-    sample: int = 0  # index among the samples of its spawn
-    parent: int | None = None
-    label: str = ""
-    tokens: list[int] = attrs.field(factory=list)  # prompt and output of all turns
-    output: list[int] = attrs.field(factory=list)
-    logprobs: list[TokenLogprobs] = attrs.field(factory=list)
-    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
-    vector: bytes = b""
-    end: ExitStatus | None = None  # of the process, or of the turn that is over
-    is_zombie: bool = False
-    is_stopped: bool = False
-    nice: int = 0
-    num_prompt_tokens: int = 0
-    max_tokens: int = CONTEXT
-    num_turn_output: int = 0
-    num_computed: int | None = None  # as stat tells; None: all of its tokens
-    num_cached_tokens: int = 0
-    num_read: int = 0  # tokens of its output that have arrived at its reader
-    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)  # of the running turn
-    _changed: trio.Event = attrs.field(factory=trio.Event)
-
-    @property
-    def prompt(self) -> str:
-        """Everything it was told and has said, special tokens spelled out."""
-        return read_tokens(self.tokens)
-
-    @property
-    def state(self) -> str:
-        """As ps prints it."""
-        if self.is_zombie:
-            return "ZOMBIE"
-        if self.is_stopped:
-            return "STOPPED"
-        return "BLOCKED(Input)" if self.end is not None else "RUNNING"
-
-    async def say(self, text: str) -> None:
-        """Output a text byte by byte."""
-        await self.emit(*text.encode())
-
-    async def emit(self, *tokens: int, logprobs: tuple[TokenLogprobs, ...] = ()) -> None:
-        """Output tokens one by one, each visible to readers at once; ends the turn at max_tokens."""
-        for index, token in enumerate(tokens):
-            while self.is_stopped:
-                await self.wait_change()
-            self.output.append(token)
-            self.tokens.append(token)
-            if logprobs:
-                self.logprobs.append(logprobs[index])
-            self.num_turn_output += 1
-            self.change()
-            if self.num_turn_output >= self.max_tokens:
-                raise LimitReached
-            await trio.lowlevel.checkpoint()
-
-    async def wait_read(self) -> None:
-        """Wait until all that was output has arrived at its reader, who asks for more."""
-        while self.num_read < len(self.output):
-            await self.wait_change()
-
-    async def wait_change(self) -> None:
-        """Wait until anything about the process changes."""
-        await self._changed.wait()
-
-    def change(self) -> None:
-        """Wake all who wait for a change."""
-        self._changed.set()
-        self._changed = trio.Event()
-
-
-class LimitReached(Exception):
-    """The turn has output max_tokens."""
-
-
-Program = Callable[[ScriptedProcess], Awaitable[ExitStatus]]
-
-
-async def say_hello(process: ScriptedProcess) -> ExitStatus:
-    """The default program: a greeting and an end token."""
-    await process.say("hello")
-    await process.emit(END)
-    return STOPPED_BY_MODEL
+__all__ = [
+    "ASSISTANT", "CHAT_TEMPLATE", "CONTEXT", "END", "STOPPED_BY_MODEL", "SYSTEM", "USER", "VECTOR_SIZE",
+    "VOCAB_SIZE", "Program", "ScriptedKernel", "ScriptedProcess", "count_tokens", "make_device",
+    "make_model", "open_scripted_kernel", "read_tokens", "say_hello", "take_a_moment",
+    "write_model_folder",
+]  # fmt: skip
 
 
 async def take_a_moment(process: ScriptedProcess) -> None:
@@ -277,7 +143,7 @@ class ScriptedKernel:
     spawned: list[ScriptedProcess] = attrs.field(factory=list)  # all there ever were
     images: dict[str, tuple[ScriptedProcess, ImageInfo]] = attrs.field(
         factory=dict
-    )  # the process they are of
+    )  # and the process of each
     events: list[Event] = attrs.field(factory=list)
     calls: list[Request] = attrs.field(factory=list)
     refusals: dict[type[Request], SyscallError] = attrs.field(factory=dict)  # calls that fail, and how
@@ -333,7 +199,7 @@ class ScriptedKernel:
                     await process.wait_change()
                 self.processes.pop(pid, None)
                 assert process.end is not None
-                return Waited(pid, process.end, self._usage(process))
+                return Waited(pid, process.end, tell_usage(process))
             case Read(pid, offset):
                 return await self._read(self._find(pid), offset)
             case Write(pid, tokens, max_tokens):
@@ -361,24 +227,14 @@ class ScriptedKernel:
                 return self._describe(self._find(pid))
             case Trace(pid, since):
                 self._find(pid)
-                events = (
-                    TraceEvent(1, "spawned", 0.0),
-                    TraceEvent(2, "prefill", 0.001, num_tokens=5),
-                    TraceEvent(3, "read", 0.002, 0.5, text="offset=3", result="2 tokens", session=7),
-                    TraceEvent(4, "ended", 0.6, text="stop"),
-                )
-                batch = events[:2] if since < 3 else events[2:]
-                return TraceList(batch, batch[-1].sequence + 1, 5 if since == 3 else 0, since == 3)
+                return tell_trace(since)
             case Why(pid):
-                return self._explain(self._find(pid))
+                return explain_process(self._find(pid))
             case Meminfo():
-                return MemoryInfo(tuple(self._account(device) for device in self.devices))
+                return MemoryInfo(tuple(account_memory(device, self.processes) for device in self.devices))
             case Maps(pid):
                 self._find(pid)
-                return MapList(
-                    pid, self.devices[0].name, (MapRange(0, 128, "shared", 2, 1 << 20),
-                    MapRange(128, 384, "private", 1, 2 << 20)),
-                )  # fmt: skip
+                return list_maps(pid, self.devices[0].name)
             case Sleep() | Wake():
                 state = "sleeping" if isinstance(body, Sleep) else "ready"
                 self.devices = [msgspec.structs.replace(device, state=state) for device in self.devices]
@@ -397,7 +253,7 @@ class ScriptedKernel:
             case Whoami():
                 return Identity(session.tenant, session.tenant == "tester", 1, 1000)
             case Tenants():
-                return TenantList(tuple(self._describe_tenant(share) for share in self._list_shares()))
+                return TenantList((describe_tenant(self._count_share()),))
             case Checkpoint(pid, name, overwrite):
                 return self._checkpoint(self._find(pid), name, overwrite)
             case Restore(name):
@@ -415,7 +271,7 @@ class ScriptedKernel:
             case ReloadTenants():
                 return TenantsReloaded(("carol",), (), ("bob",), 2)
             case Shares():
-                return ShareList(self._list_shares())
+                return ShareList((self._count_share(),))
             case Devices():
                 return DeviceList(tuple(self.devices))
             case Models():
@@ -425,7 +281,10 @@ class ScriptedKernel:
                     await self._has_event.wait()
                 return EventList(tuple(found[-limit:]))
             case Statistics(exposition):
-                return self._count("llmos_processes 1\n" if exposition else "")
+                return count_all(
+                    self.devices, self.spawned, self.processes.values(), 100.0 + len(self.calls),
+                    "llmos_processes 1\n" if exposition else "",
+                )  # fmt: skip
             case Shutdown(grace):
                 self.shutdown_grace = grace
             case Ping():
@@ -573,7 +432,7 @@ class ScriptedKernel:
             tuple(process.output[offset:]),
             tuple(process.logprobs[offset:]),
             process.end,
-            self._usage(process) if process.end is not None else Usage(),
+            tell_usage(process) if process.end is not None else Usage(),
             process.prompt_logprobs if offset == 0 else (),
             tuple(map(float, range(offset, len(process.output)))) if process.spawn.token_times else (),
             process.vector,
@@ -589,155 +448,11 @@ class ScriptedKernel:
         process.max_tokens = max_tokens or CONTEXT - len(process.tokens)
         self._start_turn(process)
 
-    # --- what it says --------------------------------------------------------------------------------------
-
-    def _usage(self, process: ScriptedProcess) -> Usage:
-        return Usage(
-            num_prompt_tokens=process.num_prompt_tokens,
-            num_output_tokens=len(process.output),
-            num_cached_tokens=process.num_cached_tokens,
-            first_token_seconds=0.25 if process.output else None,
-            running_seconds=1.5,
-        )
-
     def _describe(self, process: ScriptedProcess) -> ProcessInfo:
-        return ProcessInfo(
-            pid=process.pid,
-            parent=process.parent,
-            tenant="tester",
-            state=process.state,
-            label=process.label,
-            model=process.spawn.model or self.models[0].name,
-            device=self.devices[0].name,
-            nice=process.nice,
-            seed=process.seed,
-            num_tokens=len(process.tokens),
-            num_computed=len(process.tokens) if process.num_computed is None else process.num_computed,
-            max_tokens=process.max_tokens,
-            num_resident_bytes=3 << 20,
-            num_shared_bytes=1 << 20,
-            age_seconds=2.5,
-            usage=self._usage(process),
-            status=process.end,
-            activity="ended" if process.is_zombie else "decode",
-        )
+        return describe_process(process, self.models[0].name, self.devices[0].name)
 
-    def _explain(self, process: ScriptedProcess) -> WhyInfo:
-        entries = (
-            TimelineEntry("spawned", 0.0),
-            TimelineEntry("queued", 0.0, 1.5, count=3, text="uid:7"),
-            TimelineEntry("prefill", 1.5, 0.25, count=2, num_tokens=len(process.spawn.prompt)),
-            TimelineEntry("first token", 1.75),
-            TimelineEntry("preempted", 2.0, pid=17, text="swap, fair share of bob"),
-            TimelineEntry("swapped out", 2.0, 0.5, num_bytes=64 << 20, text="host"),
-        )
-        spent = {"queued": 1.5, "prefill": 0.25, "decode": 0.25, "swapped": 0.5, "input": 0.0}
-        return WhyInfo(process.pid, process.state, "slow to start: told so by the test", entries, 9, spent)
-
-    def _account(self, device: DeviceInfo) -> DeviceMemory:
-        used = (device.num_frames - device.num_free_frames - device.num_cached_frames) * device.frame_bytes
-        return DeviceMemory(
-            device=device.name,
-            model=device.model,
-            weights=5 << 20,
-            pool=device.num_frames * device.frame_bytes,
-            private=used - (1 << 20),
-            shared=1 << 20,
-            ahead=0,
-            cached=device.num_cached_frames * device.frame_bytes,
-            moving=0,
-            free=device.num_free_frames * device.frame_bytes,
-            tenants=(TenantMemory("tester", used - (1 << 20), 1 << 20, 0, 0, 4 << 20),),
-            processes=tuple(
-                ProcessMemory(pid, "tester", 2 << 20, 1 << 20, 0, 4 << 20) for pid in sorted(self.processes)
-            ),
-            tiers=(TierMemory("host", 64 << 20, 4 << 20),),
-        )
-
-    def _describe_tenant(self, share: TenantShare) -> TenantInfo:
-        limits = Limits(max_running=4, tokens_per_minute=1000.0)
-        rates = Rates(tokens=Rate(1000.0, 750.0, 15.0))
-        return TenantInfo(share.tenant, limits, rates, 0.5, share.num_running, 3, share)
-
-    def _list_shares(self) -> tuple[TenantShare, ...]:
-        num_prompt = sum(process.num_prompt_tokens for process in self.spawned)
-        num_output = sum(len(process.output) for process in self.spawned)
-        num_running = sum(process.state == "RUNNING" for process in self.processes.values())
-        return (
-            TenantShare(
-                "tester", 2.0, num_prompt + 2.0 * num_output, num_prompt, num_output, 0.0,
-                num_running, 0, 3 << 20,
-            ),
-        )  # fmt: skip
-
-    def _count(self, exposition: str) -> StatisticsInfo:
-        frames = [(d.num_frames, d.num_free_frames, d.num_cached_frames) for d in self.devices]
-        total, free, cached = (sum(column) for column in zip(*frames, strict=True))
-        num_output = sum(len(process.output) for process in self.spawned)
-        return StatisticsInfo(
-            version="9.9",
-            uptime_seconds=100.0 + len(self.calls),
-            draining=False,
-            num_sessions=1,
-            num_processes=len(self.processes),
-            num_running=sum(process.state == "RUNNING" for process in self.processes.values()),
-            num_waiting=0,
-            num_spawned=len(self.spawned),
-            num_exited=sum(process.is_zombie for process in self.spawned),
-            num_preemptions=0,
-            num_prompt_tokens=sum(process.num_prompt_tokens for process in self.spawned),
-            num_cached_tokens=0,
-            num_output_tokens=num_output,
-            num_steps=num_output,
-            num_frames=total,
-            num_free_frames=free,
-            num_cached_frames=cached,
-            num_tasks=10,
-            num_open_files=10,
-            exposition=exposition,
-        )
-
-
-def make_model(path: Path, name: str = "scripted") -> Model:
-    """Describe a model whose text files are in `path`."""
-    return Model(
-        name=name,
-        path=str(path),
-        max_model_len=CONTEXT,
-        vocab_size=VOCAB_SIZE,
-        eos_token_ids=(END,),
-        dtype="float32",
-        hash="ab" * 16,
-        num_parameters=1_200_000,
-        created=1_700_000_000,
-        fingerprint="fp-scripted",
-        embedding=EmbeddingInfo(VECTOR_SIZE, ("last", "mean"), (8,)),
-    )
-
-
-def make_device(name: str = "sim:0") -> DeviceInfo:
-    """Describe a device with 100 frames: 60 used, 30 free, 10 cached."""
-    return DeviceInfo(
-        name=name,
-        kind="sim",
-        description="scripted",
-        state="ready",
-        model="scripted",
-        dtype="float32",
-        num_threads=1,
-        frame_bytes=2 << 20,
-        num_frames=100,
-        num_free_frames=30,
-        num_cached_frames=10,
-        num_processes=0,
-        num_running=0,
-        num_waiting=0,
-        num_steps=7,
-        num_restarts=0,
-        driver_pid=4242,
-        cache=CacheInfo("cost", 2 << 20, 64, 20, 10, 8, 6, 1000, 250, 3, 7, 4),
-        maps=MapInfo(40, 12, 5, 2, 1, 3, 6, 0.0125, 0.5),
-    )
+    def _count_share(self) -> TenantShare:
+        return count_share(self.spawned, count_running(self.processes.values()))
 
 
 @asynccontextmanager
