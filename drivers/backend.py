@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
-import torch
-
 from drivers.arena import Arena
+from drivers.model.kv_pages import KVPages
 from drivers.model.loader import ProgressCallback
 from drivers.model.step_queue import StepQueue
 from drivers.model.transformer import Model
@@ -50,21 +48,12 @@ class Backend(Protocol):
     def open_arena(self, kv: KVFormat, num_frames: int, max_spaces: int, pages_per_space: int) -> Arena:
         """Set up memory. Raises ArenaError, OSError or torch.OutOfMemoryError."""
 
-    def open_queue(
-        self,
-        model: Model,
-        arena: Arena,
-        k_pages: Sequence[torch.Tensor],
-        v_pages: Sequence[torch.Tensor],
-        max_spaces: int,
-    ) -> StepQueue | None:
+    def open_queue(self, model: Model, pages: KVPages, max_spaces: int) -> StepQueue | None:
         """What steps of a loaded model are launched by, two in flight; None: each is over when it was begun.
 
         Args:
             model: that `load_model` returned.
-            arena: that `open_arena` returned.
-            k_pages: of the arena, as the model views them.
-            v_pages: likewise.
+            pages: of an arena that `open_arena` returned.
             max_spaces: asids are below it.
         """
 

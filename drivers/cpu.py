@@ -5,13 +5,12 @@ from __future__ import annotations
 import mmap
 import os
 import platform
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from drivers.arena import Arena
 from drivers.host_arena import HostArena, max_virtual_frames
+from drivers.model.kv_pages import KVPages
 from drivers.model.loader import ProgressCallback, load_reference, open_model
 from drivers.model.native_loader import load_native
 from drivers.model.native_transformer import explain_unfit
@@ -77,14 +76,7 @@ class CpuDriver:
         """See Backend."""
         return HostArena(kv, num_frames, max_spaces, pages_per_space, debug=self._debug)
 
-    def open_queue(
-        self,
-        model: Model,
-        arena: Arena,
-        k_pages: Sequence[torch.Tensor],
-        v_pages: Sequence[torch.Tensor],
-        max_spaces: int,
-    ) -> None:
+    def open_queue(self, model: Model, pages: KVPages, max_spaces: int) -> None:
         """See Backend: a processor is done with a step when it returns from it."""
 
     def close(self) -> None:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 
 import torch
 
-from drivers.arena import Arena
 from drivers.backend import DeviceUnavailable
 from drivers.cuda_arena import CudaArena
 from drivers.model.int8_loader import load_int8
+from drivers.model.kv_pages import KVPages
 from drivers.model.launch import DirectLauncher, GraphLauncher
 from drivers.model.loader import ProgressCallback, load_reference, open_model
 from drivers.model.step_queue import StepQueue
 from drivers.model.transformer import Model, Transformer
-from drivers.ops.batch import ContiguousPages
 from drivers.ops.interface import Ops
 from drivers.ops.reference import ReferenceOps
 from llmos.device import KVFormat, Load, Quality
@@ -103,19 +101,11 @@ class CudaDriver:
             debug=self._debug,
         )
 
-    def open_queue(
-        self,
-        model: Model,
-        arena: Arena,
-        k_pages: Sequence[torch.Tensor],
-        v_pages: Sequence[torch.Tensor],
-        max_spaces: int,
-    ) -> StepQueue:
+    def open_queue(self, model: Model, pages: KVPages, max_spaces: int) -> StepQueue:
         """See Backend. Steps of lone tokens are recorded as graphs on a GPU."""
         assert isinstance(model, Transformer)
         launcher = (GraphLauncher if self.is_gpu else DirectLauncher)(self.torch_device)
-        pages = ContiguousPages(arena.pages_per_space)
-        return StepQueue(model, k_pages, v_pages, pages, max_spaces, launcher)
+        return StepQueue(model, pages, max_spaces, launcher)
 
     def check_health(self) -> None:
         """See Backend. After an illegal access every later call fails, and only a new process helps."""

@@ -137,9 +137,7 @@ class _Bench:
         )
         try:
             self._map()
-            self._k_pages, self._v_pages = (
-                model.kv_views(frames, kv, segment) for segment, frames in enumerate(self._arena.segments)
-            )
+            self._pages = model.view_pages(self._arena.segments, kv, self._arena.page_index)
         except BaseException:
             self._arena.close()
             raise
@@ -177,7 +175,7 @@ class _Bench:
 
     def _run(self, rows: Sequence[Row]) -> float:
         began = time.perf_counter()
-        self._model.choose(rows, self._arena.page_index, self._k_pages, self._v_pages, [None] * len(rows))
+        self._model.choose(rows, self._pages, [None] * len(rows))
         return time.perf_counter() - began
 
     def close(self) -> None:

@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import attrs
 import msgspec
-import torch
 
 from drivers.arena import Arena
 from drivers.backend import Backend
 from drivers.copy_cost import measure_copy_cost
 from drivers.grammars import Grammars
 from drivers.model.grammar import GrammarTokens
+from drivers.model.kv_pages import KVPages
 from drivers.model.pooler import Pooler
 from drivers.model.sampler import Sampler
 from drivers.model.transformer import Model
@@ -36,11 +36,10 @@ class Session:
     sampler: Sampler
     pooler: Pooler
     arena: Arena
+    pages: KVPages  # of the arena
     tiers: Tiers
     grammars: Grammars
     pipeline: StepPipeline | None  # None: a step is over when it was launched
-    k_pages: list[torch.Tensor]
-    v_pages: list[torch.Tensor]
     opened: contextlib.ExitStack  # closes all of it, the last opened first
 
     def close(self) -> None:
@@ -62,9 +61,7 @@ def open_session(backend: Backend, load: Load, report: ReportProgress) -> tuple[
     with contextlib.ExitStack() as opened:
         arena = backend.open_arena(kv, num_frames, load.max_spaces, pages_per_space)
         opened.callback(arena.close)
-        k_pages, v_pages = (
-            model.kv_views(frames, kv, segment) for segment, frames in enumerate(arena.segments)
-        )
+        pages = model.view_pages(arena.segments, kv, arena.page_index)
         tiers = Tiers(arena, load.host_bytes, load.disk_bytes, load.disk_folder, load.copy_piece_bytes or 0)
         opened.callback(tiers.close)
         profile = msgspec.structs.replace(
@@ -72,7 +69,7 @@ def open_session(backend: Backend, load: Load, report: ReportProgress) -> tuple[
             host=measure_copy_cost(tiers, "host", tiers.num_host_slots),
             disk=measure_copy_cost(tiers, "disk", tiers.num_disk_slots),
         )
-        queue = backend.open_queue(model, arena, k_pages, v_pages, load.max_spaces)
+        queue = backend.open_queue(model, pages, load.max_spaces)
         pipeline = None if queue is None else StepPipeline(queue)
         if pipeline is not None:
             opened.callback(pipeline.close)
@@ -81,9 +78,7 @@ def open_session(backend: Backend, load: Load, report: ReportProgress) -> tuple[
         grammars = Grammars(grammar_tokens)
         opened.callback(grammars.close)
         sampler = Sampler(info.vocab_size)
-        session = Session(
-            model, sampler, Pooler(), arena, tiers, grammars, pipeline, k_pages, v_pages, opened.pop_all()
-        )
+        session = Session(model, sampler, Pooler(), arena, pages, tiers, grammars, pipeline, opened.pop_all())
     loaded = Loaded(
         model=msgspec.structs.replace(info, weight_bytes=model.weight_bytes),
         kv=kv,

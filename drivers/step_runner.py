@@ -179,12 +179,11 @@ class StepRunner:
         for row in batch if session.pooler.num_spaces else ():
             told += [num_before + index for index in session.pooler.wanted(row)]
             num_before += row.num_tokens
-        index_of, keys, values = session.arena.page_index, session.k_pages, session.v_pages
         if told:
-            choices, hidden = session.model.choose_and_tell(batch, index_of, keys, values, work.draws, told)
+            choices, hidden = session.model.choose_and_tell(batch, session.pages, work.draws, told)
             _pool(session, good, hidden, results)
         else:
-            choices = session.model.choose(batch, index_of, keys, values, work.draws)
+            choices = session.model.choose(batch, session.pages, work.draws)
         self._spaces.note_sampled(work.take(session.sampler, choices, results))
 
 
@@ -215,5 +214,5 @@ def _poison_tails(session: Session, rows: list[Row]) -> None:
         vpn, slot = divmod(row.start + row.num_tokens, size)
         if slot:
             page = session.arena.page_index(row.asid, vpn)
-            for layer in (*session.k_pages, *session.v_pages):
+            for layer in (*session.pages.keys, *session.pages.values):
                 poison_tail(layer, page, slot, size)

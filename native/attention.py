@@ -10,6 +10,7 @@ import numpy.typing as npt
 from attrs import field, frozen
 
 from native._cpu import ffi, lib
+from native.arrays import floats, stride
 
 __all__ = [
     "FORMATS",
@@ -118,12 +119,12 @@ def rope_write_kv(
         tokens: the step's flat tokens [from, to); None: all.
     """
     rope = ffi.new("llmos_rope *")
-    rope.cos, rope.sin, rope.epsilon = _floats(cos), _floats(sin), epsilon
-    rope.q_norm = ffi.NULL if q_norm is None else _floats(q_norm)
-    rope.k_norm = ffi.NULL if k_norm is None else _floats(k_norm)
+    rope.cos, rope.sin, rope.epsilon = floats(cos), floats(sin), epsilon
+    rope.q_norm = ffi.NULL if q_norm is None else floats(q_norm)
+    rope.k_norm = ffi.NULL if k_norm is None else floats(k_norm)
     first, last = tokens or (0, len(qkv))
     lib.llmos_rope_write_kv(
-        kv, rope, _spans(spans), len(spans), _table(pages), _floats(qkv), _stride(qkv), first, last
+        kv, rope, _spans(spans), len(spans), _table(pages), floats(qkv), stride(qkv), first, last
     )
 
 
@@ -151,7 +152,7 @@ def bind_attend(
     scratch = np.empty(lib.llmos_attention_scratch_bytes(kv) + 64, dtype=np.uint8)
     scratch = scratch[-scratch.ctypes.data % 64 :]
     arguments = (
-        kv, _spans(spans), len(spans), _table(pages), _floats(q), _stride(q), _floats(out), _stride(out),
+        kv, _spans(spans), len(spans), _table(pages), floats(q), stride(q), floats(out), stride(out),
         first, last, ffi.cast("void *", scratch.ctypes.data),
     )  # fmt: skip
     alive = (spans, pages, q, out, scratch)  # the arguments are bare addresses
@@ -161,16 +162,6 @@ def bind_attend(
         lib.llmos_attention(*arguments)
 
     return run
-
-
-def _floats(array: Floats) -> Any:
-    if array.dtype != np.float32 or array.strides[-1] != 4:
-        raise ValueError(f"{array.dtype} with strides {array.strides} is not fp32 with contiguous rows")
-    return ffi.cast("float *", array.ctypes.data)
-
-
-def _stride(array: Floats) -> int:
-    return int(array.strides[0] // 4)
 
 
 def _spans(spans: Ints) -> Any:

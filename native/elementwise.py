@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from native._cpu import ffi, lib
-from native.gemm import QuantisedRows
+from native.arrays import floats, stride
+from native.quantise import QuantisedRows
 
 __all__ = ["embed", "rms_norm", "rms_norm_int8", "silu_mul"]
 
@@ -18,7 +19,7 @@ Floats = npt.NDArray[np.float32]
 def rms_norm(x: Floats, weight: Floats, epsilon: float, out: Floats | None = None) -> Floats:
     """x / sqrt(mean(x^2) + epsilon) * weight for rows [m, k]; into `out` (which may be x), or a new array."""
     out = np.empty(x.shape, dtype=np.float32) if out is None else out
-    lib.llmos_rms_norm(_floats(x), _stride(x), _floats(weight), epsilon, *x.shape, _floats(out), _stride(out))
+    lib.llmos_rms_norm(floats(x), stride(x), floats(weight), epsilon, *x.shape, floats(out), stride(out))
     return out
 
 
@@ -28,8 +29,8 @@ def rms_norm_int8(x: Floats, weight: Floats, epsilon: float) -> QuantisedRows:
     values = np.empty((m, (k + 7) // 8 * 8), dtype=np.int8)
     scale, sums = np.empty(m, dtype=np.float32), np.empty(m, dtype=np.int32)
     lib.llmos_rms_norm_int8(
-        _floats(x), _stride(x), _floats(weight), epsilon, m, k, ffi.cast("int8_t *", values.ctypes.data),
-        values.shape[1], _floats(scale), ffi.cast("int32_t *", sums.ctypes.data),
+        floats(x), stride(x), floats(weight), epsilon, m, k, ffi.cast("int8_t *", values.ctypes.data),
+        values.shape[1], floats(scale), ffi.cast("int32_t *", sums.ctypes.data),
     )  # fmt: skip
     return QuantisedRows(values, k, scale, sums)
 
@@ -39,7 +40,7 @@ def silu_mul(gate_up: Floats) -> Floats:
     rows, size = gate_up.shape[0], gate_up.shape[1] // 2
     out = np.empty((rows, size), dtype=np.float32)
     gate, up = gate_up[:, :size], gate_up[:, size:]
-    lib.llmos_silu_mul(_floats(gate), _floats(up), _stride(gate_up), rows, size, _floats(out), _stride(out))
+    lib.llmos_silu_mul(floats(gate), floats(up), stride(gate_up), rows, size, floats(out), stride(out))
     return out
 
 
@@ -52,16 +53,6 @@ def embed(table: npt.NDArray[Any], format: int, ids: npt.NDArray[np.int32]) -> F
     out = np.empty((len(ids), table.shape[1]), dtype=np.float32)
     lib.llmos_embed(
         ffi.cast("void *", table.ctypes.data), format, table.shape[1],
-        ffi.cast("int32_t *", ids.ctypes.data), len(ids), _floats(out), _stride(out),
+        ffi.cast("int32_t *", ids.ctypes.data), len(ids), floats(out), stride(out),
     )  # fmt: skip
     return out
-
-
-def _floats(array: Floats) -> Any:
-    if array.dtype != np.float32 or array.strides[-1] != 4:
-        raise ValueError(f"{array.dtype} with strides {array.strides} is not fp32 with contiguous rows")
-    return ffi.cast("float *", array.ctypes.data)
-
-
-def _stride(array: Floats) -> int:
-    return int(array.strides[0] // 4)

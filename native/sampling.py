@@ -10,7 +10,7 @@ import numpy.typing as npt
 from attrs import evolve, field, frozen
 
 from native._cpu import ffi, lib
-from native.gemm import aligned_empty
+from native.arrays import aligned_empty
 
 __all__ = [
     "CUT_KINDS",

@@ -14,7 +14,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from native.gemm import bind_multiply, pack_int8, quantise_rows
+from native.gemm import bind_multiply
+from native.pack import pack_int8
+from native.quantise import quantise_rows
 
 SHAPES = ((768, 768), (6144, 768), (768, 3072), (2048, 2048), (2048, 8192))  # outputs, inputs
 ROW_COUNTS = (1, 8, 32, 64, 512)

@@ -52,7 +52,7 @@ def measure(shape: str, weights: str, num_threads: int, seconds: float) -> list[
         if not vpn:
             arena.reserve(asid)
         arena.map(Map(asid, vpn, (2 * page, 2 * page + 1)))
-    k_pages, v_pages = (model.kv_views(frames, kv, i) for i, frames in enumerate(arena.segments))
+    pages = model.view_pages(arena.segments, kv, arena.page_index)
     steps = FITTED + HELD_OUT
     least = [np.inf] * len(steps)
     end = time.perf_counter() + seconds
@@ -60,7 +60,7 @@ def measure(shape: str, weights: str, num_threads: int, seconds: float) -> list[
         for i, step in enumerate(steps):
             rows = [Row(asid, start, (0,) * count, True) for asid, (start, count) in enumerate(step)]
             began = time.perf_counter()
-            model.choose(rows, arena.page_index, k_pages, v_pages, [None] * len(rows))
+            model.choose(rows, pages, [None] * len(rows))
             least[i] = min(least[i], time.perf_counter() - began)
     arena.close()
     return [MeasuredStep(work_of(step), taken) for step, taken in zip(steps, least, strict=True)]

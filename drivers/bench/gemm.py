@@ -19,7 +19,10 @@ import msgspec
 import numpy as np
 
 from drivers.bench.peaks import STREAM_BYTES, make_stream, measure_peaks, seconds_together
-from native.gemm import PackedWeight, WeightFormat, aligned_empty, bind_multiply, pack_weight, quantise_rows
+from native.arrays import aligned_empty
+from native.gemm import bind_multiply
+from native.pack import PackedWeight, WeightFormat, pack_weight
+from native.quantise import quantise_rows
 
 __all__ = ["GemmMeasurement", "WeightCopies", "measure_gemm"]
 

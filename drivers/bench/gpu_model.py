@@ -15,7 +15,7 @@ from drivers.bench.gpu_setup import Setup
 from drivers.bench.gpu_weights import random_weight
 from drivers.bench.rows import Measured
 from drivers.model.config import ModelConfig
-from drivers.model.kv_layout import kv_segments, kv_views
+from drivers.model.kv_layout import kv_segments
 from drivers.model.launch import DirectLauncher, GraphLauncher
 from drivers.model.step_queue import MAX_IN_FLIGHT, StepQueue
 from drivers.model.transformer import ModelDescription, Transformer
@@ -90,10 +90,10 @@ class Cache:
     def __init__(self, setup: Setup, model: Transformer, num_spaces: int, num_tokens: int) -> None:
         is_int8 = model.info.kv == "int8"
         per_page = model.segments[0].bytes_per_token * TOKENS_PER_PAGE
-        self.pages = ContiguousPages(-(-num_tokens // TOKENS_PER_PAGE))
+        index = ContiguousPages(-(-num_tokens // TOKENS_PER_PAGE))
         kv = KVFormat(model.info.kv, model.segments, per_page, TOKENS_PER_PAGE)
-        size = num_spaces * self.pages.pages_per_space * per_page
-        views = []
+        size = num_spaces * index.pages_per_space * per_page
+        frames = []
         for _ in range(2):
             if is_int8:
                 numbers = torch.randint(-127, 128, (size,), dtype=torch.int8, device=setup.device)
@@ -102,10 +102,10 @@ class Cache:
                     size // setup.sizes.dtype.itemsize, dtype=setup.sizes.dtype, device=setup.device
                 )
                 numbers.normal_()
-            views.append(kv_views(numbers.view(torch.uint8), model.config, kv))
-            for layer in views[-1] if is_int8 else ():
-                scales_of(layer).fill_(1 / 73)  # as spread as normal numbers are
-        self.k, self.v = views
+            frames.append(numbers.view(torch.uint8))
+        self.pages = model.view_pages(frames, kv, index)
+        for layer in (*self.pages.keys, *self.pages.values) if is_int8 else ():
+            scales_of(layer).fill_(1 / 73)  # as spread as normal numbers are
 
 
 def measure_decode(setup: Setup, model: Transformer) -> Iterator[Measured]:
@@ -176,7 +176,7 @@ def open_queue(
 ) -> StepQueue:
     """A queue of steps on a cache; on a GPU those of lone tokens are recorded, unless they are not to be."""
     launcher = (GraphLauncher if setup.is_gpu and has_graphs else DirectLauncher)(setup.device)
-    return StepQueue(model, cache.k, cache.v, cache.pages, batch, launcher)
+    return StepQueue(model, cache.pages, batch, launcher)
 
 
 def _time_decode(
@@ -215,7 +215,7 @@ def measure_prefill(setup: Setup, model: Transformer) -> Iterator[Measured]:
 
         def run(row: Row = row, cache: Cache = cache) -> float:
             began = time.perf_counter()
-            model.choose([row], cache.pages, cache.k, cache.v, [None])
+            model.choose([row], cache.pages, [None])
             return time.perf_counter() - began
 
         run()

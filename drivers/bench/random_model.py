@@ -11,7 +11,8 @@ from drivers.model.native_transformer import NativeTransformer
 from drivers.model.packed import LINEAR, WEIGHT_FORMATS, PackedWeights
 from drivers.model.transformer import ModelDescription
 from llmos.device import Load, Quality
-from native.gemm import TILE_COLUMNS, WeightFormat, aligned_empty, pack_weight, packed_bytes
+from native.arrays import aligned_empty
+from native.pack import TILE_COLUMNS, WeightFormat, pack_weight, packed_bytes
 
 __all__ = ["SHAPES", "RandomDriver", "random_native_model", "random_weights"]
 

@@ -19,8 +19,8 @@ from attrs import evolve
 from drivers.model.randomness import uniform
 from drivers.model.reference_sampler import choose_token
 from native.attention import use_variant
-from native.gemm import usable_variants
 from native.sampling import Cut, Draw, MirostatDraw, bind_sample
+from native.variant import usable_variants
 
 __all__ = ["DRAWS", "LOGITS", "SamplingMeasurement", "make_logits", "measure_sampling"]
 

@@ -13,7 +13,7 @@ from drivers.bench.random_model import SHAPES, random_native_model
 from drivers.bench.rows import Case, Latest, Measured, Options, against_roof
 from drivers.bench.torch_baseline import TorchAttention, TorchProduct
 from llmos.device import Sampling
-from native.gemm import WeightFormat
+from native.pack import WeightFormat
 
 __all__ = ["SECTIONS"]
 

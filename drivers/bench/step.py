@@ -25,7 +25,7 @@ from drivers.model.native_transformer import KV_FORMATS, NativeTransformer
 from drivers.model.packed import WEIGHT_FORMATS
 from drivers.ops.batch import ContiguousPages
 from llmos.device import Row, choose_kv_format
-from native.gemm import aligned_empty
+from native.arrays import aligned_empty
 
 __all__ = ["SHAPES", "StepCase", "StepMeasurement", "measure_step"]
 
@@ -59,18 +59,13 @@ class StepCase:
     """A step of `num_rows` rows of `tokens_per_row` tokens, each behind `context` tokens of its own."""
 
     def __init__(self, model: NativeTransformer, num_rows: int, tokens_per_row: int, context: int) -> None:
-        self.model, self.num_rows, self.tokens_per_row, self.context = (
-            model,
-            num_rows,
-            tokens_per_row,
-            context,
-        )
+        self.model, self.num_rows = model, num_rows
+        self.tokens_per_row, self.context = tokens_per_row, context
         kv = choose_kv_format(model.info.kv, model.segments, None)
         pages_per_space = kv.num_pages(context + tokens_per_row)
         size = num_rows * pages_per_space * kv.frame_bytes
-        self._buffers = [torch.from_numpy(aligned_empty(size)).zero_() for _ in "kv"]
-        self._pages = [model.kv_views(buffer, kv, index) for index, buffer in enumerate(self._buffers)]
-        self._index = ContiguousPages(pages_per_space)
+        frames = [torch.from_numpy(aligned_empty(size)).zero_() for _ in kv.segments]
+        self._pages = model.view_pages(frames, kv, ContiguousPages(pages_per_space))
         self.rows = [
             Row(
                 asid,
@@ -102,8 +97,7 @@ class StepCase:
 
     def score(self) -> None:
         """A step as a driver runs it."""
-        keys, values = self._pages
-        self.model.choose(self.rows, self._index, keys, values, self._greedy)
+        self.model.choose(self.rows, self._pages, self._greedy)
 
     def forward(self) -> None:
         """The same without Python's part."""

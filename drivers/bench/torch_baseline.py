@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from drivers.bench.gemm import MAX_OPERATIONS
-from native.gemm import WeightFormat
+from native.pack import WeightFormat
 
 __all__ = ["TorchAttention", "TorchProduct"]
 

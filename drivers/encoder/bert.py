@@ -20,7 +20,8 @@ from torch.nn import functional
 from drivers.encoder.config import EncoderConfig
 from drivers.model.checkpoint import Checkpoint
 from drivers.model.errors import ModelError
-from native.gemm import TILE_COLUMNS, PackedWeight, WeightFormat, multiply, pack_weight
+from native.gemm import multiply
+from native.pack import TILE_COLUMNS, PackedWeight, WeightFormat, pack_weight
 
 __all__ = ["Bert"]
 

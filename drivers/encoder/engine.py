@@ -45,7 +45,7 @@ from llmos.device import (
     Step,
     StepDone,
 )  # fmt: skip
-from native.gemm import best_variant
+from native.variant import best_variant
 
 __all__ = ["EncoderEngine"]
 

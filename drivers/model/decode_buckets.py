@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from attrs import frozen
 
+from drivers.model.kv_pages import KVPages
 from drivers.model.launch import Launcher
 from drivers.model.transformer import Transformer
 from drivers.ops.batch import Batch, ContiguousPages, ResolvedRow
@@ -66,9 +67,7 @@ class DecodeBuckets:
 
     Args:
         model: on triton's operations.
-        k_pages: see `Transformer.run`.
-        v_pages: likewise.
-        page_index: pages of a space.
+        pages: those of a space lie one behind the other.
         last: [max_spaces + 1], int64 on the device: the token that each space sampled last; the last entry
             is that of padding.
         launcher: of the model's device.
@@ -78,19 +77,18 @@ class DecodeBuckets:
     def __init__(
         self,
         model: Transformer,
-        k_pages: Sequence[torch.Tensor],
-        v_pages: Sequence[torch.Tensor],
-        page_index: ContiguousPages,
+        pages: KVPages,
         last: torch.Tensor,
         launcher: Launcher,
         num_turns: int,
     ) -> None:
-        self._model, self._k_pages, self._v_pages = model, k_pages, v_pages
-        self._page_index, self._last, self._launcher = page_index, last, launcher
+        assert isinstance(pages.index, ContiguousPages)
+        self._model, self._pages, self._last, self._launcher = model, pages, last, launcher
+        self._pages_per_space = pages.index.pages_per_space
         self._num_turns = num_turns
-        self._tokens_per_page = k_pages[0].shape[1]
+        self._tokens_per_page = pages.keys[0].shape[1]
         self._nobody = len(last) - 1
-        self._places = (last, k_pages[0], v_pages[0])
+        self._places = (last, pages.keys[0], pages.values[0])
         self._logits: torch.Tensor | None = None  # [bucket_size(max_spaces), vocab_size], made when needed
         self._buckets: dict[int, _Bucket] = {}
         self._penalties: dict[int, _Penalties] = {}
@@ -212,7 +210,7 @@ class DecodeBuckets:
     def _forward(self, bucket: _Bucket, max_length: int) -> torch.Tensor:
         asids, positions, given = bucket.ints
         token_ids = torch.where(given == NO_TOKEN, self._last[asids], given)
-        first_pages = asids * self._page_index.pages_per_space
+        first_pages = asids * self._pages_per_space
         pages = torch.where(positions >= 0, first_pages + positions // self._tokens_per_page, -1)
         order = torch.arange(bucket.size, device=asids.device)
         batch = Batch(
@@ -225,4 +223,4 @@ class DecodeBuckets:
             tokens_per_page=self._tokens_per_page,
         )
         plan = plan_singles(self._model.shape, torch.stack((first_pages, positions, order)), max_length)
-        return self._model.forward_planned(batch, plan, self._k_pages, self._v_pages)
+        return self._model.forward_planned(batch, plan, self._pages)

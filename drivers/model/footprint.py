@@ -8,7 +8,7 @@ import attrs
 import numpy as np
 import torch
 
-from native.gemm import PackedWeight
+from native.pack import PackedWeight
 
 __all__ = ["count_bytes"]
 

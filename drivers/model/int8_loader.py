@@ -18,7 +18,7 @@ from drivers.model.weights import LayerWeights, Weights
 from drivers.ops.int8 import GROUP, Int4Weight, Int8Weight
 from drivers.ops.interface import Ops
 from llmos.device import Load
-from native.gemm import TILE_COLUMNS, PackedWeight, WeightFormat
+from native.pack import TILE_COLUMNS, PackedWeight, WeightFormat
 
 __all__ = ["load_int8", "unpack_linear", "unpack_weights"]
 

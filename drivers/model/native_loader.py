@@ -19,7 +19,8 @@ from drivers.model.packed import WEIGHT_FORMATS
 from drivers.model.quality import SAMPLE_TEXT, measure_quality, read_tokens
 from llmos.device import Load, Quality
 from native.checksum import crc32c
-from native.gemm import PACKED_LAYOUT, best_variant
+from native.pack import PACKED_LAYOUT
+from native.variant import best_variant
 
 __all__ = ["load_native"]
 

@@ -19,12 +19,13 @@ from native._cpu import ffi, lib
 from drivers.model.config import ModelConfig
 from drivers.model.footprint import count_bytes
 from drivers.model.kv_layout import kv_segments, native_kv_views
+from drivers.model.kv_pages import KVPages
 from drivers.model.packed import PackedWeights
 from drivers.model.rope import rope_tables
 from drivers.model.transformer import ModelDescription, explain_bad_row
 from drivers.ops.batch import ContiguousPages, PageIndex, ResolvedRow
 from llmos.device import KVFormat
-from native.gemm import aligned_empty
+from native.arrays import aligned_empty
 from native.sampling import Choice, Draw, read_choice, write_draw
 
 __all__ = ["KV_FORMATS", "NativeTransformer", "explain_unfit"]
@@ -80,7 +81,7 @@ class NativeTransformer:
             os.sched_setaffinity(0, processors[:1])
         self._pool = ffi.gc(pool[0], lib.llmos_pool_close)
         self._tokens_per_page = 0
-        self._bound_to: Sequence[torch.Tensor] | None = None
+        self._bound_to: KVPages | None = None
         self._kv: Any = None
         self._step = _StepBuffers(0, 0)
 
@@ -113,10 +114,13 @@ class NativeTransformer:
         self._kept.append(values)
         return ffi.cast("float *", values.ctypes.data)
 
-    def kv_views(self, buffer: torch.Tensor, kv: KVFormat, segment: int) -> list[torch.Tensor]:
-        """See Model, and native_kv_views."""
+    def view_pages(self, frames: Sequence[torch.Tensor], kv: KVFormat, index: PageIndex) -> KVPages:
+        """See Model, and `native_kv_views` for the order."""
         self._tokens_per_page = kv.tokens_per_page
-        return native_kv_views(buffer, self.config, kv, is_key=segment == 0)
+        k_frames, v_frames = frames
+        keys = native_kv_views(k_frames, self.config, kv, is_key=True)
+        values = native_kv_views(v_frames, self.config, kv, is_key=False)
+        return KVPages(keys, values, index)
 
     @property
     def weight_bytes(self) -> int:
@@ -127,56 +131,42 @@ class NativeTransformer:
         """See Model."""
         return explain_bad_row(row, self.config, self.info.max_model_len)
 
-    def run(
-        self,
-        rows: Sequence[ResolvedRow],
-        page_index: PageIndex,
-        k_pages: Sequence[torch.Tensor],
-        v_pages: Sequence[torch.Tensor],
-    ) -> torch.Tensor:
+    def run(self, rows: Sequence[ResolvedRow], pages: KVPages) -> torch.Tensor:
         """See Model."""
         num_samples = sum(len(row.targets) + row.sample for row in rows)
-        _, logits, _ = self._forward(rows, page_index, k_pages, v_pages, [Draw()] * num_samples)
+        _, logits, _ = self._forward(rows, pages, [Draw()] * num_samples)
         return torch.from_numpy(logits.copy()) if num_samples else torch.empty((0, self.config.vocab_size))
 
     def choose(
-        self,
-        rows: Sequence[ResolvedRow],
-        page_index: PageIndex,
-        k_pages: Sequence[torch.Tensor],
-        v_pages: Sequence[torch.Tensor],
-        draws: Sequence[Draw | None],
+        self, rows: Sequence[ResolvedRow], pages: KVPages, draws: Sequence[Draw | None]
     ) -> list[Choice]:
         """See Model."""
-        return self.choose_and_tell(rows, page_index, k_pages, v_pages, draws, ())[0]
+        return self.choose_and_tell(rows, pages, draws, ())[0]
 
     def choose_and_tell(
         self,
         rows: Sequence[ResolvedRow],
-        page_index: PageIndex,
-        k_pages: Sequence[torch.Tensor],
-        v_pages: Sequence[torch.Tensor],
+        pages: KVPages,
         draws: Sequence[Draw | None],
         told: Sequence[int],
     ) -> tuple[list[Choice], npt.NDArray[np.float32]]:
         """See Model."""
         if not self._weights.head_is_finite:
             draws = [draw or Draw() for draw in draws]
-        choices, _, hidden = self._forward(rows, page_index, k_pages, v_pages, draws, told)
+        choices, _, hidden = self._forward(rows, pages, draws, told)
         return choices, hidden
 
     def _forward(
         self,
         rows: Sequence[ResolvedRow],
-        page_index: PageIndex,
-        k_pages: Sequence[torch.Tensor],
-        v_pages: Sequence[torch.Tensor],
+        pages: KVPages,
         draws: Sequence[Draw | None],
         told: Sequence[int] = (),
     ) -> tuple[list[Choice], np.ndarray, np.ndarray]:
         """Choices; logits of rows with a draw, in order, which the next call overwrites; hidden states."""
-        if k_pages is not self._bound_to:
-            self._bind(k_pages, v_pages)
+        if pages is not self._bound_to:
+            self._bind(pages)
+        page_index = pages.index
         tokens: list[int] = []
         spans: list[int] = []
         table: list[int] = []
@@ -227,20 +217,20 @@ class NativeTransformer:
         del kept  # not before C is done with it
         return choices, logits[: len(drawn)], hidden
 
-    def _bind(self, k_pages: Sequence[torch.Tensor], v_pages: Sequence[torch.Tensor]) -> None:
-        config = self.config
+    def _bind(self, pages: KVPages) -> None:
+        config, keys, values = self.config, pages.keys[0], pages.values[0]
         kv = ffi.new("llmos_kv *")
         kv.format = KV_FORMATS[self.info.kv]
         kv.num_heads, kv.num_kv_heads, kv.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         kv.tokens_per_page, kv.window = self._tokens_per_page, config.sliding_window or 0
-        kv.page_bytes = k_pages[0].stride(0) * k_pages[0].itemsize
-        kv.keys = ffi.cast("void *", k_pages[0].data_ptr())
-        kv.values = ffi.cast("void *", v_pages[0].data_ptr())
+        kv.page_bytes = keys.stride(0) * keys.itemsize
+        kv.keys = ffi.cast("void *", keys.data_ptr())
+        kv.values = ffi.cast("void *", values.data_ptr())
         if lib.llmos_kv_check(kv):
             raise ValueError(
                 f"pages of {self._tokens_per_page} tokens, {kv.page_bytes} bytes, cannot be attended to"
             )
-        self._bound_to, self._kv = k_pages, kv
+        self._bound_to, self._kv = pages, kv
 
     def _reserve(self, num_tokens: int, num_samples: int) -> _StepBuffers:
         buffers = self._step

@@ -19,7 +19,7 @@ import numpy as np
 from drivers.model.array_file import ArrayFileError, open_arrays, write_arrays
 from drivers.model.loader import OpenModel, ProgressCallback
 from drivers.model.packed import PackedWeights, pack_arrays
-from native.gemm import PACKED_LAYOUT
+from native.pack import PACKED_LAYOUT
 
 __all__ = ["load_packed", "pack_path"]
 

@@ -11,7 +11,7 @@ from attrs import frozen
 from drivers.model.config import ModelConfig
 from drivers.model.errors import ModelError
 from drivers.model.weights import LayerWeights
-from native.gemm import PackedWeight, WeightFormat, pack_weight
+from native.pack import PackedWeight, WeightFormat, pack_weight
 
 __all__ = ["LINEAR", "WEIGHT_FORMATS", "PackedLayer", "PackedWeights", "pack_arrays"]
 

@@ -13,7 +13,7 @@ from drivers.model.errors import ModelError
 from drivers.model.native_transformer import NativeTransformer
 from drivers.ops.batch import ContiguousPages
 from llmos.device import Quality, Row, choose_kv_format
-from native.gemm import aligned_empty
+from native.arrays import aligned_empty
 
 __all__ = ["SAMPLE_TEXT", "measure_quality", "read_tokens"]
 
@@ -78,14 +78,13 @@ def _logits(model: NativeTransformer, tokens: Sequence[int]) -> Iterator[np.ndar
     """Logits at every position: [rows, vocab_size] for each block of ROWS_AT_ONCE."""
     kv = choose_kv_format(model.info.kv, model.segments, TOKENS_PER_PAGE * model.segments[0].bytes_per_token)
     num_pages = kv.num_pages(len(tokens))
-    k_pages, v_pages = (
-        model.kv_views(_aligned(num_pages * kv.frame_bytes), kv, segment) for segment in range(2)
-    )
+    frames = [_aligned(num_pages * kv.frame_bytes) for _ in kv.segments]
+    pages = model.view_pages(frames, kv, ContiguousPages(num_pages))
     for first in range(0, len(tokens), ROWS_AT_ONCE):
         # each token a row of its own, all of one space: that gives the logits of every position
         ids = tokens[first : first + ROWS_AT_ONCE]
         rows = [Row(0, first + i, (token,), True) for i, token in enumerate(ids)]
-        yield model.run(rows, ContiguousPages(num_pages), k_pages, v_pages).numpy()
+        yield model.run(rows, pages).numpy()
 
 
 def _aligned(size_bytes: int) -> torch.Tensor:

@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 import torch
 from attrs import evolve, field, frozen
 
+from drivers.model.kv_pages import KVPages
 from drivers.model.launch import Fence, Launcher
 from drivers.model.mirostat_table import MirostatTable
 from drivers.model.reference_sampler import tell_token
@@ -76,9 +77,7 @@ class StepQueue:
 
     Args:
         model: whose pages are consecutive.
-        k_pages: see `Transformer.run`; the page of a space is at `page_index`.
-        v_pages: likewise.
-        page_index: pages of a space.
+        pages: those of a space lie one behind the other.
         max_spaces: asids are below it.
         launcher: of the model's device.
     """
@@ -86,26 +85,22 @@ class StepQueue:
     def __init__(
         self,
         model: Transformer,
-        k_pages: Sequence[torch.Tensor],
-        v_pages: Sequence[torch.Tensor],
-        page_index: ContiguousPages,
+        pages: KVPages,
         max_spaces: int,
         launcher: Launcher,
     ) -> None:
-        self._model, self._k_pages, self._v_pages = model, k_pages, v_pages
-        self._page_index, self._launcher = page_index, launcher
-        self._tokens_per_page = k_pages[0].shape[1]
+        assert isinstance(pages.index, ContiguousPages)
+        self._model, self._pages, self._launcher = model, pages, launcher
+        self._tokens_per_page = pages.keys[0].shape[1]
         self._last = torch.zeros(max_spaces + 1, dtype=torch.int64, device=model.device)
-        max_len = page_index.pages_per_space * self._tokens_per_page
+        max_len = pages.index.pages_per_space * self._tokens_per_page
         self._table = TokenTable(model.config.vocab_size, max_len, model.device)
         self._mirostat = MirostatTable(max_spaces, model.device)
         self._buckets = None
         if model.ops.kernels == "triton":
             from drivers.model.decode_buckets import DecodeBuckets  # here: there may be no triton
 
-            self._buckets = DecodeBuckets(
-                model, k_pages, v_pages, page_index, self._last, launcher, MAX_IN_FLIGHT
-            )
+            self._buckets = DecodeBuckets(model, pages, self._last, launcher, MAX_IN_FLIGHT)
         self._in_flight: deque[_InFlight] = deque()
         self._num_launched = 0
         self._results: list[_Results] = [self._make_results(0)] * MAX_IN_FLIGHT
@@ -188,12 +183,12 @@ class StepQueue:
         """Launch the forward pass of any rows; their logits."""
         device = self._model.device
         filled = [row if row.tokens else Row(row.asid, row.start, (ANY_TOKEN,), row.sample) for row in rows]
-        batch = build_batch(filled, self._page_index, self._tokens_per_page, device)
+        batch = build_batch(filled, self._pages.index, self._tokens_per_page, device)
         fed = [(span.offset, row.asid) for span, row in zip(batch.spans, rows, strict=True) if not row.tokens]
         if fed:
             places, asids = send(torch.tensor(fed, dtype=torch.int64).T.contiguous(), device)
             batch.token_ids[places] = self._last[asids]
-        return self._model.forward(batch, self._k_pages, self._v_pages)
+        return self._model.forward(batch, self._pages)
 
     def _draw(
         self, rows: Sequence[ResolvedRow], logits: torch.Tensor, draws: tuple[Draw | None, ...], turn: int

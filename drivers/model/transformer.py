@@ -13,6 +13,7 @@ from attrs import frozen
 from drivers.model.config import ModelConfig
 from drivers.model.footprint import count_bytes
 from drivers.model.kv_layout import KV_DTYPES, kv_views
+from drivers.model.kv_pages import KVPages
 from drivers.model.reference_sampler import choose_tokens
 from drivers.model.rope import rope_tables
 from drivers.model.weights import LayerWeights, Weights
@@ -65,10 +66,16 @@ class Model(Protocol):
     info: ModelDescription
     segments: tuple[Segment, ...]
 
-    def kv_views(self, buffer: torch.Tensor, kv: KVFormat, segment: int) -> list[torch.Tensor]:
-        """View the frames of one segment (0 keys, 1 values) as a tensor for each layer, as `run` takes them.
+    def view_pages(self, frames: Sequence[torch.Tensor], kv: KVFormat, index: PageIndex) -> KVPages:
+        """View frames as the keys and values that `run` takes; nothing is copied.
 
-        Dimension 0 counts pages; the last two are head and dim. Raises ValueError: frames do not fit.
+        Args:
+            frames: of the segment of keys and of that of values: flat uint8, as `kv` lays them out.
+            kv: the format.
+            index: where a space's pages lie in them.
+
+        Raises:
+            ValueError: frames do not fit the format, or the format the model.
         """
 
     @property
@@ -78,31 +85,18 @@ class Model(Protocol):
     def explain_bad_row(self, row: ResolvedRow) -> str | None:
         """See Transformer."""
 
-    def run(
-        self,
-        rows: Sequence[ResolvedRow],
-        page_index: PageIndex,
-        k_pages: Sequence[torch.Tensor],
-        v_pages: Sequence[torch.Tensor],
-    ) -> torch.Tensor:
+    def run(self, rows: Sequence[ResolvedRow], pages: KVPages) -> torch.Tensor:
         """See Transformer."""
 
     def choose(
-        self,
-        rows: Sequence[ResolvedRow],
-        page_index: PageIndex,
-        k_pages: Sequence[torch.Tensor],
-        v_pages: Sequence[torch.Tensor],
-        draws: Sequence[Draw | None],
+        self, rows: Sequence[ResolvedRow], pages: KVPages, draws: Sequence[Draw | None]
     ) -> list[Choice]:
         """`run`, then a choice for each row of logits; draws as in `choose_tokens`."""
 
     def choose_and_tell(
         self,
         rows: Sequence[ResolvedRow],
-        page_index: PageIndex,
-        k_pages: Sequence[torch.Tensor],
-        v_pages: Sequence[torch.Tensor],
+        pages: KVPages,
         draws: Sequence[Draw | None],
         told: Sequence[int],
     ) -> tuple[list[Choice], npt.NDArray[np.float32]]:
@@ -174,9 +168,10 @@ class Transformer:
             self.shape, weights.final_norm.dtype, KV_DTYPES.get(info.kv, torch.int8), self.device
         )
 
-    def kv_views(self, buffer: torch.Tensor, kv: KVFormat, segment: int) -> list[torch.Tensor]:
-        """See Model: [num_pages, tokens_per_page, num_kv_heads, head_dim] for each layer."""
-        return kv_views(buffer, self.config, kv)
+    def view_pages(self, frames: Sequence[torch.Tensor], kv: KVFormat, index: PageIndex) -> KVPages:
+        """See Model, and `kv_views` for the order."""
+        keys, values = (kv_views(segment, self.config, kv) for segment in frames)
+        return KVPages(keys, values, index)
 
     @property
     def weight_bytes(self) -> int:
@@ -187,83 +182,58 @@ class Transformer:
         """See the function of this name."""
         return explain_bad_row(row, self.config, self.info.max_model_len)
 
-    def run(
-        self,
-        rows: Sequence[ResolvedRow],
-        page_index: PageIndex,
-        k_pages: Sequence[torch.Tensor],
-        v_pages: Sequence[torch.Tensor],
-    ) -> torch.Tensor:
+    def run(self, rows: Sequence[ResolvedRow], pages: KVPages) -> torch.Tensor:
         """Run rows as one batch, writing their keys and values.
 
         Args:
             rows: at least one, at most one for a space, tokens filled in, each fit for `explain_bad_row`.
-            page_index: where a space's virtual page lies in dimension 0 of the page tensors; asked for
-                every page up to each row's last position.
-            k_pages: for each layer [num_pages, tokens_per_page, num_kv_heads, head_dim]; see `kv_views`.
-            v_pages: likewise.
+            pages: that hold what the rows attend to, and take what they compute.
 
         Returns:
             Logits [num_wanted, vocab_size], fp32, in the order of the rows: of each, those of its targets'
-            positions, then that of its last position with `sample`. Each row has
-            the bits that it would have alone, or had its tokens come in other chunks.
+            positions, then that of its last position with `sample`. Each row has the bits that it would have
+            alone, or had its tokens come in other chunks.
         """
-        return self.forward(build_batch(rows, page_index, k_pages[0].shape[1], self.device), k_pages, v_pages)
+        return self.forward(self._build_batch(rows, pages), pages)
 
     def choose(
-        self,
-        rows: Sequence[ResolvedRow],
-        page_index: PageIndex,
-        k_pages: Sequence[torch.Tensor],
-        v_pages: Sequence[torch.Tensor],
-        draws: Sequence[Draw | None],
+        self, rows: Sequence[ResolvedRow], pages: KVPages, draws: Sequence[Draw | None]
     ) -> list[Choice]:
         """See Model."""
-        logits = self.run(rows, page_index, k_pages, v_pages)
+        logits = self.run(rows, pages)
         return choose_tokens(logits, draws, self.ops)
 
     def choose_and_tell(
         self,
         rows: Sequence[ResolvedRow],
-        page_index: PageIndex,
-        k_pages: Sequence[torch.Tensor],
-        v_pages: Sequence[torch.Tensor],
+        pages: KVPages,
         draws: Sequence[Draw | None],
         told: Sequence[int],
     ) -> tuple[list[Choice], npt.NDArray[np.float32]]:
         """See Model."""
-        batch = build_batch(rows, page_index, k_pages[0].shape[1], self.device)
+        batch = self._build_batch(rows, pages)
         plan = self.ops.plan_attention(batch, self.shape)
-        x, added = self._run_layers(batch, plan, k_pages, v_pages)
+        x, added = self._run_layers(batch, plan, pages)
         hidden = self._normalise(x, added, torch.tensor(told, dtype=torch.int64, device=self.device))
         logits = self._project(x, added, batch)
         return choose_tokens(logits, draws, self.ops), hidden.float().cpu().numpy()
 
-    def forward(
-        self, batch: Batch, k_pages: Sequence[torch.Tensor], v_pages: Sequence[torch.Tensor]
-    ) -> torch.Tensor:
+    def _build_batch(self, rows: Sequence[ResolvedRow], pages: KVPages) -> Batch:
+        return build_batch(rows, pages.index, pages.keys[0].shape[1], self.device)
+
+    def forward(self, batch: Batch, pages: KVPages) -> torch.Tensor:
         """`run` for a batch that is already built."""
-        return self.forward_planned(batch, self.ops.plan_attention(batch, self.shape), k_pages, v_pages)
+        return self.forward_planned(batch, self.ops.plan_attention(batch, self.shape), pages)
 
     @torch.inference_mode()
-    def forward_planned(
-        self,
-        batch: Batch,
-        plan: AttentionPlan,
-        k_pages: Sequence[torch.Tensor],
-        v_pages: Sequence[torch.Tensor],
-    ) -> torch.Tensor:
+    def forward_planned(self, batch: Batch, plan: AttentionPlan, pages: KVPages) -> torch.Tensor:
         """`forward` with its attention planned. It reads nothing of the batch but tensors: see `Ops`."""
-        x, added = self._run_layers(batch, plan, k_pages, v_pages)
+        x, added = self._run_layers(batch, plan, pages)
         return self._project(x, added, batch)
 
     @torch.inference_mode()
     def _run_layers(
-        self,
-        batch: Batch,
-        plan: AttentionPlan,
-        k_pages: Sequence[torch.Tensor],
-        v_pages: Sequence[torch.Tensor],
+        self, batch: Batch, plan: AttentionPlan, pages: KVPages
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states of all tokens, and what the last layer leaves to be added to them."""
         ops, epsilon = self.ops, self.config.rms_norm_epsilon
@@ -271,7 +241,7 @@ class Transformer:
         cos, sin = self._cos[positions], self._sin[positions]
         x = ops.embedding(batch.token_ids, self._weights.embedding)
         added: torch.Tensor | None = None  # what the layer before leaves to be added
-        for layer, k_layer, v_layer in zip(self._weights.layers, k_pages, v_pages, strict=True):
+        for layer, k_layer, v_layer in zip(self._weights.layers, pages.keys, pages.values, strict=True):
             if added is None:
                 normed = self._rms_norm(x, layer.input_norm, epsilon)
             else:

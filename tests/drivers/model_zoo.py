@@ -16,6 +16,7 @@ from drivers.model.native_transformer import NativeTransformer
 from drivers.model.packed import PackedWeights, pack_arrays
 from drivers.model.transformer import Model, ModelDescription, Transformer
 from drivers.model.weights import LayerWeights, Weights
+from drivers.ops.batch import ContiguousPages, PageIndex
 from drivers.ops.int8 import scales_of
 from drivers.ops.interface import Ops
 from drivers.ops.reference import ReferenceOps
@@ -140,23 +141,18 @@ class Memory:
         self.kv = choose_kv_format(model.info.kv, model.segments, tokens_per_page * bytes_per_token)
         self.pages_per_space = self.kv.num_pages(model.info.max_model_len)
         num_pages = num_spaces * self.pages_per_space
-        self.frames = list(range(num_pages))
+        self.page_index: PageIndex = ContiguousPages(self.pages_per_space)
         if seed is not None:
-            self.frames = torch.randperm(num_pages, generator=torch.Generator().manual_seed(seed)).tolist()
+            frames = torch.randperm(num_pages, generator=torch.Generator().manual_seed(seed)).tolist()
+            self.page_index = lambda asid, vpn: frames[asid * self.pages_per_space + vpn]
         device = model.device if isinstance(model, Transformer) else "cpu"
         size = num_pages * self.kv.frame_bytes
         buffers = [torch.full((size,), JUNK, dtype=torch.uint8, device=device) for _ in "KV"]
-        self.k_pages, self.v_pages = (
-            model.kv_views(buffer, self.kv, segment) for segment, buffer in enumerate(buffers)
-        )
-
-    def page_index(self, asid: int, vpn: int) -> int:
-        """Where a space's page lies."""
-        return self.frames[asid * self.pages_per_space + vpn]
+        self.pages = model.view_pages(buffers, self.kv, self.page_index)
 
     def run(self, *rows: Row) -> torch.Tensor:
         """Run rows on these pages."""
-        return self.model.run(rows, self.page_index, self.k_pages, self.v_pages)
+        return self.model.run(rows, self.pages)
 
     def contents(self, asid: int, num_tokens: int) -> torch.Tensor:
         """All keys and values of a space: [2, layers, num_tokens, heads, dim]; int8: and its scale."""
@@ -166,7 +162,7 @@ class Memory:
                 torch.stack(
                     [self._tokens(_with_scales(layer)[pages], side == 0)[:num_tokens] for layer in layers]
                 )
-                for side, layers in enumerate((self.k_pages, self.v_pages))
+                for side, layers in enumerate((self.pages.keys, self.pages.values))
             ]
         )
 

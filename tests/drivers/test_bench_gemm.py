@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from drivers.bench import gemm
-from native.gemm import WeightFormat
+from native.pack import WeightFormat
 
 
 @pytest.mark.parametrize("weight_format", [WeightFormat.FP32, WeightFormat.W4A8], ids=["fp32", "w4a8"])

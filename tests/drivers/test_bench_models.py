@@ -15,7 +15,7 @@ from drivers.bench.random_model import SHAPES, random_weights
 from drivers.bench.rows import Latest, against_roof
 from drivers.bench.torch_baseline import TorchAttention, TorchProduct
 from llmos.device import Sampling
-from native.gemm import WeightFormat
+from native.pack import WeightFormat
 
 STREAM = make_stream(1 << 20)
 TINY = SHAPES["tiny"]

@@ -77,9 +77,7 @@ def embed(
         assert pooler.explain_bad_row(row) is None
         told = [first + index for index in pooler.wanted(row)]
         draws = [None] * sum(other.sample for other in rows)
-        _, hidden = model.choose_and_tell(
-            rows, memory.page_index, memory.k_pages, memory.v_pages, draws, told
-        )
+        _, hidden = model.choose_and_tell(rows, memory.pages, draws, told)
         vector = pooler.take(row, hidden) or vector
         start, step = start + size, step + 1
         num_summed = max(num_summed, start)

@@ -28,7 +28,7 @@ def test_choices_are_those_of_the_logits(vocab_size):
         for asking in (0, 63, 0b101010, 0b000111):
             asked = [draw if asking >> i & 1 else None for i, draw in enumerate(draws)]
             memory = Memory(model, 6)
-            choices = model.choose(ROWS, memory.page_index, memory.k_pages, memory.v_pages, asked)
+            choices = model.choose(ROWS, memory.pages, asked)
             for choice, draw, row in zip(choices, asked, logits, strict=True):
                 assert choice == (sample(row, draw) if draw else Choice(int(row.argmax())))
 
@@ -44,8 +44,8 @@ def test_logits_that_are_not_finite_are_counted(draw, vocab_size):
         memory = Memory(model, 6)
         memory.run(*ROWS)
         if is_poisoned:
-            memory.k_pages[0][memory.page_index(2, 0)] = torch.nan
-        results.append(model.choose(later, memory.page_index, memory.k_pages, memory.v_pages, [draw] * 6))
+            memory.pages.keys[0][memory.page_index(2, 0)] = torch.nan
+        results.append(model.choose(later, memory.pages, [draw] * 6))
     good, poisoned = results
     assert not any(choice.num_bad for choice in good)
     assert [choice.num_bad for choice in poisoned] == [0, 0, vocab_size, 0, 0, 0]
@@ -61,7 +61,7 @@ def test_a_bad_weight_of_the_vocabulary_shows():
     model = make_native(reference.config, evolve(weights, head=head), reference.info, 1)
     memory = Memory(model, 6)
     asked = [None, Draw(temperature=1.0, uniform=0.5)] * 3
-    choices = model.choose(ROWS, memory.page_index, memory.k_pages, memory.v_pages, asked)
+    choices = model.choose(ROWS, memory.pages, asked)
     assert [choice.num_bad for choice in choices] == [1] * 6
 
 
@@ -70,8 +70,8 @@ def test_pages_by_formula_are_pages_by_table():
     model = random_model(native_threads=2)
     memory = Memory(model, 6)
     formula = ContiguousPages(memory.pages_per_space)
-    by_formula = model.run(ROWS, formula, memory.k_pages, memory.v_pages)
-    by_table = model.run(ROWS, lambda asid, vpn: formula(asid, vpn), memory.k_pages, memory.v_pages)
+    by_formula = model.run(ROWS, evolve(memory.pages, index=formula))
+    by_table = model.run(ROWS, evolve(memory.pages, index=lambda asid, vpn: formula(asid, vpn)))
     assert torch.equal(by_formula, by_table)
 
 

@@ -20,7 +20,7 @@ from drivers.model.native_transformer import NativeTransformer
 from drivers.model.quality import SAMPLE_TEXT, measure_quality, read_tokens
 from drivers.ops.batch import ContiguousPages
 from llmos.device import Load, Quality, Row, choose_kv_format
-from native.gemm import best_variant
+from native.variant import best_variant
 from tests.drivers.model_zoo import JUNK, load_request, random_model
 
 BUILTIN = Path(__file__).parents[2] / "drivers" / "builtin" / "draft"
@@ -148,10 +148,10 @@ def log_probabilities(model: NativeTransformer, tokens: tuple[int, ...]) -> np.n
     kv = choose_kv_format(model.info.kv, model.segments, 128 * model.segments[0].bytes_per_token)
     logits = []
     for length in range(1, len(tokens) + 1):
-        buffers = [torch.full((kv.num_pages(128) * kv.frame_bytes,), JUNK, dtype=torch.uint8) for _ in "KV"]
-        views = [model.kv_views(buffer, kv, segment) for segment, buffer in enumerate(buffers)]
+        frames = [torch.full((kv.num_pages(128) * kv.frame_bytes,), JUNK, dtype=torch.uint8) for _ in "KV"]
+        pages = model.view_pages(frames, kv, ContiguousPages(kv.num_pages(128)))
         rows = [Row(0, 0, tokens[:length], True)]
-        logits.append(model.run(rows, ContiguousPages(kv.num_pages(128)), *views)[0].double().numpy())
+        logits.append(model.run(rows, pages)[0].double().numpy())
     found = np.stack(logits)
     found -= found.max(axis=1, keepdims=True)
     result: np.ndarray = found - np.log(np.exp(found).sum(axis=1, keepdims=True))

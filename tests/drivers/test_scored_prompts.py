@@ -28,7 +28,7 @@ def test_scores_are_those_of_a_direct_pass(native_threads: int, chunk: int) -> N
         targets = TOKENS[start + 1 : start + chunk + 1]
         row = Row(0, start, tokens, False, targets)
         draws = [Draw(given=token, num_top=4) for token in targets]
-        found = model.choose((row, other), memory.page_index, memory.k_pages, memory.v_pages, [*draws, None])
+        found = model.choose((row, other), memory.pages, [*draws, None])
         assert len(found) == len(targets) + 1
         choices += found[: len(targets)]
         assert found[-1].token == int(Memory(model).run(Row(0, 0, (4, 5, 6), True))[0].argmax())

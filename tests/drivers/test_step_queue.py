@@ -19,7 +19,6 @@ from triton_device import DEVICE, IS_INTERPRETED
 from drivers.model.launch import DirectLauncher, GraphLauncher
 from drivers.model.randomness import uniform
 from drivers.model.transformer import Transformer
-from drivers.ops.batch import ContiguousPages
 from llmos.device import Row
 from native.sampling import Choice, Cut, Draw, MirostatDraw, Tally, Window
 
@@ -59,9 +58,8 @@ class RecordingLauncher(DirectLauncher):
 def open_queue(launcher: DirectLauncher | None = None, *numbers: str) -> tuple[StepQueue, Memory]:
     """A queue on pages of its own, of a model in some number formats."""
     memory = Memory(model(*numbers), NUM_SPACES, seed=None)
-    pages = ContiguousPages(memory.pages_per_space)
     made = launcher or (DirectLauncher(DEVICE) if IS_INTERPRETED else GraphLauncher(DEVICE))
-    return StepQueue(model(*numbers), memory.k_pages, memory.v_pages, pages, NUM_SPACES, made), memory
+    return StepQueue(model(*numbers), memory.pages, NUM_SPACES, made), memory
 
 
 class Way(Enum):
@@ -125,7 +123,7 @@ def quiet_run(space: int, way: Way, num_tokens: int, *numbers: str) -> list[Choi
     for _ in range(num_tokens):
         row = Row(space, start, tuple(tokens[start:]), True)
         draws = [draw_at(space, len(tokens), way, tokens, choices[-1].mu if choices else None)]
-        choices += memory.model.choose([row], memory.page_index, memory.k_pages, memory.v_pages, draws)
+        choices += memory.model.choose([row], memory.pages, draws)
         start = len(tokens)
         tokens.append(choices[-1].token)
     return choices
@@ -279,7 +277,7 @@ def test_broken_rows_are_told_and_targets_are_scored() -> None:
     queue, memory = open_queue()
     queue.launch([Row(0, 0, (1, 2), True), Row(1, 0, (1, 2), True)], [None, None])
     queue.collect()
-    memory.v_pages[0][memory.page_index(1, 0), 0] = torch.nan
+    memory.pages.values[0][memory.page_index(1, 0), 0] = torch.nan
     queue.launch([Row(0, 2, (), True), Row(1, 2, (), True)], [None, None])
     good, bad = queue.collect()
     assert good.num_bad == 0

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from attrs import evolve
 from model_zoo import Memory, random_model
 from native._cpu import ffi
 
@@ -18,7 +19,7 @@ from drivers.ops.batch import ContiguousPages
 from llmos.device import Row
 from native.attention import KVLayout, attend, make_spans, rope_write_kv
 from native.elementwise import rms_norm, silu_mul
-from native.gemm import PackedWeight
+from native.pack import PackedWeight
 
 Floats = np.ndarray
 NUM_SPACES = 6
@@ -188,9 +189,9 @@ def native_model(weights: str, kv: str, num_threads: int, **shape: Any) -> Nativ
 
 def run_native(model: NativeTransformer, memory: Memory, rows: Sequence[Row]) -> Floats:
     """Logits of every row; the best token of each is the first largest."""
-    pages = ContiguousPages(memory.pages_per_space)
-    choices = model.choose(rows, pages, memory.k_pages, memory.v_pages, [None] * len(rows))
-    logits = model.run(rows, pages, memory.k_pages, memory.v_pages).numpy()
+    pages = evolve(memory.pages, index=ContiguousPages(memory.pages_per_space))
+    choices = model.choose(rows, pages, [None] * len(rows))
+    logits = model.run(rows, pages).numpy()
     assert [choice.token for choice in choices] == logits.argmax(axis=1).tolist()
     return logits
 

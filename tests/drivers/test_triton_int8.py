@@ -18,7 +18,8 @@ from drivers.ops.int8 import Int4Weight, Int8Rows, Int8Weight
 from drivers.ops.int8 import linear_int8 as reference_linear
 from drivers.ops.int8 import round_rows as reference_rows
 from drivers.ops.reference import ReferenceOps
-from native.gemm import WeightFormat, pack_weight, quantise_rows
+from native.pack import WeightFormat, pack_weight
+from native.quantise import quantise_rows
 
 pytest.importorskip("triton", reason="triton is not installed (extra: cuda)")
 

@@ -14,7 +14,7 @@ from drivers.ops.int8 import round_rows, scales_of
 from drivers.ops.interface import AttentionShape
 from drivers.ops.reference import ReferenceOps
 from llmos.device import Row
-from native.gemm import quantise_rows
+from native.quantise import quantise_rows
 
 pytest.importorskip("triton", reason="triton is not installed (extra: cuda)")
 

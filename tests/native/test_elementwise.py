@@ -10,7 +10,7 @@ from native._cpu import lib
 
 from native.attention import use_variant
 from native.elementwise import embed, rms_norm, rms_norm_int8, silu_mul
-from native.gemm import quantise_rows
+from native.quantise import quantise_rows
 
 VARIANTS = [variant for variant in range(lib.LLMOS_NUM_VARIANTS) if variant <= lib.llmos_best_variant()]
 LENGTHS = [*range(1, 50), 64, 100, 768, 2048, 4097]

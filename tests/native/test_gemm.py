@@ -10,19 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from native.gemm import (
-    GROUP,
-    PackedWeight,
-    QuantisedRows,
-    WeightFormat,
-    multiply,
-    multiply_argmax,
-    pack_int4,
-    pack_int8,
-    pack_weight,
-    quantise_rows,
-    usable_variants,
-)
+from native.gemm import multiply, multiply_argmax
+from native.pack import GROUP, PackedWeight, WeightFormat, pack_int4, pack_int8, pack_weight
+from native.quantise import QuantisedRows, quantise_rows
+from native.variant import usable_variants
 
 VARIANTS = usable_variants()
 FORMATS = list(WeightFormat)

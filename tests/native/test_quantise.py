@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from native.gemm import quantise_rows, usable_variants
+from native.quantise import quantise_rows
+from native.variant import usable_variants
 
 VARIANTS = usable_variants()
 every_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())

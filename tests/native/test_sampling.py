@@ -16,8 +16,8 @@ from native._cpu import lib
 from drivers.model.randomness import uniform
 from drivers.model.reference_sampler import adjust_logits, choose_token, kept_probabilities
 from native.attention import use_variant
-from native.gemm import usable_variants
 from native.sampling import Choice, Draw, sample, survey
+from native.variant import usable_variants
 
 # 64 logits are looked at together: sizes around that, and around many of them
 SIZES = [1, 2, 50, 63, 64, 65, 128, 1000, 4097]

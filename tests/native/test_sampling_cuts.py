@@ -15,8 +15,8 @@ from native._cpu import lib
 from drivers.model.randomness import uniform
 from drivers.model.reference_sampler import choose_token, cut_scores
 from native.attention import use_variant
-from native.gemm import usable_variants
 from native.sampling import Choice, Cut, Draw, MirostatDraw, repeats, sample
+from native.variant import usable_variants
 from tests.native.test_sampling import KINDS, TOLERANCE, logits_of
 
 SIZES = [1, 2, 50, 65, 1000, 4097]
