@@ -1,4 +1,4 @@
-/* silu(gate) * up, and embedding; included by kernels_<variant>.c behind _simd.h. */
+/* silu(gate) * up, and embedding; included by _variant_kernels.h behind _simd.h. */
 
 INLINE vf silu(vf x)
 {

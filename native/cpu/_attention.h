@@ -1,4 +1,4 @@
-/* Attention of work items; included by kernels_<variant>.c behind _simd.h.
+/* Attention of work items; included by _variant_kernels.h behind _simd.h.
  *
  * An item's rows are (token, query head of the group), token by token. Every score is one chain of fused
  * multiply-adds over d, every output one chain over the keys in order: register tiles of any height and width

@@ -42,7 +42,7 @@ static inline double llmos_score_of(const llmos_scores *scores, int32_t id)
 void llmos_sort_few(llmos_candidate *of, int32_t count);
 
 /* The candidate at which the running sum in the order reaches a goal: of weights, or of ones. The last one if none
- * does. Those before it end up at the front.
+ * does. Those before it end up at the front. There is at least one candidate.
  */
 llmos_candidate llmos_cut_at(llmos_candidate *of, int32_t count, bool by_weight, double goal);
 
@@ -61,7 +61,9 @@ void llmos_keep_up_to(bool by_weight, double goal, llmos_sample_memory *at);
 /* The sum of their weights, in the order of ids. */
 double llmos_candidates_weight(const llmos_sample_memory *at);
 
-/* The first one, in the order of ids, at which the running sum of weights exceeds a part of the whole. */
+/* The first one, in the order of ids, at which the running sum of weights exceeds a part of the whole: a part in [0, 1)
+ * of a whole above 0.
+ */
 int32_t llmos_draw_candidate(double uniform, const llmos_sample_memory *at);
 
 /* --- sample_cuts.c ---------------------------------------------------------------------------------------- */

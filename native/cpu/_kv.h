@@ -1,4 +1,4 @@
-/* Rotation, and writing of keys and values; included by kernels_<variant>.c behind _simd.h. */
+/* Rotation, and writing of keys and values; included by _variant_kernels.h behind _simd.h. */
 
 /* Numbers of a format are 1, 2 or 4 bytes. */
 INLINE int32_t kv_item_bytes(int32_t format)

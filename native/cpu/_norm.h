@@ -1,4 +1,4 @@
-/* RMSNorm of rows, to fp32 or int8; included by kernels_<variant>.c behind _simd.h. */
+/* RMSNorm of rows, to fp32 or int8; included by _variant_kernels.h behind _simd.h. */
 
 /* What a row is multiplied by. */
 INLINE float norm_factor(const float *x, float epsilon, int32_t k)

@@ -1,4 +1,4 @@
-/* What sampling does to every logit; included by kernels_<variant>.c behind _simd.h.
+/* What sampling does to every logit; included by _variant_kernels.h behind _simd.h.
  *
  * Plain loops of fixed length, which the compiler turns into instructions of the variant: fp64, and without fused
  * products every variant has the same bits.

@@ -1,25 +1,4 @@
 /* The kernels in plain C. */
 #include "_kernels.h"
-#include "_simd.h"
-
-#include "_norm.h"
-
-#include "_activation.h"
-#include "_kv.h"
-
-#include "_attention.h"
-
-#include "_sample.h"
-
-const llmos_kernels llmos_kernels_plain = {
-    .rms_norm = rms_norm,
-    .rms_norm_int8 = rms_norm_int8,
-    .silu_mul = silu_mul,
-    .embed = embed,
-    .rope_write_kv = rope_write_kv,
-    .attention = attention,
-    .survey = survey,
-    .segment_maxima = segment_maxima,
-    .segment_sums = segment_sums,
-    .weigh_segment = weigh_segment,
-};
+#define KERNELS llmos_kernels_plain
+#include "_variant_kernels.h"

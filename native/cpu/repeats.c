@@ -6,11 +6,12 @@
 
 void llmos_repeats(const int32_t *tokens, int32_t n, int32_t limit, int32_t *lengths)
 {
+    if (n < 1)
+        return;
     /* Backwards: at distance j from the end, the same tokens as at distance 0 on, lengths[n - j] of them. */
     const int32_t *last = tokens + n - 1;
     int32_t left = 0, right = 0; /* what begins at `left` is known to match up to `right` */
-    if (n > 0)
-        lengths[0] = 0;
+    lengths[0] = 0;
     for (int32_t j = 1; j < n; j++) {
         int32_t k = 0;
         if (j < right) {

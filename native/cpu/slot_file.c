@@ -72,8 +72,8 @@ static int find_segments(const llmos_transfer *job, size_t first, size_t count, 
     int num_segments = 0;
     for (size_t i = done / job->slot_bytes, skipped = done % job->slot_bytes; i < count; i++, skipped = 0) {
         char *at = memory + slots[job->order[first + i]] * job->slot_bytes + skipped;
-        struct iovec *last = &segments[num_segments - 1];
-        if (num_segments > 0 && (char *)last->iov_base + last->iov_len == at)
+        struct iovec *last = num_segments > 0 ? &segments[num_segments - 1] : NULL;
+        if (last != NULL && (char *)last->iov_base + last->iov_len == at)
             last->iov_len += job->slot_bytes;
         else if (num_segments == MAX_SEGMENTS)
             break;
