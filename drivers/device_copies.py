@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import select
 from collections import deque
+from enum import Enum, auto
 
 import attrs
 
@@ -26,6 +27,14 @@ NUM_BUFFERS = 4
 BUFFER_BYTES = 32 << 20  # of each one; a frame, where that is larger
 
 
+class _Stage(Enum):
+    """What a piece goes through, in this order, as far as it needs it."""
+
+    OUT = auto()  # from the device to a buffer, or the host area
+    FILE = auto()  # by threads, between a buffer and a file, or a host area that is checked
+    IN = auto()  # from a buffer, or the host area, to the device
+
+
 @attrs.define(eq=False)
 class _Piece:
     """Some slots of a copy, and where they have come to."""
@@ -33,7 +42,7 @@ class _Piece:
     running: RunningCopy
     far: Memory | File | None  # the end that threads can touch
     indices: list[int]  # into the copy's slots; those at fault leave
-    todo: deque[str]  # "out" of the device, "threads" to or from a buffer, "in" to the device; in order
+    todo: deque[_Stage]
     needs_buffer: bool
     buffer: int | None = None  # which one it has
     buffer_slots: dict[int, int] = attrs.field(factory=dict)  # by index
@@ -101,10 +110,10 @@ class DeviceCopies:
         if source is None and target is None and copy.checksums:
             raise CopyRefused("a copy within the device cannot be checked")
         is_direct = "host" in (copy.source.tier, copy.target.tier) and not copy.checksums
-        todo = ["out"] if source is None else []
+        todo = [_Stage.OUT] if source is None else []
         if not is_direct and (source or target) is not None:
-            todo.append("threads")
-        todo += ["in"] if target is None else []
+            todo.append(_Stage.FILE)
+        todo += [_Stage.IN] if target is None else []
         if not is_direct and self._buffers is None:
             self._memory = open_host_area(NUM_BUFFERS * self._slots_per_buffer * self._slot_bytes)
             self._buffers = self._copier.open_area(self._memory, self._slot_bytes)
@@ -166,10 +175,10 @@ class DeviceCopies:
         piece.indices = [index for index in piece.indices if index not in running.faults]
         if piece.indices and piece.todo:
             stage = piece.todo.popleft()
-            if stage == "threads":
+            if stage is _Stage.FILE:
                 self._by_threads[self._engine.submit(self._transfer(piece))] = piece
             else:
-                job = self._device_copy(piece, is_out=stage == "out")
+                job = self._device_copy(piece, is_out=stage is _Stage.OUT)
                 self._copier.submit(job)
                 self._by_copier[job] = piece
             return

@@ -118,11 +118,11 @@ class Engine:
 
     def begin_grammars(self, orders: Sequence[Compile]) -> None:
         """Begin to compile grammars. Raises RuntimeError: no model is loaded."""
-        if orders and self._session is None:
-            raise RuntimeError(f"grammar {orders[0].id} came before a model was loaded")
+        session = self._session
         for order in orders:
-            assert self._session is not None
-            self._session.grammars.begin(order)
+            if session is None:
+                raise RuntimeError(f"grammar {order.id} came before a model was loaded")
+            session.grammars.begin(order)
 
     @property
     def steps_hold_up(self) -> bool:

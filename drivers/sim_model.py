@@ -18,11 +18,11 @@ from llmos.device import Bind, EmbeddingInfo, ModelInfo, Pooling, Sampling, Toke
 VECTOR_SIZE = 8  # numbers in a vector
 ROOT_STATE = 0x243F6A8885A308D3  # the state before position 0
 _MASK = (1 << 64) - 1
-OTHERS = (
+OTHER_FIELDS = (
     "typical_p", "top_n_sigma", "repeat_last_n", "dry", "xtc", "dynatemp", "mirostat", "cuts", "bad_words",
     "allowed_token_ids", "grammar",
 )  # fmt: skip
-DEFAULTS = [getattr(Sampling(), name) for name in OTHERS]
+OTHER_DEFAULTS = [getattr(Sampling(), name) for name in OTHER_FIELDS]
 
 
 def mix(state: int, value: int) -> int:
@@ -45,8 +45,8 @@ def sampling_key(sampling: Sampling) -> int:
             key = mix(key, round(value * 1e6))
     for token, bias in sorted(sampling.logit_bias.items()):
         key = mix(mix(key, token), round(bias * 1e6))
-    others = [getattr(sampling, name) for name in OTHERS]
-    if others != DEFAULTS:
+    others = [getattr(sampling, name) for name in OTHER_FIELDS]
+    if others != OTHER_DEFAULTS:
         key = mix(key, zlib.crc32(repr(others).encode()))
     return key
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import struct
 import zlib
+from enum import StrEnum
 from pathlib import Path
 
 import attrs
@@ -39,6 +40,13 @@ def _as_frame(data: Data) -> SimFrame:
     return unpack_frame(data) if isinstance(data, bytes) else data
 
 
+class _Use(StrEnum):
+    """What a copy does with a slot."""
+
+    READ = "read"
+    WRITTEN = "written"
+
+
 @attrs.define(eq=False)
 class SimTiers:
     """The host area and the swap file of one simulated device, and files for images (those are real).
@@ -52,7 +60,7 @@ class SimTiers:
     num_slots: dict[Tier, int]
     contents: dict[tuple[Tier, int], bytes] = attrs.field(factory=dict)  # of the swap file
     _host: dict[int, SimFrame] = attrs.field(factory=dict)
-    _in_use: dict[tuple[Tier, str, int], str] = attrs.field(factory=dict)  # "read" or "written", by copies
+    _in_use: dict[tuple[Tier, str, int], _Use] = attrs.field(factory=dict)  # by copies
     _results: dict[int, tuple[Copy, list[Data | CopyFault]]] = attrs.field(factory=dict)
 
     def begin(self, copy: Copy) -> None:
@@ -64,7 +72,7 @@ class SimTiers:
             )
         results: list[Data | CopyFault] = []
         for index, slot in enumerate(source.slots):
-            self._check(source, slot, "read")
+            self._check(source, slot, _Use.READ)
             data = self._read(source, slot)
             if data is None:
                 results.append(CopyFault(index, f"{source.tier} slot {slot} cannot be read", True))
@@ -74,12 +82,12 @@ class SimTiers:
             else:
                 results.append(data)
         for slot in target.slots:
-            self._check(target, slot, "written")
-        for place, use in ((source, "read"), (target, "written")):
+            self._check(target, slot, _Use.WRITTEN)
+        for place, use in ((source, _Use.READ), (target, _Use.WRITTEN)):
             for slot in place.slots:
                 self._in_use[place.tier, place.path, slot] = use
             if place.tier == "device":
-                uses = self.memory.being_read if use == "read" else self.memory.being_filled
+                uses = self.memory.being_read if use is _Use.READ else self.memory.being_filled
                 uses.update(place.slots)
         self._results[copy.id] = (copy, results)
 
@@ -126,9 +134,9 @@ class SimTiers:
             pieces = max(pieces, num_bytes // load.copy_piece_bytes)
         return pieces * base + num_bytes / bytes_per_second
 
-    def _check(self, place: Place, slot: int, use: str) -> None:
+    def _check(self, place: Place, slot: int, use: _Use) -> None:
         key = (place.tier, place.path, slot)
-        if (other := self._in_use.get(key)) is not None and "written" in (use, other):
+        if (other := self._in_use.get(key)) is not None and _Use.WRITTEN in (use, other):
             raise ProtocolViolation(f"{place.tier} slot {slot} is {use} by a copy while {other} by another")
         limit = self.memory.num_frames if place.tier == "device" else self.num_slots.get(place.tier)
         if slot < 0 or (limit is not None and slot >= limit):
