@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from shell.gateway.errors import ApiError, invalid, unavailable
 from shell.gateway.exchange import Exchange
-from shell.gateway.fields import FieldTable, convert, implemented, refused, take_fields
+from shell.gateway.fields import FieldTable, implemented, read_fields, refused, take_fields
 from shell.gateway.json_body import read_json
 from shell.gateway.replies.server import (
     CacheReport,
@@ -69,7 +69,7 @@ class Drain(AdminEndpoint):
     async def administrate(self, exchange: Exchange) -> None:
         """Answer when the kernel has begun."""
         body = await read_json(self.service, exchange, is_optional=True)
-        fields = convert(take_fields(body, DRAIN_FIELDS, exchange.ignored), DrainFields)
+        fields = read_fields(body, DRAIN_FIELDS, DrainFields, exchange.ignored)
         grace = fields.grace_seconds
         seconds = self.service.config.shutdown_timeout if grace is None else grace
         await self.client_of(exchange).shutdown(seconds)
@@ -104,7 +104,7 @@ class Sleep(AdminEndpoint):
 
     async def administrate(self, exchange: Exchange) -> None:
         """Answer when all devices are at rest. Raises ApiError 503 where one is not ready for that."""
-        query = convert(take_fields(dict(exchange.query), SLEEP_FIELDS, exchange.ignored), SleepQuery)
+        query = read_fields(dict(exchange.query), SLEEP_FIELDS, SleepQuery, exchange.ignored)
         try:
             await self.client_of(exchange).sleep(int(query.level))
         except SyscallError as error:
@@ -166,7 +166,7 @@ class LoadModel(AdminEndpoint):
     async def administrate(self, exchange: Exchange) -> None:
         """Answer when it serves. Raises ApiError 400 where it cannot."""
         body = await read_json(self.service, exchange)
-        fields = convert(take_fields(body, LOAD_FIELDS, exchange.ignored), LoadFields)
+        fields = read_fields(body, LOAD_FIELDS, LoadFields, exchange.ignored)
         with explaining_models():
             loaded = await self.client_of(exchange).load_model(fields.model, fields.name)
         await self.service.link.refresh()  # so that the next request finds it
@@ -184,7 +184,7 @@ class UnloadModel(AdminEndpoint):
     async def administrate(self, exchange: Exchange) -> None:
         """Answer when its memory is free. Raises ApiError 400 `conflict` where somebody may keep it."""
         body = await read_json(self.service, exchange)
-        fields = convert(take_fields(body, UNLOAD_FIELDS, exchange.ignored), UnloadFields)
+        fields = read_fields(body, UNLOAD_FIELDS, UnloadFields, exchange.ignored)
         model = await self.service.catalog.find_info(fields.model)
         with explaining_models():
             await self.client_of(exchange).unload_model(model.name, force=fields.force)

@@ -19,7 +19,7 @@ from shell.gateway.embedding_job import (
 )
 from shell.gateway.errors import invalid_value, unsupported
 from shell.gateway.exchange import Exchange
-from shell.gateway.fields import FieldTable, convert, implemented, refused, take_fields
+from shell.gateway.fields import FieldTable, implemented, read_fields, refused
 from shell.gateway.json_body import read_json
 from shell.gateway.replies.embeddings import EmbeddingList
 from shell.gateway.service import Endpoint
@@ -59,7 +59,7 @@ class Embeddings(Endpoint):
         body = await read_json(self.service, exchange)
 
         async def work() -> None:
-            fields = convert(take_fields(body, EMBEDDING_FIELDS, exchange.ignored), EmbeddingFields)
+            fields = read_fields(body, EMBEDDING_FIELDS, EmbeddingFields, exchange.ignored)
             inputs = split_prompts(fields.input, "input")
             if len(inputs) > MAX_TEXTS:
                 raise invalid_value("input", f"'input' has {len(inputs)} entries; the limit is {MAX_TEXTS}.")

@@ -116,6 +116,11 @@ def take_fields(
     return taken
 
 
+def read_fields(given: dict[str, Any], table: FieldTable, to: type[T], ignored: list[str]) -> T:
+    """`take_fields` of a body, converted to a struct. Raises ApiError 400."""
+    return convert(take_fields(given, table, ignored), to)
+
+
 def explain_complaint(error: msgspec.ValidationError, path: str = "") -> ApiError:
     """Turn msgspec's complaint into a 400 with the path of the field at fault."""
     match = _COMPLAINT.match(str(error))

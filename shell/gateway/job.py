@@ -56,6 +56,33 @@ def _read_salt(fields: SharedFields) -> str:
     return fields.cache_salt if fields.cache_prompt else f"{fields.cache_salt}:{secrets.token_hex(16)}"
 
 
+def _check_fields(fields: SharedFields, max_tokens: int | None) -> None:
+    """Raise ApiError where two fields contradict each other."""
+    if fields.prompt_logprobs is not None and fields.stream:
+        raise invalid_value("prompt_logprobs", "'prompt_logprobs' is not for streams.")
+    if fields.return_progress and not fields.stream:
+        raise invalid_value("return_progress", "'return_progress' is only for streams.")
+    if fields.pin_ttl_s and not fields.cache_prompt:
+        raise invalid_value("pin_ttl_s", "'pin_ttl_s' is given; with 'cache_prompt' false nothing is kept.")
+    if max_tokens is not None and fields.min_tokens > max_tokens:
+        message = f"'min_tokens' is {fields.min_tokens}, over 'max_tokens' {max_tokens}."
+        raise invalid_value("min_tokens", message)
+
+
+def _check_prompts(
+    prompts: tuple[tuple[int, ...], ...], model: ServedModel, max_tokens: int | None, param: str
+) -> None:
+    """Raise ApiError where a prompt is none, or does not fit the model."""
+    for index, prompt in enumerate(prompts):
+        where = param if len(prompts) == 1 else f"{param}[{index}]"
+        if not prompt:
+            raise invalid_value(where, f"'{where}' is empty: a prompt needs at least one token.")
+        if max(prompt) >= model.info.vocab_size:
+            message = f"'{where}' holds a token id over {model.info.vocab_size - 1}, the model's last."
+            raise invalid_value(where, message)
+        check_context(model, len(prompt), max_tokens, param)
+
+
 def make_job(
     fields: SharedFields,
     model: ServedModel,
@@ -91,30 +118,14 @@ def make_job(
         ApiError: 400, naming the field.
     """
     prompts = tuple(truncate(prompt, fields, model, max_tokens) for prompt in prompts)
+    _check_fields(fields, max_tokens)
+    _check_prompts(prompts, model, max_tokens, param)
     num_samples = num_samples or fields.n
     sampled_logprobs, prompt_logprobs = num_top_logprobs, fields.prompt_logprobs
     if num_samples > fields.n and sampled_logprobs is None:
         sampled_logprobs = 0  # they are chosen by it
     if is_echo_scored:
         prompt_logprobs = max(num_top_logprobs or 0, prompt_logprobs or 0)
-    if fields.prompt_logprobs is not None and fields.stream:
-        raise invalid_value("prompt_logprobs", "'prompt_logprobs' is not for streams.")
-    if fields.return_progress and not fields.stream:
-        raise invalid_value("return_progress", "'return_progress' is only for streams.")
-    for index, prompt in enumerate(prompts):
-        where = param if len(prompts) == 1 else f"{param}[{index}]"
-        if not prompt:
-            raise invalid_value(where, f"'{where}' is empty: a prompt needs at least one token.")
-        if max(prompt) >= model.info.vocab_size:
-            message = f"'{where}' holds a token id over {model.info.vocab_size - 1}, the model's last."
-            raise invalid_value(where, message)
-        check_context(model, len(prompt), max_tokens, param)
-    if fields.pin_ttl_s and not fields.cache_prompt:
-        raise invalid_value("pin_ttl_s", "'pin_ttl_s' is given; with 'cache_prompt' false nothing is kept.")
-    if max_tokens is not None and fields.min_tokens > max_tokens:
-        raise invalid_value(
-            "min_tokens", f"'min_tokens' is {fields.min_tokens}, over 'max_tokens' {max_tokens}."
-        )
     options = fields.stream_options or StreamOptions()
     return Job(
         model=model,

@@ -16,7 +16,7 @@ from msgspec import Meta
 
 from shell.gateway.errors import ApiError
 from shell.gateway.exchange import Exchange, Receive, Scope, Send
-from shell.gateway.fields import FieldTable, convert, implemented, take_fields
+from shell.gateway.fields import FieldTable, implemented, read_fields
 from shell.gateway.json_body import read_json
 from shell.gateway.page_sampler import Sampler
 from shell.gateway.process_errors import explaining_processes, not_found, read_pid
@@ -153,7 +153,7 @@ class ProcessAction(Endpoint):
                     await client.cont(pid)
                 case _:
                     body = await read_json(self.service, exchange)
-                    fields = convert(take_fields(body, NICE_FIELDS, exchange.ignored), NiceFields)
+                    fields = read_fields(body, NICE_FIELDS, NiceFields, exchange.ignored)
                     await self._renice(client, pid, fields.nice)
         await exchange.respond_json(200, {"pid": pid, "action": action})
 

@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from shell.gateway.config import GatewayConfig
 from shell.gateway.exchange import Exchange
-from shell.gateway.fields import FieldTable, convert, implemented, take_fields
+from shell.gateway.fields import FieldTable, implemented, read_fields
 from shell.gateway.json_body import read_json
 from shell.gateway.process_errors import explaining_processes, not_found
 from shell.gateway.replies.processes import CancelledRequest, RequestDetails, RequestList
@@ -148,5 +148,5 @@ class AbortRequest(Endpoint):
     async def answer(self, exchange: Exchange) -> None:
         """Answer when its pages are free."""
         body = await read_json(self.service, exchange)
-        fields = convert(take_fields(body, ABORT_FIELDS, exchange.ignored), AbortFields)
+        fields = read_fields(body, ABORT_FIELDS, AbortFields, exchange.ignored)
         await exchange.respond_json(200, await cancel_processes(self.client_of(exchange), fields.rid))

@@ -11,7 +11,7 @@ from msgspec import Meta
 from shell.gateway.embedding_job import VECTOR_FIELDS, VectorFields
 from shell.gateway.errors import invalid_value
 from shell.gateway.exchange import Exchange
-from shell.gateway.fields import FieldTable, convert, implemented, refused, take_fields
+from shell.gateway.fields import FieldTable, implemented, read_fields, refused
 from shell.gateway.json_body import read_json
 from shell.gateway.pair_scores import MAX_PAIRS, Pairs, score_pairs
 from shell.gateway.replies.rerank import Ranking
@@ -64,7 +64,7 @@ class Rerank(Endpoint):
         body = await read_json(self.service, exchange)
 
         async def work() -> None:
-            fields = convert(take_fields(body, RERANK_FIELDS, exchange.ignored), RerankFields)
+            fields = read_fields(body, RERANK_FIELDS, RerankFields, exchange.ignored)
             num_shown = fields.num_shown
             texts = [each if isinstance(each, str) else each.text for each in fields.documents]
             if not texts:

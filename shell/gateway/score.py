@@ -9,7 +9,7 @@ from typing import Any
 from shell.gateway.embedding_job import VECTOR_FIELDS, VectorFields
 from shell.gateway.errors import invalid_value
 from shell.gateway.exchange import Exchange
-from shell.gateway.fields import FieldTable, convert, implemented, take_fields
+from shell.gateway.fields import FieldTable, implemented, read_fields
 from shell.gateway.json_body import read_json
 from shell.gateway.pair_scores import MAX_PAIRS, Pairs, score_pairs
 from shell.gateway.replies.rerank import Scores
@@ -40,7 +40,7 @@ class Score(Endpoint):
         body = await read_json(self.service, exchange)
 
         async def work() -> None:
-            fields = convert(take_fields(body, SCORE_FIELDS, exchange.ignored), ScoreFields)
+            fields = read_fields(body, SCORE_FIELDS, ScoreFields, exchange.ignored)
             scored = await score_pairs(self.service, exchange, fields, read_pairs(fields))
             rows = [
                 {"index": index, "object": "score", "score": score}

@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from shell.gateway.errors import invalid_value
 from shell.gateway.exchange import Exchange
-from shell.gateway.fields import FieldTable, convert, implemented, take_fields
+from shell.gateway.fields import FieldTable, implemented, read_fields
 from shell.gateway.json_body import read_json
 from shell.gateway.process_errors import explaining_processes, read_pid
 from shell.gateway.replies.processes import ErasedSlot, RestoredSlot, SavedSlot, Slot
@@ -93,7 +93,7 @@ class SlotAction(Endpoint):
             await exchange.respond_json(200, await self._erase(exchange, pid))
             return
         body = await read_json(self.service, exchange)
-        fields = convert(take_fields(body, IMAGE_FIELDS, exchange.ignored), ImageFields)
+        fields = read_fields(body, IMAGE_FIELDS, ImageFields, exchange.ignored)
         run = self._save if action == "save" else self._restore
         await exchange.respond_json(200, await run(exchange, pid, fields))
 

@@ -11,7 +11,7 @@ from shell.gateway.catalog import ServedModel
 from shell.gateway.chat import ChatBody, ChatPrompt, encode_chat, read_chat_fields
 from shell.gateway.errors import invalid, invalid_value
 from shell.gateway.exchange import Exchange
-from shell.gateway.fields import FieldTable, convert, implemented, refused, take_fields
+from shell.gateway.fields import FieldTable, implemented, read_fields, refused
 from shell.gateway.json_body import read_json
 from shell.gateway.messages import count_characters
 from shell.gateway.prompt_length import check_encoded
@@ -98,7 +98,7 @@ class Tokenize(TextEndpoint):
             model, prompt = await self.render(body, exchange.ignored)
             tokens = list(prompt.tokens)
         else:
-            fields = convert(take_fields(body, TOKENIZE_FIELDS, exchange.ignored), TokenizeFields)
+            fields = read_fields(body, TOKENIZE_FIELDS, TokenizeFields, exchange.ignored)
             text = fields.prompt if fields.prompt is not None else fields.content or ""
             wants_strings = fields.return_token_strs
             check_encoded(len(text), given[0])
@@ -127,7 +127,7 @@ class Detokenize(TextEndpoint):
     async def answer(self, exchange: Exchange) -> None:
         """Answer under both names, vLLM's and llama.cpp's."""
         body = await self.read(exchange)
-        fields = convert(take_fields(body, DETOKENIZE_FIELDS, exchange.ignored), DetokenizeFields)
+        fields = read_fields(body, DETOKENIZE_FIELDS, DetokenizeFields, exchange.ignored)
         model = await self.service.catalog.resolve(fields.model)
         last = model.info.vocab_size - 1
         if fields.tokens and max(fields.tokens) > last:

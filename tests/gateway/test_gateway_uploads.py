@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +15,15 @@ from llmos.config import ConfigError, load_config
 from shell.gateway.body_file import LARGE_BYTES
 from shell.gateway.errors import ApiError
 from shell.gateway.uploads import Uploads
-from tests.gateway.harness import Gateway, KernelThread, hello, http_request, read_until, running_gateway
+from tests.gateway.harness import (
+    PATIENCE_SECONDS,
+    Gateway,
+    KernelThread,
+    hello,
+    http_request,
+    read_until,
+    running_gateway,
+)
 
 CHAT = "/v1/chat/completions"
 
@@ -172,21 +179,24 @@ def test_largest_body_does_not_hurt_others(gateway: Gateway, kernel: KernelThrea
     body = b'{"messages": [{"role": "user", "content": "hi"}], "padding": "' + b"x" * (4 << 20) + b'"'
     request = http_request(CHAT, body.ljust((64 << 20) - 1) + b"}")
     answers: list[bytes] = []
+    is_halfway, may_go_on = threading.Event(), threading.Event()
 
     def upload() -> None:
         with gateway.connect() as raw:
-            raw.sendall(request)
+            raw.sendall(request[: len(request) // 2])
+            is_halfway.set()
+            may_go_on.wait(PATIENCE_SECONDS)
+            raw.sendall(request[len(request) // 2 :])
             answers.append(read_until(raw, b"}}"))
 
     thread = threading.Thread(target=upload)
     thread.start()
-    num_answered = 0
+    assert is_halfway.wait(PATIENCE_SECONDS)
+    assert gateway.post(CHAT, hello()).status_code == 200
+    may_go_on.set()
     while not answers and thread.is_alive():
         assert gateway.post(CHAT, hello()).status_code == 200
-        num_answered += 1
-        time.sleep(0.01)
     thread.join()
-    assert num_answered >= 2
     assert answers[0].startswith(b"HTTP/1.1 200")
     assert b"x-llmos-ignored-params: padding" in answers[0]
 

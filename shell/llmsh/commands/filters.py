@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from io import FileIO
 from typing import Literal
 
@@ -34,9 +35,9 @@ async def copy_input(shell: Shell) -> None:
 async def show_last_lines(shell: Shell, num_lines: int) -> None:
     """Write the last lines of the input, once it is over."""
     lines = LineReader(need_input(shell))
-    last: list[str] = []
+    last: deque[str] = deque(maxlen=num_lines)
     while line := await lines.read_line():
-        last = [*last, line][-num_lines:]
+        last.append(line)
     shell.screen.write("".join(last))
 
 
