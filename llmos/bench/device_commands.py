@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from llmos.bench.options import add_json, add_runs, add_threads, check_runs
-from llmos.config import ConfigError
+from llmos.bench.options import add_json, add_runs, add_threads, count
 
 
 def add_cpu(names: Any) -> None:
@@ -14,7 +13,7 @@ def add_cpu(names: Any) -> None:
     cpu = names.add_parser("cpu", help="the kernels of device cpu, against the machine's own peaks")
     add = cpu.add_argument
     add("--only", default=None, metavar="LIST", help="sections, like gemm,decode (default: all)")
-    add("--threads", type=int, default=None, metavar="N", help="most threads (default: all cores)")
+    add("--threads", type=count, default=None, metavar="N", help="most threads (default: all cores)")
     add("--quick", action="store_true", help="one tiny case of each kind, to see that it works")
     add_json(cpu)
     add_runs(cpu)
@@ -25,7 +24,6 @@ def run_cpu_bench(options: argparse.Namespace) -> int:
     """Measure the kernels of device cpu."""
     from llmos.bench import cpu
 
-    check_runs(options)
     return cpu.main(
         only=options.only, threads=options.threads, num_runs=options.runs, is_quick=options.quick,
         json_path=options.json,
@@ -66,7 +64,6 @@ def run_transfer_bench(options: argparse.Namespace) -> int:
     """Measure copies between tiers."""
     from llmos.bench import transfer
 
-    check_runs(options)
     return transfer.main(
         folder=options.folder, num_runs=options.runs, is_quick=options.quick, json_path=options.json
     )
@@ -88,9 +85,6 @@ def run_map_bench(options: argparse.Namespace) -> int:
     """Measure mapping ahead of need against mapping in time and beforehand."""
     from llmos.bench import map as mapping
 
-    check_runs(options)
-    if options.threads is not None and options.threads < 1:
-        raise ConfigError(f"threads is {options.threads}; at least 1")
     return mapping.main(
         shapes=mapping.choose_shapes(options.shapes),
         threads=options.threads,

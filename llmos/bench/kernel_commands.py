@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from llmos.bench.conversations import DEFAULT_TRACE
-from llmos.bench.options import add_json, add_runs, add_threads, check_runs
+from llmos.bench.options import add_json, add_runs, add_threads
 from llmos.config import ConfigError
 from llmos.log import configure_logging
 
@@ -23,7 +23,6 @@ def run_kernel_bench(options: argparse.Namespace) -> int:
     """Measure the kernel's own cost."""
     from llmos.bench import kernel
 
-    check_runs(options)
     return kernel.main(json_path=options.json, num_runs=options.runs)
 
 
@@ -58,7 +57,6 @@ def run_fair_bench(options: argparse.Namespace) -> int:
     from llmos.bench.fair_curve import parse_loads
     from llmos.bench.sections import choose_sections
 
-    check_runs(options)
     sections = choose_sections(options.only, ("cases", "curve"))
     configure_logging("error", "console")  # a kernel runs in this process, and preempts a lot
     cases = [name.strip() for name in options.cases.split(",") if name.strip()]
@@ -81,7 +79,6 @@ def run_grammar_bench(options: argparse.Namespace) -> int:
     """Measure what grammars cost."""
     from llmos.bench import grammar
 
-    check_runs(options)
     return grammar.main(is_quick=options.quick, num_runs=options.runs, json_path=options.json)
 
 
@@ -117,7 +114,6 @@ def run_switch_bench(options: argparse.Namespace) -> int:
     """Measure context switches; a run is a round of all variants, or a seed on sim."""
     from llmos.bench import switch
 
-    check_runs(options)
     if options.conversations < 1 or options.seconds <= 0:
         raise ConfigError("conversations and seconds must be above 0")
     if options.shape and (options.model or options.device == "sim"):

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from llmos.config import ConfigError
+
+def count(text: str) -> int:
+    """A type of options: a whole number above 0."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number}; at least 1")
+    return number
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -15,17 +21,11 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def add_runs(parser: argparse.ArgumentParser, default: int = 7) -> None:
     """How often what is measured is repeated."""
     parser.add_argument(
-        "--runs", type=int, default=default, metavar="N",
+        "--runs", type=count, default=default, metavar="N",
         help="repetitions; the median is reported (default: %(default)s)",
     )  # fmt: skip
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
     """Threads of a device."""
-    parser.add_argument("--threads", type=int, default=None, metavar="N", help="threads of the device")
-
-
-def check_runs(options: argparse.Namespace) -> None:
-    """Raise ConfigError when there is nothing to measure."""
-    if options.runs < 1:
-        raise ConfigError(f"runs is {options.runs}; at least 1")
+    parser.add_argument("--threads", type=count, default=None, metavar="N", help="threads of the device")

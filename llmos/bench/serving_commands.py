@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from llmos.bench.options import add_json, add_runs, add_threads, check_runs
+from llmos.bench.options import add_json, add_runs, add_threads
 from llmos.config import field_types
 
 
@@ -44,7 +44,6 @@ def run_workload_bench(options: argparse.Namespace) -> int:
     """Measure a server."""
     from llmos.bench import workload
 
-    check_runs(options)
     return workload.main(
         model=options.model, url=options.url, weights=options.weights, kv=options.kv,
         threads=options.threads, workloads=workload.choose_workloads(options.workloads),
@@ -143,5 +142,4 @@ def run_page_bench(options: argparse.Namespace) -> int:
     """Measure the live page."""
     from llmos.bench import page
 
-    check_runs(options)
     return page.main(json_path=options.json, num_runs=options.runs, is_quick=options.quick)
