@@ -108,7 +108,7 @@ def read_chat_fields(body: Json, ignored: list[str]) -> tuple[ChatFields, list[J
     fields = convert(taken, ChatFields)
     ignored += list_replaced(fields, taken)
     read_stream_options(fields.stream_options, fields.stream)
-    if fields.top_logprobs is not None and not fields.logprobs:
+    if fields.top_logprobs and not fields.logprobs:
         raise invalid_value("top_logprobs", "'top_logprobs' is only allowed when 'logprobs' is true.")
     if fields.continue_final_message:
         if fields.add_generation_prompt:

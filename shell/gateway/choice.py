@@ -65,6 +65,7 @@ class Choice:
     decoder: IncrementalDecoder
     reader: MessageReader
     include_stop: bool = False  # text of an end token asked for by id is shown too
+    min_tokens: int = 0  # of which no stop string ends it
     end_tokens: frozenset[int] = frozenset()  # the process ends with the first of them
     extra_end_tokens: frozenset[int] = frozenset()  # those of them that the request named
 
@@ -122,6 +123,8 @@ class Choice:
             piece = self.decoder.push_one(token)
             self.num_decoded += len(piece)
             if piece:
+                if self.num_tokens > self.min_tokens:
+                    self.reader.arm()
                 self.has_newline = self.has_newline or "\n" in piece
                 parts += self.reader.push(piece)
                 if self.reader.is_complete:

@@ -50,6 +50,12 @@ def find_content_length(headers: list[tuple[bytes, bytes]]) -> int | None:
     return None
 
 
+def find_content_encoding(headers: list[tuple[bytes, bytes]]) -> str:
+    """Return how the body was packed; "" for as it is."""
+    given = b",".join(value for name, value in headers if name == b"content-encoding").decode("latin-1")
+    return "" if given.strip().lower() == "identity" else given.strip()
+
+
 class Asker(Protocol):
     """What the preparation of a job reads and writes of the request that it is for."""
 
@@ -69,6 +75,7 @@ class Exchange:
     path: str
     request_id: str
     content_length: int | None = None  # what the headers promise
+    content_encoding: str = ""  # how the body was packed; "": as it is
     path_params: dict[str, Any] = attrs.field(factory=dict)
     query: dict[str, str] = attrs.field(factory=dict)  # the last value of each name
     started: float = attrs.field(factory=trio.current_time)

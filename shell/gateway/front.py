@@ -14,7 +14,15 @@ import structlog
 from starlette.routing import Router
 
 from shell.gateway.errors import ClientDisconnected, as_api_error, root_cause
-from shell.gateway.exchange import Exchange, Receive, Scope, Send, choose_request_id, find_content_length
+from shell.gateway.exchange import (
+    Exchange,
+    Receive,
+    Scope,
+    Send,
+    choose_request_id,
+    find_content_encoding,
+    find_content_length,
+)
 from shell.gateway.http1 import OUTLET
 from shell.gateway.service import Service
 from shell.gateway.sse import DONE, SendStalled, encode_event
@@ -60,6 +68,7 @@ class Front:
             path=path,
             request_id=choose_request_id(scope["headers"]),
             content_length=find_content_length(scope["headers"]),
+            content_encoding=find_content_encoding(scope["headers"]),
             outlet=scope.get("extensions", {}).get(OUTLET),
             receive=receive,
             send=send,

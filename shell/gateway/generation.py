@@ -38,8 +38,9 @@ def open_choice(job: Job, prompt_index: int, index: int, pid: int) -> Choice:
         decoder=job.model.text.decoder(
             job.skip_special_tokens, continues=True, shown_tokens=job.reading.markup
         ),
-        reader=job.reading.open(job.stops, job.include_stop),
+        reader=job.reading.open(job.stops, job.include_stop, is_armed=not job.spawn["min_tokens"]),
         include_stop=job.include_stop,
+        min_tokens=job.spawn["min_tokens"],
         end_tokens=own | extra,
         extra_end_tokens=extra,
     )

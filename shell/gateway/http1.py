@@ -8,6 +8,7 @@ the client is slower than we are: a token's way out is short when 256 others wai
 from __future__ import annotations
 
 import os
+import re
 import ssl
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
@@ -34,6 +35,7 @@ MAX_AHEAD_BYTES = 64 << 10  # of the next request, taken while this one is answe
 OUTLET = "llmos.outlet"  # the extension of the ASGI scope
 DISCONNECT: Message = {"type": "http.disconnect"}
 NO_BODY = (204, 304)
+_ABSOLUTE = re.compile(rb"^https?://[^/?]*", re.IGNORECASE)  # as proxies are asked; servers must take it, too
 
 log = structlog.get_logger("gateway.http")
 
@@ -223,7 +225,7 @@ class Connection:
             self._is_broken = True  # the end of the connection tells the client that the answer was cut
 
     def _make_scope(self, request: h11.Request) -> Message:
-        path, _, query = request.target.partition(b"?")
+        path, _, query = _ABSOLUTE.sub(b"", request.target, count=1).partition(b"?")
         return {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},

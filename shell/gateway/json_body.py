@@ -29,9 +29,12 @@ async def read_json(
         is_optional: no body is an empty object.
 
     Raises:
-        ApiError: 400 when it is no JSON object, or holds too much; 408; 413; 429; 503.
+        ApiError: 400 when it is no JSON object, or holds too much; 408; 413; 415; 429; 503.
         ClientDisconnected: it went away.
     """
+    if exchange.content_encoding:
+        message = f"The request's body is packed with {exchange.content_encoding[:40]!r}: send it as it is."
+        raise ApiError(415, "invalid_request_error", "unsupported_media_type", message)
     body = await exchange.read_body(service.uploads)
     if not isinstance(body, BodyFile):
         return {} if is_optional and not body.strip() else parse_body(body)

@@ -7,13 +7,16 @@ from typing import Any, Literal
 import msgspec
 
 from shell.gateway.errors import invalid, unsupported
-from shell.gateway.fields import FieldTable, accepted, convert, implemented, take_fields
+from shell.gateway.fields import FieldTable, accepted, convert, implemented, refused, take_fields
 
 Json = dict[str, Any]
 
 MESSAGE_FIELDS: FieldTable = {
-    **implemented("role", "content", "name", "tool_calls", "tool_call_id", "reasoning", "reasoning_content"),
-    **accepted("refusal", "annotations", "audio", "function_call"),  # our own answers, or others', sent back
+    **implemented(
+        "role", "content", "name", "tool_calls", "tool_call_id", "reasoning", "reasoning_content", "refusal"
+    ),
+    **accepted("annotations"),  # of answers by others, sent back
+    **refused(audio=(), function_call=()),
 }
 PART_SEPARATOR = "\n"
 MAX_MESSAGES = 8192  # to check them takes two microseconds each
@@ -29,12 +32,14 @@ class MessageFields(msgspec.Struct, kw_only=True):
     tool_call_id: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
+    refusal: str | None = None
 
 
 def read_messages(given: Any, ignored: list[str]) -> list[Json]:
     """Check the `messages` of a body, nulls dropped, and return them as a template takes them.
 
-    `developer` becomes `system`; text parts are joined; the arguments of earlier tool calls become objects.
+    `developer` becomes `system`; text parts are joined; a refusal is what an assistant said in place of a
+    content; the arguments of earlier tool calls become objects.
 
     Raises:
         ApiError: 400 with the path of the field at fault, such as `messages[0].content[1]`.
@@ -66,7 +71,7 @@ def read_message(given: Any, path: str, ignored: list[str]) -> Json:
         raise invalid("missing_required_parameter", f"Missing required parameter: '{where}'.", where)
     plain: Json = {
         "role": "system" if message.role == "developer" else message.role,
-        "content": _join_parts(message.content, f"{path}.content"),
+        "content": _join_parts(message.content or message.refusal, f"{path}.content"),
     }
     for name in ("name", "tool_call_id"):
         if (value := getattr(message, name)) is not None:

@@ -32,8 +32,8 @@ class Reading:
         of_calls = self.tool_parser.MARKUP if self.tool_parser is not None else ()
         return (*of_calls, *(self.reasoning_marks or ()))
 
-    def open(self, stops: tuple[str, ...], include_stop: bool) -> MessageReader:
-        """Start reading one choice."""
+    def open(self, stops: tuple[str, ...], include_stop: bool, *, is_armed: bool = True) -> MessageReader:
+        """Start reading one choice. Stop strings are passed over before it is armed."""
         reasoning = None
         if self.reasoning_marks is not None:
             reasoning = ReasoningParser(*self.reasoning_marks, is_inside=self.is_thinking)
@@ -41,7 +41,7 @@ class Reading:
         if self.tool_parser is not None:
             tools = self.tool_parser(self.function_names, is_certain=self.is_certain)
         # In forced calls nothing is the model's own text: a stop string would only break their grammar.
-        matcher = StopMatcher(() if self.is_forced else stops, include_stop)
+        matcher = StopMatcher(() if self.is_forced else stops, include_stop, is_armed=is_armed)
         return MessageReader(
             matcher, reasoning, tools, is_forced=self.is_forced, has_one_call=self.has_one_call
         )
@@ -108,6 +108,10 @@ class MessageReader:
     def has_thought(self) -> bool:
         """True once a thought was seen."""
         return self._reasoning is not None and self._reasoning.has_reasoned
+
+    def arm(self) -> None:
+        """From now on a stop string that is complete ends the text."""
+        self._matcher.is_armed = True
 
     def push(self, text: str) -> list[Event]:
         """Take more text. Returns what it decides."""

@@ -35,6 +35,7 @@ SHARED_FIELDS: FieldTable = {
         documents=([],), chat_template=(),
         lora=([],), lora_path=(), speculative=({},),
         use_beam_search=False, length_penalty=1.0, early_stopping=False,
+        structural_tag=(), guided_json_object=False, guided_whitespace_pattern=(),
     ),
 }  # fmt: skip
 

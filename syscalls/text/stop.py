@@ -15,14 +15,16 @@ class StopMatcher:
     Args:
         stops: non-empty strings.
         include: let the stop string itself through.
+        is_armed: False: what is complete before it is armed, by setting this, is passed over.
 
     Source: Knuth, Morris and Pratt 1977: one matching automaton for each stop string, so a push costs
     O(characters), however long the strings are.
     """
 
-    def __init__(self, stops: Sequence[str], include: bool = False) -> None:
+    def __init__(self, stops: Sequence[str], include: bool = False, *, is_armed: bool = True) -> None:
         if not all(stops):
             raise ValueError("a stop string is empty")
+        self.is_armed = is_armed
         self.matched: str | None = None
         self._include = include
         self._automata = [_Automaton(stop) for stop in stops]
@@ -44,6 +46,9 @@ class StopMatcher:
             return "", self.matched
         end = len(text)
         for automaton in self._automata:
+            if not self.is_armed:
+                automaton.pass_over(text)
+                continue
             found = automaton.advance(text, end)
             if found is None:
                 continue
@@ -78,6 +83,13 @@ class _Automaton:
             while length and stop[length] != stop[index]:
                 length = self._fallback[length]
             self._fallback.append(length + (stop[length] == stop[index]))
+
+    def pass_over(self, text: str) -> None:
+        """Read all of a text, as if nothing in it were a match."""
+        start = 0
+        while (end := self.advance(text[start:], len(text) - start)) is not None:
+            start += end
+            self.num_matched = self._fallback[len(self.stop)]
 
     def advance(self, text: str, end: int) -> int | None:
         """Read text[:end]. Returns where the first match ends, or None."""

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shell.gateway.choice import Choice, Delta
-from shell.gateway.reader import MessageReader
+from shell.gateway.reader import MessageReader, Reading
 from syscalls.process import ExitStatus, Output, Usage
 from syscalls.sampling import TokenLogprobs
 from syscalls.text.stop import StopMatcher
@@ -88,6 +88,26 @@ def test_entries_spell_the_text(text_model: TextModel, text: str, cuts: list[int
     assert choice.num_shown == start
     if not any(stop in text for stop in stops):
         assert "".join(delta.text for delta in deltas) == text
+
+
+@pytest.mark.parametrize(
+    ("min_tokens", "shown"), [(0, "a"), (1, "a"), (2, "aba"), (3, "aba"), (4, "abab"), (9, "abab")]
+)
+def test_no_stop_string_ends_what_must_be_longer(text_model: TextModel, min_tokens: int, shown: str) -> None:
+    """Not even with the last token that there must be; the next one does."""
+    choice = Choice(
+        index=0,
+        pid=1,
+        decoder=text_model.decoder(continues=True),
+        reader=Reading().open(("b",), include_stop=False, is_armed=not min_tokens),
+        min_tokens=min_tokens,
+    )
+    text = ""
+    for number, token in enumerate(b"abab"):
+        if not choice.is_finished:
+            text += choice.feed(Output(number, (token,), (), None, Usage())).text
+    assert text == shown
+    assert choice.is_finished == (shown != "abab")
 
 
 @pytest.mark.parametrize("reason", ["killed", "error"])

@@ -22,7 +22,7 @@ from tests.scripted_kernel import make_model, write_model_folder
 PAGE = (ROOT / "docs" / "openai-compat.md").read_text()
 NAMED = sorted(set(re.findall(r"`([\w/]+\.py)::(\w+)`", PAGE)))
 # Of the page's table of errors, and 507 for a disk that is full.
-STATUSES = {400, 401, 403, 404, 405, 408, 413, 429, 500, 503, 507}
+STATUSES = {400, 401, 403, 404, 405, 408, 413, 415, 429, 500, 503, 507}
 
 
 def list_tests(path: Path) -> set[str]:

@@ -75,6 +75,18 @@ def check_error(response: httpx.Response, status: int, code: str, param: str | N
             "unsupported_parameter",
             "messages[0].content[1]",
         ),
+        (
+            CHAT,
+            {"messages": [{"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}}]},
+            "unsupported_parameter",
+            "messages[0].function_call",
+        ),
+        (
+            CHAT,
+            {"messages": [{"role": "assistant", "audio": {"id": "a"}}]},
+            "unsupported_parameter",
+            "messages[0].audio",
+        ),
         (CHAT, hello(n=0), "invalid_value", "n"),
         (CHAT, hello(n=129), "invalid_value", "n"),
         (CHAT, hello(n="2"), "invalid_type", "n"),
@@ -171,6 +183,8 @@ def check_error(response: httpx.Response, status: int, code: str, param: str | N
         (CHAT, hello(use_beam_search=True), "unsupported_parameter", "use_beam_search"),
         (CHAT, hello(length_penalty=1.2), "unsupported_parameter", "length_penalty"),
         (CHAT, hello(early_stopping=True), "unsupported_parameter", "early_stopping"),
+        (CHAT, hello(structural_tag={"triggers": []}), "unsupported_parameter", "structural_tag"),
+        (CHAT, hello(guided_json_object=True), "unsupported_parameter", "guided_json_object"),
         (COMPLETIONS, {}, "missing_required_parameter", "prompt"),
         (COMPLETIONS, {"prompt": []}, "invalid_value", "prompt"),
         (COMPLETIONS, {"prompt": ""}, "invalid_value", "prompt"),
@@ -235,6 +249,20 @@ def test_content_type_does_not_matter(gateway: Gateway, content_type: str | None
         f"{gateway.url}{COMPLETIONS}", content=raw, headers=headers, timeout=PATIENCE_SECONDS
     )
     assert response.status_code == 200
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br, identity"])
+def test_a_packed_body(gateway: Gateway, encoding: str) -> None:
+    """Is not taken for JSON: the client is told what to switch off. "identity" is no packing."""
+    raw = b'{"prompt": "a", "max_tokens": 1}'
+    for given, status in ((encoding, 415), ("identity", 200), ("", 200)):
+        headers = {"content-encoding": given}
+        url = f"{gateway.url}{COMPLETIONS}"
+        response = httpx.post(url, content=raw, headers=headers, timeout=PATIENCE_SECONDS)
+        assert response.status_code == status
+        if status == 415:
+            error = check_error(response, 415, "unsupported_media_type")
+            assert encoding in error["message"]
 
 
 def test_context_length_text_is_exact(gateway: Gateway) -> None:
@@ -489,7 +517,8 @@ def test_neutral_values_of_refused_fields_are_accepted(gateway: Gateway) -> None
         "mirostat": 0,
         "mirostat_tau": 5.0, "dry_multiplier": 0.0, "dry_base": 1.75, "modalities": ["text"], "lora": [],
         "cache_prompt": True, "parallel_tool_calls": True, "store": False, "service_tier": "auto",
-        "use_beam_search": False, "length_penalty": 1, "early_stopping": False,
+        "use_beam_search": False, "length_penalty": 1, "early_stopping": False, "top_logprobs": 0,
+        "guided_json_object": False,
     }  # fmt: skip
     response = gateway.post(CHAT, hello(**neutral))
     assert response.status_code == 200, response.text

@@ -9,7 +9,16 @@ import trio
 
 from syscalls.process import ExitStatus, Kill, Spawn
 from syscalls.sampling import Dry, Dynatemp, Mirostat, Sampling, TokenLogprobs, Xtc
-from tests.gateway.harness import Gateway, KernelThread, events_of, hello, say_forever, says
+from tests.gateway.harness import (
+    Gateway,
+    KernelThread,
+    events_of,
+    hello,
+    http_request,
+    read_until,
+    say_forever,
+    says,
+)
 from tests.scripted_kernel import (
     ASSISTANT,
     CONTEXT,
@@ -389,6 +398,18 @@ def test_paths_are_forgiving(gateway: Gateway) -> None:
         assert gateway.post(path, hello()).status_code == 200
     for path in ("/health", "/ping", "/health/", "/health/ready", "/version", "/metrics/"):
         assert gateway.get(path).status_code == 200
+    for target in ("http://elsewhere/ping?a=b", "HTTPS://a:9/health", "http://a/v1/models/scripted"):
+        with gateway.connect() as raw:  # a proxy asks so
+            raw.sendall(http_request(target, b"", "GET"))
+            assert read_until(raw, b"\r\n").startswith(b"HTTP/1.1 200")
+
+
+def test_a_refusal_is_what_was_said(gateway: Gateway, kernel: KernelThread) -> None:
+    """An answer of another server that has one in place of its content may be sent back."""
+    for answer in ({"content": None, "refusal": "no"}, {"refusal": "no"}, {"content": "no"}):
+        messages = [{"role": "assistant", **answer}, {"role": "user", "content": "a"}]
+        assert gateway.post(CHAT, {"messages": messages}).status_code == 200
+    assert len({process.spawn.prompt for process in kernel.kernel.spawned[-3:]}) == 1
 
 
 def test_metrics_page(gateway: Gateway, kernel: KernelThread) -> None:

@@ -14,9 +14,10 @@ letters = st.text("ab\u65e5", max_size=30)
 stop_lists = st.lists(st.text("ab\u65e5", min_size=1, max_size=5), max_size=4)
 
 
-def find_stop(text: str, stops: list[str]) -> tuple[int, str] | None:
+def find_stop(text: str, stops: list[str], num_passed_over: int = 0) -> tuple[int, str] | None:
     """Return where the first complete stop string ends, the longest of those, or None."""
-    ends = [(text.find(stop) + len(stop), -len(stop), stop) for stop in stops if stop in text]
+    starts = [(text.find(stop, max(0, num_passed_over - len(stop) + 1)), stop) for stop in stops]
+    ends = [(start + len(stop), -len(stop), stop) for start, stop in starts if start >= 0]
     if not ends:
         return None
     end, _, stop = min(ends)
@@ -57,6 +58,24 @@ def test_matcher_agrees_with_the_whole_text(
         end, stop = expected
         assert matched == stop
         assert shown == (text[:end] if include else text[: end - len(stop)])
+
+
+@given(letters, stop_lists, st.lists(st.integers(0, 30), max_size=12), st.integers(0, 12))
+@example("aaaa", ["aaa"], [3], 1)
+@example("abab", ["abab"], [2], 1)
+def test_what_is_complete_before_it_is_armed(
+    text: str, stops: list[str], places: list[int], num_unarmed: int
+) -> None:
+    """Is passed over, but may be the beginning of what comes later."""
+    matcher = StopMatcher(stops, include=True, is_armed=False)
+    shown, num_passed_over = "", 0
+    for number, chunk in enumerate(cut(text, places)):
+        matcher.is_armed = number >= num_unarmed
+        num_passed_over += 0 if matcher.is_armed else len(chunk)
+        shown += matcher.push(chunk)[0]
+    shown += matcher.flush()
+    end, stop = find_stop(text, stops, num_passed_over) or (len(text), None)
+    assert (shown, matcher.matched) == (text[:end], stop)
 
 
 @given(letters, stop_lists)
