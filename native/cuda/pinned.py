@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +19,8 @@ class PinnedArea:
     """Slots of main memory, for copies from and to a device.
 
     Pinning takes the memory at once, so it is done piece by piece, when a copy first comes to a piece. A
-    piece that the driver does not want to pin is copied all the same, only slower.
+    piece that the driver does not want to pin is copied all the same, only slower; the first one is told to
+    the operator, on standard error.
 
     Args:
         device: that copies.
@@ -29,12 +31,12 @@ class PinnedArea:
     def __init__(self, device: CudaDevice, memory: mmap.mmap, slot_bytes: int) -> None:
         self.slot_bytes = slot_bytes
         self.num_slots = len(memory) // slot_bytes
-        self.num_refused = 0  # pieces
         self._device = device
         self._hold = ffi.from_buffer("char[]", memory, require_writable=True)
         self._base = int(ffi.cast("uintptr_t", self._hold))
         self._slots_per_piece = max(1, PIECE_BYTES // slot_bytes)
         self._pieces: dict[int, bool] = {}  # those that were used: is it pinned?
+        self._has_told = False
         self._lock = threading.Lock()  # two threads copy
 
     def runs(self, first: int, count: int) -> Iterator[tuple[int, int]]:
@@ -69,9 +71,15 @@ class PinnedArea:
             count = min(self._slots_per_piece, self.num_slots - first)
             try:
                 self._device.call("cuMemHostRegister_v2", self._pointer(piece), count * self.slot_bytes, 0)
-            except CudaRefused:
-                self.num_refused += 1
+            except CudaRefused as error:
                 self._pieces[piece] = False
+                if not self._has_told:
+                    self._has_told = True
+                    print(
+                        f"main memory beside the GPU is not pinned, and copies there are slower: {error}",
+                        file=sys.stderr,
+                        flush=True,
+                    )
             else:
                 self._pieces[piece] = True
 

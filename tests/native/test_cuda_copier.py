@@ -21,7 +21,7 @@ from native.cuda.paging import CudaPool
 from native.cuda.pinned import PinnedArea
 from tests.fake_cuda import GRANULE, ILLEGAL_ADDRESS, OUT_OF_MEMORY, FakeCuda, load_fake
 
-NUM_FRAMES, NUM_SLOTS = 6, 7
+NUM_FRAMES, NUM_SLOTS = 6, 10
 
 
 @define(eq=False, slots=False)
@@ -149,19 +149,22 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     machine.fake.reset()
 
 
-def test_memory_is_pinned_as_it_is_used(machine: Machine) -> None:
-    """Three slots at a time, once; a refusal to pin leaves a copy that works."""
+def test_memory_is_pinned_as_it_is_used(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three slots at a time, once; a refusal to pin leaves a copy that works, and is told once."""
     for slots, num_pinned in (([0], 1), ([1, 2], 1), ([2, 3], 2)):
         machine.copy(True, list(range(len(slots))), slots)
         assert [copy.error for copy in machine.finish()] == [None]
         assert machine.fake.count().pinned == num_pinned
-    machine.fake.fail("cuMemHostRegister_v2", OUT_OF_MEMORY)
+    assert capsys.readouterr().err == ""
     machine.fill(4, 9)
-    for _ in range(2):
-        machine.copy(True, [4], [6])
+    for slot in (6, 6, 9):
+        machine.fake.fail("cuMemHostRegister_v2", OUT_OF_MEMORY)  # the next time
+        machine.copy(True, [4], [slot])
         assert [copy.error for copy in machine.finish()] == [None]
-    assert (machine.slot(6), machine.area.num_refused) == ((9, 9), 1)
-    assert machine.fake.count().unpinned == 2
+        assert machine.slot(slot) == (9, 9)
+    assert (machine.fake.count().pinned, machine.fake.count().unpinned) == (2, 3)
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "copies there are slower: cuMemHostRegister_v2" in told
     machine.close()
 
 
@@ -201,7 +204,7 @@ def test_the_descriptor_tells_and_bad_numbers_are_refused(machine: Machine) -> N
     assert select.select([machine.copier], [], [], 60)[0]
     machine.finish()
     assert not select.select([machine.copier], [], [], 0)[0]
-    for pfns, slots in (([6], [0]), ([0], [7]), ([0], [-1]), ([0, 1], [0])):
+    for pfns, slots in (([6], [0]), ([0], [NUM_SLOTS]), ([0], [-1]), ([0, 1], [0])):
         with pytest.raises(ValueError, match=r"frame 6 is outside|frames, slots"):
             machine.copy(True, pfns, slots)
     machine.close()
