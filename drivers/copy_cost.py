@@ -7,6 +7,7 @@ from the request to the answer, as the kernel sees them.
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 
 from drivers.tiers import Tiers
@@ -20,13 +21,23 @@ NUM_RUNS = 5
 
 
 def measure_copy_cost(tiers: Tiers, tier: Tier, num_slots: int) -> CopyCost | None:
-    """Measure copies out and back in; None: the tier has no slots. Takes some tens of milliseconds.
+    """Measure copies out and back in. Takes some tens of milliseconds.
 
-    Raises:
-        OSError: the tier does not take them: say, its disk is full.
+    Returns:
+        None: the tier has no slots, or does not take them now: say, its disk is full. That is told on
+        standard error, and no reason not to serve: a driver that is started again must not depend on it.
     """
     if not num_slots:
         return None
+    try:
+        return _measure(tiers, tier, num_slots)
+    except OSError as error:
+        print(f"what copies take is not known: {error}", file=sys.stderr, flush=True)
+        return None
+
+
+def _measure(tiers: Tiers, tier: Tier, num_slots: int) -> CopyCost:
+    """As above. Raises OSError: the tier does not take a copy."""
     slot_bytes = tiers.arena.kv.frame_bytes
     most = max(1, min(num_slots, tiers.arena.num_frames, LARGE_BYTES // slot_bytes))
     _time_both_ways(tiers, tier, most)  # takes memory and blocks of the disk for the first time

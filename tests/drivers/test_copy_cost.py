@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from pathlib import Path
 
 import pytest
@@ -59,8 +58,10 @@ def test_measuring_leaves_the_frames_as_they_were(num_slots: int, tmp_path: Path
     arena.close()
 
 
-def test_a_tier_that_takes_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that is full when the driver starts is an error with the slot and the reason."""
+def test_a_tier_that_takes_nothing_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A disk that is full when the driver starts has no cost; the slot and the reason are told."""
     arena = HostArena(KV, 4, 2, 2)
     tiers = Tiers(arena, 4096)
 
@@ -68,8 +69,7 @@ def test_a_tier_that_takes_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         return CopyDone(copy.id, 0.0, (), (CopyFault(0, "host slot 0: No space left on device"),))
 
     monkeypatch.setattr(Tiers, "begin", lambda self, copy: begin(copy))
-    with pytest.raises(OSError, match="host slot 0: No space left") as caught:
-        measure_copy_cost(tiers, "host", 1)
-    assert caught.value.errno is None or caught.value.errno == errno.ENOSPC
+    assert measure_copy_cost(tiers, "host", 1) is None
+    assert "host slot 0: No space left on device" in capsys.readouterr().err
     tiers.close()
     arena.close()
