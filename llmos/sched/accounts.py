@@ -23,7 +23,7 @@ class Account:
 
     tenant: str
     weight: float = 1.0  # twice the weight is twice the share
-    counter: float = 0.0  # weighted service, lifts included; never falls
+    counter: float = 0.0  # weighted service, lifts included; falls only as weights change
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
     token_seconds: float = 0.0  # memory held: tokens times seconds
@@ -155,13 +155,18 @@ class Accounts:
         self.has_caps = self.has_memory_caps = False
 
     def set_weights(self, weights: Mapping[str, float]) -> None:
-        """Give every tenant its weight anew; those that are not named weigh 1.
+        """Give every tenant its weight anew; those that are not named weigh 1. Mutates the counters.
 
-        Counters stand: what was charged was charged by the weight of its time.
+        Who is ahead of those that wait stays ahead by as many tokens: as many units of a counter, by a weight
+        that has grown, would keep a tenant waiting for what was agreed before.
         """
         self.weights = weights
+        level = self._level()
         for account in self._accounts.values():
-            account.weight = weights.get(account.tenant, 1.0)
+            weight = weights.get(account.tenant, 1.0)
+            if weight != account.weight and account.counter > level:
+                account.counter = level + (account.counter - level) * account.weight / weight
+            account.weight = weight
         self._running_weight = None
 
     def set_held_back(self, account: Account, is_held_back: bool) -> None:
@@ -172,5 +177,9 @@ class Accounts:
 
     def _lift(self, account: Account) -> None:
         """Bring a tenant that asked for nothing up to those that wait."""
+        account.counter = max(account.counter, self._level())
+
+    def _level(self) -> float:
+        """The least counter of those that wait; of the one that did last, when nobody does."""
         counters = (other.counter for other in self._waiting.values() if not other.is_held_back)
-        account.counter = max(account.counter, min(counters, default=self._last_level))
+        return min(counters, default=self._last_level)

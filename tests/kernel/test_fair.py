@@ -205,6 +205,28 @@ def test_idleness_earns_no_credit() -> None:
     assert abs(gained["busy"] - gained["back"]) <= 2 * OUTPUT_WEIGHT * 40
 
 
+@pytest.mark.parametrize(("before", "after"), [(1e-3, 1.0), (1.0, 1e3), (1e-3, 1e3), (1e3, 1e3)])
+def test_a_new_weight_holds_at_once(before: float, after: float) -> None:
+    """A tenant that weighs more from now on is not kept waiting for what it was charged by the old weight."""
+    accounts = Accounts({"a": before, "b": 1.0})
+    device = Device(TokenFair(accounts), accounts, 100)
+    pids = itertools.count()
+
+    def run(num_steps: int) -> dict[str, float]:
+        start = {tenant: device.served(tenant) for tenant in "ab"}
+        for _ in range(num_steps):
+            for tenant in "ab":
+                while sum(job.tenant == tenant for job in device.waiting) < 8:
+                    device.submit(Job(next(pids), tenant, 10, 10))
+            device.step()
+        return {tenant: device.served(tenant) - start[tenant] for tenant in "ab"}
+
+    run(300)
+    accounts.set_weights({"a": after, "b": 1.0})
+    gained = run(300)
+    assert abs(gained["a"] / after - gained["b"]) <= 2 * OUTPUT_WEIGHT * 100 / min(after, 1.0)
+
+
 @given(
     first=st.tuples(st.integers(-20, 19), st.floats(0, 1e5)),
     second=st.tuples(st.integers(-20, 19), st.floats(0, 1e5)),

@@ -27,10 +27,13 @@ class Model:
         self.waiting: dict[str, list[tuple[int, int]]] = defaultdict(list)  # nice and pid, sorted when used
         self.last_level = 0.0
 
-    def wait(self, tenant: str, nice: int, pid: int) -> None:
+    def level(self) -> float:
         levels = [self.counters[name] for name, queue in self.waiting.items() if queue]
+        return min(levels, default=self.last_level)
+
+    def wait(self, tenant: str, nice: int, pid: int) -> None:
         if not self.waiting[tenant]:
-            self.counters[tenant] = max(self.counters[tenant], min(levels, default=self.last_level))
+            self.counters[tenant] = max(self.counters[tenant], self.level())
         self.waiting[tenant].append((nice, pid))
 
     def leave(self, tenant: str, nice: int, pid: int) -> None:
@@ -148,7 +151,13 @@ class FairMachine(RuleBasedStateMachine):
 
     @rule(tenant=TENANTS, weight=st.sampled_from((0.25, 1.0, 4.0)))
     def reweigh(self, tenant: str, weight: float) -> None:
-        """What was charged stands; what follows is charged by the new weight."""
+        """Who is ahead of those that wait stays so by as many tokens; what follows is by the new weight."""
+        level = self.model.level()
+        for name, counter in self.model.counters.items():
+            if name == tenant and counter > level:
+                self.model.counters[name] = level + (counter - level) * self.weights[name] / weight
+                self.lifted[name] += self.model.counters[name] - counter
+                self.floor[name] = self.model.counters[name]
         self.weights[tenant] = weight
         self.accounts.set_weights(dict(self.weights))
 
@@ -161,7 +170,7 @@ class FairMachine(RuleBasedStateMachine):
 
     @invariant()
     def counters_are_the_models(self) -> None:
-        """They never fall, and are what was delivered, by weight, and the lifts: nothing else."""
+        """What was delivered, by weight, and the lifts: nothing else. They fall only with a weight."""
         for tenant, weight in self.weights.items():
             account = self.accounts.of(tenant)
             assert account.counter == self.model.counters[tenant] >= self.floor[tenant]
