@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import trio
 
-from shell.llmsh.jobs import PipeJob
+from shell.llmsh.jobs import AnyJob, PipeJob
 from shell.llmsh.loop import Shell
 from syscalls.client import Client, ConnectionLost
 from syscalls.errno import SyscallError
@@ -40,7 +40,7 @@ async def show_pipe(shell: Shell, job: PipeJob) -> int:
     except (trio.Cancelled, BrokenPipeError):
         with trio.move_on_after(GRACE_SECONDS, shield=True):
             if shell.foreground.was_suspended:
-                await _stop_pipe(shell, job)
+                await _suspend_pipe(shell, job)
             else:
                 await end_pipe(shell, job)
         raise
@@ -51,10 +51,26 @@ async def show_pipe(shell: Shell, job: PipeJob) -> int:
     return job.status
 
 
-async def _stop_pipe(shell: Shell, job: PipeJob) -> None:
+async def stop_pipe(client: Client, job: PipeJob) -> None:
+    """Stop the processes of a job of several commands, and those that they start from now on."""
     job.is_stopped = True
+    await stop_processes(client, job.pids)
+
+
+async def continue_job(client: Client, job: AnyJob) -> bool:
+    """Let the stopped processes of a job go on. Returns whether there were any."""
+    was_stopped = isinstance(job, PipeJob) and job.is_stopped
+    if isinstance(job, PipeJob):
+        job.is_stopped = False
+    stopped = {info.pid for info in await client.ps() if info.state == "STOPPED"} & set(job.pids)
+    for pid in sorted(stopped):
+        await client.cont(pid)
+    return bool(stopped) or was_stopped
+
+
+async def _suspend_pipe(shell: Shell, job: PipeJob) -> None:
     shell.jobs.add(job)
-    await stop_processes(await shell.client(), job.pids)
+    await stop_pipe(await shell.client(), job)
     shell.foreground.notify(f"[{job.number}] Stopped  {job.command}")
 
 

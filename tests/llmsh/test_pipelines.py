@@ -175,6 +175,21 @@ async def test_kill_by_job_number_ends_a_pipe(tmp_path: Path) -> None:
         assert await shell.run("jobs") == (0, "")
 
 
+async def test_stop_and_cont_are_of_the_whole_pipe(tmp_path: Path) -> None:
+    """Of processes that are still to come, too: they wait for cont; and kill ends one that has none."""
+    gate = Gate("begun\n", "over\n")
+    async with open_scripted_kernel(tmp_path, gate) as kernel, open_shell(tmp_path) as shell:
+        assert (await shell.run("run a | run b & stop %1"))[0] == 0  # before there is a process
+        await wait_until(lambda: kernel.processes and kernel.processes[1].state == "STOPPED")
+        assert "STOPPED" in (await shell.run("jobs"))[1]
+        assert (await shell.run("cont %1"))[0] == 0
+        gate.opened.set()
+        code, out = await shell.run("fg %1")
+        assert (code, out) == (0, "begun\nover\n")
+        assert ["over" in process.prompt for process in kernel.spawned] == [True, True]
+        assert (await shell.run("dmesg -f | grep nothing & kill %1; jobs")) == (0, "[1]\n")
+
+
 async def test_a_slow_reader_holds_the_writer_up(tmp_path: Path) -> None:
     """A background pipe that nobody looks at reads no more of its process than it can hold."""
     text = "x" * (3 * PIPE_CHARACTERS)

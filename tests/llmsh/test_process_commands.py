@@ -93,7 +93,12 @@ async def test_kill_goes_on_after_a_failure(tmp_path: Path) -> None:
         await shell.run("run --detach a; run --detach b")
         assert (await shell.run("kill 1 99 2"))[0] == 1
         assert shell.errors == "kill: ESRCH: no process 99; yours: 1, 2\n"
-        assert [process.end.reason for process in kernel.spawned if process.end] == ["killed", "killed"]
+        await shell.run("run c &")
+        assert (await shell.run("kill %7 %1"))[0] == 1
+        assert shell.errors.endswith("yours: 1, 2\nkill: no job '%7'; there are %1\n")
+        assert (await shell.run("run d & kill 4 nonsense"))[0] == 2  # a slip: nothing is done
+        assert [process.end is not None for process in kernel.spawned] == [True, True, True, False]
+        assert {process.end.reason for process in kernel.spawned if process.end} == {"killed"}
 
 
 async def test_stop_cont_and_nice(tmp_path: Path) -> None:

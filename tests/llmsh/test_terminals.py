@@ -247,6 +247,11 @@ async def test_inside_tmux(tmp_path: Path) -> None:
             lines = narrow.rstrip("\n").splitlines()
             assert max(map(len, lines)) <= 40
             assert next(line.split()[:2] for line in lines if "RUNNING" in line) == ["1", "tester"]
+            tmux("resize-window", "-x", "24", "-y", "9")  # what is above the processes gets half of it
+            tmux.wait_for(
+                lambda screen: screen.startswith("llmos ") and "\nPID" in screen and "\n  1 " in screen
+            )
+            tmux("resize-window", "-x", "80", "-y", "24")
             tmux("send-keys", "q")
             back = tmux.wait_for(lambda screen: "since boot" not in screen and screen.count(PROMPT) >= 2)
             assert "[1] 1 2 3 4 5 6 7 8" in back

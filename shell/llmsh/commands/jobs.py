@@ -11,7 +11,7 @@ from shell.llmsh.jobs import AnyJob, Job, PipeJob, Sample
 from shell.llmsh.listing import Column, make_table
 from shell.llmsh.loop import Shell
 from shell.llmsh.options import Arguments
-from shell.llmsh.pipe_job import GRACE_SECONDS, show_pipe, stop_processes
+from shell.llmsh.pipe_job import GRACE_SECONDS, continue_job, show_pipe, stop_processes
 from shell.llmsh.render import format_seconds
 from shell.llmsh.table import JSON, Command
 from syscalls.client import Client, ConnectionLost
@@ -177,7 +177,7 @@ async def bring_to_foreground(shell: Shell, arguments: Arguments) -> int:
     """`fg`: show a job's output, from where it was left, to its end."""
     client = await shell.client()
     job = shell.jobs.find(next(iter(arguments.operands), None))
-    await _continue(client, job)
+    await continue_job(client, job)
     shell.screen.note(job.command)
     if isinstance(job, PipeJob):
         return await show_pipe(shell, job)
@@ -188,23 +188,12 @@ async def continue_in_background(shell: Shell, arguments: Arguments) -> int:
     """`bg`: let a stopped job go on without showing its output."""
     client = await shell.client()
     job = shell.jobs.find(next(iter(arguments.operands), None))
-    if not await _continue(client, job):
+    if not await continue_job(client, job):
         raise CommandError(f"job %{job.number} is not stopped")
     if isinstance(job, Job):
         watch_job(shell, client, job)
     shell.screen.line(f"[{job.number}] {job.command}")
     return 0
-
-
-async def _continue(client: Client, job: AnyJob) -> bool:
-    """Let the stopped processes of a job go on. Returns whether there were any."""
-    was_stopped = isinstance(job, PipeJob) and job.is_stopped
-    if isinstance(job, PipeJob):
-        job.is_stopped = False
-    stopped = {info.pid for info in await client.ps() if info.state == "STOPPED"} & set(job.pids)
-    for pid in sorted(stopped):
-        await client.cont(pid)
-    return bool(stopped) or was_stopped
 
 
 async def wait(shell: Shell, arguments: Arguments) -> int:

@@ -6,13 +6,13 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from shell.llmsh.commands.generation import read_count, read_nice
 from shell.llmsh.commands.run import make_job, start_in_background
-from shell.llmsh.errors import EXIT_ERROR, UsageError
+from shell.llmsh.errors import EXIT_ERROR, CommandError, UsageError
 from shell.llmsh.hints import explain_error
-from shell.llmsh.jobs import PipeJob
+from shell.llmsh.jobs import PipeJob, parse_pid
 from shell.llmsh.listing import Column, Listing, make_table
 from shell.llmsh.loop import Shell
 from shell.llmsh.options import Arguments, Option
-from shell.llmsh.pipe_job import end_pipe
+from shell.llmsh.pipe_job import continue_job, end_pipe, stop_pipe
 from shell.llmsh.render import format_bytes, format_seconds
 from shell.llmsh.table import JSON, Command
 from syscalls.errno import SyscallError
@@ -100,26 +100,21 @@ async def describe(shell: Shell, arguments: Arguments) -> int:
 async def kill(shell: Shell, arguments: Arguments) -> int:
     """`kill`: end processes."""
     client = await shell.client()
-    words = []
-    for word in arguments.operands:
-        job = shell.jobs.find(word) if word.startswith("%") else None
-        if isinstance(job, PipeJob):
-            await end_pipe(shell, job)
-        else:
-            words.append(word)
-    return await _for_each(shell, "kill", words, client.kill)
+    return await _for_each(shell, "kill", arguments.operands, client.kill, lambda job: end_pipe(shell, job))
 
 
 async def stop(shell: Shell, arguments: Arguments) -> int:
     """`stop`: keep processes from running."""
     client = await shell.client()
-    return await _for_each(shell, "stop", arguments.operands, client.stop)
+    return await _for_each(shell, "stop", arguments.operands, client.stop, lambda job: stop_pipe(client, job))
 
 
 async def cont(shell: Shell, arguments: Arguments) -> int:
     """`cont`: let stopped processes go on."""
     client = await shell.client()
-    return await _for_each(shell, "cont", arguments.operands, client.cont)
+    return await _for_each(
+        shell, "cont", arguments.operands, client.cont, lambda job: continue_job(client, job)
+    )
 
 
 async def renice(shell: Shell, arguments: Arguments) -> int:
@@ -138,16 +133,43 @@ async def renice(shell: Shell, arguments: Arguments) -> int:
 
 
 async def _for_each(
-    shell: Shell, name: str, words: Sequence[str], call: Callable[[int], Awaitable[None]]
+    shell: Shell,
+    name: str,
+    words: Sequence[str],
+    call: Callable[[int], Awaitable[None]],
+    call_pipe: Callable[[PipeJob], Awaitable[object]] | None = None,
 ) -> int:
-    """Make a call for every process named; one failure does not keep the others from it."""
+    """Make a call for every process named; one failure does not keep the others from it.
+
+    Args:
+        shell: knows the jobs.
+        name: of the command.
+        words: pids and jobs. Nothing is done when one is neither.
+        call: for a process.
+        call_pipe: for a job of several commands, which may have no process at the moment; None: for each of
+            those that it has.
+    """
+    for word in words:
+        if not word.startswith("%"):
+            parse_pid(word)
     code = 0
-    for pid in [pid for word in words for pid in shell.jobs.resolve(word)]:
+    for word in words:
         try:
-            await call(pid)
-        except SyscallError as error:
-            shell.screen.error(f"{name}: {await explain_error(shell, error, [str(pid)])}")
+            job = shell.jobs.find(word) if word.startswith("%") else None
+            if call_pipe is not None and isinstance(job, PipeJob):
+                await call_pipe(job)
+                continue
+            pids = shell.jobs.resolve(word)
+        except CommandError as error:
+            shell.screen.error(f"{name}: {error}")
             code = EXIT_ERROR
+            continue
+        for pid in pids:
+            try:
+                await call(pid)
+            except SyscallError as error:
+                shell.screen.error(f"{name}: {await explain_error(shell, error, [str(pid)])}")
+                code = EXIT_ERROR
     return code
 
 

@@ -64,6 +64,8 @@ class Frame:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Draw it for rich. Where it is low, half of it at most is for the system, a quarter for tenants."""
         now, rates, height = self.now, self.rates, options.height
+        if height is None and console.is_alt_screen:  # inside a group options have no height
+            height = console.height
         bar_columns = max(MIN_BAR_COLUMNS, min(MAX_BAR_COLUMNS, options.max_width - SIZES_COLUMNS))
         system = [*_draw_head(now, rates)]
         for device in now.devices:
