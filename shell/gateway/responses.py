@@ -9,9 +9,9 @@ import trio
 from msgspec import Meta
 
 from shell.gateway.deadline import kept_deadline
-from shell.gateway.errors import invalid, invalid_value
+from shell.gateway.errors import ApiError, invalid, invalid_value
 from shell.gateway.exchange import Exchange
-from shell.gateway.fields import refused, take_fields
+from shell.gateway.fields import accepted, convert, implemented, refused, take_fields
 from shell.gateway.json_body import read_json
 from shell.gateway.replies.responses import DeletedResponse, InputItems, ResponseEvent, ResponseObject
 from shell.gateway.response_events import make_response
@@ -25,7 +25,14 @@ from syscalls.client import Client
 Json = dict[str, Any]
 
 LARGEST_NUMBER = 2**53
-QUERY_FIELDS = refused(include=([],))
+MAX_ITEMS = 100  # in one list
+# Where events are padded against who listens, clients may ask for it or not; ours never are.
+QUERY_FIELDS = {
+    **implemented("stream", "starting_after"),
+    **accepted("include_obfuscation"),
+    **refused(include=([],)),
+}
+ITEMS_QUERY_FIELDS = {**implemented("order", "limit", "after"), **refused(include=([],), before=())}
 
 
 class ResponseQuery(msgspec.Struct):
@@ -36,9 +43,11 @@ class ResponseQuery(msgspec.Struct):
 
 
 class ItemsQuery(msgspec.Struct):
-    """Which item comes first."""
+    """Which item comes first, how many are told, and the id of the one that they follow."""
 
     order: Literal["asc", "desc"] = "desc"
+    limit: Annotated[int, Meta(ge=1, le=MAX_ITEMS)] = 20
+    after: str | None = None
 
 
 def encode_named(event: Json) -> bytes:
@@ -111,7 +120,7 @@ class Responses(ResponseEndpoint):
         runs, tenant = self.service.responses, client.welcome.tenant
         previous = None
         if isinstance(wanted := body.get("previous_response_id"), str):
-            previous = runs.store.get(wanted, tenant)
+            previous = self._find_previous(wanted, tenant)
             require_over(previous)
         prepared = await prepare_response(self.service, exchange, body, tenant, previous)
         run = await runs.start(client, prepared)
@@ -135,6 +144,14 @@ class Responses(ResponseEndpoint):
             raise run.failure
         await exchange.respond_json(200, make_response(record, run.writer.output))
 
+    def _find_previous(self, wanted: str, tenant: str) -> Record:
+        """The response that one continues. Raises ApiError 400, as this API does."""
+        try:
+            return self.service.responses.store.get(wanted, tenant)
+        except ApiError:
+            message = f"Previous response with id '{wanted[:64]}' not found."
+            raise invalid("previous_response_not_found", message, "previous_response_id") from None
+
 
 class ResponseDescription(ResponseEndpoint):
     """`GET /v1/responses/{id}`, and with `?stream=true&starting_after=N` its events from there on."""
@@ -147,7 +164,7 @@ class ResponseDescription(ResponseEndpoint):
     async def answer(self, exchange: Exchange) -> None:
         """Take it up again if an earlier gateway had begun it."""
         client, record = self.find(exchange)
-        take_fields(dict(exchange.query), QUERY_FIELDS, [])
+        take_fields(dict(exchange.query), QUERY_FIELDS, exchange.ignored)
         is_stream = exchange.query.get("stream", "false")
         if is_stream not in ("true", "false"):
             raise invalid_value("stream", "Invalid value for 'stream': it is 'true' or 'false'.")
@@ -173,6 +190,15 @@ class ResponseDescription(ResponseEndpoint):
             await exchange.guard(follow)
 
 
+def read_items_query(exchange: Exchange) -> ItemsQuery:
+    """Check which items are wanted. Raises ApiError 400."""
+    taken = take_fields(dict(exchange.query), ITEMS_QUERY_FIELDS, exchange.ignored)
+    limit = taken.get("limit", "")
+    if limit.isascii() and limit.isdecimal():
+        taken["limit"] = int(limit[:9])
+    return convert(taken, ItemsQuery)
+
+
 class ResponseInputItems(ResponseEndpoint):
     """`GET /v1/responses/{id}/input_items`."""
 
@@ -183,11 +209,17 @@ class ResponseInputItems(ResponseEndpoint):
     async def answer(self, exchange: Exchange) -> None:
         """List what was sent, the last first, as this API does by default; `?order=asc` turns it round."""
         _, record = self.find(exchange)
-        order = exchange.query.get("order", "desc")
-        if order not in ("asc", "desc"):
-            raise invalid_value("order", "Invalid value for 'order': it is 'asc' or 'desc'.")
-        items = record.input_items if order == "asc" else record.input_items[::-1]
-        response = {"object": "list", "data": items, "has_more": False}
+        query = read_items_query(exchange)
+        items = record.input_items if query.order == "asc" else record.input_items[::-1]
+        if query.after is not None:
+            places = [place for place, item in enumerate(items) if item["id"] == query.after]
+            if not places:
+                raise invalid_value(
+                    "after", f"Invalid value for 'after': {query.after[:64]!r} is no item of it."
+                )
+            items = items[places[0] + 1 :]
+        has_more, items = len(items) > query.limit, items[: query.limit]
+        response = {"object": "list", "data": items, "has_more": has_more}
         response["first_id"] = items[0]["id"] if items else None
         response["last_id"] = items[-1]["id"] if items else None
         await exchange.respond_json(200, response)

@@ -158,6 +158,29 @@ def test_whole_and_streamed(client: OpenAI, kernel: KernelThread) -> None:
         assert helper.get_final_response().output_text == "hello"
 
 
+def test_items_come_in_pages(gateway: Gateway) -> None:
+    """Twenty unless said otherwise; the client asks for the rest. What cannot be is refused by name."""
+    given = [{"role": "user", "content": f"number {number}"} for number in range(45)]
+    with open_client(gateway) as client:
+        made = client.responses.create(model="scripted", input=given)
+        for order, expected in (("asc", given), ("desc", given[::-1])):
+            for options in ({}, {"limit": 7}, {"limit": 100}):
+                items = list(client.responses.input_items.list(made.id, order=order, **options))
+                assert [item.content[0].text for item in items] == [each["content"] for each in expected]
+    page = gateway.get(f"{PATH}/{made.id}/input_items?limit=3&x=1")
+    assert page.headers["x-llmos-ignored-params"] == "x"
+    assert (len(page.json()["data"]), page.json()["has_more"]) == (3, True)
+    for query, code, param in (
+        ("limit=0", "invalid_value", "limit"),
+        ("limit=101", "invalid_value", "limit"),
+        ("limit=many", "invalid_type", "limit"),
+        ("order=odd", "invalid_value", "order"),
+        ("after=nobody", "invalid_value", "after"),
+        ("before=nobody", "unsupported_parameter", "before"),
+    ):
+        check_error(gateway.get(f"{PATH}/{made.id}/input_items?{query}"), 400, code, param)
+
+
 def test_async_client(client: OpenAI) -> None:
     """The async client streams, too."""
 
@@ -358,7 +381,10 @@ def test_refusals(place: tuple[KernelThread, Gateway], kernel: KernelThread) -> 
     assert wrong.status_code == 400
     assert wrong.json()["error"]["param"].startswith("text.format")
     check_error(
-        gateway.post(PATH, {"input": "x", "previous_response_id": "resp_1"}), 404, "response_not_found"
+        gateway.post(PATH, {"input": "x", "previous_response_id": "resp_1"}),
+        400,
+        "previous_response_not_found",
+        "previous_response_id",
     )
     check_error(gateway.get(f"{PATH}/resp_1"), 404, "response_not_found")
     assert not kernel.kernel.processes
