@@ -29,11 +29,13 @@ from llmos.model_loader import ModelLoader
 from llmos.models import resolve_model
 from llmos.notify import feed_watchdog
 from llmos.openers import link_opener
+from llmos.params import FAREWELL_SECONDS
 from llmos.proc.lifecycle import ProcState
 from llmos.sched.accounts import Accounts
 from llmos.sched.batch import BatchLimits
 from llmos.sched.core import Core
 from llmos.sched.fair import TokenFair
+from llmos.sched.memory_options import MemoryOptions
 from llmos.sched.messages import Kill
 from llmos.sched.policy import FirstComeFirstServed, ResidencyPolicy
 from llmos.sched.preemption import PreemptionCosts
@@ -208,17 +210,20 @@ async def drain(system: System, gateway: GatewayProcess | None, grace_seconds: f
         if gateway is not None:
             nursery.start_soon(gateway.stop, grace_seconds)  # it refuses new requests at once, too
         with trio.move_on_after(grace_seconds):
-            while any(  # noqa: ASYNC110 - a look every 50 ms beats an event on every turn's end
+            while any(
                 p.state not in (ProcState.ZOMBIE, ProcState.STOPPED)
                 and not p.turn_is_over
                 and not system.is_asleep(p.device)
                 for p in system.table
             ):
-                await trio.sleep(0.05)
+                await system.wait_pause()
         for process in system.table:
             if process.state is not ProcState.ZOMBIE:
                 system.core_of(process).mailbox.send_nowait(Kill(process, "draining", lambda error: None))
-    await trio.sleep(0.05)  # the last replies reach their readers
+        with trio.move_on_after(FAREWELL_SECONDS):
+            while any(process.state is not ProcState.ZOMBIE for process in system.table):
+                await system.wait_pause()
+    system.flush_replies()  # the last ones
 
 
 def make_policy(config: Config, accounts: Accounts) -> ResidencyPolicy:
@@ -239,7 +244,7 @@ def make_image_store(config: Config) -> ImageStore:
 
 
 def make_core(config: Config, name: str, system: System) -> Core:
-    """A device's run queue, limits and policy, from the configuration."""
+    """A device's run queue, limits, memory and policy, from the configuration."""
     limits = BatchLimits(
         max_step_tokens=config.max_step_tokens,
         max_rows=config.max_running,
@@ -247,22 +252,27 @@ def make_core(config: Config, name: str, system: System) -> Core:
         target_seconds=config.step_target_ms / 1e3,
         steps_in_flight=config.steps_in_flight,
     )
+    keeps_prefixes = config.prefix_cache and not encodes(name)  # an encoder keeps nothing of a text
+    memory = MemoryOptions(
+        max_spaces=num_spaces(config),
+        prefix_cache=keeps_prefixes,
+        cache_policy=config.cache_policy,
+        max_pin_seconds=config.pin_max_seconds if keeps_prefixes else 0.0,
+        max_pinned_bytes=None if config.pin_mib is None else config.pin_mib << 20,
+        mapping=config.mapping,
+        swap_reuse=config.swap_reuse,
+    )
     return Core(
         name,
         make_policy(config, system.accounts),
         system.accounts,
         limits,
         config.max_running,
-        num_spaces(config),
+        memory,
         system.on_exit,
-        config.prefix_cache and not encodes(name),  # it keeps nothing of a text
-        config.cache_policy,
-        PreemptionCosts(config.preempt, config.switching, config.max_step_tokens),
-        config.swap_reuse,
+        system.on_pause,
         partial(system.events.record, level="warning"),
-        config.mapping,
-        config.pin_max_seconds if config.prefix_cache and not encodes(name) else 0.0,
-        None if config.pin_mib is None else config.pin_mib << 20,
+        PreemptionCosts(config.preempt, config.switching, config.max_step_tokens),
     )
 
 

@@ -11,7 +11,7 @@ MAX_SESSIONS: Final = 4_096  # connections to the syscall socket
 MAX_PARKED_CALLS: Final = 16_384  # calls of one session that wait for something; more are refused
 MAX_REPLY_BACKLOG_BYTES: Final = 32 << 20  # unread replies of one session; then it is not read either
 MAX_GATHERED_BYTES: Final = 64 << 10  # likewise; then what it follows waits in the process
-FAREWELL_SECONDS: Final = 2.0  # from a session's end to the end of sending its last replies
+FAREWELL_SECONDS: Final = 2.0  # for a session's last replies to be sent, or the last processes to end
 HANDSHAKE_SECONDS: Final = 10.0  # a session that has not said Hello by then is closed
 
 STEPS_IN_FLIGHT: Final = 2  # the kernel plans step N+1 while the device computes step N
@@ -33,4 +33,5 @@ DRIVER_START_SECONDS: Final = 60.0  # from exec to Hello
 DRIVER_STOP_SECONDS: Final = 5.0  # from StopDriver to SIGKILL
 MAX_DRIVER_RESTARTS: Final = 5  # within DRIVER_RESTART_WINDOW_SECONDS; then the device is failed
 DRIVER_RESTART_WINDOW_SECONDS: Final = 300.0
+DRIVER_RESTART_SECONDS: Final = 0.2  # before the first restart in a window; twice as long before each other
 KEYS_VARIABLE: Final = "LLMOS_KEYS"  # NAME=KEY, …: tenants' keys in the environment of the kernel alone

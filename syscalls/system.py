@@ -94,7 +94,7 @@ class DeviceInfo(msgspec.Struct, frozen=True):
     name: str  # "cpu:0"
     kind: str  # "cpu", "cuda", "sim"
     description: str  # processor or board
-    state: str  # "starting", "loading", "ready", "restarting", "failed", "stopped"
+    state: str  # "starting", "loading", "ready", "restarting", "sleeping", "empty", "failed"
     model: str
     dtype: str  # of the weights
     num_threads: int

@@ -29,8 +29,8 @@ def call_seconds() -> float:
     """Seconds of one `grow` for a decode row that needs nothing."""
     vmm = open_memory()
     space = vmm.open_space("tenant")
-    vmm.grow(space, 0, START)
-    grow = vmm.grow
+    vmm.pager.grow(space, 0, START)
+    grow = vmm.pager.grow
     began = time.perf_counter()
     for _ in range(CALLS):
         grow(space, START, START + 1)
@@ -41,12 +41,12 @@ async def ask_seconds() -> float:
     """Seconds of one question to an actor that owns the VMM: a message there, a reply back."""
     vmm = open_memory()
     space = vmm.open_space("tenant")
-    vmm.grow(space, 0, START)
+    vmm.pager.grow(space, 0, START)
     mailbox: Mailbox[Reply[None]] = Mailbox(1)
 
     async def serve() -> None:
         async for reply in mailbox:
-            vmm.grow(space, START, START + 1)
+            vmm.pager.grow(space, START, START + 1)
             reply.set(None)
 
     async with trio.open_nursery() as nursery:

@@ -15,6 +15,7 @@ from llmos.sched.accounts import Accounts
 from llmos.sched.batch import BatchLimits
 from llmos.sched.core import Core
 from llmos.sched.fair import TokenFair
+from llmos.sched.memory_options import MemoryOptions
 from llmos.sched.messages import DriverUp, Enqueue, StepFinished
 from syscalls.sampling import Sampling
 
@@ -74,7 +75,8 @@ async def measure_steps(num_processes: int, num_steps: int) -> float:
     limits = BatchLimits(max_step_tokens=8192, max_rows=num_processes, max_chunk_tokens=8192)
     accounts = Accounts()
     policy = TokenFair(accounts)
-    core = Core("sim:0", policy, accounts, limits, num_processes, 2 * num_processes, ended.append)
+    memory = MemoryOptions(max_spaces=2 * num_processes)
+    core = Core("sim:0", policy, accounts, limits, num_processes, memory, ended.append)
     async with trio.open_nursery() as nursery:
         await sim.receive()  # Hello
         await sim.send(Load("", "sim", "auto", "auto", None, None, 2 * num_processes, None, 8192))
@@ -92,10 +94,12 @@ async def measure_steps(num_processes: int, num_steps: int) -> float:
                 assert isinstance(message, StepDone)
                 core.mailbox.send_nowait(StepFinished(message))
 
-        await pump(lambda: core.num_steps >= 32)
-        began, simulated, first = time.thread_time(), link.seconds, core.num_steps
-        await pump(lambda: core.num_steps >= first + num_steps)
-        seconds = (time.thread_time() - began - (link.seconds - simulated)) / (core.num_steps - first)
+        await pump(lambda: core.completion.num_steps >= 32)
+        began, simulated, first = time.thread_time(), link.seconds, core.completion.num_steps
+        await pump(lambda: core.completion.num_steps >= first + num_steps)
+        seconds = (time.thread_time() - began - (link.seconds - simulated)) / (
+            core.completion.num_steps - first
+        )
         assert len(core.residents.queue.running) == num_processes
         assert not ended
         await link.aclose()

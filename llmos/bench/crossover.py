@@ -125,7 +125,7 @@ async def _say(chat: Chat, conversation: Conversation, number: int, vocab_size: 
 
 
 def _predict(core: Core, machine: RealMachine, length: int, way: Way) -> float:
-    profile, forecast = core.preemption.profile, core.forecast
+    profile, forecast = core.preemption.profile, core.preemption.forecast
     copy = None if profile is None else profile.host if machine.tier == "host" else profile.disk
     if copy is None or forecast is None:
         return 0.0

@@ -167,7 +167,7 @@ class Decoder:
         self.lengths += prompts
         rows = []
         for space, length in zip(opened, prompts, strict=True):
-            self.vmm.grow(space, 0, length)
+            self.vmm.pager.grow(space, 0, length)
             rows.append(Row(self.first_asid + space.asid, 0, (1,) * length, True))
         binds = [Bind(row.asid, Sampling(), row.tokens, len(row.tokens)) for row in rows]
         return driver.run([*self.edits(), *binds], rows)
@@ -176,7 +176,7 @@ class Decoder:
         """Decode one token of each."""
         before = self.vmm.statistics().maps
         for index, (space, length) in enumerate(zip(self.spaces, self.lengths, strict=True)):
-            self.vmm.grow(space, length, length + 1)
+            self.vmm.pager.grow(space, length, length + 1)
             self.lengths[index] += 1
         after = self.vmm.statistics().maps
         rows = [

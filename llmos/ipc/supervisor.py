@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import enum
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 import structlog
 import trio
-from attrs import define, field, frozen
+from attrs import Factory, define, field, frozen
 
 from llmos.errors import LlmosError
+from llmos.ipc.restart_budget import RestartBudget
 
 
 class RestartPolicy(enum.Enum):
@@ -63,6 +63,12 @@ class ChildSpec:
     max_backoff_seconds: float = 10.0
     grace_seconds: float = 5.0  # from `stop` to being cancelled
 
+    def restart_budget(self) -> RestartBudget:
+        """A new one, as specified."""
+        return RestartBudget(
+            self.max_restarts, self.window_seconds, self.backoff_seconds, self.max_backoff_seconds
+        )
+
 
 @frozen
 class ChildStatistics:
@@ -86,7 +92,9 @@ class _Child:
     state: ChildState = ChildState.STARTING
     num_restarts: int = 0
     is_stopping: bool = False
-    restart_times: deque[float] = field(factory=deque)
+    restarts: RestartBudget = field(
+        init=False, default=Factory(lambda child: child.spec.restart_budget(), takes_self=True)
+    )
     scope: trio.CancelScope = field(factory=trio.CancelScope)
     ended: trio.Event = field(factory=trio.Event)
 
@@ -169,19 +177,15 @@ class Supervisor:
 
     def _restart_delay(self, child: _Child, error: Exception) -> float | None:
         """Seconds until the restart that this failure earns; None when it earns none."""
-        spec, now = child.spec, trio.current_time()
+        spec = child.spec
         if child.is_stopping:
             self._log.warning("child failed while stopping", child=spec.name, exc_info=error)
             child.state = ChildState.FAILED
             return None
-        while child.restart_times and child.restart_times[0] <= now - spec.window_seconds:
-            child.restart_times.popleft()
-        num_recent = len(child.restart_times)
-        if spec.policy is RestartPolicy.NEVER or num_recent >= spec.max_restarts:
+        delay = child.restarts.take() if spec.policy is RestartPolicy.ON_FAILURE else None
+        if delay is None:
             self._fail(child, ChildFailed(spec.name, child.num_restarts, error))
             return None
-        child.restart_times.append(now)
-        delay = min(spec.backoff_seconds * 2.0**num_recent, spec.max_backoff_seconds)
         self._log.warning(
             "child failed, restarting", child=spec.name, delay_seconds=delay, restart=child.num_restarts + 1,
             exc_info=error,

@@ -9,6 +9,7 @@ from functools import partial
 import trio
 
 from llmos.ipc.mailbox import MailboxClosed
+from llmos.kernel.asking import ask
 from llmos.kernel.driver_host import DriverHost, HostState
 from llmos.kernel.session import Session
 from llmos.kernel.system import System
@@ -20,13 +21,10 @@ from syscalls.device import LoadModel, ModelLoaded, Sleep, UnloadModel, Wake
 from syscalls.errno import Errno, SyscallError, invalid_parameter
 from syscalls.system import Done
 
-POLL_SECONDS = 0.05  # between looks at who is left of a model
-
 
 def sleep(system: System, session: Session, call_id: int, body: Sleep) -> Answer | None:
     """See syscalls.device.Sleep."""
-    if not session.is_admin:
-        raise SyscallError(Errno.EPERM, "sleep is for administrators")
+    session.check_admin("sleep is")
     if body.level not in (1, 2):
         raise invalid_parameter("level", f"is {body.level}; the limit is 1 to 2")
     system.errands.start(session, call_id, partial(_sleep, system, body.level), is_lasting=True)
@@ -35,16 +33,14 @@ def sleep(system: System, session: Session, call_id: int, body: Sleep) -> Answer
 
 def wake(system: System, session: Session, call_id: int, body: Wake) -> Answer | None:
     """See syscalls.device.Wake."""
-    if not session.is_admin:
-        raise SyscallError(Errno.EPERM, "wake is for administrators")
+    session.check_admin("wake is")
     system.errands.start(session, call_id, partial(_wake, system), is_lasting=True)
     return None
 
 
 def load_model(system: System, session: Session, call_id: int, body: LoadModel) -> Answer | None:
     """See syscalls.device.LoadModel."""
-    if not session.is_admin:
-        raise SyscallError(Errno.EPERM, "loading a model is for administrators")
+    session.check_admin("loading a model is")
     if system.is_draining or system.load_model is None:
         raise SyscallError(Errno.ESHUTDOWN, "the kernel is starting or stopping; nothing is loaded")
     errand = partial(_load_model, system, system.load_model, body)
@@ -54,8 +50,7 @@ def load_model(system: System, session: Session, call_id: int, body: LoadModel) 
 
 def unload_model(system: System, session: Session, call_id: int, body: UnloadModel) -> Answer | None:
     """See syscalls.device.UnloadModel."""
-    if not session.is_admin:
-        raise SyscallError(Errno.EPERM, "unloading a model is for administrators")
+    session.check_admin("unloading a model is")
     hosts = [host for host in system.hosts.values() if host.model_name == body.model]
     if not hosts or not body.model:
         raise SyscallError(Errno.ENOENT, f"no model {body.model!r}", parameter="model")
@@ -109,7 +104,7 @@ async def _empty(system: System, devices: set[str], body: UnloadModel) -> None:
                 f"{len(lasting)} processes of {body.model} are stopped or wait for input, process "
                 f"{lasting[0].pid} among them; force ends them",
             )
-        await trio.sleep(POLL_SECONDS)
+        await system.wait_pause()
 
 
 async def _sleep(system: System, level: int) -> Answer:
@@ -126,6 +121,7 @@ async def _sleep(system: System, level: int) -> Answer:
         for host in system.hosts.values():
             if host.state not in (HostState.FAILED, HostState.EMPTY):
                 nursery.start_soon(rest, host)
+    system.note_pause()  # whoever waits for processes need not wait for those on devices that sleep
     if errors:
         raise errors[0]
     system.events.record("device", f"asleep, level {level}")
@@ -134,20 +130,8 @@ async def _sleep(system: System, level: int) -> Answer:
 
 async def _rest(core: Core) -> None:
     """Have a device give up its processes' memory, and wait until it has. Raises SyscallError."""
-    ended = trio.Event()
-    outcome: list[SyscallError | None] = []
-
-    def done(error: SyscallError | None) -> None:
-        outcome.append(error)
-        ended.set()
-
-    try:
-        core.mailbox.send_nowait(messages.Sleep(done))
-    except MailboxClosed:
-        raise SyscallError(Errno.ESHUTDOWN, "the kernel is stopping") from None
-    await ended.wait()
-    if outcome[0] is not None:
-        raise outcome[0]
+    if (error := await ask(core, messages.Sleep)) is not None:
+        raise error
 
 
 async def _wake(system: System) -> Answer:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import trio
 
 from llmos.kernel.calls_process import spawned
+from llmos.kernel.checks import check_memory, check_terms, check_tokens
 from llmos.kernel.session import Session
-from llmos.kernel.spawning import check_allowance, check_terms
 from llmos.kernel.system import System
 from llmos.kernel.tenants import Tenant
 from llmos.proc.pcb import Process
@@ -20,8 +20,7 @@ from syscalls.sampling import Sampling
 
 def embed(system: System, session: Session, call_id: int, body: Embed) -> Answer | None:
     """See syscalls.embedding.Embed."""
-    if system.is_draining:
-        raise SyscallError(Errno.ESHUTDOWN, "the kernel is draining; nothing new is admitted")
+    system.check_open()
     core = system.place(body.model, embeds=True)
     pooling = check_embed(core, system.tenants.of(session.tenant), body)
     processes = _make_processes(system, core, session, body, pooling)
@@ -54,22 +53,11 @@ def check_embed(core: Core, tenant: Tenant, body: Embed) -> Pooling:
 
 def _check_input(core: Core, tenant: Tenant, name: str, tokens: tuple[int, ...]) -> None:
     assert core.loaded is not None
-    model, kv, length = core.loaded.model, core.loaded.kv, len(tokens)
-    if not tokens:
-        raise invalid_parameter(name, "is empty")
-    if not (min(tokens) >= 0 and max(tokens) < model.vocab_size):
-        raise invalid_parameter(name, f"holds an id outside the vocabulary of {model.vocab_size}")
-    if length > model.max_model_len:
-        raise SyscallError(
-            Errno.E2BIG, f"{name} has {length} tokens; the context is {model.max_model_len} tokens"
-        )
-    frames = kv.num_pages(length) * kv.frames_per_page
-    if frames > core.loaded.num_frames:
-        raise SyscallError(
-            Errno.ENOMEM,
-            f"{name}: {length} tokens need {frames} frames; {core.name} has {core.loaded.num_frames} in all",
-        )
-    check_allowance(core, tenant, length)
+    check_tokens(core, name, tokens)
+    context = core.loaded.model.max_model_len
+    if len(tokens) > context:
+        raise SyscallError(Errno.E2BIG, f"{name} has {len(tokens)} tokens; the context is {context} tokens")
+    check_memory(core, tenant, len(tokens), of=f"{name}: ")
 
 
 def _make_processes(

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+from llmos.kernel.checks import check_offset
 from llmos.kernel.session import Session
 from llmos.kernel.system import System
 from syscalls import process as p
-from syscalls.errno import Errno, SyscallError, invalid_parameter
+from syscalls.errno import invalid_parameter
 from syscalls.system import Done
 
 
 def follow(system: System, session: Session, call_id: int, body: p.Follow) -> None:
     """See syscalls.process.Follow."""
     process = session.process(body.pid)
-    if not 0 <= body.offset <= len(process.output):
-        raise SyscallError(
-            Errno.EINVAL,
-            f"offset is {body.offset}; process {body.pid} has {len(process.output)} output tokens",
-        )
+    check_offset(process, body.offset)
     if body.until < body.offset:
         raise invalid_parameter("until", f"is {body.until}; at least the offset, {body.offset}")
     session.check_room()

@@ -9,16 +9,15 @@ import msgspec
 import trio
 
 from llmos.device import KVFormat, Loaded
-from llmos.ipc.mailbox import MailboxClosed
+from llmos.kernel.asking import ask
 from llmos.kernel.calls_process import spawned
+from llmos.kernel.checks import check_grammar_room, check_label, check_memory
 from llmos.kernel.image_store import Entry, check_name
 from llmos.kernel.session import Session
-from llmos.kernel.spawning import check_allowance, check_grammar_room, check_label
 from llmos.kernel.system import System
 from llmos.kernel.tenants import Tenant
 from llmos.mm.page_copy import CopyState, PageCopy
 from llmos.proc.image import Image, explain_mismatch, platform_of
-from llmos.proc.lifecycle import ProcState
 from llmos.proc.pcb import Process
 from llmos.sched import messages
 from llmos.sched.core import Core
@@ -42,8 +41,7 @@ def checkpoint(system: System, session: Session, call_id: int, body: Checkpoint)
     """See syscalls.image.Checkpoint."""
     process = session.process(body.pid)
     check_name(body.name)
-    if process.state is ProcState.ZOMBIE:
-        raise SyscallError(Errno.EBUSY, f"process {process.pid} has exited")
+    process.check_lives()
     system.errands.start(session, call_id, partial(_checkpoint, system, process, body), is_lasting=True)
     return None
 
@@ -75,19 +73,7 @@ def _estimate_bytes(core: Core, process: Process) -> int:
 
 async def _save(core: Core, process: Process, path: Path) -> Image:
     """Have a process's memory written to a file, and wait for the end of it."""
-    outcomes: list[Image | SyscallError] = []
-    ended = trio.Event()
-
-    def done(outcome: Image | SyscallError) -> None:
-        outcomes.append(outcome)
-        ended.set()
-
-    try:
-        core.mailbox.send_nowait(messages.Save(process, str(path), done))
-    except MailboxClosed:
-        raise SyscallError(Errno.ESHUTDOWN, "the kernel is stopping") from None
-    await ended.wait()
-    (outcome,) = outcomes
+    outcome: Image | SyscallError = await ask(core, partial(messages.Save, process, str(path)))
     if isinstance(outcome, SyscallError):
         raise outcome
     return outcome
@@ -107,8 +93,7 @@ async def _restore(system: System, session: Session, tenant: str, body: Restore)
     image, path = await system.errands.run_blocking(system.images.read, tenant, body.name)
     await _check_grammar(system, image, body.name)
     await trio.lowlevel.checkpoint()  # the session may have ended; from here on nothing waits
-    if system.is_draining:
-        raise SyscallError(Errno.ESHUTDOWN, "the kernel is draining; nothing new is admitted")
+    system.check_open()
     core = system.place(_find_model(system, image))
     assert core.loaded is not None
     _check_fit(core, system.tenants.of(tenant), image, body.name)
@@ -147,18 +132,13 @@ def _check_fit(core: Core, tenant: Tenant, image: Image, name: str) -> None:
     assert loaded is not None
     if (problem := explain_mismatch(image.platform, platform_of(loaded))) is not None:
         raise SyscallError(Errno.ENOEXEC, f"image {name} {problem}")
-    kv, process = loaded.kv, image.process
+    process = image.process
     if process.sampling.grammar is not None and not loaded.takes_grammars:
         raise SyscallError(Errno.ENOEXEC, f"image {name} follows a grammar; {core.name} cannot")
     check_grammar_room(core, process.sampling.grammar)
     if process.status is not None:
         return  # the next write says how much more there will be
-    num_tokens = process.turn_start + process.max_tokens
-    if (frames := kv.num_pages(num_tokens) * kv.frames_per_page) > loaded.num_frames:
-        raise SyscallError(
-            Errno.ENOMEM, f"image {name} needs {frames} frames; {core.name} has {loaded.num_frames} in all"
-        )
-    check_allowance(core, tenant, num_tokens)
+    check_memory(core, tenant, process.turn_start + process.max_tokens, of=f"image {name}: ")
 
 
 def _make_process(
@@ -189,7 +169,7 @@ def _make_process(
         nice=saved.nice,
         deadline_seconds=saved.deadline_seconds,
         cache_salt=saved.cache_salt,
-        pin_seconds=min(saved.pin_seconds, core.max_pin_seconds),
+        pin_seconds=min(saved.pin_seconds, core.memory.max_pin_seconds),
         tokens=list(saved.tokens),
         output=list(saved.output),
         logprobs=list(saved.logprobs),
@@ -276,6 +256,5 @@ def _tenant_of(session: Session, tenant: str | None) -> str:
     """Whose images a call is about. Raises SyscallError EPERM."""
     if tenant is None or tenant == session.tenant:
         return session.tenant
-    if not session.is_admin:
-        raise SyscallError(Errno.EPERM, "images of other tenants are for administrators")
+    session.check_admin("images of other tenants are")
     return tenant

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 
-import trio
-
-from llmos.ipc.mailbox import MailboxClosed
+from llmos.kernel.asking import send_question
 from llmos.kernel.inspection import device_memories, frame_maps, map_list
 from llmos.kernel.session import Session
 from llmos.kernel.system import System
 from llmos.sched import messages
 from syscalls.codec import Answer
-from syscalls.errno import Errno, SyscallError
 from syscalls.memory import (
     CacheDropped,
     DropCache,
@@ -49,21 +46,10 @@ def drop_cache(system: System, session: Session, call_id: int, body: DropCache) 
 
 async def _drop_cache(system: System, tenant: str | None, caller: str) -> Answer:
     """Tell every device, between its steps, and wait for all of them."""
-    counts: list[int] = []
-    ended = trio.Event()
-
-    def done(num_pages: int) -> None:
-        counts.append(num_pages)
-        if len(counts) == len(system.cores):
-            ended.set()
-
-    try:
-        for core in system.cores.values():
-            core.mailbox.send_nowait(messages.DropCache(tenant, done))
-    except MailboxClosed:
-        raise SyscallError(Errno.ESHUTDOWN, "the kernel is stopping") from None
-    await ended.wait()
-    if num_pages := sum(counts):
+    drop = partial(messages.DropCache, tenant)
+    replies = [send_question(core, drop) for core in system.cores.values()]
+    num_pages = sum([await reply.wait() for reply in replies])
+    if num_pages:
         whose = "everybody's" if tenant is None else "its own"
         system.events.record("cache", f"{caller} dropped {num_pages} pages of the prefix cache, {whose}")
     return CacheDropped(num_pages)

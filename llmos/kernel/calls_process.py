@@ -7,10 +7,11 @@ from functools import partial
 
 import trio
 
+from llmos.kernel.checks import check_allowance, check_offset, check_tokens, most_tokens
 from llmos.kernel.inspection import why_info
 from llmos.kernel.output import make_output
 from llmos.kernel.session import Session
-from llmos.kernel.spawning import check_allowance, check_spawn, make_children, make_processes, most_tokens
+from llmos.kernel.spawning import check_spawn, make_children, make_processes
 from llmos.kernel.system import System
 from llmos.proc.lifecycle import ProcState
 from llmos.proc.pcb import Process, Reader
@@ -48,8 +49,7 @@ async def _spawn_when_checked(system: System, session: Session, grammar: str, bo
 
 
 def _spawn_now(system: System, session: Session, body: p.Spawn) -> p.Spawned:
-    if system.is_draining:
-        raise SyscallError(Errno.ESHUTDOWN, "the kernel is draining; nothing new is admitted")
+    system.check_open()
     core = system.place(body.model)
     processes = make_processes(system, core, session, body)
     core.mailbox.send_nowait(messages.Enqueue(processes))
@@ -69,10 +69,8 @@ def spawned(system: System, processes: Sequence[Process]) -> p.Spawned:
 def fork(system: System, session: Session, call_id: int, body: p.Fork) -> Answer | None:
     """See syscalls.process.Fork."""
     parent = session.process(body.pid)
-    if system.is_draining:
-        raise SyscallError(Errno.ESHUTDOWN, "the kernel is draining; nothing new is admitted")
-    if parent.state is ProcState.ZOMBIE:
-        raise SyscallError(Errno.EBUSY, f"process {parent.pid} has exited")
+    system.check_open()
+    parent.check_lives()
     core = system.core_of(parent)
     children = make_children(system, session, parent, body)
     answer = spawned(system, children)
@@ -110,11 +108,7 @@ def wait(system: System, session: Session, call_id: int, body: p.Wait) -> Answer
 def read(system: System, session: Session, call_id: int, body: p.Read) -> Answer | None:
     """See syscalls.process.Read."""
     process = session.process(body.pid)
-    if not 0 <= body.offset <= len(process.output):
-        raise SyscallError(
-            Errno.EINVAL,
-            f"offset is {body.offset}; process {body.pid} has {len(process.output)} output tokens",
-        )
+    check_offset(process, body.offset)
 
     def answer(ready: Process) -> None:
         session.reply(call_id, make_output(ready, body.offset, len(ready.output)))
@@ -136,11 +130,7 @@ def write(system: System, session: Session, call_id: int, body: p.Write) -> Answ
     core = system.core_of(process)
     if core.loaded is None:
         raise SyscallError(Errno.EBUSY, f"process {process.pid} has exited, and its model was unloaded")
-    vocab_size = core.loaded.model.vocab_size
-    if not body.tokens:
-        raise invalid_parameter("tokens", "is empty")
-    if not (min(body.tokens) >= 0 and max(body.tokens) < vocab_size):
-        raise invalid_parameter("tokens", f"holds an id outside the vocabulary of {vocab_size}")
+    check_tokens(core, "tokens", body.tokens)
     if body.max_tokens is not None and body.max_tokens < 1:
         raise invalid_parameter("max_tokens", f"is {body.max_tokens}; at least 1")
     tenant = system.tenants.of(process.tenant)
@@ -204,8 +194,8 @@ def nice(system: System, session: Session, call_id: int, body: p.Nice) -> Answer
 
 def ps(system: System, session: Session, call_id: int, body: p.Ps) -> Answer:
     """See syscalls.process.Ps."""
-    if body.everyone and not session.is_admin:
-        raise SyscallError(Errno.EPERM, "listing everyone's processes is for administrators")
+    if body.everyone:
+        session.check_admin("listing everyone's processes is")
     processes = [q for q in system.table if body.everyone or q.tenant == session.tenant]
     processes.sort(key=lambda q: q.pid)
     return p.ProcessList(tuple(system.process_info(q, shared=body.shared) for q in processes))

@@ -9,7 +9,7 @@ from llmos.kernel.inspection import device_memories
 from llmos.kernel.session import Session
 from llmos.kernel.system import System
 from syscalls.codec import Answer
-from syscalls.errno import Errno, SyscallError, invalid_parameter
+from syscalls.errno import invalid_parameter
 from syscalls.system import (
     DeviceList,
     Devices,
@@ -55,8 +55,7 @@ def events(system: System, session: Session, call_id: int, body: Events) -> Answ
 
 def shutdown(system: System, session: Session, call_id: int, body: Shutdown) -> Answer:
     """See syscalls.system.Shutdown."""
-    if not session.is_admin:
-        raise SyscallError(Errno.EPERM, "shutdown is for administrators")
+    session.check_admin("shutdown is")
     if not 0 <= body.grace_seconds <= 86_400:
         raise invalid_parameter("grace_seconds", f"is {body.grace_seconds}; the limit is 0 to 86400")
     system.request_shutdown(body.grace_seconds)

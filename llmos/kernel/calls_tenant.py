@@ -29,8 +29,8 @@ def whoami(system: System, session: Session, call_id: int, body: Whoami) -> Answ
 
 def tenants(system: System, session: Session, call_id: int, body: Tenants) -> Answer:
     """See syscalls.tenant.Tenants."""
-    if body.everyone and not session.is_admin:
-        raise SyscallError(Errno.EPERM, "describing every tenant is for administrators")
+    if body.everyone:
+        session.check_admin("describing every tenant is")
     now = trio.current_time()
     usage = {share.tenant: share for share in tenant_shares(system)}
     total = sum(tenant.service.total(now) for tenant in system.tenants)
@@ -54,8 +54,7 @@ def tenants(system: System, session: Session, call_id: int, body: Tenants) -> An
 
 def reload_tenants(system: System, session: Session, call_id: int, body: ReloadTenants) -> Answer | None:
     """See syscalls.tenant.ReloadTenants."""
-    if not session.is_admin:
-        raise SyscallError(Errno.EPERM, "reading the tenants again is for administrators")
+    session.check_admin("reading the tenants again is")
     if system.reload_tenants is None:
         raise SyscallError(Errno.EINVAL, "this kernel was started without a tenants file")
     system.errands.start(session, call_id, system.reload_tenants, is_lasting=True)

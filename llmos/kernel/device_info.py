@@ -37,7 +37,7 @@ def describe_device(name: str, host: DriverHost, core: Core) -> DeviceInfo:
         kv_dtype=loaded.kv.name if loaded else "",
         kernels=loaded.model.kernels if loaded else "",
         quality=_format_quality(loaded),
-        cache=_cache_info(memory, loaded.kv, core.cache_policy) if memory and loaded else None,
+        cache=_cache_info(memory, loaded.kv, core.memory.cache_policy) if memory and loaded else None,
         step_cost=_step_cost(core),
         swap=_swap_info(statistics.swap, loaded.kv.frame_bytes) if loaded else None,
         num_threads=hello.num_threads if hello else 0,
@@ -149,7 +149,8 @@ def _map_info(maps: MapStatistics) -> MapInfo:
 
 
 def _step_cost(core: Core) -> StepCost | None:
-    if core.loaded is None or (profile := core.loaded.profile) is None or core.forecast is None:
+    profile, forecast = core.preemption.profile, core.preemption.forecast
+    if profile is None or forecast is None:
         return None
     cost = msgspec.structs.asdict(profile.cost)
-    return StepCost(**cost, error=profile.error, correction=core.forecast.correction)
+    return StepCost(**cost, error=profile.error, correction=forecast.correction)

@@ -34,8 +34,11 @@ from syscalls.errno import Errno, SyscallError
 log = structlog.get_logger("syscall")
 
 Handler = Callable[[System, Session, int, Any], Answer | None]
-"""Takes the system, the session, the call's id and its body. Returns the answer, or None when it parked the
-call or passed it on, and will answer through `Session.reply`. Raises SyscallError. Never waits."""
+"""Takes the system, the session, the call's id and its body. Never waits.
+
+Returns the answer, or None when it parked the call or passed it on, and will answer through `Session.reply`.
+Raises SyscallError.
+"""
 
 TABLE: dict[type[Request], Handler] = {
     p.Spawn: calls_process.spawn,
@@ -61,12 +64,12 @@ TABLE: dict[type[Request], Handler] = {
     m.DropCache: calls_memory.drop_cache,
     t.Whoami: calls_tenant.whoami,
     t.Tenants: calls_tenant.tenants,
+    t.Shares: calls_tenant.shares,
     t.ReloadTenants: calls_tenant.reload_tenants,
     i.Checkpoint: calls_image.checkpoint,
     i.Restore: calls_image.restore,
     i.Images: calls_image.images,
     i.RemoveImage: calls_image.remove_image,
-    t.Shares: calls_tenant.shares,
     d.Sleep: calls_device.sleep,
     d.Wake: calls_device.wake,
     d.LoadModel: calls_device.load_model,

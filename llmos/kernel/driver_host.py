@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import math
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 
 import trio
 
-from llmos.cost import Profile, StepWork
 from llmos.device import (
-    DRIVER_ABI,
     Compiled,
     CopyDone,
     DriverLink,
     DriverLost,
-    Failed,
     FromDriver,
     Hello,
     Load,
@@ -25,10 +22,16 @@ from llmos.device import (
     Progress,
     StepDone,
 )  # fmt: skip
-from llmos.errors import LlmosError
 from llmos.ipc.mailbox import MailboxClosed
+from llmos.ipc.restart_budget import RestartBudget
+from llmos.kernel.bring_up import LoadRefused, load_model, receive_hello, record_loaded
 from llmos.kernel.events import EventLog
-from llmos.params import DRIVER_RESTART_WINDOW_SECONDS, DRIVER_START_SECONDS, MAX_DRIVER_RESTARTS
+from llmos.kernel.night import Night
+from llmos.params import (
+    DRIVER_RESTART_SECONDS,
+    DRIVER_RESTART_WINDOW_SECONDS,
+    MAX_DRIVER_RESTARTS,
+)
 from llmos.sched.core import Core
 from llmos.sched.messages import (
     CopyFinished,
@@ -44,14 +47,6 @@ from syscalls.errno import Errno, SyscallError
 OpenLink = Callable[[], Awaitable[DriverLink]]
 
 
-class LoadRefused(LlmosError):
-    """The driver will not load what it was told to; the message says why.
-
-    At the first load trying again cannot help. What was loaded once may be again: memory that was short, or
-    a device that was beyond use, comes back.
-    """
-
-
 class HostState(enum.Enum):
     """What `lsdev` shows."""
 
@@ -62,17 +57,6 @@ class HostState(enum.Enum):
     SLEEPING = "sleeping"
     EMPTY = "empty"
     FAILED = "failed"
-    STOPPED = "stopped"
-
-
-class Night:
-    """One time that a device has no driver on purpose: it sleeps, or has no model."""
-
-    def __init__(self) -> None:
-        self.fell_asleep = trio.Event()
-        self.morning = trio.Event()  # somebody wakes it, or gives it a model
-        self.ended = trio.Event()  # it serves again, or does not
-        self.problem = ""  # why it does not
 
 
 class DriverHost:
@@ -112,7 +96,11 @@ class DriverHost:
         self._step_timeout = step_timeout_seconds
         self._events = events
         self._on_progress = on_progress
-        self._deaths: deque[float] = deque()
+        self._restarts = RestartBudget(
+            MAX_DRIVER_RESTARTS, DRIVER_RESTART_WINDOW_SECONDS, DRIVER_RESTART_SECONDS, math.inf
+        )
+        self._has_started = False  # `run` has said so
+        self._has_served = False  # with the model that it is told to load
         self._night: Night | None = None  # it is to sleep, or does
         self._bedtime = trio.Event()
 
@@ -138,49 +126,57 @@ class DriverHost:
             LoadRefused: the first load failed. Too many restarts, and later loads that fail count as such,
                 fail the device instead.
         """
-        has_served = has_started = False
         while True:
             if self._load is None:
-                if not has_started:
-                    has_started = True
-                    task_status.started()
+                self._note_started(task_status)
                 await self._wait_for_load()
-                has_served = False
-            assert self._open_link is not None
             try:
-                link = await self._open_link()
-                try:
-                    loaded = await self._bring_up(link)
-                    self.state, self.message = HostState.READY, ""
-                    self._end_night()
-                    self._tell(DriverUp(link, loaded))
-                    if not has_served and not has_started:
-                        has_started = True
-                        task_status.started()
-                    if not has_served:
-                        has_served, self.loaded_at = True, int(time.time())
-                    await self._pump(link)
-                finally:
-                    await link.aclose()
-                if self._night is not None and not self.is_leaving:
-                    await self._sleep(self._night)
-                elif self._night is not None:
+                await self._run_driver(task_status)
+                assert self._night is not None
+                if self._night.forgets_model:
                     self._load = None
+                else:
+                    await self._sleep(self._night)
             except (DriverLost, LoadRefused, OSError) as error:
-                if not has_served and self._night is not None:
+                if not self._has_served and self._night is not None:
                     self._refuse_load(str(error))
                     continue
-                if not has_served:  # it never worked here: trying again would hide why
+                if not self._has_served:  # it never worked here: trying again would hide why
                     self._fail(str(error))
                     raise LoadRefused(f"device {self.name}: {error}") from error
-                if not self._may_restart():
+                pause_seconds = self._restarts.take()
+                if pause_seconds is None:
                     self._fail(f"{error}; {MAX_DRIVER_RESTARTS} restarts did not help")
                     return
                 self.state, self.message = HostState.RESTARTING, str(error)
                 self.num_restarts += 1
                 self._events.record("driver", f"{self.name}: {error}; restarting", level="warning")
                 self._tell(DriverDown(str(error), is_final=False))
-                await trio.sleep(0.1 * 2 ** len(self._deaths))
+                await trio.sleep(pause_seconds)
+
+    async def _run_driver(self, task_status: trio.TaskStatus[None]) -> None:
+        """Start a driver, and serve with it until somebody wants it ended.
+
+        Raises DriverLost, LoadRefused or OSError when it ends of itself, or never served.
+        """
+        assert self._open_link is not None
+        link = await self._open_link()
+        try:
+            loaded = await self._bring_up(link)
+            self.state, self.message = HostState.READY, ""
+            self._end_night()
+            self._tell(DriverUp(link, loaded))
+            if not self._has_served:
+                self._has_served, self.loaded_at = True, int(time.time())
+                self._note_started(task_status)
+            await self._pump(link)
+        finally:
+            await link.aclose()
+
+    def _note_started(self, task_status: trio.TaskStatus[None]) -> None:
+        if not self._has_started:
+            self._has_started = True
+            task_status.started()
 
     async def sleep(self) -> None:
         """End the driver until `wake`: all of the device's memory is the machine's again. A checkpoint.
@@ -192,8 +188,9 @@ class DriverHost:
         """
         if self.is_asleep:
             return
-        if self.state is not HostState.READY:
-            raise SyscallError(Errno.EBUSY, f"device {self.name} is {self.state.value}, not ready")
+        self._check_ready()
+        if self._night is not None and self._night.forgets_model:
+            raise SyscallError(Errno.EBUSY, f"the model of device {self.name} is being unloaded")
         self._night = night = self._night or Night()
         self._bedtime.set()
         await night.fell_asleep.wait()
@@ -207,11 +204,15 @@ class DriverHost:
             False: it has failed meanwhile. True also if it did not sleep.
         """
         night = self._night
-        if night is None or self.state is HostState.EMPTY or self.is_leaving:
+        if night is None or night.forgets_model:
             return True
         night.morning.set()
         await night.ended.wait()
         return self.state is not HostState.FAILED
+
+    def _check_ready(self) -> None:
+        if self.state is not HostState.READY:
+            raise SyscallError(Errno.EBUSY, f"device {self.name} is {self.state.value}, not ready")
 
     async def _sleep(self, night: Night) -> None:
         """The driver was ended because somebody asked for it."""
@@ -227,9 +228,10 @@ class DriverHost:
         Raises:
             SyscallError: EBUSY, there is no driver that serves, or it failed meanwhile.
         """
-        if self.state is not HostState.READY:
-            raise SyscallError(Errno.EBUSY, f"device {self.name} is {self.state.value}, not ready")
-        self._night = night = Night()
+        self._check_ready()
+        if self._night is not None:
+            raise SyscallError(Errno.EBUSY, f"device {self.name} is about to sleep, or to be empty")
+        self._night = night = Night(forgets_model=True)
         self.is_leaving = True
         self._bedtime.set()
         await night.fell_asleep.wait()
@@ -259,10 +261,10 @@ class DriverHost:
 
     async def _wait_for_load(self) -> None:
         """There is no model: wait for one."""
-        night = self._night = self._night or Night()
+        night = self._night = self._night or Night(forgets_model=True)
         self._tell(Vacate())
         self.state, self.message, self.hello = HostState.EMPTY, "", None
-        self.is_leaving = False
+        self.is_leaving = self._has_served = False
         night.fell_asleep.set()
         await night.morning.wait()
         self._bedtime = trio.Event()
@@ -285,48 +287,17 @@ class DriverHost:
             self._night, self._bedtime = None, trio.Event()
 
     async def _bring_up(self, link: DriverLink) -> Loaded:
-        """Hello, Load, Progress*, Loaded."""
-        try:
-            with trio.fail_after(DRIVER_START_SECONDS):
-                hello = await link.receive()
-        except trio.TooSlowError:
-            raise DriverLost(f"driver {self.name} did not start in {DRIVER_START_SECONDS:g} s") from None
-        if not isinstance(hello, Hello) or hello.abi != DRIVER_ABI:
-            raise LoadRefused(f"driver speaks ABI {getattr(hello, 'abi', '?')}, not {DRIVER_ABI}")
-        self.hello = hello
+        self.hello = await receive_hello(link, self.name)
         self.state = HostState.LOADING
         assert self._load is not None
-        await link.send(self._load)
-        while True:
-            answer = await link.receive()
-            match answer:
-                case Loaded():
-                    self._events.record(
-                        "driver",
-                        f"{self.name}: {answer.model.name} ({answer.model.architecture}, "
-                        f"{answer.model.dtype}) "
-                        f"loaded in {answer.seconds:.2f} s; "
-                        f"{answer.num_frames} frames of {answer.kv.frame_bytes / 1024:g} KiB, "
-                        f"{answer.kv.name}",
-                    )
-                    if (quality := answer.quality) is not None:
-                        self._events.record(
-                            "driver",
-                            f"{self.name}: {quality.weights} diverges by {quality.kl_divergence:.4f} nats a "
-                            f"token over {quality.num_tokens} of {quality.text}; "
-                            f"the likeliest token is the same in {quality.top1_agreement:.1%}",
-                        )
-                    if (profile := answer.profile) is not None and profile.num_steps:
-                        self._events.record("driver", f"{self.name}: {_describe_profile(profile)}")
-                    return answer
-                case Failed(message):
-                    raise LoadRefused(message)
-                case Progress():
-                    self.message = f"{answer.what} {answer.done_bytes}/{answer.total_bytes} bytes"
-                    if self._on_progress is not None:
-                        self._on_progress(self.name, answer)
-                case _:
-                    raise DriverLost(f"driver {self.name} answered Load with {type(answer).__name__}")
+        loaded = await load_model(link, self._load, self.name, self._note_progress)
+        record_loaded(self._events, self.name, loaded)
+        return loaded
+
+    def _note_progress(self, progress: Progress) -> None:
+        self.message = f"{progress.what} {progress.done_bytes}/{progress.total_bytes} bytes"
+        if self._on_progress is not None:
+            self._on_progress(self.name, progress)
 
     async def _pump(self, link: DriverLink) -> None:
         """Hand results to the Core until the driver is gone, and see to it that it does not hang.
@@ -366,21 +337,14 @@ class DriverHost:
     async def _watch(self, link: DriverLink) -> None:
         while True:
             await trio.sleep(self._step_timeout / 4)
-            issued_at = self.core.oldest_issue_time()
-            if issued_at is not None and trio.current_time() - issued_at > self._step_timeout:
+            oldest = self.core.in_flight.oldest
+            if oldest is not None and trio.current_time() - oldest.issued_at > self._step_timeout:
                 self._events.record(
                     "driver",
                     f"{self.name}: a step took over {self._step_timeout:g} s; killing it",
                     level="error",
                 )
                 link.kill()
-
-    def _may_restart(self) -> bool:
-        now = trio.current_time()
-        while self._deaths and now - self._deaths[0] > DRIVER_RESTART_WINDOW_SECONDS:
-            self._deaths.popleft()
-        self._deaths.append(now)
-        return len(self._deaths) <= MAX_DRIVER_RESTARTS
 
     def _fail(self, message: str) -> None:
         self.state, self.message = HostState.FAILED, message
@@ -391,17 +355,3 @@ class DriverHost:
     def _tell(self, message: FromDevice) -> None:
         with contextlib.suppress(MailboxClosed):  # the kernel is stopping
             self.core.mailbox.send_nowait(message)
-
-
-def _describe_profile(profile: Profile) -> str:
-    """One line: the time of three steps, and how it is known."""
-    cost, nothing = profile.cost, StepWork()
-    decodes = nothing
-    for _ in range(32):
-        decodes = decodes.with_row(0, 1)
-    times = [1e3 * cost.step_seconds(w) for w in (nothing.with_row(0, 1), decodes, nothing.with_row(0, 256))]
-    return (
-        f"a step takes {times[0]:.1f} ms for a token, {times[1]:.1f} ms for 32 processes that decode, "
-        f"{times[2]:.1f} ms for 256 tokens of a prompt; {profile.num_steps} steps measured in "
-        f"{profile.seconds:.2f} s, each within {profile.error:.0%} of it"
-    )

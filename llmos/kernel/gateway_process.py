@@ -38,9 +38,8 @@ class GatewayProcess:
         self._events = events
         self._process: trio.Process | None = None
         self._is_stopping = False
-        self._life_line: int | None = (
-            None  # the gateway drains when its other end closes, as it does if we die
-        )
+        # A pipe's end: the gateway drains when it closes, as it does if we die.
+        self._life_line: int | None = None
         self.url = ""
         self.num_restarts = 0
 

@@ -282,6 +282,11 @@ class Session:
         if not self.is_admin and process.tenant != self.tenant:
             raise SyscallError(Errno.EPERM, f"process {process.pid} belongs to another tenant")
 
+    def check_admin(self, what: str) -> None:
+        """See to it that this client is an administrator. Raises SyscallError: EPERM, `what` for them."""
+        if not self.is_admin:
+            raise SyscallError(Errno.EPERM, f"{what} for administrators")
+
     def close(self) -> None:
         """Undo parked calls and end the processes that live with the session. Idempotent; synchronous."""
         self._is_closed = True

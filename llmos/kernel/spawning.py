@@ -2,92 +2,34 @@
 
 from __future__ import annotations
 
-import math
 import random
 
 import msgspec
 import trio
 
+from llmos.kernel.checks import (
+    check_grammar_room,
+    check_label,
+    check_memory,
+    check_terms,
+    check_tokens,
+    most_tokens,
+)
 from llmos.kernel.session import Session
 from llmos.kernel.system import System
 from llmos.kernel.tenants import Tenant
-from llmos.params import MAX_GRAMMAR_CHARACTERS_IN_USE
 from llmos.proc.pcb import Process
 from llmos.sched.core import Core
-from syscalls.embedding import Embed
 from syscalls.errno import Errno, SyscallError, invalid_parameter
-from syscalls.process import MAX_LABEL_LENGTH, MAX_NICE, MAX_SAMPLES, MAX_USER_LENGTH, MIN_NICE, Fork, Spawn
+from syscalls.process import MAX_SAMPLES, Fork, Spawn
 
 MAX_STOP_TOKENS = 64
-MAX_SALT_LENGTH = 256
 MAX_SCORES = 500_000  # log-probabilities of a prompt: they go to the client in one reply
 
 
 def _wrap_seed(seed: int) -> int:
     """Keep seed + i a signed 64-bit integer."""
     return (seed + 2**63) % 2**64 - 2**63
-
-
-def most_tokens(core: Core, tenant: Tenant) -> int:
-    """How long a process can get: the context, or what the device or the tenant's part of it holds."""
-    assert core.loaded is not None
-    kv = core.loaded.kv
-    most = min(core.loaded.model.max_model_len, kv.capacity(core.loaded.num_frames))
-    if tenant.limits.max_resident_bytes is not None:
-        most = min(most, kv.capacity(tenant.limits.max_resident_bytes // kv.frame_bytes))
-    return most
-
-
-def check_allowance(core: Core, tenant: Tenant, num_tokens: int) -> None:
-    """Raise SyscallError ENOMEM when so many tokens never fit in the memory that a tenant may have."""
-    if tenant.limits.max_resident_bytes is not None and num_tokens > (most := most_tokens(core, tenant)):
-        raise SyscallError(
-            Errno.ENOMEM,
-            f"{num_tokens} tokens are more than the {most} for which tenant {tenant.name} may have memory",
-        )
-
-
-def check_label(label: str | None) -> None:
-    """Raise SyscallError EINVAL when a label is too long."""
-    if label is not None and len(label) > MAX_LABEL_LENGTH:
-        raise invalid_parameter("label", f"has {len(label)} characters; the limit is {MAX_LABEL_LENGTH}")
-
-
-def check_terms(core: Core, tenant: Tenant, body: Spawn | Embed) -> None:
-    """Check what any new process may ask for: its label, nice level, deadline, salt, pin and user.
-
-    Raises:
-        SyscallError: EINVAL; EPERM: a nice level below the tenant's.
-    """
-    check_label(body.label)
-    if not MIN_NICE <= body.nice <= MAX_NICE:
-        raise invalid_parameter("nice", f"is {body.nice}; the limit is {MIN_NICE} to {MAX_NICE}")
-    tenant.check_nice(body.nice)
-    if body.deadline_seconds is not None and not 0 < body.deadline_seconds < math.inf:
-        raise invalid_parameter(
-            "deadline_seconds", f"is {body.deadline_seconds}; it must be positive and finite"
-        )
-    if len(body.cache_salt) > MAX_SALT_LENGTH:
-        raise invalid_parameter(
-            "cache_salt", f"has {len(body.cache_salt)} characters; the limit is {MAX_SALT_LENGTH}"
-        )
-    if not 0 <= body.pin_seconds <= core.max_pin_seconds:
-        raise invalid_parameter(
-            "pin_seconds", f"is {body.pin_seconds}; the limit is 0 to {core.max_pin_seconds:g}"
-        )
-    if len(body.user) > MAX_USER_LENGTH:
-        raise invalid_parameter("user", f"has {len(body.user)} characters; the limit is {MAX_USER_LENGTH}")
-
-
-def check_grammar_room(core: Core, grammar: str | None) -> None:
-    """Raise SyscallError EAGAIN when a device has as many grammars in use as it may."""
-    grammars = core.residents.grammars
-    if grammar is not None and not grammars.has_room(grammar):
-        raise SyscallError(
-            Errno.EAGAIN,
-            f"grammar has {len(grammar)} characters; those in use on {core.name} have "
-            f"{grammars.statistics().num_characters}, and the limit is {MAX_GRAMMAR_CHARACTERS_IN_USE}",
-        )
 
 
 def check_spawn(core: Core, tenant: Tenant, body: Spawn) -> int:
@@ -97,15 +39,12 @@ def check_spawn(core: Core, tenant: Tenant, body: Spawn) -> int:
         SyscallError: EINVAL, EPERM, E2BIG, ENOMEM, ENOENT, EAGAIN.
     """
     assert core.loaded is not None
-    model, kv = core.loaded.model, core.loaded.kv
+    model = core.loaded.model
     if not model.generates:
         raise SyscallError(
             Errno.EINVAL, f"model {model.name!r} makes no text; `embed` is for it", parameter="model"
         )
-    if not body.prompt:
-        raise invalid_parameter("prompt", "is empty")
-    if not (min(body.prompt) >= 0 and max(body.prompt) < model.vocab_size):
-        raise invalid_parameter("prompt", f"holds an id outside the vocabulary of {model.vocab_size}")
+    check_tokens(core, "prompt", body.prompt)
     context, length = model.max_model_len, len(body.prompt)
     room = most_tokens(core, tenant)
     wanted = body.max_tokens if body.max_tokens is not None else max(1, room - length)
@@ -144,13 +83,7 @@ def check_spawn(core: Core, tenant: Tenant, body: Spawn) -> int:
     if body.sampling.grammar is not None and not core.loaded.takes_grammars:
         raise invalid_parameter("grammar", f"is given; {core.name} cannot follow one with this model")
     check_grammar_room(core, body.sampling.grammar)
-    frames = kv.num_pages(length + wanted) * kv.frames_per_page
-    if frames > core.loaded.num_frames:
-        raise SyscallError(
-            Errno.ENOMEM,
-            f"{length + wanted} tokens need {frames} frames; {core.name} has {core.loaded.num_frames} in all",
-        )
-    check_allowance(core, tenant, length + wanted)
+    check_memory(core, tenant, length + wanted)
     return wanted
 
 

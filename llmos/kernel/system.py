@@ -60,9 +60,8 @@ class System:
     started_at: float = attrs.field(factory=trio.current_time)
     request_shutdown: Callable[[float], None] = lambda grace: None
     reload_tenants: Callable[[], Awaitable[TenantsReloaded]] | None = None  # None: there is no tenants file
-    load_model: Callable[[str, str | None], Awaitable[str]] | None = (
-        None  # returns the device; None: not yet up
-    )
+    # Loads a model and returns its device; None: not yet up.
+    load_model: Callable[[str, str | None], Awaitable[str]] | None = None
     announced: list[str] = attrs.field(factory=list)  # models that somebody is having loaded, by name
     num_spawned: int = 0
     traces: Traces = attrs.field(factory=Traces)
@@ -71,6 +70,7 @@ class System:
         factory=lambda: trio.CapacityLimiter(1)
     )  # threads that write metrics: more would take Python's lock from the step loop, and be no sooner done
     num_live: Counter[str] = attrs.field(factory=Counter)  # processes that have not exited, by device
+    _pauses: trio.lowlevel.ParkingLot = attrs.field(init=False, factory=trio.lowlevel.ParkingLot)
 
     def flush_replies(self) -> None:
         """Send the replies that wait, as far as that can be done at once."""
@@ -92,39 +92,35 @@ class System:
         wanted = model or self.default_model(embeds=embeds)
         if not wanted:
             raise SyscallError(Errno.ENODEV, "no model is loaded")
-        loads = []
         if all(host.model_name != wanted for host in self.hosts.values()):
             names = {host.model_name for host in self.hosts.values()} - {""}
             served = ", ".join(sorted(map(repr, names))) or "none"
             raise SyscallError(Errno.ENOENT, f"no model {wanted!r}; {served} is served")
-        for name, host in self.hosts.items():
-            if host.state is HostState.FAILED or host.model_name != wanted:
-                continue
-            statistics = self.cores[name].statistics()
-            memory = statistics.memory
-            loads.append(
-                DeviceLoad(
-                    name,
-                    self._serves(name),
-                    self.num_live[name],
-                    memory.num_free if memory else 0,
-                )
-            )
-        chosen = least_loaded(loads)
-        if chosen is None:
+        name = least_loaded(
+            [
+                self._load_of(name)
+                for name, host in self.hosts.items()
+                if host.state is not HostState.FAILED and host.model_name == wanted
+            ]
+        )
+        if name is None:
             raise SyscallError(Errno.ENODEV, "every device has failed; `llmsh lsdev` says why")
-        name, core = chosen, self.cores[chosen]
+        core = self.cores[name]
         if core.loaded is None:
             raise SyscallError(
                 Errno.EAGAIN, f"device {name} is {self.hosts[name].state.value}; the model is not ready"
             )
-        if (
-            len(core.residents.queue.waiting) + len(core.mailbox) >= self.max_waiting
-        ):  # both wait: in line, or to join it
+        num_waiting = len(core.residents.queue.waiting) + len(core.mailbox)  # in line, or to join it
+        if num_waiting >= self.max_waiting:
             raise SyscallError(
                 Errno.EAGAIN, f"{self.max_waiting} processes wait on {name}, the most that may"
             )
         return core
+
+    def _load_of(self, device: str) -> DeviceLoad:
+        memory = self.cores[device].statistics().memory
+        num_free = memory.num_free if memory is not None else 0
+        return DeviceLoad(device, self._serves(device), self.num_live[device], num_free)
 
     def default_model(self, *, embeds: bool) -> str:
         """The model that serves calls without a name: the first; for vectors the encoder if there is one.
@@ -173,6 +169,11 @@ class System:
 
     # --- processes ---------------------------------------------------------------------------------------
 
+    def check_open(self) -> None:
+        """See to it that processes may still come. Raises SyscallError: ESHUTDOWN."""
+        if self.is_draining:
+            raise SyscallError(Errno.ESHUTDOWN, "the kernel is draining; nothing new is admitted")
+
     def enter(self, process: Process) -> None:
         """Put a new process into the table, and on its device's and its tenant's account."""
         self.table.add(process)
@@ -185,6 +186,19 @@ class System:
         self.table.discard(process)
         self.tenants.of(process.tenant).processes.discard(process)
         self.num_live[process.device] -= 1
+        self.note_pause()
+
+    async def wait_pause(self) -> None:
+        """Wait until a process has ended, was stopped or waits for input, or devices sleep. A checkpoint."""
+        await self._pauses.park()
+
+    def note_pause(self) -> None:
+        """Wake those in `wait_pause`, to look at what they wait for."""
+        self._pauses.unpark_all()
+
+    def on_pause(self, process: Process) -> None:
+        """Take in that a process goes on only when somebody says so."""
+        self.note_pause()
 
     def on_exit(self, process: Process) -> None:
         """Account for a process that has become a zombie: one canonical line, counters, metrics."""
@@ -215,6 +229,7 @@ class System:
             total_ms=round(usage.running_seconds * 1e3, 3),
             preemptions=usage.num_preemptions,
         )
+        self.note_pause()
 
     def reap(self, process: Process) -> None:
         """Take a zombie out of the table."""

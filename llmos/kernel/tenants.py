@@ -310,15 +310,11 @@ class Tenants:
             raise SyscallError(Errno.EPERM, f"user {uid} is no tenant of this kernel")
         return name or f"uid:{uid}", is_admin
 
-    def identify_key(self, key: str) -> tuple[str, bool]:
-        """The tenant whose key it is, and whether it is an administrator's.
+    def identify_digest(self, given: str) -> tuple[str, bool]:
+        """The tenant whose key has this hash (see `hash_key`), and whether it is an administrator's.
 
         Takes as long for every wrong key. Raises SyscallError: EPERM.
         """
-        return self.identify_digest(hash_key(key))
-
-    def identify_digest(self, given: str) -> tuple[str, bool]:
-        """As `identify_key`, by the key's hash."""
         found = [name for digest, name in self._by_key.items() if hmac.compare_digest(digest, given)]
         if not found:
             raise SyscallError(Errno.EPERM, "no tenant has this key")

@@ -40,9 +40,7 @@ class FramePool:
     # refcounts[pfn]; to be read by others, never written. Plain, since the VMM looks at it for every token;
     # always the same list.
     refcounts: list[int] = field(init=False)
-    generations: list[int] = field(
-        init=False
-    )  # how often each frame was allocated: which of its lives it is in
+    generations: list[int] = field(init=False)  # times each frame was allocated: which of its lives it is in
     num_free: int = field(init=False)  # frames without any reference
     _heap: list[Pfn] = field(init=False)  # every free frame, each once, and some that were taken by number
     _is_in_heap: bytearray = field(init=False)  # by pfn

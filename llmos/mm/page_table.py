@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from attrs import define, field
 
 from llmos.device import Pfn, Vpn
@@ -14,16 +12,9 @@ from llmos.errors import KernelPanic
 PageFrames = tuple[Pfn, ...]
 
 
-class Translation(NamedTuple):
-    """Where a token's keys and values are: a slot of a frame in each segment."""
-
-    frames: PageFrames
-    slot: int
-
-
 @define(eq=False)
 class PageTable:
-    """Virtual pages 0 … len - 1, without holes: keys and values are appended and cut off at the end only.
+    """Virtual pages 0 … len - 1, without holes. Serving term: block table.
 
     Args:
         tokens_per_page: positions that one page holds.
@@ -35,11 +26,6 @@ class PageTable:
     def __len__(self) -> int:
         return len(self.entries)
 
-    @property
-    def num_token_slots(self) -> int:
-        """Positions that are backed: [0, num_token_slots)."""
-        return len(self.entries) * self.tokens_per_page
-
     def map(self, vpn: Vpn, frames: PageFrames) -> None:
         """Put frames behind a page: an existing one, or the next one. Raises KernelPanic on a hole."""
         if vpn < len(self.entries):
@@ -49,15 +35,8 @@ class PageTable:
         else:
             raise KernelPanic(f"page {vpn} is mapped after {len(self.entries)} pages")
 
-    def translate(self, position: int) -> Translation:
-        """Find a token. Raises KernelPanic when its page is not mapped."""
-        vpn, slot = divmod(position, self.tokens_per_page)
-        if not 0 <= vpn < len(self.entries):
-            raise KernelPanic(f"position {position} is not mapped; {len(self.entries)} pages are")
-        return Translation(self.entries[vpn], slot)
-
-    def truncate(self, num_pages: int) -> list[PageFrames]:
-        """Cut off the pages from `num_pages` on, and return what was behind them, in order."""
-        dropped = self.entries[num_pages:]
-        del self.entries[num_pages:]
-        return dropped
+    def clear(self) -> list[PageFrames]:
+        """Unmap every page, and return what was behind them, in order."""
+        pages = self.entries[:]
+        self.entries.clear()  # the list stays: others have it
+        return pages

@@ -37,9 +37,7 @@ class Match:
     """What a prompt was found to start with. The caller owns one reference to each frame in it."""
 
     pages: list[PageFrames]  # pages 0, 1, …: to be mapped
-    tail: PageFrames | None = (
-        None  # the next page agrees in its first tokens only: to be copied, then released
-    )
+    tail: PageFrames | None = None  # the next page, if it begins alike: to be copied, then released
     num_tail_tokens: int = 0
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from attrs import frozen
 
-from llmos.device import Copy, CopyDone, Place, Tier
+from llmos.device import Place, Tier
 from llmos.errors import KernelPanic
 from llmos.mm.address_space import AddressSpace
 from llmos.mm.copy_store import CopyStore
@@ -43,7 +43,9 @@ class SwapStatistics:
 
 
 class Swap:
-    """Moves pages of one device between it and the tiers below; `copies` says what lies there.
+    """Moves pages of one device between it and the tiers below.
+
+    `copies` says what lies there, `transfers` what is on its way there or back.
 
     Args:
         vmm: of the device.
@@ -65,7 +67,7 @@ class Swap:
     ) -> None:
         self.vmm = vmm
         self.copies = CopyStore(num_slots, vmm.kv.frames_per_page, vmm.references.generation, reuse, clock)
-        self._transfers = Transfers(vmm.references, self.copies, vmm.kv.frame_bytes, on_fault)
+        self.transfers = Transfers(vmm.references, self.copies, vmm.kv.frame_bytes, on_fault)
         self._num_clean_bytes = 0
 
     # --- out ---------------------------------------------------------------------------------------------
@@ -121,7 +123,7 @@ class Swap:
             self.copies.remember(frames[i], copy)
         page_bytes = self.vmm.kv.page_bytes
         self._num_clean_bytes += (self.vmm.kv.num_pages(num_tokens) - len(dirty)) * page_bytes
-        return self._transfers.start(
+        return self.transfers.start(
             Direction.OUT, tier, copies, frames, list(dirty), Place("device", in_runs(frames)), on_end=on_end
         )
 
@@ -150,7 +152,7 @@ class Swap:
                 break
             pages.append(frames)
             num_tokens += copy.num_tokens
-        self.vmm.share_pages(space, pages)
+        self.vmm.pager.share(space, pages)
         return min(num_tokens, limit)
 
     def swap_in(
@@ -173,7 +175,7 @@ class Swap:
             frames = [space.page_table.entries[vpn] for vpn in vpns]
             target = Place("device", in_runs(frames))
             transfers.append(
-                self._transfers.start(Direction.IN, tier, copies, frames, vpns, target, on_end=on_end)
+                self.transfers.start(Direction.IN, tier, copies, frames, vpns, target, on_end=on_end)
             )
         return transfers
 
@@ -208,7 +210,7 @@ class Swap:
                 on_end(transfer)
 
         source = Place("host", in_runs([copy.slots for copy in sources]))
-        return self._transfers.start(
+        return self.transfers.start(
             Direction.DOWN, "disk", copies, [], vpns, source, on_end=move, sources=sources
         )
 
@@ -249,60 +251,22 @@ class Swap:
                     raise KernelPanic("a process is saved, and some of its pages are nowhere")
                 source = Place(tier, in_runs([copy.slots for copy in sources]), source_path)
             transfers.append(
-                self._transfers.start(
+                self.transfers.start(
                     Direction.SAVE, "file", copies, frames, vpns, source, on_end=on_end, sources=sources
                 )
             )
         return transfers
 
-    # --- under way ---------------------------------------------------------------------------------------
-
-    def finish(self, done: CopyDone, oldest_step: int | None = None) -> Transfer | None:
-        """Take the device's answer in; see `Transfers.finish`."""
-        return self._transfers.finish(done, oldest_step)
-
-    @property
-    def has_messages(self) -> bool:
-        """Is there something to be told?"""
-        return self._transfers.has_messages
-
-    def take_messages(self, last_step: int = 0) -> list[Copy]:
-        """Drain what the device must be told; see `Transfers.take_messages`."""
-        return self._transfers.take_messages(last_step)
-
-    def pages_used(self, copy: Copy) -> list[PageFrames]:
-        """Pages of the device that must be left alone meanwhile; see `Transfers.pages_used`."""
-        return self._transfers.pages_used(copy)
-
-    def transfers(self) -> Iterable[Transfer]:
-        """Copies that have not ended."""
-        return self._transfers
-
-    @property
-    def num_in_flight(self) -> int:
-        """Copies that have not ended."""
-        return len(self._transfers)
-
-    @property
-    def is_demoting(self) -> bool:
-        """Is a copy from the host area to the swap file under way?"""
-        return self._transfers.is_demoting
-
-    @property
-    def num_leaving_frames(self) -> int:
-        """Frames that nobody but a copy out refers to: they will be free when it ends."""
-        return self._transfers.num_leaving_frames
+    # --- all of it ---------------------------------------------------------------------------------------
 
     def reset(self) -> None:
         """The device is gone, and the tiers below with it; files are not."""
-        self._transfers.reset()
+        self.transfers.reset()
         self.copies.reset()
-
-    # --- looking -----------------------------------------------------------------------------------------
 
     def statistics(self) -> SwapStatistics:
         """Count."""
-        transfers = self._transfers
+        transfers = self.transfers
         return SwapStatistics(
             tiers={
                 tier: TierStatistics(
@@ -324,5 +288,5 @@ class Swap:
 
     def check_integrity(self, backings: Sequence[Backing]) -> None:
         """Raise KernelPanic unless every slot is free, or held by a copy that somebody uses or a transfer."""
-        in_transfers = {copy for each in self._transfers for copy in (*each.pages, *each.sources)}
+        in_transfers = {copy for each in self.transfers for copy in (*each.pages, *each.sources)}
         self.copies.check_integrity(backings, in_transfers)

@@ -1,4 +1,4 @@
-"""The virtual memory manager of one device: spaces, sharing, copy-on-write, and the edits they need.
+"""The virtual memory manager of one device: spaces, sharing, and the edits they need.
 
 It decides; the device carries out. Each change of a page table is queued as an edit that rides on the next
 step, before its rows. The device works in order, so a frame that is given back here may be handed out again
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from attrs import frozen
 
 from llmos.device import Edit, KVFormat, MapWork
-from llmos.errors import KernelPanic, OutOfFrames
+from llmos.errors import KernelPanic
 from llmos.mm.address_space import AddressSpace
 from llmos.mm.edit_queue import EditQueue
 from llmos.mm.eviction import CostAware, Eviction
@@ -22,6 +22,7 @@ from llmos.mm.frame_supply import FrameSupply
 from llmos.mm.free_asids import FreeAsids
 from llmos.mm.mapper import Mapper, MappingMode, MapStatistics
 from llmos.mm.page_table import PageFrames
+from llmos.mm.pager import Pager
 from llmos.mm.pins import Pins
 from llmos.mm.prefix import PrefixIndex, PrefixStatistics
 from llmos.mm.references import PageReferences
@@ -44,7 +45,7 @@ class VmmStatistics:
 
 
 class VMM:
-    """Owns the frames, address spaces and prefix index of one device.
+    """Owns the frames, address spaces and prefix index of one device; its `pager` backs spaces as they grow.
 
     Args:
         kv: the number format of the loaded model.
@@ -85,15 +86,15 @@ class VMM:
             self._pool, kv.tokens_per_page, kv.frames_per_page, pins, eviction or CostAware()
         )
         self.references = PageReferences(self._pool, self._index)
-        self._tokens_per_page = kv.tokens_per_page
-        self._refcounts = self._pool.refcounts
         self._edits = EditQueue()
         self._spaces = SpaceTable(
             kv, max_model_len, self._pool, self._edits, FreeAsids(max_spaces, map_reuse)
         )
         self._mapper = Mapper(self._pool, self._edits, kv.frames_per_page, mapping, map_reuse)
         self._supply = FrameSupply(self._pool, self._mapper, self._index, kv.frames_per_page)
-        self._num_copies = self._num_tail_copies = 0
+        self.pager = Pager(
+            kv, max_model_len, self._pool.refcounts, self.references, self._edits, self._mapper, self._supply
+        )
 
     # --- spaces come and go ------------------------------------------------------------------------------
 
@@ -110,6 +111,11 @@ class VMM:
         """
         shared = self._index.peek(salt, tokens[:-1]) if self.prefix_cache and tokens else ()
         return self._open(salt, shared, self.kv.num_pages(len(tokens) + 1))
+
+    def _open(self, salt: str, shared: Sequence[PageFrames], num_pages: int) -> AddressSpace:
+        space = self._spaces.open(salt, shared, num_pages)
+        space.ahead_tokens = self._mapper.ahead_tokens(space.asid)
+        return space
 
     def fork_space(self, parent: AddressSpace, num_tokens: int, salt: str) -> AddressSpace:
         """Open a space that starts with the pages of another one, copy-on-write.
@@ -131,7 +137,7 @@ class VMM:
             raise KernelPanic(f"{num_tokens} tokens are forked from a space of {parent.num_pages} pages")
         pages = parent.page_table.entries[:num_pages]
         child = self._open(salt, pages, num_pages)
-        self.share_pages(child, pages)
+        self.pager.share(child, pages)
         return child
 
     def close_space(self, space: AddressSpace, tokens: Sequence[int] = (), pin_seconds: float = 0.0) -> None:
@@ -145,13 +151,13 @@ class VMM:
         """
         check_open(space)
         self._mapper.drop(space)
-        pages = space.page_table.truncate(0)
+        pages = space.page_table.clear()
         landmarks: tuple[PageFrames, ...] = ()
         if self.prefix_cache and tokens:
             self._index.insert(space.salt, tokens, pages)
             if pin_seconds > 0:
                 self._index.pin(space.salt, tokens, pin_seconds)
-            num_full = min(len(tokens) // self._tokens_per_page, len(pages))
+            num_full = min(len(tokens) // self.kv.tokens_per_page, len(pages))
             landmarks = tuple(dict.fromkeys(pages[:num_full][:: max(1, num_full - 1)]))
         self.references.release(pages)
         self._spaces.close(space, pages, landmarks)
@@ -165,7 +171,7 @@ class VMM:
         self._mapper.reset()
         self._edits.clear()
 
-    # --- pages come and go -------------------------------------------------------------------------------
+    # --- the prefix index --------------------------------------------------------------------------------
 
     def attach_prefix(self, space: AddressSpace, tokens: Sequence[int], limit: int, has: int = 0) -> int:
         """Map what others have computed for the same first tokens into an empty space.
@@ -187,110 +193,15 @@ class VMM:
         if not self.prefix_cache:
             return 0
         found = self._index.match(space.salt, tokens, limit)
-        self._append(space, found.pages)
-        covered = len(found.pages) * self._tokens_per_page
+        self.pager.append(space, found.pages)
+        covered = len(found.pages) * self.kv.tokens_per_page
         if found.tail is None:
             return covered
-        if covered + found.num_tail_tokens <= has:
-            self.references.release((found.tail,))
-            return covered
-        return covered + self._copy_tail(space, found.tail, found.num_tail_tokens)
-
-    def grow(self, space: AddressSpace, start: int, end: int) -> None:
-        """Make positions [start, end) writable: mapped, and shared with nobody. All or nothing.
-
-        To write at `start` is to give up what was at `start` and after it: a shared page that begins before
-        `start` is copied, later ones are replaced by new frames. Takes about 1 µs when nothing is to do.
-
-        Args:
-            space: open, with every position before `start` mapped.
-            start: first position that will be written.
-            end: one past the last.
-
-        Raises:
-            OutOfFrames: too few are free or only cached; nothing was changed.
-        """
-        tokens_per_page = self._tokens_per_page
-        entries = space.page_table.entries
-        first = start // tokens_per_page
-        page_end = (first + 1) * tokens_per_page
-        # The usual case, a decode token that stays in its page.
-        if (
-            end <= page_end
-            and first < len(entries)
-            and self._refcounts[entries[first][0]] == 1
-            and space.is_open
-            and end <= self.max_model_len
-        ):
-            if end > page_end - space.ahead_tokens and not space.ahead and first + 1 == len(entries):
-                self._supply.map_ahead(space, first + 2)
-            return
-        check_open(space)
-        if not 0 <= start <= len(entries) * tokens_per_page or end > self.max_model_len:
-            raise KernelPanic(
-                f"space {space.asid} with {len(entries)} pages of {tokens_per_page} tokens cannot grow to "
-                f"[{start}, {end}); the limit is {self.max_model_len}"
-            )
-        if end <= start:
-            return
-        vpns = self._pages_to_back(space, start, end)
-        num_ahead = min(len(space.ahead), sum(vpn >= len(entries) for vpn in vpns))
-        self._supply.make_free(len(vpns), space, num_ahead)
-        for _ in range(num_ahead):
-            self._mapper.use(space)
-        vpns = [vpn for vpn in vpns if vpn not in range(len(entries) - num_ahead, len(entries))]
-        for vpn, new in zip(vpns, self._mapper.take(space, vpns), strict=True):
-            if vpn < len(entries):
-                old = entries[vpn]
-                if vpn == first and start % tokens_per_page:
-                    self._edits.copy_page(old, new)
-                    self._num_copies += 1
-                self.references.release((old,))
-            self._mapper.map(space, vpn, new)
-        if end > len(entries) * tokens_per_page - space.ahead_tokens:
-            self._supply.map_ahead(space, len(entries) + 1)
-
-    def map_ahead(self, space: AddressSpace, end: int) -> None:
-        """Map the pages of positions below `end` beside the step that runs, as far as frames are free.
-
-        They are the space's when it grows into them, and given back when somebody else is short of frames.
-
-        Args:
-            space: open.
-            end: one past the last position that it will probably write in the next step.
-        """
-        check_open(space)
-        if space.ahead_tokens:
-            self._supply.map_ahead(space, self.kv.num_pages(end))
-
-    def frames_needed(self, space: AddressSpace, start: int, end: int) -> int:
-        """Count the frames that `grow` with these arguments would take; 0 when nothing is to do."""
-        return len(self._pages_to_back(space, start, end)) * self.kv.frames_per_page
-
-    def can_grow(self, space: AddressSpace, start: int, end: int) -> bool:
-        """Ask whether `grow` with these arguments would find its frames."""
-        return self.frames_needed(space, start, end) <= self.num_allocatable_frames
-
-    def truncate(self, space: AddressSpace, num_tokens: int) -> None:
-        """Give back the pages that lie wholly at `num_tokens` or after it.
-
-        The device unmaps lazily: it keeps the stale mapping, which no row reads, until the page is mapped
-        again or the space is released.
-        """
-        check_open(space)
-        dropped = space.page_table.truncate(self.kv.num_pages(num_tokens))
-        if dropped:
-            self._mapper.drop(space)
-        self.references.release(dropped)
-
-    def clear(self, space: AddressSpace) -> None:
-        """Give back every page; the space stays open."""
-        self.truncate(space, 0)
-
-    def share_pages(self, space: AddressSpace, pages: Sequence[PageFrames]) -> None:
-        """Map pages that are held, copy-on-write, behind those that a space has."""
-        self.references.acquire(pages)
-        self._append(space, pages)
+        with_tail = covered + found.num_tail_tokens
+        if with_tail > has and self.pager.append_copy(space, found.tail):
+            covered = with_tail  # without a frame for the copy it computes those tokens instead
+        self.references.release((found.tail,))
+        return covered
 
     def drop_cache(self, is_meant: Callable[[str], bool]) -> Iterator[int]:
         """Give up the pages of the prefix index that nobody maps, piece by piece.
@@ -327,12 +238,12 @@ class VMM:
     def shared_bytes(self, space: AddressSpace) -> int:
         """Of the resident bytes, those that others refer to as well. O(pages)."""
         entries = space.page_table.entries
-        return sum(self._refcounts[frames[0]] > 1 for frames in entries) * self.kv.page_bytes
+        return sum(self.refcounts[frames[0]] > 1 for frames in entries) * self.kv.page_bytes
 
     @property
     def refcounts(self) -> Sequence[int]:
         """References to each frame; to be read, never written."""
-        return self._refcounts
+        return self._pool.refcounts
 
     def cached_pages(self) -> Iterator[tuple[str, PageFrames]]:
         """Pages of the prefix index, in use or not, each with the salt that it is found under."""
@@ -364,8 +275,8 @@ class VMM:
             num_free=self._supply.num_free,
             num_cached=self._index.num_idle_frames,
             num_spaces=len(self._spaces),
-            num_copies=self._num_copies,
-            num_tail_copies=self._num_tail_copies,
+            num_copies=self.pager.num_copies,
+            num_tail_copies=self.pager.num_tail_copies,
             num_ahead=self._mapper.num_ahead_frames,
             maps=self._mapper.statistics(),
             prefix=self._index.statistics(),
@@ -378,38 +289,3 @@ class VMM:
         self._spaces.check_integrity()
         self._mapper.check_integrity(list(self._spaces))
         self.references.check_integrity(self._spaces)
-
-    # --- inside ------------------------------------------------------------------------------------------
-
-    def _pages_to_back(self, space: AddressSpace, start: int, end: int) -> list[int]:
-        """Pages of [start, end) that need new frames, in order: not mapped, or shared."""
-        if end <= start:
-            return []
-        entries, refcounts = space.page_table.entries, self._refcounts
-        first, stop = start // self._tokens_per_page, self.kv.num_pages(end)
-        shared = [vpn for vpn in range(first, min(stop, len(entries))) if refcounts[entries[vpn][0]] > 1]
-        return [*shared, *range(len(entries), stop)]
-
-    def _open(self, salt: str, shared: Sequence[PageFrames], num_pages: int) -> AddressSpace:
-        space = self._spaces.open(salt, shared, num_pages)
-        space.ahead_tokens = self._mapper.ahead_tokens(space.asid)
-        return space
-
-    def _append(self, space: AddressSpace, pages: Sequence[PageFrames]) -> None:
-        """Map pages, whose references are held already, behind those that a space has."""
-        for frames in pages:
-            self._mapper.map(space, space.num_pages, frames)
-
-    def _copy_tail(self, space: AddressSpace, tail: PageFrames, num_tokens: int) -> int:
-        """Copy a page that begins as the space needs it; returns how many tokens that covers."""
-        try:
-            self._supply.make_free(1, space)
-        except OutOfFrames:
-            num_tokens = 0  # it computes them instead
-        else:
-            own = self._mapper.take(space, [space.num_pages])
-            self._edits.copy_page(tail, own[0])
-            self._append(space, own)
-            self._num_tail_copies += 1
-        self.references.release((tail,))
-        return num_tokens

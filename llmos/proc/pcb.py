@@ -26,6 +26,7 @@ from llmos.proc.lifecycle import BlockReason, ProcState
 from llmos.proc.timeline import Timeline
 from llmos.proc.trace import Trace
 from syscalls.embedding import Pooling
+from syscalls.errno import Errno, SyscallError
 from syscalls.process import ExitStatus, Usage
 from syscalls.sampling import Sampling, TokenLogprobs
 
@@ -195,6 +196,11 @@ class Process:
     def describe_state(self) -> str:
         """What ps prints: READY, BLOCKED(Input), …"""
         return f"{self.state.value}({self.blocked_on})" if self.blocked_on else self.state.value
+
+    def check_lives(self) -> None:
+        """Raise SyscallError EBUSY when it has exited."""
+        if self.state is ProcState.ZOMBIE:
+            raise SyscallError(Errno.EBUSY, f"process {self.pid} has exited")
 
     def usage(self, now: float) -> Usage:
         """Account so far; `now` on the kernel's clock."""

@@ -53,22 +53,23 @@ def compose(
 ) -> list[Share]:
     """Divide the budget: one token to each process that decodes, in the order given, then prompt chunks.
 
-    Prompts go by their tenants' standing, the least first, so that one with many of them does not hold up
-    another's only one; those of one tenant in the order given.
+    Prompts go by their tenants' standing, the least first, so that a tenant with many prompts does not hold
+    up another one's only prompt. Prompts of one tenant keep the order given.
 
-    Beside decodes, prompts get what fits into the target. Where decodes alone take more than half of it, the
-    step may take twice as long as they do: with less than half of the time, prompts would hold everybody up
-    in the end, since who waits for a prompt does not decode. And MIN_PROMPT_TOKENS they get in any case. A
-    prompt that SMALL_REST more of its time would end is not made to wait a step for that. The first prompt
-    that time cuts short is the last of the step: those behind it wait for it, even where one of their tokens
-    would be cheaper. While a tenant is over its share, others' decodes are minded: see Courtesy.
+    Beside decodes, prompts get what fits into the target length of a step:
+    - Where decodes alone take more than half of the target, the step may take MAX_STRETCH times as long as
+      they do. With less time for prompts everybody would lose in the end: who waits for its prompt does not
+      decode.
+    - Together they get MIN_PROMPT_TOKENS in any case.
+    - A prompt that could end with SMALL_REST more of the time for prompts does end.
+    - The first prompt that is cut short is the step's last one. Those behind it wait for it, even where one
+      of their tokens would be cheaper.
+    - While a tenant is over its share, its prompts, and others', mind those who decode: see Courtesy.
 
-    An input that is taken whole (an encoder's) is not cut: it waits until it fits, or has a step of its own.
+    An input that must be computed whole (an encoder's) is not cut: it waits until it fits, or has a step of
+    its own. Prompts whose tokens are to be scored get MAX_SCORED_TOKENS together.
 
-    Prompts whose tokens are to be scored get MAX_SCORED_TOKENS together.
-
-    Does not look at memory: whether the shares can be mapped is the caller's business. Mutates nothing but
-    `courtesy`.
+    Memory is not looked at: whether the shares can be mapped is the caller's business. Mutates `courtesy`.
 
     Args:
         running: processes in the policy's order.

@@ -72,14 +72,9 @@ def restore(residents: Residents, process: Process, pages: Sequence[PageCopy]) -
     residents.admission_is_due = True
 
 
-def _refuse_zombie(process: Process) -> None:
-    if process.state is ProcState.ZOMBIE:
-        raise SyscallError(Errno.EBUSY, f"process {process.pid} has exited")
-
-
 def stop(residents: Residents, process: Process) -> None:
     """Keep a process from running; its memory and the samples in flight stay its own."""
-    _refuse_zombie(process)
+    process.check_lives()
     if process.state is ProcState.STOPPED:
         return
     residents.set_state(process, ProcState.STOPPED)
@@ -139,7 +134,7 @@ def write_input(
 
 def fork(residents: Residents, parent: Process, children: Sequence[Process]) -> None:
     """Give children the parent's history as known now; memory is shared copy-on-write."""
-    _refuse_zombie(parent)
+    parent.check_lives()
     for child in children:
         child.tokens = list(parent.tokens)
         child.output = list(parent.output)

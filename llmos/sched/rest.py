@@ -48,7 +48,7 @@ class Rest:
         assert residents.switch is not None
         residents.take_all_memory()
         is_held = any(process.space is not None for process in residents.queue.members.values())
-        if is_held or residents.switch.swap.num_in_flight:
+        if is_held or residents.switch.swap.transfers:
             self._is_dropping = self._is_empty = False  # a copy into a file may have begun meanwhile
         elif not self._is_dropping:
             self._is_dropping = True

@@ -39,9 +39,8 @@ class RunQueue:
     members: dict[Pid, Process] = attrs.field(factory=dict)  # everyone who has not exited
     waiting: list[Process] = attrs.field(factory=list)  # READY or SWAPPED
     running: list[Process] = attrs.field(factory=list)  # RUNNING
-    arriving: dict[Pid, Process] = attrs.field(
-        factory=dict
-    )  # BLOCKED(Swap): they have a place, and wait for memory
+    # BLOCKED(Swap): they have a place, and wait for memory.
+    arriving: dict[Pid, Process] = attrs.field(factory=dict)
     users: Users = attrs.field(init=False, factory=lambda: Users(service_of))
     _queues: dict[str, Turns] = attrs.field(init=False, factory=dict)  # those that wait, by tenant
     _crews: dict[str, list[Process]] = attrs.field(init=False, factory=dict)  # those that run, by tenant

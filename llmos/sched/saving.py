@@ -12,9 +12,10 @@ from functools import partial
 
 import attrs
 
+from llmos.device import Loaded
 from llmos.mm.page_copy import CopyState
 from llmos.mm.transfer import Transfer
-from llmos.proc.image import Image, Platform, describe, with_checksums
+from llmos.proc.image import Image, describe, platform_of, with_checksums
 from llmos.proc.lifecycle import ProcState
 from llmos.proc.pcb import Process
 from llmos.sched.messages import Save
@@ -59,18 +60,24 @@ class _Saving:
             self.done(with_checksums(self.image, [self.checksums[vpn] for vpn in sorted(self.checksums)]))
 
 
-def start_saving(residents: Residents, save: Save, platform: Platform, *, is_up: bool) -> None:
+def start_saving(residents: Residents, save: Save, loaded: Loaded | None, *, is_up: bool) -> None:
     """Describe a process as it is now, and start to write its memory; `save.done` tells of the end.
 
     What is not in memory or whole on a lower tier at the moment is not saved: it is computed again after a
-    restore. Without a driver (`is_up` is false) that is all of it. Nor is what turns out to be bad on a lower
-    tier: then all is written again, without that.
+    restore. Nor is what turns out to be bad on a lower tier: then all is written again, without that.
+
+    Args:
+        residents: of the process's device.
+        save: what was asked for.
+        loaded: the device's model; None: it was unloaded, and nobody is left of it.
+        is_up: there is a driver; without one nothing is in memory.
     """
     process, switch = save.process, residents.switch
-    if process.state in (ProcState.ZOMBIE, ProcState.EMBRYO):
+    if loaded is None or process.state in (ProcState.ZOMBIE, ProcState.EMBRYO):
         save.done(SyscallError(Errno.EBUSY, f"process {process.pid} has exited"))
         return
     assert switch is not None
+    platform = platform_of(loaded)
     space = None if process.num_arriving else process.space
     if not is_up:
         num_tokens = 0
@@ -80,7 +87,7 @@ def start_saving(residents: Residents, save: Save, platform: Platform, *, is_up:
     else:
         num_tokens = process.backing.num_tokens(platform.kv.tokens_per_page)
     image = describe(process, platform, num_tokens, time.time())
-    again = partial(start_saving, residents, save, platform, is_up=is_up)
+    again = partial(start_saving, residents, save, loaded, is_up=is_up)
     saving = _Saving(process, image, save.done, again)
     transfers = switch.swap.save(space, num_tokens, process.backing, save.path, saving.note)
     saving.num_left = len(transfers)

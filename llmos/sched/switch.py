@@ -55,7 +55,7 @@ class ContextSwitch:
         end = process.next_length
         if process.space is None:
             return self.vmm.kv.num_pages(end) * self.vmm.kv.frames_per_page
-        return self.vmm.frames_needed(process.space, process.num_scheduled, end)
+        return self.vmm.pager.frames_needed(process.space, process.num_scheduled, end)
 
     def frames_held(self, process: Process) -> int:
         """Frames that a process has mapped, those that it shares included."""
@@ -82,7 +82,7 @@ class ContextSwitch:
         first, stop = covered // self.vmm.kv.tokens_per_page, self.vmm.kv.num_pages(copied)
         if covered < copied and self._is_worth_a_copy(process, first, stop, covered, copied):
             try:
-                self.vmm.grow(space, covered, copied)
+                self.vmm.pager.grow(space, covered, copied)
             except OutOfFrames:
                 pass  # others took them meanwhile: it computes what it can
             else:
@@ -228,15 +228,16 @@ class ContextSwitch:
         With each the pages that it reads, or fills, of the device; none where it must wait for its turn.
         `last_step` is the one that the device is sent before them.
         """
-        return [(copy, self.swap.pages_used(copy)) for copy in self.swap.take_messages(last_step)]
+        transfers = self.swap.transfers
+        return [(copy, transfers.pages_used(copy)) for copy in transfers.take_messages(last_step)]
 
     def must_wait(self, running: Sequence[Process]) -> bool:
         """Should no step be issued before the copies under way have ended?"""
-        if not self.swap.num_in_flight or not running:
+        if not self.swap.transfers or not running:
             return False
         arriving: dict[Tier, int] = {}
         owners = 0
-        for transfer in self.swap.transfers():
+        for transfer in self.swap.transfers:
             if transfer.direction is Direction.IN:
                 arriving[transfer.tier] = arriving.get(transfer.tier, 0) + transfer.num_bytes
                 owners += 1

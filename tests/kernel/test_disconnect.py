@@ -55,10 +55,10 @@ async def test_what_if_a_client_goes_away(autojump_clock, tmp_path: Path, phase:
             found: list[Process] = []
             await wait_until(lambda: found.extend(filter(PHASES[phase], kernel.system.table)) or bool(found))
             victim, core = found[0], kernel.system.cores["sim:0"]
-            num_steps = core.num_steps
+            num_steps = core.completion.num_steps
             leave[victim.pid].set()
             await wait_until(lambda: victim.pid not in {process.pid for process in kernel.system.table})
-            assert core.num_steps <= num_steps + 1
+            assert core.completion.num_steps <= num_steps + 1
             (memory,) = await kernel.client.meminfo()
             assert victim.pid not in {each.pid for each in memory.processes}
             assert victim.space is None

@@ -110,7 +110,7 @@ async def bring_into(kernel: RunningKernel, state: str) -> list[int]:
             (core,) = kernel.system.cores.values()
             core.residents.preempt(process)
             await client.stop(process.pid)
-            await wait_until(lambda: not core.residents.switch.swap.num_in_flight)
+            await wait_until(lambda: not core.residents.switch.swap.transfers)
         case "input" | "swapped input":
             await wait_until(lambda: process.turn_is_over)
             if state == "swapped input":
@@ -629,7 +629,7 @@ async def test_a_process_that_goes_while_it_is_saved(
         await emitted(kernel, pid, 20)
 
         async def disturb() -> None:
-            await wait_until(lambda: core.residents.switch.swap.num_in_flight == 1)
+            await wait_until(lambda: len(core.residents.switch.swap.transfers) == 1)
             if by == "kill":
                 await client.kill(pid)
             else:
@@ -668,7 +668,7 @@ async def test_a_save_that_fails_leaves_nothing(
         await emitted(kernel, pid, 20)
 
         async def crash() -> None:
-            await wait_until(lambda: core.residents.switch.swap.num_in_flight == 1)
+            await wait_until(lambda: len(core.residents.switch.swap.transfers) == 1)
             kernel.sim.kill()
 
         async with trio.open_nursery() as nursery:

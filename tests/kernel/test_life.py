@@ -214,9 +214,9 @@ async def test_a_client_that_disconnects_ends_its_processes(autojump_clock, tmp_
             await other.spawn(PROMPT, max_tokens=1000, num_samples=3)
             (detached,) = (await other.spawn(PROMPT, max_tokens=30, detached=True)).pids
             await other.read(detached)
-        num_steps = kernel.system.cores["sim:0"].num_steps
+        num_steps = kernel.system.cores["sim:0"].completion.num_steps
         await wait_until(lambda: len(kernel.system.table) == 1)
-        assert kernel.system.cores["sim:0"].num_steps <= num_steps + 1
+        assert kernel.system.cores["sim:0"].completion.num_steps <= num_steps + 1
         tokens, _ = await read_all(kernel.client, detached)
         assert tokens == MODEL.expected_tokens(PROMPT, 30)
         await kernel.client.wait(detached)

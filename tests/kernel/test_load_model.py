@@ -42,7 +42,7 @@ async def test_beside_the_first_one(tmp_path: Path, autojump_clock: trio.abc.Clo
         assert await states(client) == {"sim:0": ("ready", BUILTIN), "sim:1": ("ready", "second")}
         for model in (None, BUILTIN, "second"):
             await run(client, 1, model)
-        assert [core.num_steps > 0 for core in kernel.system.cores.values()] == [True, True]
+        assert [core.completion.num_steps > 0 for core in kernel.system.cores.values()] == [True, True]
         await client.unload_model("second")
 
 
@@ -83,6 +83,41 @@ async def test_who_runs_is_waited_for(tmp_path: Path, autojump_clock: trio.abc.C
             for number, pid in enumerate(pids):
                 assert await finish(client, pid) == MODEL.expected_tokens(prompt(number, 30), 200)
         assert (await states(client))["sim:1"] == ("empty", "")
+
+
+async def test_who_is_stopped_while_it_is_waited_for(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
+    """It might never end, so the model stays, and serves as before."""
+    async with running_kernel(tmp_path) as kernel:
+        client = kernel.client
+        (pid,) = (await client.spawn(prompt(1, 30), max_tokens=200)).pids
+        async with trio.open_nursery() as nursery:
+
+            async def unload() -> None:
+                with pytest.raises(SyscallError, match=f"process {pid} among them; force ends them"):
+                    await client.unload_model(BUILTIN)
+
+            nursery.start_soon(unload)
+            await wait_until(lambda: len(kernel.system.table.get(pid).output) > 20)
+            await client.stop(pid)
+        await client.cont(pid)
+        assert await finish(client, pid) == MODEL.expected_tokens(prompt(1, 30), 200)
+        await run(client, 2)
+
+
+async def test_asleep_while_it_is_waited_for(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
+    """A device that is to lose its model sleeps like any other: nobody on it ends, and then it loses it."""
+    async with running_kernel(tmp_path) as kernel:
+        client = kernel.client
+        (pid,) = (await client.spawn(prompt(1, 30), max_tokens=200)).pids
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.unload_model, BUILTIN)
+            await wait_until(lambda: len(kernel.system.table.get(pid).output) > 20)
+            await client.sleep(2)
+            await trio.sleep(100)
+            assert (await client.stat(pid)).state == "READY"
+            await client.wake()
+            assert await finish(client, pid) == MODEL.expected_tokens(prompt(1, 30), 200)
+        assert (await states(client))["sim:0"] == ("empty", "")
 
 
 @pytest.mark.parametrize("is_stopped", [True, False])

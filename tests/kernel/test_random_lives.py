@@ -131,7 +131,7 @@ async def carry_out(kernel: RunningKernel, operations: list[tuple], nursery: tri
             length, max_tokens, seed, num_samples, grammar = arguments
             prompt = tuple((length // 20 + i) % 500 for i in range(length))
             sampling = Sampling(temperature=0.0 if seed is None else 1.0, seed=seed, grammar=grammar)
-            most = min(core.max_pin_seconds for core in kernel.system.cores.values())
+            most = min(core.memory.max_pin_seconds for core in kernel.system.cores.values())
             spawned = await client.spawn(
                 prompt,
                 max_tokens=max_tokens,

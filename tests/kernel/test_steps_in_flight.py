@@ -28,7 +28,7 @@ async def test_tokens_do_not_depend_on_it(autojump_clock, tmp_path: Path, steps_
             tokens: list[int] = []
             async for output in kernel.client.stream(pid):
                 tokens += output.tokens
-                assert len(core._in_flight) <= steps_in_flight
+                assert len(core.in_flight) <= steps_in_flight
             assert tuple(tokens) == MODEL.expected_tokens(prompt, 30)
             await kernel.client.wait(pid)
 

@@ -49,7 +49,7 @@ def test_a_prompt_that_many_share_outlives_a_flood(policy: Eviction, is_kept: bo
         """A process, from its start to its end; returns how much it found."""
         space = vmm.open_space("alice", prompt)
         covered = vmm.attach_prefix(space, prompt, len(prompt) - 1)
-        vmm.grow(space, covered, len(prompt))
+        vmm.pager.grow(space, covered, len(prompt))
         vmm.close_space(space, prompt)
         vmm.check_integrity()
         return covered

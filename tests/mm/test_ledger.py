@@ -40,14 +40,14 @@ def carry_out(vmm: VMM, operations: list[tuple]) -> list[Holder]:
                 space = vmm.open_space(tenant)
                 holders.append(Holder(pid, tenant, "model", space, length))
                 start = vmm.attach_prefix(space, [7] * length, length - 1)
-                vmm.grow(space, start, length)
+                vmm.pager.grow(space, start, length)
             elif holders:
                 index = arguments[0] % len(holders)
                 holder = holders[index]
                 if name == "grow":
                     start = min(holder.num_positions, holder.space.num_pages * KV.tokens_per_page)
                     end = min(start + arguments[1], MAX_MODEL_LEN)
-                    vmm.grow(holder.space, start, end)
+                    vmm.pager.grow(holder.space, start, end)
                     holders[index] = Holder(holder.pid, holder.tenant, holder.model, holder.space, end)
                 elif name == "fork":
                     most = min(holder.num_positions, holder.space.num_pages * KV.tokens_per_page)
@@ -125,7 +125,7 @@ def test_what_nobody_maps_is_moving() -> None:
     """Frames that a copy still reads belong to no space; they are not free either."""
     vmm = VMM(KV, NUM_FRAMES, 8, MAX_MODEL_LEN)
     space = vmm.open_space("alice")
-    vmm.grow(space, 0, 8)
+    vmm.pager.grow(space, 0, 8)
     ledger = take_ledger(vmm, ())
     assert ledger.moving_bytes == 4 * KV.frame_bytes
     assert ledger.moving_bytes + ledger.free_bytes == ledger.pool_bytes

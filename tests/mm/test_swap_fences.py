@@ -88,7 +88,7 @@ class SwapMachine(RuleBasedStateMachine):
                 for source, target in zip(edit.sources, edit.targets, strict=True):
                     assert not self.device.uses(target)
                     self.device.held["device", target] = self.device.held.get(("device", source), ("junk",))
-        for copy in self.swap.take_messages():
+        for copy in self.swap.transfers.take_messages():
             self.device.start(copy)
 
     def write(self, owner: Owner, start: int, end: int) -> None:
@@ -116,7 +116,7 @@ class SwapMachine(RuleBasedStateMachine):
             return
         end = min(36, len(owner.tokens) + count)
         try:
-            self.vmm.grow(owner.space, owner.covered, end)
+            self.vmm.pager.grow(owner.space, owner.covered, end)
         except OutOfFrames:
             return
         owner.tokens += [100 * owner.name + position for position in range(len(owner.tokens), end)]
@@ -136,7 +136,7 @@ class SwapMachine(RuleBasedStateMachine):
         owner.covered = self.swap.attach(space, owner.covered, limit, owner.backing)
         if owner.covered < copied:
             try:
-                self.vmm.grow(space, owner.covered, copied)
+                self.vmm.pager.grow(space, owner.covered, copied)
             except OutOfFrames:
                 copied = owner.covered
             else:
@@ -235,7 +235,7 @@ class SwapMachine(RuleBasedStateMachine):
         checksums = tuple(hash(content) for content in contents) if copy.target.tier == "disk" else ()
         in_host_area = self.usable_in_host_area()
         num_messages = len(self.faults)
-        assert self.swap.finish(CopyDone(copy.id, 0.0, checksums, tuple(faults))) is not None
+        assert self.swap.transfers.finish(CopyDone(copy.id, 0.0, checksums, tuple(faults))) is not None
         assert len(self.faults) == num_messages + bool(faults)
         if faults and (copy.source.tier, copy.target.tier) == ("host", "disk"):
             assert self.usable_in_host_area() == in_host_area  # a full disk is no reason to lose these
@@ -293,7 +293,7 @@ class SwapMachine(RuleBasedStateMachine):
             copy, contents = self.device.copies.pop()
             for slot, content in zip(copy.target.slots, contents, strict=True):
                 self.device.held[copy.target.tier, slot] = content
-            self.swap.finish(CopyDone(copy.id, 0.0, tuple(map(hash, contents))))
+            self.swap.transfers.finish(CopyDone(copy.id, 0.0, tuple(map(hash, contents))))
         for owner in self.owners:
             if owner.space is not None:
                 self.vmm.close_space(owner.space, owner.tokens[: owner.covered])
@@ -311,9 +311,9 @@ def test_places_of_a_copy_are_runs() -> None:
     vmm = VMM(KV, NUM_FRAMES, NUM_SPACES, max_model_len=40)
     swap = Swap(vmm, {"host": 14}, lambda message: None)
     space = vmm.open_space("tenant")
-    vmm.grow(space, 0, 12)
+    vmm.pager.grow(space, 0, 12)
     backing = Backing()
     swap.swap_out(space, swap.plan_out(space, 12, backing), 12, backing, "host", lambda transfer: None)
-    (copy,) = swap.take_messages()
+    (copy,) = swap.transfers.take_messages()
     assert copy.source == Place("device", (0, 1, 2, 3, 4, 5))
     assert copy.target == Place("host", (0, 1, 2, 3, 4, 5))

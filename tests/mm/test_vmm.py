@@ -133,20 +133,19 @@ class VmmMachine(RuleBasedStateMachine):
         space = model.space
         start = max(0, len(model.tokens) - (back if back > 3 else 0))
         end = min(start + len(tokens), MAX_MODEL_LEN)
-        needed = self.vmm.frames_needed(space, start, end)
-        assert self.vmm.can_grow(space, start, end) == (needed <= self.available())
+        needed = self.vmm.pager.frames_needed(space, start, end)
         if needed > self.available():
             before = self.vmm.statistics(), list(space.page_table.entries), len(self.vmm._edits)
             with pytest.raises(OutOfFrames) as caught:
-                self.vmm.grow(space, start, end)
+                self.vmm.pager.grow(space, start, end)
             assert (caught.value.needed, caught.value.free) == (needed, self.available())
             assert before == (self.vmm.statistics(), list(space.page_table.entries), len(self.vmm._edits))
             return
         # More than that may be left: a page that only this space and the index shared is now only cached.
         free_after = self.available() - needed
-        self.vmm.grow(space, start, end)
+        self.vmm.pager.grow(space, start, end)
         assert self.available() >= free_after
-        assert self.vmm.frames_needed(space, start, end) == 0
+        assert self.vmm.pager.frames_needed(space, start, end) == 0
         model.tokens[start:] = tokens[: end - start]
         self.rows.append((model, start))
 
@@ -158,7 +157,7 @@ class VmmMachine(RuleBasedStateMachine):
         before = self.vmm.statistics()
         end = min(len(model.tokens) + num_tokens, MAX_MODEL_LEN)
         num_pages = model.space.num_pages
-        self.vmm.map_ahead(model.space, end)
+        self.vmm.pager.map_ahead(model.space, end)
         after = self.vmm.statistics()
         assert after.num_free + after.num_cached == before.num_free + before.num_cached
         assert model.space.num_pages == num_pages
@@ -183,15 +182,6 @@ class VmmMachine(RuleBasedStateMachine):
         self.models.append(Model(child, model.tokens[:num_tokens]))
 
     @precondition(lambda self: self.models)
-    @rule(share=st.floats(0, 1), data=st.data())
-    def truncate(self, share: float, data: st.DataObject) -> None:
-        """A space gives its last tokens up."""
-        model = self.draw_model(data)
-        del model.tokens[round(share * len(model.tokens)) :]
-        self.vmm.truncate(model.space, len(model.tokens))
-        assert model.space.num_pages == KV.num_pages(len(model.tokens))
-
-    @precondition(lambda self: self.models)
     @rule(share=st.sampled_from([0.0, 0.5, 1.0]), data=st.data())
     def close(self, share: float, data: st.DataObject) -> None:
         """A space ends, and leaves the pages whose tokens are told to the index."""
@@ -202,7 +192,7 @@ class VmmMachine(RuleBasedStateMachine):
             self.retired.add((model.space.salt, tuple(known[:end])))
         self.models.remove(model)
         with pytest.raises(KernelPanic):
-            self.vmm.grow(model.space, 0, 1)
+            self.vmm.pager.grow(model.space, 0, 1)
 
     @rule(meant=st.frozensets(salts))
     def drop_cache(self, meant: frozenset[str]) -> None:
@@ -264,7 +254,7 @@ class VmmMachine(RuleBasedStateMachine):
             self.vmm.close_space(model.space)
         space = self.vmm.open_space("carol")
         assert self.available() == NUM_FRAMES
-        self.vmm.grow(space, 0, MAX_MODEL_LEN)
+        self.vmm.pager.grow(space, 0, MAX_MODEL_LEN)
         self.vmm.close_space(space)
         self.vmm.check_integrity()
 
@@ -304,11 +294,11 @@ def test_n_samples_of_one_prompt_copy_its_last_page_n_minus_1_times() -> None:
     """The last space that still holds a shared page writes in place."""
     vmm = new_vmm()
     parent = vmm.open_space("alice")
-    vmm.grow(parent, 0, 6)
+    vmm.pager.grow(parent, 0, 6)
     spaces = [parent, *(vmm.fork_space(parent, 6, "alice") for _ in range(3))]
     vmm.take_edits()
     for space in spaces:
-        vmm.grow(space, 6, 7)
+        vmm.pager.grow(space, 6, 7)
     edits = vmm.take_edits()
     assert [type(edit) for edit in edits] == [CopyPage, Map] * 3
     assert vmm.statistics().num_copies == 3
@@ -319,10 +309,10 @@ def test_a_shared_page_that_is_overwritten_from_its_start_is_not_copied() -> Non
     """New frames do where nothing of the old page is kept."""
     vmm = new_vmm()
     parent = vmm.open_space("alice")
-    vmm.grow(parent, 0, 8)
+    vmm.pager.grow(parent, 0, 8)
     child = vmm.fork_space(parent, 8, "alice")
     vmm.take_edits()
-    vmm.grow(child, 4, 5)
+    vmm.pager.grow(child, 4, 5)
     assert [type(edit) for edit in vmm.take_edits()] == [Map]
     assert vmm.statistics().num_copies == 0
     assert child.page_table.entries[0] == parent.page_table.entries[0]
@@ -334,10 +324,10 @@ def test_a_copy_is_made_exactly_where_a_page_is_kept_in_part(start: int) -> None
     """Writing inside a shared page copies it first; writing at a page's first token does not."""
     vmm = new_vmm()
     parent = vmm.open_space("alice")
-    vmm.grow(parent, 0, 8)
+    vmm.pager.grow(parent, 0, 8)
     child = vmm.fork_space(parent, 8, "alice")
     vmm.take_edits()
-    vmm.grow(child, start, start + 1)
+    vmm.pager.grow(child, start, start + 1)
     is_inside = start % KV.tokens_per_page != 0
     assert [type(edit) for edit in vmm.take_edits()] == [CopyPage, Map][not is_inside :]
 
@@ -346,7 +336,7 @@ def test_a_grown_run_is_a_run_of_frames_in_each_segment() -> None:
     """Pages that are mapped together are adjacent in memory, segment by segment."""
     vmm = new_vmm()
     space = vmm.open_space("alice")
-    vmm.grow(space, 0, 12)
+    vmm.pager.grow(space, 0, 12)
     assert space.page_table.entries == [(0, 3), (1, 4), (2, 5)]
 
 
@@ -354,24 +344,24 @@ def test_cached_pages_are_given_up_for_a_space_that_needs_their_frames() -> None
     """A full cache never makes a request fail, and no more of it goes than must."""
     vmm = new_vmm(num_frames=8)
     first = vmm.open_space("alice")
-    vmm.grow(first, 0, 12)
+    vmm.pager.grow(first, 0, 12)
     vmm.close_space(first, range(12))
     assert (vmm.statistics().num_free, vmm.statistics().num_cached) == (2, 6)
     second = vmm.open_space("alice")
     assert vmm.attach_prefix(second, [*range(4), 99], 4) == 4
-    vmm.grow(second, 4, 12)
+    vmm.pager.grow(second, 4, 12)
     assert (vmm.statistics().num_free, vmm.statistics().num_cached) == (0, 2)
     assert vmm.statistics().prefix.num_evicted_pages == 1
-    vmm.grow(second, 12, 16)
+    vmm.pager.grow(second, 12, 16)
     with pytest.raises(OutOfFrames, match="needs 2 frames, 0 free"):
-        vmm.grow(second, 16, 17)
+        vmm.pager.grow(second, 16, 17)
 
 
 def test_an_attached_prefix_stays_within_its_limit() -> None:
     """A limit that ends inside a page takes a copy of that page's first tokens."""
     vmm = new_vmm()
     first = vmm.open_space("alice")
-    vmm.grow(first, 0, 12)
+    vmm.pager.grow(first, 0, 12)
     vmm.close_space(first, range(12))
     for limit, covered in [(0, 0), (3, 3), (4, 4), (11, 11), (12, 12)]:
         space = vmm.open_space("alice")
@@ -383,7 +373,7 @@ def test_without_a_prefix_cache_nothing_is_kept() -> None:
     """Closing a space frees all of it, and nothing is found later."""
     vmm = new_vmm(prefix_cache=False)
     space = vmm.open_space("alice")
-    vmm.grow(space, 0, 8)
+    vmm.pager.grow(space, 0, 8)
     vmm.close_space(space, range(8))
     assert vmm.statistics().num_free == NUM_FRAMES
     again = vmm.open_space("alice")
@@ -404,9 +394,9 @@ def test_growing_with_a_gap_or_over_the_limit_is_a_kernel_bug(start: int, end: i
     """Positions before the start must be mapped, and the model's length is never passed."""
     vmm = new_vmm()
     space = vmm.open_space("alice")
-    vmm.grow(space, 0, 8)
+    vmm.pager.grow(space, 0, 8)
     with pytest.raises(KernelPanic, match="cannot grow"):
-        vmm.grow(space, start, end)
+        vmm.pager.grow(space, start, end)
     with pytest.raises(KernelPanic, match="forked"):
         vmm.fork_space(space, 9, "alice")
     with pytest.raises(KernelPanic, match="prefix"):
@@ -417,7 +407,7 @@ def test_integrity_check_finds_a_leaked_reference() -> None:
     """A reference that nobody accounts for is reported with its frame."""
     vmm = new_vmm()
     space = vmm.open_space("alice")
-    vmm.grow(space, 0, 1)
+    vmm.pager.grow(space, 0, 1)
     vmm._pool.acquire(space.page_table.entries[0][0])
     with pytest.raises(KernelPanic, match=r"frames \[0\]"):
         vmm.check_integrity()
@@ -428,17 +418,17 @@ def test_the_next_page_is_mapped_before_it_is_needed() -> None:
     kv = KVFormat("test", (Segment("K", 4), Segment("V", 4)), frame_bytes=128, tokens_per_page=32)
     vmm = VMM(kv, 24, 2, 128)
     space = vmm.open_space("alice")
-    vmm.grow(space, 0, 10)
+    vmm.pager.grow(space, 0, 10)
     assert [edit.is_ahead for edit in vmm.take_edits() if isinstance(edit, Map)] == [False]
     ahead_at: dict[int, int] = {}
     for position in range(10, 70):
-        vmm.grow(space, position, position + 1)
+        vmm.pager.grow(space, position, position + 1)
         for edit in vmm.take_edits():
             assert isinstance(edit, Map)
             assert edit.is_ahead
             ahead_at[edit.vpn] = position
     assert {vpn: vpn * 32 - position for vpn, position in ahead_at.items()} == {1: 8, 2: 8}
-    vmm.grow(space, 70, 90)
+    vmm.pager.grow(space, 70, 90)
     assert vmm.statistics().num_ahead == 2
     vmm.close_space(space)
     maps = vmm.statistics().maps
@@ -450,15 +440,15 @@ def test_pages_mapped_ahead_go_before_cached_ones() -> None:
     """They are given back before anything is evicted."""
     vmm = new_vmm(num_frames=12, mapping="ahead")
     first = vmm.open_space("alice")
-    vmm.grow(first, 0, 8)
+    vmm.pager.grow(first, 0, 8)
     vmm.close_space(first, range(8))  # two cached pages
     second = vmm.open_space("bob")
-    vmm.grow(second, 0, 4)
-    vmm.map_ahead(second, 16)
+    vmm.pager.grow(second, 0, 4)
+    vmm.pager.map_ahead(second, 16)
     statistics = vmm.statistics()
     assert (statistics.num_free, statistics.num_ahead, statistics.num_cached) == (6, 6, 4)
     third = vmm.open_space("carol")
-    vmm.grow(third, 0, 8)  # two pages that were ahead for bob; one of the cache for what comes next
+    vmm.pager.grow(third, 0, 8)  # two pages that were ahead for bob; one of the cache for what comes next
     assert vmm.statistics().num_cached == 2
     assert [len(space.ahead) for space in (second, third)] == [1, 1]
     vmm.check_integrity()
@@ -468,17 +458,17 @@ def test_pages_of_the_cache_make_room_for_those_that_are_needed_next() -> None:
     """In the long run the cache fills every frame; steps do not wait for maps then either."""
     vmm = new_vmm(num_frames=12, mapping="ahead")
     first = vmm.open_space("alice")
-    vmm.grow(first, 0, 16)
+    vmm.pager.grow(first, 0, 16)
     vmm.close_space(first, range(16))  # four cached pages: 8 of 12 frames
     second = vmm.open_space("bob")
-    vmm.grow(second, 0, 4)
-    vmm.map_ahead(second, 8)
+    vmm.pager.grow(second, 0, 4)
+    vmm.pager.map_ahead(second, 8)
     statistics = vmm.statistics()
     assert (statistics.num_free, statistics.num_ahead, statistics.num_cached) == (2, 2, 8)
-    vmm.map_ahead(second, 16)
+    vmm.pager.map_ahead(second, 16)
     statistics = vmm.statistics()
     assert (statistics.num_free, statistics.num_ahead, statistics.num_cached) == (6, 6, 4)
-    vmm.grow(second, 4, 16)
+    vmm.pager.grow(second, 4, 16)
     assert vmm.statistics().maps.num_sync == 4 + 1  # the first of each
     vmm.check_integrity()
 
@@ -487,17 +477,17 @@ def test_what_is_pinned_does_not_go_for_a_page_mapped_ahead() -> None:
     """It goes when that page is needed, not before; what nobody pinned goes at once."""
     vmm = VMM(KV, 12, MAX_SPACES, MAX_MODEL_LEN, mapping="ahead", max_pinned_bytes=4 * KV.frame_bytes)
     first = vmm.open_space("alice")
-    vmm.grow(first, 0, 8)
+    vmm.pager.grow(first, 0, 8)
     vmm.close_space(first, range(8), pin_seconds=1000.0)  # two pages
     second = vmm.open_space("alice")
-    vmm.grow(second, 0, 4)
+    vmm.pager.grow(second, 0, 4)
     vmm.close_space(second, range(100, 104))
     third = vmm.open_space("bob")
-    vmm.grow(third, 0, 12)  # all that is free, and one page ahead
-    vmm.map_ahead(third, 20)
+    vmm.pager.grow(third, 0, 12)  # all that is free, and one page ahead
+    vmm.pager.map_ahead(third, 20)
     assert (len(third.ahead), vmm.statistics().num_cached) == (1, 4)
     assert vmm.pinned_bytes("alice") == 4 * KV.frame_bytes
-    vmm.grow(third, 12, 20)
+    vmm.pager.grow(third, 12, 20)
     assert (len(third.ahead), vmm.statistics().num_cached) == (0, 2)
     vmm.check_integrity()
 
@@ -506,10 +496,10 @@ def test_a_page_mapped_ahead_may_become_a_copy_of_the_one_before_it() -> None:
     """What it holds behind its last page is no reason to be refused a page before that."""
     vmm = new_vmm(num_frames=4, mapping="ahead")
     parent = vmm.open_space("alice")
-    vmm.grow(parent, 0, 4)
+    vmm.pager.grow(parent, 0, 4)
     vmm.fork_space(parent, 4, "alice")
     assert (vmm.statistics().num_free, len(parent.ahead)) == (2, 1)
-    vmm.grow(parent, 3, 4)
+    vmm.pager.grow(parent, 3, 4)
     assert (vmm.statistics().num_free, len(parent.ahead), vmm.statistics().num_copies) == (0, 0, 1)
     vmm.check_integrity()
 
@@ -519,7 +509,7 @@ def test_a_process_that_comes_back_finds_its_pages_mapped() -> None:
     vmm = new_vmm()
     spaces = [vmm.open_space(salt) for salt in ("alice", "bob", "carol")]
     for number, space in enumerate(spaces):
-        vmm.grow(space, 0, 9)
+        vmm.pager.grow(space, 0, 9)
         vmm.close_space(space, range(100 * number, 100 * number + 9))
     before = vmm.statistics().maps
     again = vmm.open_space("bob", range(100, 120))
@@ -533,12 +523,12 @@ def test_frames_that_are_mapped_already_are_taken_where_they_are() -> None:
     """Of the spaces that left enough behind, the one with the least; nothing is mapped for it."""
     vmm = new_vmm(prefix_cache=False)
     for num_tokens in (20, 8, 12):
-        vmm.grow(vmm.open_space("alice"), 0, num_tokens)
+        vmm.pager.grow(vmm.open_space("alice"), 0, num_tokens)
     pages = {space.asid: list(space.page_table.entries) for space in vmm._spaces}
     for space in list(vmm._spaces):
         vmm.close_space(space)
     again = vmm.open_space("bob", range(9))
-    vmm.grow(again, 0, 9)
+    vmm.pager.grow(again, 0, 9)
     assert again.page_table.entries == pages[2]
     assert vmm.statistics().maps.num_reused == 3
 
@@ -548,14 +538,14 @@ def test_sixty_four_children_cost_nothing_until_they_diverge() -> None:
     kv = KVFormat("test", (Segment("K", 4), Segment("V", 4)), frame_bytes=512, tokens_per_page=128)
     vmm = VMM(kv, 400, 65, 2048)
     parent = vmm.open_space("alice")
-    vmm.grow(parent, 0, 1500)
+    vmm.pager.grow(parent, 0, 1500)
     before = vmm.statistics().num_free
     children = [vmm.fork_space(parent, 1500, "alice") for _ in range(64)]
     assert vmm.statistics().num_free == before
     for number, child in enumerate(children, 1):
-        vmm.grow(child, 1500, 1501)
+        vmm.pager.grow(child, 1500, 1501)
         assert before - vmm.statistics().num_free == number * kv.frames_per_page
-    vmm.grow(parent, 1500, 1501)
+    vmm.pager.grow(parent, 1500, 1501)
     assert before - vmm.statistics().num_free == 64 * kv.frames_per_page
     vmm.check_integrity()
 
@@ -563,7 +553,7 @@ def test_sixty_four_children_cost_nothing_until_they_diverge() -> None:
 def test_what_was_counted_of_maps_outlives_the_device_that_did_it() -> None:
     """A device that comes back without its memory says what it did from then on; the counters go on."""
     vmm = new_vmm()
-    vmm.grow(vmm.open_space("alice"), 0, 9)
+    vmm.pager.grow(vmm.open_space("alice"), 0, 9)
     vmm.note_map_work(MapWork(num_sync=3, wait_seconds=0.25))
     vmm.note_map_work(MapWork(num_ahead=2, num_reused=1, num_unmapped=4, beside_seconds=0.5))
     before = vmm.statistics().maps

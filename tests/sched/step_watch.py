@@ -26,6 +26,7 @@ from llmos.sched.accounts import Accounts
 from llmos.sched.batch import BatchLimits
 from llmos.sched.core import Core
 from llmos.sched.fair import TokenFair
+from llmos.sched.memory_options import MemoryOptions
 from llmos.sched.messages import CopyFinished, DriverUp, Enqueue, Fork, StepFinished
 from llmos.sched.preemption import PreemptionCosts, Switching
 from syscalls.sampling import Sampling
@@ -154,7 +155,7 @@ class DrivenCore:
             else:
                 lost = {
                     flight.step.id
-                    for flight in self.core._in_flight
+                    for flight in self.core.in_flight._steps
                     for process, epoch, *_ in flight.entries
                     if process.epoch != epoch
                 }
@@ -214,6 +215,7 @@ async def open_driven_core(
     accounts = Accounts()
     ended: list[Process] = []
     costs = PreemptionCosts(preempt="swap", switching=switching, max_step_tokens=64)
-    core = Core("sim:0", TokenFair(accounts), accounts, limits, 4, 8, ended.append, preemption=costs)
+    memory = MemoryOptions(max_spaces=8)
+    core = Core("sim:0", TokenFair(accounts), accounts, limits, 4, memory, ended.append, preemption=costs)
     core._handle(DriverUp(sim, loaded))
     return DrivenCore(core, WatchedDevice(in_turn=switching == "sync"), ended)

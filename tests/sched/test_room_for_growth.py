@@ -11,15 +11,17 @@ from hypothesis import strategies as st
 from drivers.sim import DEFAULT_KV
 from llmos.proc.pcb import Pid, Process
 from llmos.sched.accounts import Accounts
+from llmos.sched.admission import GROWTH_TOKENS, Admission
 from llmos.sched.policy import FirstComeFirstServed
-from llmos.sched.residents import GROWTH_TOKENS, Residents
+from llmos.sched.residents import Residents
 from syscalls.sampling import Sampling
 
 
-def residents_of(num_running: int, num_allocatable: int, num_leaving: int) -> Residents:
-    """So many processes that decode, on a device with so many frames to be had now and in a moment."""
+def free_frames(num_running: int, num_allocatable: int, num_leaving: int) -> tuple[int, int]:
+    """What admission may hand out where so many decode, and so many frames are to be had, or will be."""
     vmm = SimpleNamespace(kv=DEFAULT_KV, num_allocatable_frames=num_allocatable)
-    switch = cast("Any", SimpleNamespace(vmm=vmm, swap=SimpleNamespace(num_leaving_frames=num_leaving)))
+    swap = SimpleNamespace(transfers=SimpleNamespace(num_leaving_frames=num_leaving))
+    switch = cast("Any", SimpleNamespace(vmm=vmm, swap=swap))
     residents = Residents(
         device="sim:0", policy=FirstComeFirstServed(), accounts=Accounts(), max_running=64,
         on_exit=lambda process: None, switch=switch,
@@ -31,7 +33,7 @@ def residents_of(num_running: int, num_allocatable: int, num_leaving: int) -> Re
             turn_start=1, max_tokens=100,
         )  # fmt: skip
         residents.queue.running.append(process)
-    return residents
+    return Admission(residents)._num_free_frames(switch)
 
 
 @given(st.integers(0, 40), st.integers(0, 300), st.integers(0, 300))
@@ -39,7 +41,7 @@ def test_what_copies_leave_is_room_for_growth(num_running: int, num_free: int, n
     """Nobody gets frames that are not free, and those who run have their room, now or in a moment."""
     pages = DEFAULT_KV.num_pages(GROWTH_TOKENS * num_running)
     room = pages * DEFAULT_KV.frames_per_page
-    now, soon = residents_of(num_running, num_free, num_leaving)._num_free_frames()
+    now, soon = free_frames(num_running, num_free, num_leaving)
     assert now <= num_free
     assert num_free + num_leaving - max(0, now) >= min(room, num_free + num_leaving)
     assert soon == num_free + num_leaving - room  # as many as if the copies had ended
