@@ -1,4 +1,4 @@
-"""Where the kernel's socket is: one rule, used by the kernel to bind and by clients to connect."""
+"""Where the kernel's socket is, to bind and to connect by one rule, and where state is kept."""
 
 from __future__ import annotations
 
@@ -17,6 +17,12 @@ def default_socket_path() -> Path:
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
         return Path(runtime) / "llmos" / "llmos.sock"
     return Path(f"/tmp/llmos-{os.getuid()}") / "llmos.sock"
+
+
+def state_folder() -> Path:
+    """Return where this user's state is kept: $XDG_STATE_HOME/llmos, else ~/.local/state/llmos."""
+    state = os.environ.get("XDG_STATE_HOME")
+    return (Path(state) if state else Path.home() / ".local" / "state") / "llmos"
 
 
 def prepare_socket_directory(path: Path) -> None:

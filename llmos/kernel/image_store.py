@@ -21,6 +21,7 @@ import attrs
 from llmos.proc.image import DamagedImage, Image, Summary, UnknownVersion, encode_tail, read_tail
 from syscalls.errno import Errno, SyscallError
 from syscalls.image import MAX_IMAGE_NAME
+from syscalls.paths import state_folder
 
 NAME = re.compile(rf"(?!\.)[A-Za-z0-9._-]{{1,{MAX_IMAGE_NAME}}}\Z")
 PART = ".part"  # how temporary names end; they begin with a dot, as no image's does
@@ -28,8 +29,7 @@ PART = ".part"  # how temporary names end; they begin with a dot, as no image's 
 
 def default_image_folder() -> Path:
     """$XDG_STATE_HOME/llmos/images, else ~/.local/state/llmos/images."""
-    state = os.environ.get("XDG_STATE_HOME")
-    return (Path(state) if state else Path.home() / ".local" / "state") / "llmos" / "images"
+    return state_folder() / "images"
 
 
 def check_name(name: str) -> None:

@@ -13,6 +13,7 @@ import msgspec
 import trio
 
 from llmos.errors import LlmosError
+from syscalls.paths import state_folder
 
 SAVE_SECONDS = 1.0  # between two saves; a kernel that is killed forgets no more than this
 Note = Callable[[str], None]
@@ -125,5 +126,4 @@ class Spent:
 
 def default_budget_file() -> Path:
     """$XDG_STATE_HOME/llmos/budgets.json, else ~/.local/state/llmos/budgets.json."""
-    state = os.environ.get("XDG_STATE_HOME")
-    return (Path(state) if state else Path.home() / ".local" / "state") / "llmos" / "budgets.json"
+    return state_folder() / "budgets.json"

@@ -28,7 +28,7 @@ from shell.llmsh.loop import Shell
 from shell.llmsh.overview import SUMMARY
 from shell.llmsh.render import Screen
 from shell.llmsh.terminal import PipeTerminal, Terminal, repair
-from syscalls.paths import default_socket_path
+from syscalls.paths import default_socket_path, state_folder
 
 
 @attrs.frozen
@@ -192,8 +192,7 @@ class _Relay:
 
 def prepare_history() -> str:
     """Return the path of the history file, its folder made; "" when there can be none."""
-    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    path = state / "llmos" / "llmsh_history"
+    path = state_folder() / "llmsh_history"
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch(mode=0o600)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from syscalls.paths import default_socket_path, prepare_socket_directory
+from syscalls.paths import default_socket_path, prepare_socket_directory, state_folder
 
 
 def test_order_of_the_rules(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,6 +19,14 @@ def test_order_of_the_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_socket_path() == Path("/run/user/5/llmos/llmos.sock")
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     assert default_socket_path() == Path(f"/tmp/llmos-{os.getuid()}/llmos.sock")
+
+
+def test_state_is_kept_where_the_desktop_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In XDG_STATE_HOME, else below the home folder; empty counts as unset."""
+    monkeypatch.setenv("HOME", "/home/ada")
+    for chosen, expected in (("/var/state", "/var/state"), ("", "/home/ada/.local/state")):
+        monkeypatch.setenv("XDG_STATE_HOME", chosen)
+        assert state_folder() == Path(expected) / "llmos"
 
 
 def test_folder_is_private_and_made_once(tmp_path: Path) -> None:
