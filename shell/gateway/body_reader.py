@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import array
-import math
 import socket
 import subprocess
 import sys
@@ -114,7 +113,7 @@ class BodyReader:
         """Hold the process, for ever."""
         task_status.started()
         try:
-            await trio.sleep(math.inf)
+            await trio.sleep_forever()
         finally:
             await self._end_process()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from shell.gateway.kernel_link import KernelLink
 from syscalls.system import Model
 from syscalls.text.tokenizer import TextModel
 
+RETRY_SECONDS = 10.0  # before a tokenizer that could not be read is tried again
 SAMPLING_NAMES = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 log = structlog.get_logger("gateway.models")
@@ -152,10 +154,12 @@ class Catalog:
     async def warm(self) -> None:
         """Open the tokenizers of ready models before somebody asks for them; for ever."""
         while True:
+            changed, retry_seconds = self.link.models_changed, math.inf
             for info in self.link.models:
                 if info.ready and (info.path, info.hash) not in self._opened:
                     try:
                         await self._open(info)
                     except ApiError:
-                        await trio.sleep(10)  # logged; a request meanwhile tries again by itself
-            await trio.sleep(0.2)
+                        retry_seconds = RETRY_SECONDS  # logged; a request meanwhile tries again by itself
+            with trio.move_on_after(retry_seconds):
+                await changed.wait()

@@ -9,7 +9,7 @@ import trio
 from shell.gateway.errors import kernel_lost
 from syscalls.client import Client, ConnectionLost, open_client
 from syscalls.errno import SyscallError
-from syscalls.system import Model
+from syscalls.system import Model, ModelList
 
 FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 2.0
@@ -31,6 +31,7 @@ class KernelLink:
     socket_path: str | None
     models: tuple[Model, ...] = ()
     loading: tuple[str, ...] = ()
+    models_changed: trio.Event = attrs.field(factory=trio.Event)  # set once they are others, and replaced
     needs_key: bool = False
     _client: Client | None = None
     _connected: trio.Event = attrs.field(factory=trio.Event)  # replaced when a session is lost
@@ -69,7 +70,7 @@ class KernelLink:
                 self._client = None
                 if self._connected.is_set():
                     self._connected = trio.Event()
-                self.models, self.loading = (), ()
+                self._take(ModelList(()))
             await trio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
@@ -86,8 +87,14 @@ class KernelLink:
         await self._look(self.client)
 
     async def _look(self, client: Client) -> None:
-        listed = await client.list_models()
-        self.models, self.loading = listed.models, listed.loading
+        self._take(await client.list_models())
+
+    def _take(self, listed: ModelList) -> None:
+        self.loading = listed.loading
+        if listed.models != self.models:
+            self.models = listed.models
+            changed, self.models_changed = self.models_changed, trio.Event()
+            changed.set()
 
     async def _stay(self, client: Client) -> None:
         """Refresh the models until the session ends, then raise why."""

@@ -8,7 +8,6 @@ kills only what is its own.
 from __future__ import annotations
 
 import hashlib
-import math
 
 import attrs
 import trio
@@ -47,7 +46,7 @@ class Sessions:
         """Hold the sessions, for ever."""
         async with trio.open_nursery() as self._nursery:
             task_status.started()
-            await trio.sleep(math.inf)
+            await trio.sleep_forever()
 
     async def identify(self, exchange: Exchange, headers: list[tuple[bytes, bytes]]) -> None:
         """Give a request the session of its tenant; without keys all requests share the gateway's own.
