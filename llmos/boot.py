@@ -140,7 +140,7 @@ async def boot(
             server = SyscallServer(system, listener)
             if config.tenants is not None:
                 system.reload_tenants = make_tenant_reload(config, system, server, socket_path).reload
-            await start("server", server.run)  # syscall socket
+            await start("server", server.run, server.stop)  # syscall socket
             async with trio.open_nursery() as starting:
                 for name, host in system.hosts.items():  # drivers: all devices load at once
                     starting.start_soon(start, f"host {name}", host.run)
@@ -223,7 +223,6 @@ async def drain(system: System, gateway: GatewayProcess | None, grace_seconds: f
         with trio.move_on_after(FAREWELL_SECONDS):
             while any(process.state is not ProcState.ZOMBIE for process in system.table):
                 await system.wait_pause()
-    system.flush_replies()  # the last ones
 
 
 def make_policy(config: Config, accounts: Accounts) -> ResidencyPolicy:

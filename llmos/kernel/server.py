@@ -26,14 +26,22 @@ class SyscallServer:
         self._dispatcher = Dispatcher(system)
         self._next_session = 1
         self._sessions: set[Session] = set()
+        self._accepting = trio.CancelScope()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until cancelled; the listener is closed then."""
-        async with trio.open_nursery() as nursery:
-            await nursery.start(
-                partial(trio.serve_listeners, self._handle, [self._listener], handler_nursery=nursery)
-            )
-            task_status.started()
+        """Serve until `stop`, and the last session's end. The listener is closed then."""
+        async with trio.open_nursery() as handlers:
+            with self._accepting:
+                async with trio.open_nursery() as nursery:
+                    accept = partial(trio.serve_listeners, self._handle, [self._listener])
+                    await nursery.start(partial(accept, handler_nursery=handlers))
+                    task_status.started()
+
+    def stop(self) -> None:
+        """Take no more sessions, and end those that there are, each when its last replies are sent."""
+        self._accepting.cancel()
+        for session in self._sessions:
+            session.end()
 
     def identify_again(self) -> int:
         """After the tenants have changed: end sessions that act for whom they may not; return how many."""
@@ -42,6 +50,9 @@ class SyscallServer:
     async def _handle(self, stream: trio.SocketStream) -> None:
         """Serve one connection; nothing it does may end the others."""
         system = self._system
+        if self._accepting.cancel_called:  # it had not begun when `stop` ended the others
+            await stream.aclose()
+            return
         if system.num_sessions >= MAX_SESSIONS:
             log.warning("too_many_sessions", limit=MAX_SESSIONS)
             await stream.aclose()

@@ -101,6 +101,10 @@ class Session:
         finally:
             self.close()
 
+    def end(self) -> None:
+        """Take no more calls. What was replied is still sent, for a while, to one who listens."""
+        self._serving.cancel()
+
     async def _serve(self, nursery: trio.Nursery) -> None:
         try:
             payloads = await self._shake_hands()
@@ -191,7 +195,7 @@ class Session:
             self.followers.check_rights(self.check_right)
             return False
         self._send(0, ErrorReply(Errno.EPERM, f"the session ends: {reason}"))
-        self._serving.cancel()
+        self.end()
         return True
 
     # --- replies -----------------------------------------------------------------------------------------
