@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llmos.config import Config, ConfigError, listens_beyond_loopback, parse_weights
 from llmos.kernel.server import SyscallServer
-from llmos.kernel.spent import Spent, default_budget_file
+from llmos.kernel.spent import BudgetsUnreadable, Spent, default_budget_file
 from llmos.kernel.system import System
 from llmos.kernel.tenant_reload import BadAgreement, TenantReload
 from llmos.kernel.tenants import Agreement, Tenants, Terms
@@ -32,6 +32,14 @@ def make_tenants(config: Config) -> Tenants:
             "tenants (see `llmos key`) or in LLMOS_KEYS, listen on 127.0.0.1, or set insecure_no_keys"
         )
     return tenants
+
+
+def open_budgets(tenants: Tenants) -> None:
+    """Read what is spent of budgets, and keep others from the file. Blocks. Raises ConfigError."""
+    try:
+        tenants.spent.open()
+    except BudgetsUnreadable as error:
+        raise ConfigError(str(error)) from error
 
 
 def read_agreement(config: Config) -> Agreement:

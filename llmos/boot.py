@@ -12,34 +12,25 @@ import msgspec
 import trio
 
 from drivers.builtin import base_path
-from llmos.agreements import make_tenant_reload, make_tenants, socket_mode
+from llmos.agreements import make_tenant_reload, make_tenants, open_budgets, socket_mode
 from llmos.config import Config, ConfigError
-from llmos.device import Load, Progress
+from llmos.device import Progress
+from llmos.devices import Devices
 from llmos.gateway_options import gateway_options
 from llmos.ipc.credentials import listen_unix
 from llmos.ipc.supervisor import ChildSpec, Runnable, open_supervisor
-from llmos.kernel.driver_host import DriverHost, OpenLink
+from llmos.kernel.driver_host import OpenLink
 from llmos.kernel.gateway_process import GatewayProcess
 from llmos.kernel.image_store import ImageStore, default_image_folder
 from llmos.kernel.server import SyscallServer
-from llmos.kernel.spent import BudgetsUnreadable
 from llmos.kernel.system import System
-from llmos.loads import ENCODER, device_names, encoder_load_message, encodes, load_message, num_spaces
+from llmos.loads import first_loads
 from llmos.model_loader import ModelLoader
 from llmos.models import resolve_model
 from llmos.notify import feed_watchdog
-from llmos.openers import link_opener
 from llmos.params import FAREWELL_SECONDS
 from llmos.proc.lifecycle import ProcState
-from llmos.sched.accounts import Accounts
-from llmos.sched.batch import BatchLimits
-from llmos.sched.core import Core
-from llmos.sched.fair import TokenFair
-from llmos.sched.memory_options import MemoryOptions
 from llmos.sched.messages import Kill
-from llmos.sched.policy import FirstComeFirstServed, ResidencyPolicy
-from llmos.sched.preemption import PreemptionCosts
-from llmos.sched.rerank import Rerank
 from syscalls.collector import settle_collector
 from syscalls.errno import SyscallError
 from syscalls.paths import default_socket_path, prepare_socket_directory
@@ -77,10 +68,7 @@ async def boot(
     """
     began = trio.current_time()
     if config.realtime:
-        try:
-            go_before_others()
-        except OSError as error:
-            raise ConfigError(explain_refusal(error)) from error
+        claim_realtime()
     socket_path = config.socket or str(default_socket_path())
     model_path = await trio.to_thread.run_sync(resolve_model, config.model, str(base_path()))
     encoder_path = None
@@ -98,44 +86,15 @@ async def boot(
     listener = listen_unix(socket_path, socket_mode(tenants))
     try:
         if tenants.has_budgets:
-            try:
-                await trio.to_thread.run_sync(tenants.spent.open)
-            except BudgetsUnreadable as error:
-                await listener.aclose()
-                raise ConfigError(str(error)) from error
+            await trio.to_thread.run_sync(open_budgets, tenants)
         async with open_supervisor() as init:
 
             async def start(name: str, run: Runnable, stop: Callable[[], None] | None = None) -> None:
                 await init.start(ChildSpec(name=name, run=run, stop=stop))
 
-            load = load_message(config, model_path)
-            loads = dict.fromkeys(device_names(config, device_kind), load)
-            if encoder_path is not None:  # last: the first model is the default
-                loads[ENCODER] = encoder_load_message(config, load, encoder_path)
-
-            def opener_of(name: str, path: str) -> OpenLink:
-                return open_link(name) if open_link else link_opener(config, device_kind, name, path)
-
-            async def add_device(name: str, load: Load | None = None) -> DriverHost:
-                opener = opener_of(name, load.path) if load is not None else None
-                core = system.cores[name] = make_core(config, name, system)
-                core.after_results = system.flush_replies
-                system.hosts[name] = host = DriverHost(
-                    core,
-                    opener,
-                    load,
-                    config.step_timeout_seconds,
-                    system.events,
-                    on_progress,
-                    encodes=encodes(name),
-                )
-                await start(f"core {name}", core.run, core.stop)  # run queue, memory
-                if load is None:
-                    await start(f"host {name}", host.run)
-                return host
-
-            for name, load in loads.items():
-                await add_device(name, load)
+            devices = Devices(config, device_kind, system, start, on_progress, open_link)
+            for name, load in first_loads(config, device_kind, model_path, encoder_path).items():
+                await devices.add(name, load)  # run queues, memory
             await start("errands", system.errands.run)  # calls that wait for the disk
             server = SyscallServer(system, listener)
             if config.tenants is not None:
@@ -147,7 +106,8 @@ async def boot(
                 if config.listen:
                     gateway = GatewayProcess(gateway_options(config, socket_path), system.events)
                     starting.start_soon(start, "gateway", gateway.run)  # the OpenAI door
-            system.load_model = ModelLoader(config, device_kind, system, add_device, opener_of).load
+            loader = ModelLoader(config, device_kind, system, devices.add_empty, devices.opener_of)
+            system.load_model = loader.load  # models that come and go
             if tenants.has_budgets:
                 keep = partial(tenants.spent.keep, system.errands.run_blocking, warn)
                 await start("budgets", keep)  # what is spent of them
@@ -159,8 +119,17 @@ async def boot(
             grace_seconds = await shutdown.wait()
             await drain(system, gateway, grace_seconds)
     finally:
+        listener.socket.close()  # perhaps no server has had it
         tenants.spent.close(warn)
         Path(socket_path).unlink(missing_ok=True)  # noqa: ASYNC240 - one call, at the very end
+
+
+def claim_realtime() -> None:
+    """Have this process run before what has ordinary priority. Raises ConfigError."""
+    try:
+        go_before_others()
+    except OSError as error:
+        raise ConfigError(explain_refusal(error)) from error
 
 
 def announce(system: System, gateway: GatewayProcess | None, socket_path: str, seconds: float) -> Ready:
@@ -225,54 +194,10 @@ async def drain(system: System, gateway: GatewayProcess | None, grace_seconds: f
                 await system.wait_pause()
 
 
-def make_policy(config: Config, accounts: Accounts) -> ResidencyPolicy:
-    """The policy that the configuration names; each device has its own, and all have one set of accounts."""
-    match config.policy:
-        case "fair":
-            return TokenFair(accounts, config.fair_quantum)
-        case "rerank":
-            return Rerank(config.rerank_steps, config.rerank_seed, config.rerank_pattern)
-        case _:
-            return FirstComeFirstServed()
-
-
 def make_image_store(config: Config) -> ImageStore:
     """Where process images lie, from the configuration."""
     folder = Path(config.image_folder).expanduser() if config.image_folder else default_image_folder()
     return ImageStore(folder, config.image_mib << 20 if config.image_mib else None)
-
-
-def make_core(config: Config, name: str, system: System) -> Core:
-    """A device's run queue, limits, memory and policy, from the configuration."""
-    limits = BatchLimits(
-        max_step_tokens=config.max_step_tokens,
-        max_rows=config.max_running,
-        max_chunk_tokens=config.max_chunk_tokens or config.max_step_tokens,
-        target_seconds=config.step_target_ms / 1e3,
-        steps_in_flight=config.steps_in_flight,
-    )
-    keeps_prefixes = config.prefix_cache and not encodes(name)  # an encoder keeps nothing of a text
-    memory = MemoryOptions(
-        max_spaces=num_spaces(config),
-        prefix_cache=keeps_prefixes,
-        cache_policy=config.cache_policy,
-        max_pin_seconds=config.pin_max_seconds if keeps_prefixes else 0.0,
-        max_pinned_bytes=None if config.pin_mib is None else config.pin_mib << 20,
-        mapping=config.mapping,
-        swap_reuse=config.swap_reuse,
-    )
-    return Core(
-        name,
-        make_policy(config, system.accounts),
-        system.accounts,
-        limits,
-        config.max_running,
-        memory,
-        system.on_exit,
-        system.on_pause,
-        partial(system.events.record, level="warning"),
-        PreemptionCosts(config.preempt, config.switching, config.max_step_tokens),
-    )
 
 
 async def serve(

@@ -20,9 +20,16 @@ def encodes(device: str) -> bool:
     return device.startswith(f"{ENCODER_KIND}:")
 
 
-def device_names(config: Config, kind: str) -> list[str]:
-    """cpu:0, cpu:1, …"""
-    return [f"{kind}:{i}" for i in range(config.devices)]
+def first_loads(config: Config, kind: str, model_path: str, encoder_path: str | None) -> dict[str, Load]:
+    """What each device is told to load at the start: cpu:0, cpu:1, …, and last an encoder, if there is one.
+
+    The first device's model is the default one. Raises ConfigError: both models have one name.
+    """
+    load = load_message(config, model_path)
+    loads = {f"{kind}:{i}": load for i in range(config.devices)}
+    if encoder_path is not None:
+        loads[ENCODER] = encoder_load_message(config, load, encoder_path)
+    return loads
 
 
 def load_message(config: Config, model_path: str) -> Load:

@@ -44,10 +44,11 @@ ARROWS: dict[str, set[str]] = {
     "llmos.model_loader": SHARED
     | set(SPINE)
     | {"llmos.config", "llmos.loads", "llmos.models", "drivers.builtin", "drivers.encoder"},
+    "llmos.devices": SHARED | set(SPINE) | {"llmos.config", "llmos.loads", "llmos.openers"},
     "llmos.boot": SHARED
     | set(SPINE)
-    | {"llmos.agreements", "llmos.config", "llmos.gateway_options", "llmos.loads", "llmos.models"}
-    | {"llmos.model_loader", "llmos.notify", "llmos.openers", "drivers.builtin"},
+    | {"llmos.agreements", "llmos.config", "llmos.devices", "llmos.gateway_options", "llmos.loads"}
+    | {"llmos.model_loader", "llmos.models", "llmos.notify", "drivers.builtin"},
     "llmos.bench": SHARED
     | set(SPINE)
     | {"llmos.boot", "llmos.config", "llmos.log", "llmos.openers", "drivers.sim"},

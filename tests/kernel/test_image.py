@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import attrs
@@ -18,6 +17,7 @@ from drivers.sim_model import SimModel
 from llmos.cost import CopyCost
 from llmos.kernel import calls_image
 from llmos.kernel.grammar_check import GrammarCheck
+from llmos.kernel.session import Session
 from llmos.kernel.system import System
 from llmos.proc.image import Image, encode_tail, read_tail
 from llmos.proc.lifecycle import ProcState
@@ -574,14 +574,15 @@ async def test_other_tenants(tmp_path: Path, autojump_clock: trio.abc.Clock) -> 
 
 async def test_nobody_else_may_ask() -> None:
     """A session that is no administrator's is refused before anything is looked up."""
-    session: Any = SimpleNamespace(tenant="one", is_admin=False)
+    nowhere: Any = None
+    session = Session(1, 1000, nowhere, System(), nowhere, tenant="one")
     for handler, body in (
         (calls_image.images, Images("two")),
         (calls_image.restore, Restore("image", tenant="two")),
         (calls_image.remove_image, RemoveImage("image", "two")),
     ):
         with pytest.raises(SyscallError) as caught:
-            handler(System(), session, 1, body)
+            handler(session.system, session, 1, body)
         assert caught.value.errno is Errno.EPERM
 
 
