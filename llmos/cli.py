@@ -193,9 +193,7 @@ def run_down(options: argparse.Namespace) -> int:
     """Ask the kernel to drain, and wait until its socket is gone."""
     path = options.socket or str(default_socket_path())
     with SyncClient(path, name="llmos down") as client:
-        with contextlib.suppress(
-            ConnectionLost
-        ):  # that is what we wait for: it lives until the kernel is gone
+        with contextlib.suppress(ConnectionLost):  # what we wait for: the session lives as long as the kernel
             client.shutdown(options.grace)
             while True:
                 client.events(follow=True, since=2**62)

@@ -41,6 +41,7 @@ process_log = structlog.get_logger("process")
 class System:
     """What syscall handlers work on. Made by boot; each part has its own owner."""
 
+    # Its parts.
     events: EventLog = attrs.field(factory=EventLog)
     table: ProcessTable = attrs.field(factory=ProcessTable)
     accounts: Accounts = attrs.field(factory=Accounts)
@@ -51,24 +52,28 @@ class System:
     images: ImageStore = attrs.field(factory=ImageStore)
     errands: Errands = attrs.field(factory=Errands)
     grammars: GrammarCheck = attrs.field(factory=GrammarCheck)
-    saving: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(MAX_SAVES_AT_ONCE))
-    cores: dict[str, Core] = attrs.field(factory=dict)
-    hosts: dict[str, DriverHost] = attrs.field(factory=dict)
+    traces: Traces = attrs.field(factory=Traces)
+    cores: dict[str, Core] = attrs.field(factory=dict)  # by device
+    hosts: dict[str, DriverHost] = attrs.field(factory=dict)  # by device
+    announced: list[str] = attrs.field(factory=list)  # models that somebody is having loaded, by name
+    unflushed: set[Callable[[], None]] = attrs.field(factory=set)  # sessions with replies that wait
+
+    # Its limits.
     max_waiting: int = 4096  # processes that wait on one device; more are refused
-    num_sessions: int = 0
-    is_draining: bool = False
-    started_at: float = attrs.field(factory=trio.current_time)
+    saving: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(MAX_SAVES_AT_ONCE))
+    # Threads that write metrics: more would take Python's lock from the step loop, and be no sooner done.
+    rendering: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(1))
+
+    # What only boot can do; the last two may be out of the question.
     request_shutdown: Callable[[float], None] = lambda grace: None
     reload_tenants: Callable[[], Awaitable[TenantsReloaded]] | None = None  # None: there is no tenants file
-    # Loads a model and returns its device; None: not yet up.
-    load_model: Callable[[str, str | None], Awaitable[str]] | None = None
-    announced: list[str] = attrs.field(factory=list)  # models that somebody is having loaded, by name
+    load_model: Callable[[str, str | None], Awaitable[str]] | None = None  # returns the device; None: not yet
+
+    # What has happened.
+    started_at: float = attrs.field(factory=trio.current_time)
+    is_draining: bool = False
+    num_sessions: int = 0  # open now
     num_spawned: int = 0
-    traces: Traces = attrs.field(factory=Traces)
-    unflushed: set[Callable[[], None]] = attrs.field(factory=set)  # sessions with replies that wait
-    rendering: trio.CapacityLimiter = attrs.field(
-        factory=lambda: trio.CapacityLimiter(1)
-    )  # threads that write metrics: more would take Python's lock from the step loop, and be no sooner done
     num_live: Counter[str] = attrs.field(factory=Counter)  # processes that have not exited, by device
     _pauses: trio.lowlevel.ParkingLot = attrs.field(init=False, factory=trio.lowlevel.ParkingLot)
 
