@@ -1,10 +1,8 @@
-"""The process table: pids, parents, and who may wait for whom."""
+"""The process table: every process by its pid."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-import attrs
 
 from llmos.params import MAX_PROCESSES
 from llmos.proc.lifecycle import ProcState
@@ -12,22 +10,11 @@ from llmos.proc.pcb import Pid, Process
 from syscalls.errno import Errno, SyscallError
 
 
-@attrs.frozen
-class TableStatistics:
-    """Counts from boot, and of what is there now."""
-
-    num_processes: int
-    num_zombies: int
-    num_spawned: int
-    num_exited: int
-
-
 class ProcessTable:
-    """Every process of the kernel by pid. A pid is never used twice while the kernel runs."""
+    """The processes that have not been reaped. A pid is never used twice while the kernel runs."""
 
-    def __init__(self, max_processes: int = MAX_PROCESSES) -> None:
+    def __init__(self) -> None:
         self._processes: dict[Pid, Process] = {}
-        self._max_processes = max_processes
         self._next_pid = 1
         self.num_exited = 0  # counted by the Cores as processes end
 
@@ -46,10 +33,10 @@ class ProcessTable:
         Raises:
             SyscallError: EAGAIN, the table has no room for so many.
         """
-        if len(self._processes) + count > self._max_processes:
+        if len(self._processes) + count > MAX_PROCESSES:
             raise SyscallError(
                 Errno.EAGAIN,
-                f"process table full: {len(self._processes)} of {self._max_processes}, {count} more wanted",
+                f"process table full: {len(self._processes)} of {MAX_PROCESSES}, {count} more wanted",
             )
         pids = [Pid(self._next_pid + i) for i in range(count)]
         self._next_pid += count
@@ -79,8 +66,3 @@ class ProcessTable:
     def of_session(self, session: int) -> list[Process]:
         """The processes that end with a session, oldest first."""
         return [process for process in self._processes.values() if process.session == session]
-
-    def statistics(self) -> TableStatistics:
-        """Count without touching anything."""
-        zombies = sum(process.state is ProcState.ZOMBIE for process in self._processes.values())
-        return TableStatistics(len(self._processes), zombies, self._next_pid - 1, self.num_exited)
