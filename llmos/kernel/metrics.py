@@ -66,6 +66,14 @@ class _Snapshot(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """See Collector."""
+        yield from self._totals()
+        yield from self._uses()
+        yield from self._caches()
+        yield from self._maps()
+        yield from self._swaps()
+
+    def _totals(self) -> Iterable[Metric]:
+        """Of all devices together."""
         now = self._statistics
         for name, what, value in (
             ("llmos_processes_spawned", "Processes spawned.", now.num_spawned),
@@ -85,6 +93,9 @@ class _Snapshot(Collector):
             ("llmos_uptime_seconds", "Since boot.", now.uptime_seconds),
         ):
             yield GaugeMetricFamily(name, what, value=gauge)
+
+    def _uses(self) -> Iterable[Metric]:
+        """How full and how busy the devices are."""
         frames = GaugeMetricFamily("llmos_frames", "Physical frames.", labels=("device", "use"))
         for device in self._devices:
             used = device.num_frames - device.num_free_frames - device.num_cached_frames
@@ -96,17 +107,16 @@ class _Snapshot(Collector):
         for device in self._devices:
             busy.add_metric((device.name,), device.busy_seconds)
         yield busy
-        for name, what, field in (
+
+    def _caches(self) -> Iterable[Metric]:
+        """What the prefix cache was good for."""
+        yield from self._counters(
+            "cache",
             ("llmos_cache_query_tokens", "Prompt tokens looked up in the prefix cache.", "num_query_tokens"),
             ("llmos_cache_hit_tokens", "Of those, found.", "num_hit_tokens"),
             ("llmos_cache_copied_pages", "Pages copied for the tokens they begin with.", "num_copied_pages"),
             ("llmos_cache_evicted_pages", "Pages given up.", "num_evicted_pages"),
-        ):
-            counter = CounterMetricFamily(name, what, labels=("device",))
-            for device in self._devices:
-                if device.cache is not None:
-                    counter.add_metric((device.name,), getattr(device.cache, field))
-            yield counter
+        )
         pinned = GaugeMetricFamily(
             "llmos_cache_pinned_pages", "Pages of the prefix cache that outlast others.", labels=("device",)
         )
@@ -114,30 +124,6 @@ class _Snapshot(Collector):
             if device.cache is not None:
                 pinned.add_metric((device.name,), device.cache.num_pinned_pages)
         yield pinned
-        yield from self._maps()
-        moved = CounterMetricFamily(
-            "llmos_swapped_bytes", "Bytes copied to and from a tier.", labels=("device", "tier", "way")
-        )
-        for device in self._devices:
-            for tier in device.swap.tiers if device.swap is not None else ():
-                moved.add_metric((device.name, tier.name, "out"), tier.num_bytes_out)
-                moved.add_metric((device.name, tier.name, "in"), tier.num_bytes_in)
-        yield moved
-        for name, what, field in (
-            ("llmos_swap_clean_bytes", "Bytes not sent, because a copy was there.", "num_clean_bytes"),
-            ("llmos_swap_faulty_pages", "Pages that were not what they should be.", "num_faulty_pages"),
-            ("llmos_swap_dropped_pages", "Clean copies given up.", "num_dropped_pages"),
-            (
-                "llmos_swap_overtaking_copies",
-                "Copies that ended before a step that was sent before them.",
-                "num_copies_beside_steps",
-            ),
-        ):
-            counter = CounterMetricFamily(name, what, labels=("device",))
-            for device in self._devices:
-                if device.swap is not None:
-                    counter.add_metric((device.name,), getattr(device.swap, field))
-            yield counter
 
     def _maps(self) -> Iterable[Metric]:
         """How pages came to be mapped."""
@@ -157,17 +143,49 @@ class _Snapshot(Collector):
                 seconds.add_metric((device.name, "in_step"), maps.wait_seconds)
         yield mapped
         yield seconds
-        for name, what, field in (
+        yield from self._counters(
+            "maps",
             ("llmos_map_reused_pages", "Of mapped pages, found mapped from before.", "num_reused"),
             ("llmos_map_unused_pages", "Mapped beside steps, given back unused.", "num_unused"),
             ("llmos_map_late_pages", "Mapped beside steps, not done when needed.", "num_late"),
             ("llmos_unmapped_pages", "Pages unmapped.", "num_unmapped"),
             ("llmos_map_waiting_steps", "Steps that waited for a map.", "num_waiting_steps"),
-        ):
+        )
+
+    def _swaps(self) -> Iterable[Metric]:
+        """What went between tiers."""
+        moved = CounterMetricFamily(
+            "llmos_swapped_bytes", "Bytes copied to and from a tier.", labels=("device", "tier", "way")
+        )
+        for device in self._devices:
+            for tier in device.swap.tiers if device.swap is not None else ():
+                moved.add_metric((device.name, tier.name, "out"), tier.num_bytes_out)
+                moved.add_metric((device.name, tier.name, "in"), tier.num_bytes_in)
+        yield moved
+        yield from self._counters(
+            "swap",
+            ("llmos_swap_clean_bytes", "Bytes not sent, because a copy was there.", "num_clean_bytes"),
+            ("llmos_swap_faulty_pages", "Pages that were not what they should be.", "num_faulty_pages"),
+            ("llmos_swap_dropped_pages", "Clean copies given up.", "num_dropped_pages"),
+            (
+                "llmos_swap_overtaking_copies",
+                "Copies that ended before a step that was sent before them.",
+                "num_copies_beside_steps",
+            ),
+        )
+
+    def _counters(self, part: str, *counters: tuple[str, str, str]) -> Iterable[Metric]:
+        """Counters by device, of those devices that have a part, such as a cache.
+
+        Args:
+            part: a field of DeviceInfo.
+            counters: of each, its name, what it counts, and the field of the part.
+        """
+        for name, what, field in counters:
             counter = CounterMetricFamily(name, what, labels=("device",))
             for device in self._devices:
-                if device.maps is not None:
-                    counter.add_metric((device.name,), getattr(device.maps, field))
+                if (found := getattr(device, part)) is not None:
+                    counter.add_metric((device.name,), getattr(found, field))
             yield counter
 
 

@@ -95,26 +95,38 @@ def cont(residents: Residents, process: Process) -> None:
 def write_input(
     residents: Residents, process: Process, tokens: tuple[int, ...], max_tokens: int | None, context: int
 ) -> None:
-    """Start the next turn of a process that waits for input."""
+    """Start the next turn of a process that waits for input.
+
+    Args:
+        residents: of its device.
+        process: goes on.
+        tokens: of the input.
+        max_tokens: most that are output; None: as many as there is room for.
+        context: the model's limit in tokens.
+
+    Raises:
+        SyscallError: EBUSY, it does not wait for input; E2BIG, ENOMEM: it would get too long.
+    """
     if not (process.interactive and process.turn_is_over) or process.state is ProcState.ZOMBIE:
         raise SyscallError(
             Errno.EBUSY, f"process {process.pid} is {process.describe_state}; it does not wait for input"
         )
     length = len(process.tokens) + len(tokens)
-    if length + (max_tokens or 1) > context:
+    num_output = max_tokens or 1
+    if length + num_output > context:
         raise SyscallError(
             Errno.E2BIG,
             f"the context is {context} tokens; {len(process.tokens)} are used, "
-            f"{len(tokens)} more and {max_tokens or 1} of output were asked for",
+            f"{len(tokens)} more and {num_output} of output were asked for",
         )
     room = context
     if residents.switch is not None:
         vmm = residents.switch.vmm
         room = min(context, vmm.kv.capacity(vmm.num_frames))
-        if length + (max_tokens or 1) > room:
+        if length + num_output > room:
             raise SyscallError(
                 Errno.ENOMEM,
-                f"{length + (max_tokens or 1)} tokens do not fit in the {vmm.num_frames} frames of "
+                f"{length + num_output} tokens do not fit in the {vmm.num_frames} frames of "
                 f"{residents.device}, which hold {room}",
             )
     process.tokens.extend(tokens)
