@@ -113,7 +113,7 @@ class Tenant:
             message = (
                 f"nice is {nice}; tenant {self.name} may have {least} and above (lower is more important)"
             )
-            raise SyscallError(Errno.EPERM, message)
+            raise SyscallError(Errno.EPERM, message, parameter="nice")
 
     def _refuse(self, limit: str, value: float, detail: str, later: float | None) -> SyscallError:
         self.num_refused += 1

@@ -182,7 +182,11 @@ def _from_errno(error: SyscallError, request_id: str) -> ApiError:
         case Errno.ENOENT:
             return ApiError(404, "invalid_request_error", "model_not_found", error.message, "model")
         case Errno.EPERM:
-            return ApiError(403, "permission_error", "permission_denied", error.message)
+            field = BODY_FIELDS.get(error.parameter or "")
+            message = error.message
+            if field is not None:
+                message = f"'{field}' is over what you may ask for: {message}."
+            return ApiError(403, "permission_error", "permission_denied", message, field)
         case _:
             return internal_error(request_id)
 

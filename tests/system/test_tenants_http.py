@@ -114,7 +114,11 @@ def test_doors_that_a_tenants_key_does_not_open(server: Server) -> None:
             refused = light.request(method, path)
             assert (refused.status_code, refused.json()["error"]["type"]) == (403, "permission_error")
         refused = complete(server, "light", priority=1)
-        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "permission_denied")
+        error = refused.json()["error"]
+        assert (refused.status_code, error["code"], error["param"]) == (403, "permission_denied", "priority")
+        assert error["message"].startswith(
+            "'priority' is over what you may ask for: nice is -1; tenant light"
+        )
         assert complete(server, "light", priority=-20, max_tokens=1).status_code == 200
         with light.stream(
             "POST",
