@@ -26,8 +26,14 @@ RESPONSE_FIELDS: FieldTable = {
         "tools", "tool_choice", "reasoning", "text", "metadata", "include", "truncation",
         "top_logprobs", *PASSED_ON,
     ),
-    **accepted("service_tier", "safety_identifier", "prompt_cache_key", "stream_options"),
-    **refused(conversation=(), prompt=(), max_tool_calls=(), stop=([], ""), n=1),
+    **accepted(
+        "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_options",
+        "prompt_cache_retention", "stream_options",
+    ),
+    **refused(
+        conversation=(), prompt=(), max_tool_calls=(), context_management=([],), moderation=(),
+        stop=([], ""), n=1,
+    ),
 }  # fmt: skip
 TEXT_FIELDS: FieldTable = {**implemented("format"), **accepted("verbosity")}
 FORMAT_NAMES = ("name", "schema", "strict", "description")

@@ -28,14 +28,15 @@ SHARED_FIELDS: FieldTable = {
         *SAMPLER_FIELDS, *CONSTRAINT_FIELDS,
     ),
     **accepted(
-        "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
+        "metadata", "store", "service_tier", "safety_identifier",
+        "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",  # the cache needs no hints
         "spaces_between_special_tokens",  # no tokenizer of ours puts any there
     ),
     **refused(
         documents=([],), chat_template=(),
         lora=([],), lora_path=(), speculative=({},),
         use_beam_search=False, length_penalty=1.0, early_stopping=False,
-        structural_tag=(), guided_json_object=False, guided_whitespace_pattern=(),
+        moderation=(), structural_tag=(), guided_json_object=False, guided_whitespace_pattern=(),
     ),
 }  # fmt: skip
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,18 @@ import msgspec
 import pytest
 
 from shell.gateway.app import make_app
+from shell.gateway.chat import CHAT_FIELDS
+from shell.gateway.completions import COMPLETION_FIELDS
 from shell.gateway.config import GatewayConfig
+from shell.gateway.embeddings import EMBEDDING_FIELDS
 from shell.gateway.front import Front
 from shell.gateway.openapi import describe_routes
+from shell.gateway.response_input import RESPONSE_FIELDS
 from shell.gateway.service import make_service
 from tests.gateway.harness import ROOT, Gateway, KernelThread, hello, running_gateway
 from tests.gateway.test_gateway_errors import CHAT, COMPLETIONS, check_error
 from tests.scripted_kernel import make_model, write_model_folder
+from tests.syscalls.text.data import SHARED_DATA
 
 PAGE = (ROOT / "docs" / "openai-compat.md").read_text()
 NAMED = sorted(set(re.findall(r"`([\w/]+\.py)::(\w+)`", PAGE)))
@@ -107,6 +114,7 @@ def test_defaults_are_the_models_or_openais(tmp_path: Path) -> None:
     [
         {"user": "u"}, {"metadata": {"a": "b"}}, {"store": True}, {"service_tier": "flex"},
         {"verbosity": "low"}, {"safety_identifier": "s"}, {"prompt_cache_key": "k"},
+        {"prompt_cache_options": {"ttl": "24h"}}, {"prompt_cache_retention": "24h"},
         {"spaces_between_special_tokens": False},
     ],
 )  # fmt: skip
@@ -127,6 +135,7 @@ def test_what_is_accepted_without_effect(
         {"functions": [{"name": "f"}]}, {"function_call": {"name": "f"}}, {"audio": {"voice": "x"}},
         {"modalities": ["text", "audio"]}, {"web_search_options": {}}, {"prediction": {"type": "content"}},
         {"lora": [{"id": 0, "scale": 1}]}, {"lora_path": "x"}, {"speculative": {"mode": "ngram"}},
+        {"moderation": {"model": "x"}},
     ],
 )  # fmt: skip
 def test_refused_fields(gateway: Gateway, kernel: KernelThread, fields: dict[str, Any]) -> None:
@@ -137,3 +146,30 @@ def test_refused_fields(gateway: Gateway, kernel: KernelThread, fields: dict[str
         body = {"prompt": "x", **fields}
         check_error(gateway.post(COMPLETIONS, body), 400, "unsupported_parameter", name)
     assert not kernel.kernel.spawned
+
+
+REFERENCE = SHARED_DATA / "openai-openapi" / "openapi.yaml"
+
+
+@pytest.mark.skipif(not REFERENCE.is_file(), reason="the reference's description is not there")
+def test_every_field_of_the_reference_is_known() -> None:
+    """Done, accepted or refused by name: what a client of the reference sends is never passed over."""
+    yaml = pytest.importorskip("yaml")
+    schemas = yaml.load(REFERENCE.read_bytes(), yaml.CSafeLoader)["components"]["schemas"]
+
+    def list_fields(schema: dict[str, Any]) -> Iterator[str]:
+        yield from schema.get("properties", {})
+        if "$ref" in schema:
+            yield from list_fields(schemas[schema["$ref"].rpartition("/")[2]])
+        for part in itertools.chain.from_iterable(schema.get(key, ()) for key in ("allOf", "anyOf", "oneOf")):
+            yield from list_fields(part)
+
+    for name, table in (
+        ("CreateChatCompletionRequest", CHAT_FIELDS),
+        ("CreateCompletionRequest", COMPLETION_FIELDS),
+        ("CreateEmbeddingRequest", EMBEDDING_FIELDS),
+        ("CreateResponse", RESPONSE_FIELDS),
+    ):
+        fields = set(list_fields(schemas[name]))
+        assert len(fields) >= 5
+        assert fields <= set(table), name
