@@ -16,6 +16,7 @@ from trio.testing import MockClock
 
 from drivers.sim import SimDriver, SimFaults
 from llmos.cost import CopyCost
+from llmos.device import Tier
 from llmos.proc.image import Image, read_tail
 from syscalls.errno import Errno, SyscallError
 from syscalls.process import WhyInfo
@@ -50,9 +51,10 @@ CRASH = st.tuples(st.just("crash"))
 SLEEP = st.tuples(st.just("sleep"), st.integers(1, 2), st.floats(0.0, 0.2))
 PLACE = st.integers(0, 4)  # of an image
 SAVE = st.tuples(st.just("checkpoint"), st.integers(0, 30), PLACE)
+ROT = st.tuples(st.just("rot"), st.integers(0, 1000))
 RESTORE = st.tuples(st.sampled_from(["restore", "restore", "damage"]), PLACE, st.integers(0, 5000))
 OPERATIONS = st.lists(
-    st.one_of(SPAWN, SPAWN, TOUCH, TOUCH, SAVE, RESTORE, PAUSE, CRASH, SLEEP), min_size=8, max_size=40
+    st.one_of(SPAWN, SPAWN, TOUCH, TOUCH, SAVE, RESTORE, PAUSE, CRASH, SLEEP, ROT), min_size=8, max_size=40
 )
 
 
@@ -145,6 +147,8 @@ async def carry_out(kernel: RunningKernel, operations: list[tuple], nursery: tri
         elif name == "restore":
             if arguments[0] in album.images:
                 lives.append(await album.restore(arguments[0]))
+        elif name == "rot":
+            flip_a_bit(kernel.sim.tiers.contents, arguments[0])
         elif name == "damage":
             if arguments[0] in album.images:
                 album.damage(*arguments)
@@ -173,6 +177,15 @@ async def carry_out(kernel: RunningKernel, operations: list[tuple], nursery: tri
     return lives
 
 
+def flip_a_bit(swap_file: dict[tuple[Tier, int], bytes], number: int) -> None:
+    """In a slot of the swap file, if there is one that was written to."""
+    if swap_file:
+        place = sorted(swap_file)[number % len(swap_file)]
+        data = swap_file[place]
+        at = number % len(data)
+        swap_file[place] = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
 def check_timeline(info: WhyInfo, life: Life, num_output: int) -> None:
     """What why says of a process that has ended: times in order, and every token in one of its runs."""
     assert info.entries[-1].kind == "ended"
@@ -195,7 +208,9 @@ async def live(operations: list[tuple], options: dict) -> None:
             max_slots=options.pop("max_slots"),
             host_cost=CopyCost(1e-5, options.pop("copy_rate")),
             compile_seconds=options.pop("compile_seconds"),
-            faults=SimFaults(faulty_copies=options.pop("faulty_copies")),
+            faults=SimFaults(
+                faulty_copies=options.pop("faulty_copies"), full_tiers=options.pop("full_tiers")
+            ),
         )
         async with running_kernel(Path(folder), make, **options) as kernel:
             lives = await disturb(kernel, operations)
@@ -232,6 +247,7 @@ OPTIONS = st.fixed_dictionaries(
         "max_slots": st.sampled_from([6, 14, 1000]),
         "copy_rate": st.sampled_from([1e4, 1e6]),  # bytes a second; a page is 512 bytes, a step 10 ms
         "faulty_copies": st.sampled_from([frozenset(), frozenset({1, 3, 6})]),
+        "full_tiers": st.sampled_from([frozenset(), frozenset(), frozenset({"disk"})]),
         "preempt": st.sampled_from(["auto", "swap", "recompute"]),
         "compile_seconds": st.sampled_from([0.001, 0.1]),  # of a grammar
         "switching": st.sampled_from(["auto", "async", "sync"]),
