@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Protocol
 
 from drivers.arena import Arena
-from drivers.model.kv_pages import KVPages
 from drivers.model.loader import ProgressCallback
 from drivers.model.step_queue import StepQueue
 from drivers.model.transformer import Model
+from drivers.ops.kv_pages import KVPages
 from llmos.device import KVFormat, Load, Quality
 
 __all__ = ["Backend", "DeviceUnavailable", "outlive"]

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 from drivers.host_arena import HostArena, max_virtual_frames
-from drivers.model.kv_pages import KVPages
 from drivers.model.loader import ProgressCallback, load_reference, open_model
 from drivers.model.native_loader import load_native
 from drivers.model.native_transformer import explain_unfit
 from drivers.model.transformer import Model
+from drivers.ops.kv_pages import KVPages
 from llmos.device import KVFormat, Load, Quality
 from native.memory import available_memory_bytes
 

@@ -9,12 +9,12 @@ import torch
 from drivers.backend import DeviceUnavailable
 from drivers.cuda_arena import CudaArena
 from drivers.model.int8_loader import load_int8
-from drivers.model.kv_pages import KVPages
 from drivers.model.launch import DirectLauncher, GraphLauncher
 from drivers.model.loader import ProgressCallback, load_reference, open_model
 from drivers.model.step_queue import StepQueue
 from drivers.model.transformer import Model, Transformer
 from drivers.ops.interface import Ops
+from drivers.ops.kv_pages import KVPages
 from drivers.ops.reference import ReferenceOps
 from llmos.device import KVFormat, Load, Quality
 from native.cuda.device import CudaDevice, CudaRefused

@@ -13,10 +13,10 @@ from drivers.backend import Backend
 from drivers.copy_cost import measure_copy_cost
 from drivers.grammars import Grammars
 from drivers.model.grammar import GrammarTokens
-from drivers.model.kv_pages import KVPages
 from drivers.model.pooler import Pooler
 from drivers.model.sampler import Sampler
 from drivers.model.transformer import Model
+from drivers.ops.kv_pages import KVPages
 from drivers.page_table import ArenaError
 from drivers.profile import profile_model
 from drivers.step_pipeline import StepPipeline

@@ -214,5 +214,5 @@ def _poison_tails(session: Session, rows: list[Row]) -> None:
         vpn, slot = divmod(row.start + row.num_tokens, size)
         if slot:
             page = session.arena.page_index(row.asid, vpn)
-            for layer in (*session.pages.keys, *session.pages.values):
-                poison_tail(layer, page, slot, size)
+            for view in session.pages.views():
+                poison_tail(view, page, slot, size)

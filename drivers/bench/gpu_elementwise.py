@@ -9,6 +9,8 @@ import torch
 from drivers.bench.gpu_setup import Setup
 from drivers.bench.rows import Measured
 from drivers.ops.batch import ContiguousPages, build_batch
+from drivers.ops.interface import Angles
+from drivers.ops.kv_pages import LayerPages
 from drivers.triton_ops.ops import TritonOps
 from llmos.device import Row
 
@@ -53,11 +55,11 @@ def _rope(setup: Setup, ops: TritonOps, rows: int) -> Work:
     config = setup.sizes.model
     qkv = _random(setup, rows, config.num_heads + 2 * config.num_kv_heads, config.head_dim)
     cos, sin = (torch.rand(rows, config.head_dim // 2, device=setup.device) for _ in range(2))
-    k, v = random_pages(setup, rows)
+    kv = LayerPages(*random_pages(setup, rows))
     batch = build_batch(
-        [Row(0, 0, (0,) * rows, True)], ContiguousPages(len(k)), TOKENS_PER_PAGE, setup.device
+        [Row(0, 0, (0,) * rows, True)], ContiguousPages(len(kv.keys)), TOKENS_PER_PAGE, setup.device
     )
-    return lambda: ops.rope_write_kv(qkv, None, cos, sin, k, v, batch), 2 * qkv.nbytes + 2 * cos.nbytes
+    return lambda: ops.rope_write_kv(qkv, None, Angles(cos, sin), kv, batch), 2 * qkv.nbytes + 2 * cos.nbytes
 
 
 def _silu(setup: Setup, ops: TritonOps, rows: int) -> Work:

@@ -104,8 +104,8 @@ class Cache:
                 numbers.normal_()
             frames.append(numbers.view(torch.uint8))
         self.pages = model.view_pages(frames, kv, index)
-        for layer in (*self.pages.keys, *self.pages.values) if is_int8 else ():
-            scales_of(layer).fill_(1 / 73)  # as spread as normal numbers are
+        for view in self.pages.views() if is_int8 else ():
+            scales_of(view).fill_(1 / 73)  # as spread as normal numbers are
 
 
 def measure_decode(setup: Setup, model: Transformer) -> Iterator[Measured]:

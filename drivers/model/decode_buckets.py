@@ -15,11 +15,11 @@ from collections.abc import Sequence
 import torch
 from attrs import frozen
 
-from drivers.model.kv_pages import KVPages
 from drivers.model.launch import Launcher
 from drivers.model.transformer import Transformer
 from drivers.ops.batch import Batch, ContiguousPages, ResolvedRow
 from drivers.ops.counted import Counted
+from drivers.ops.kv_pages import KVPages
 from drivers.triton_ops.attention import SPLIT
 from drivers.triton_ops.plan import plan_singles
 from drivers.triton_ops.sample import NUM_NUMBERS, draw_numbers, sample
@@ -86,9 +86,9 @@ class DecodeBuckets:
         self._model, self._pages, self._last, self._launcher = model, pages, last, launcher
         self._pages_per_space = pages.index.pages_per_space
         self._num_turns = num_turns
-        self._tokens_per_page = pages.keys[0].shape[1]
+        self._tokens_per_page = pages.layers[0].keys.shape[1]
         self._nobody = len(last) - 1
-        self._places = (last, pages.keys[0], pages.values[0])
+        self._places = (last, pages.layers[0].keys, pages.layers[0].values)
         self._logits: torch.Tensor | None = None  # [bucket_size(max_spaces), vocab_size], made when needed
         self._buckets: dict[int, _Bucket] = {}
         self._penalties: dict[int, _Penalties] = {}

@@ -19,11 +19,11 @@ from native._cpu import ffi, lib
 from drivers.model.config import ModelConfig
 from drivers.model.footprint import count_bytes
 from drivers.model.kv_layout import kv_segments, native_kv_views
-from drivers.model.kv_pages import KVPages
 from drivers.model.packed import PackedWeights
 from drivers.model.rope import rope_tables
 from drivers.model.transformer import ModelDescription, explain_bad_row
 from drivers.ops.batch import ContiguousPages, PageIndex, ResolvedRow
+from drivers.ops.kv_pages import KVPages
 from llmos.device import KVFormat
 from native.arrays import aligned_empty
 from native.sampling import Choice, Draw, read_choice, write_draw
@@ -120,7 +120,7 @@ class NativeTransformer:
         k_frames, v_frames = frames
         keys = native_kv_views(k_frames, self.config, kv, is_key=True)
         values = native_kv_views(v_frames, self.config, kv, is_key=False)
-        return KVPages(keys, values, index)
+        return KVPages.of(keys, values, index)
 
     @property
     def weight_bytes(self) -> int:
@@ -218,7 +218,7 @@ class NativeTransformer:
         return choices, logits[: len(drawn)], hidden
 
     def _bind(self, pages: KVPages) -> None:
-        config, keys, values = self.config, pages.keys[0], pages.values[0]
+        config, keys, values = self.config, pages.layers[0].keys, pages.layers[0].values
         kv = ffi.new("llmos_kv *")
         kv.format = KV_FORMATS[self.info.kv]
         kv.num_heads, kv.num_kv_heads, kv.head_dim = config.num_heads, config.num_kv_heads, config.head_dim

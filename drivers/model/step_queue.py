@@ -23,7 +23,6 @@ from collections.abc import Callable, Sequence
 import torch
 from attrs import evolve, field, frozen
 
-from drivers.model.kv_pages import KVPages
 from drivers.model.launch import Fence, Launcher
 from drivers.model.mirostat_table import MirostatTable
 from drivers.model.reference_sampler import tell_token
@@ -32,6 +31,7 @@ from drivers.model.transformer import Transformer
 from drivers.ops.batch import ContiguousPages, ResolvedRow, build_batch
 from drivers.ops.counted import Counted
 from drivers.ops.drawn import MU, read_told
+from drivers.ops.kv_pages import KVPages
 from drivers.ops.transfer import send
 from llmos.device import Row
 from native.sampling import Choice, Draw, sample
@@ -91,7 +91,7 @@ class StepQueue:
     ) -> None:
         assert isinstance(pages.index, ContiguousPages)
         self._model, self._pages, self._launcher = model, pages, launcher
-        self._tokens_per_page = pages.keys[0].shape[1]
+        self._tokens_per_page = pages.layers[0].keys.shape[1]
         self._last = torch.zeros(max_spaces + 1, dtype=torch.int64, device=model.device)
         max_len = pages.index.pages_per_space * self._tokens_per_page
         self._table = TokenTable(model.config.vocab_size, max_len, model.device)

@@ -13,13 +13,13 @@ from attrs import frozen
 from drivers.model.config import ModelConfig
 from drivers.model.footprint import count_bytes
 from drivers.model.kv_layout import KV_DTYPES, kv_views
-from drivers.model.kv_pages import KVPages
 from drivers.model.reference_sampler import choose_tokens
 from drivers.model.rope import rope_tables
 from drivers.model.weights import LayerWeights, Weights
 from drivers.ops.batch import Batch, PageIndex, ResolvedRow, build_batch
 from drivers.ops.int8 import Activations
-from drivers.ops.interface import AttentionPlan, AttentionShape, HeadNorms, Ops
+from drivers.ops.interface import Angles, AttentionPlan, AttentionShape, HeadNorms, Ops
+from drivers.ops.kv_pages import KVPages, LayerPages
 from llmos.device import EmbeddingInfo, KVFormat, ModelInfo, Segment
 from native.sampling import Choice, Draw
 
@@ -171,7 +171,7 @@ class Transformer:
     def view_pages(self, frames: Sequence[torch.Tensor], kv: KVFormat, index: PageIndex) -> KVPages:
         """See Model, and `kv_views` for the order."""
         keys, values = (kv_views(segment, self.config, kv) for segment in frames)
-        return KVPages(keys, values, index)
+        return KVPages.of(keys, values, index)
 
     @property
     def weight_bytes(self) -> int:
@@ -219,7 +219,7 @@ class Transformer:
         return choose_tokens(logits, draws, self.ops), hidden.float().cpu().numpy()
 
     def _build_batch(self, rows: Sequence[ResolvedRow], pages: KVPages) -> Batch:
-        return build_batch(rows, pages.index, pages.keys[0].shape[1], self.device)
+        return build_batch(rows, pages.index, pages.layers[0].keys.shape[1], self.device)
 
     def forward(self, batch: Batch, pages: KVPages) -> torch.Tensor:
         """`run` for a batch that is already built."""
@@ -238,15 +238,15 @@ class Transformer:
         """Hidden states of all tokens, and what the last layer leaves to be added to them."""
         ops, epsilon = self.ops, self.config.rms_norm_epsilon
         positions = batch.positions.clamp(min=0)  # padding has none
-        cos, sin = self._cos[positions], self._sin[positions]
+        angles = Angles(self._cos[positions], self._sin[positions])
         x = ops.embedding(batch.token_ids, self._weights.embedding)
         added: torch.Tensor | None = None  # what the layer before leaves to be added
-        for layer, k_layer, v_layer in zip(self._weights.layers, pages.keys, pages.values, strict=True):
+        for layer, kv in zip(self._weights.layers, pages.layers, strict=True):
             if added is None:
                 normed = self._rms_norm(x, layer.input_norm, epsilon)
             else:
                 normed = self._add_rms_norm(added, x, layer.input_norm, epsilon)
-            added = self._attention(normed, layer, cos, sin, k_layer, v_layer, batch, plan)
+            added = self._attention(normed, layer, angles, kv, batch, plan)
             normed = self._add_rms_norm(added, x, layer.post_norm, epsilon)
             inner = self._silu_mul(ops.linear(normed, layer.gate_up, layer.gate_up_bias))
             added = ops.linear(inner, layer.down, layer.down_bias)
@@ -271,10 +271,8 @@ class Transformer:
         self,
         x: Activations,
         layer: LayerWeights,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        k_pages: torch.Tensor,
-        v_pages: torch.Tensor,
+        angles: Angles,
+        kv: LayerPages,
         batch: Batch,
         plan: AttentionPlan,
     ) -> torch.Tensor:
@@ -284,6 +282,6 @@ class Transformer:
         norms = None
         if layer.q_norm is not None and layer.k_norm is not None:
             norms = HeadNorms(layer.q_norm, layer.k_norm, config.rms_norm_epsilon)
-        q = ops.rope_write_kv(qkv, norms, cos, sin, k_pages, v_pages, batch)
-        out = ops.attention(q, k_pages, v_pages, plan)
+        q = ops.rope_write_kv(qkv, norms, angles, kv, batch)
+        out = ops.attention(q, kv, plan)
         return ops.linear(out.view(-1, config.num_heads * config.head_dim), layer.output, layer.output_bias)

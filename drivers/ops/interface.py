@@ -17,9 +17,10 @@ from drivers.ops.batch import Batch
 from drivers.ops.counted import Counted
 from drivers.ops.drawn import Drawn
 from drivers.ops.int8 import Activations, Int8Rows, Weight
+from drivers.ops.kv_pages import LayerPages
 from native.sampling import Draw
 
-__all__ = ["AttentionPlan", "AttentionShape", "HeadNorms", "Ops"]
+__all__ = ["Angles", "AttentionPlan", "AttentionShape", "HeadNorms", "Ops"]
 
 
 @frozen
@@ -44,6 +45,14 @@ class HeadNorms:
     q: torch.Tensor  # weights, [head_dim]
     k: torch.Tensor
     epsilon: float
+
+
+@frozen(eq=False)
+class Angles:
+    """By what each token's queries and keys are rotated: [num_tokens, head_dim / 2] each, fp32."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
 
 
 class AttentionPlan(Protocol):
@@ -92,24 +101,16 @@ class Ops(Protocol):
         """Add x to the residual, which this changes and rounds to its format; `rms_norm_int8` of the sum."""
 
     def rope_write_kv(
-        self,
-        qkv: torch.Tensor,
-        norms: HeadNorms | None,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        k_pages: torch.Tensor,
-        v_pages: torch.Tensor,
-        batch: Batch,
+        self, qkv: torch.Tensor, norms: HeadNorms | None, angles: Angles, kv: LayerPages, batch: Batch
     ) -> torch.Tensor:
         """Norm (where the model has it) and rotate queries and keys; store keys and values.
 
         Args:
             qkv: [num_tokens, num_heads + 2 num_kv_heads, head_dim], contiguous: queries, keys, values.
             norms: `rms_norm` of each head's queries and keys before they are rotated; None: there is none.
-            cos: of each token's angles, [num_tokens, head_dim / 2], fp32; halves are rotated, in fp32.
-            sin: likewise.
-            k_pages: one layer's keys, see `attention`; each token's page and slot are written.
-            v_pages: one layer's values, likewise. In int8 each head is rounded, and its scale stored as well.
+            angles: of each token; halves of a head are rotated, in fp32.
+            kv: one layer's; each token's page and slot are written. In int8 each head is rounded, and its
+                scale stored as well.
             batch: says which page and slot; a page below 0 is that of padding, and nothing is written.
 
         Returns:
@@ -131,17 +132,13 @@ class Ops(Protocol):
     def plan_attention(self, batch: Batch, shape: AttentionShape) -> AttentionPlan:
         """Prepare a step's attention; the same plan serves every layer."""
 
-    def attention(
-        self, q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor, plan: AttentionPlan
-    ) -> torch.Tensor:
+    def attention(self, q: torch.Tensor, kv: LayerPages, plan: AttentionPlan) -> torch.Tensor:
         """Causal attention over pages.
 
         Args:
             q: [num_tokens, num_heads, head_dim], rotated.
-            k_pages: one layer's keys [num_pages, tokens_per_page, num_kv_heads, head_dim], any strides;
-                this batch's own keys are already written. Slots past a row's end may hold anything, NaN too.
-                In int8 their scales are where `scales_of` finds them.
-            v_pages: one layer's values, likewise.
+            kv: one layer's; this batch's own keys and values are already written. Slots past a row's end may
+                hold anything, NaN too.
             plan: of this batch.
 
         Returns:

@@ -17,7 +17,8 @@ from drivers.ops.batch import Batch
 from drivers.ops.counted import Counted
 from drivers.ops.drawn import Drawn
 from drivers.ops.int8 import Activations, Int8Rows, Weight, linear_int8, round_rows, scales_of
-from drivers.ops.interface import AttentionPlan, AttentionShape, HeadNorms
+from drivers.ops.interface import Angles, AttentionPlan, AttentionShape, HeadNorms
+from drivers.ops.kv_pages import LayerPages
 from drivers.ops.tiling import TiledLinear, fold_sum
 from native.sampling import Draw
 
@@ -94,16 +95,10 @@ class ReferenceOps:
         return self.rms_norm_int8(residual, weight, epsilon)
 
     def rope_write_kv(
-        self,
-        qkv: torch.Tensor,
-        norms: HeadNorms | None,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        k_pages: torch.Tensor,
-        v_pages: torch.Tensor,
-        batch: Batch,
+        self, qkv: torch.Tensor, norms: HeadNorms | None, angles: Angles, kv: LayerPages, batch: Batch
     ) -> torch.Tensor:
         """See `Ops.rope_write_kv`; no page is below 0 here."""
+        k_pages, v_pages, cos, sin = kv.keys, kv.values, angles.cos, angles.sin
         num_kv = k_pages.shape[2]
         q, k, v = qkv.split([qkv.shape[1] - 2 * num_kv, num_kv, num_kv], dim=1)
         if norms is not None:
@@ -127,12 +122,10 @@ class ReferenceOps:
         """See `Ops.plan_attention`."""
         return plan_attention(batch, shape)
 
-    def attention(
-        self, q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor, plan: AttentionPlan
-    ) -> torch.Tensor:
+    def attention(self, q: torch.Tensor, kv: LayerPages, plan: AttentionPlan) -> torch.Tensor:
         """See `Ops.attention`."""
         assert isinstance(plan, ReferencePlan)
-        return paged_attention(q, k_pages, v_pages, plan)
+        return paged_attention(q, kv.keys, kv.values, plan)
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """See `Ops.silu_mul`. Source: Shazeer 2020, "GLU variants", arXiv:2002.05202."""

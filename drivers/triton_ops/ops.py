@@ -10,7 +10,8 @@ from drivers.ops.batch import Batch
 from drivers.ops.counted import Counted, count_seen
 from drivers.ops.drawn import Drawn
 from drivers.ops.int8 import Activations, Int8Rows, Weight
-from drivers.ops.interface import AttentionPlan, AttentionShape, HeadNorms
+from drivers.ops.interface import Angles, AttentionPlan, AttentionShape, HeadNorms
+from drivers.ops.kv_pages import LayerPages
 from drivers.ops.tiling import BASE_TILE, TiledLinear
 from drivers.ops.transfer import send
 from drivers.triton_ops.attention import attention, verify_tile_rows
@@ -98,17 +99,10 @@ class TritonOps:
         return add_rms_norm_int8(x, residual, weight, epsilon)
 
     def rope_write_kv(
-        self,
-        qkv: torch.Tensor,
-        norms: HeadNorms | None,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        k_pages: torch.Tensor,
-        v_pages: torch.Tensor,
-        batch: Batch,
+        self, qkv: torch.Tensor, norms: HeadNorms | None, angles: Angles, kv: LayerPages, batch: Batch
     ) -> torch.Tensor:
         """See `Ops.rope_write_kv`."""
-        return rope_write_kv(qkv, norms, cos, sin, k_pages, v_pages, batch.pages, batch.slots)
+        return rope_write_kv(qkv, norms, angles, kv, batch.pages, batch.slots)
 
     def prepare_attention(
         self, shape: AttentionShape, dtype: torch.dtype, kv_dtype: torch.dtype, device: torch.device
@@ -122,12 +116,10 @@ class TritonOps:
         rows = self._tile_rows.get(shape, TILE_ROWS)
         return plan_attention(batch.spans, shape, batch.token_ids.device, rows)
 
-    def attention(
-        self, q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor, plan: AttentionPlan
-    ) -> torch.Tensor:
+    def attention(self, q: torch.Tensor, kv: LayerPages, plan: AttentionPlan) -> torch.Tensor:
         """See `Ops.attention`."""
         assert isinstance(plan, TritonPlan)
-        return attention(q, k_pages, v_pages, plan)
+        return attention(q, kv.keys, kv.values, plan)
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """See `Ops.silu_mul`."""

@@ -9,7 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
-from drivers.ops.interface import HeadNorms
+from drivers.ops.interface import Angles, HeadNorms
+from drivers.ops.kv_pages import LayerPages
 from drivers.triton_ops.rounding import inverse_of, round_int8, scale_of
 
 __all__ = ["rope_write_kv"]
@@ -89,10 +90,8 @@ def _rope_write_kv(
 def rope_write_kv(
     qkv: torch.Tensor,
     norms: HeadNorms | None,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    k_pages: torch.Tensor,
-    v_pages: torch.Tensor,
+    angles: Angles,
+    kv: LayerPages,
     pages: torch.Tensor,
     slots: torch.Tensor,
 ) -> torch.Tensor:
@@ -101,6 +100,7 @@ def rope_write_kv(
     Raises:
         ValueError: head_dim is odd, a shape does not fit, or a tensor has the wrong strides.
     """
+    cos, sin, k_pages, v_pages = angles.cos, angles.sin, kv.keys, kv.values
     num_tokens, num_rows, dim = qkv.shape
     num_kv_heads = k_pages.shape[2]
     num_heads = num_rows - 2 * num_kv_heads

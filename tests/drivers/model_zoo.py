@@ -157,12 +157,13 @@ class Memory:
     def contents(self, asid: int, num_tokens: int) -> torch.Tensor:
         """All keys and values of a space: [2, layers, num_tokens, heads, dim]; int8: and its scale."""
         pages = [self.page_index(asid, vpn) for vpn in range(self.kv.num_pages(num_tokens))]
+        sides = zip(*((layer.keys, layer.values) for layer in self.pages.layers), strict=True)
         return torch.stack(
             [
                 torch.stack(
-                    [self._tokens(_with_scales(layer)[pages], side == 0)[:num_tokens] for layer in layers]
+                    [self._tokens(_with_scales(view)[pages], side == 0)[:num_tokens] for view in views]
                 )
-                for side, layers in enumerate((self.pages.keys, self.pages.values))
+                for side, views in enumerate(sides)
             ]
         )
 

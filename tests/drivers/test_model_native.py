@@ -44,7 +44,7 @@ def test_logits_that_are_not_finite_are_counted(draw, vocab_size):
         memory = Memory(model, 6)
         memory.run(*ROWS)
         if is_poisoned:
-            memory.pages.keys[0][memory.page_index(2, 0)] = torch.nan
+            memory.pages.layers[0].keys[memory.page_index(2, 0)] = torch.nan
         results.append(model.choose(later, memory.pages, [draw] * 6))
     good, poisoned = results
     assert not any(choice.num_bad for choice in good)

@@ -277,7 +277,7 @@ def test_broken_rows_are_told_and_targets_are_scored() -> None:
     queue, memory = open_queue()
     queue.launch([Row(0, 0, (1, 2), True), Row(1, 0, (1, 2), True)], [None, None])
     queue.collect()
-    memory.pages.values[0][memory.page_index(1, 0), 0] = torch.nan
+    memory.pages.layers[0].values[memory.page_index(1, 0), 0] = torch.nan
     queue.launch([Row(0, 2, (), True), Row(1, 2, (), True)], [None, None])
     good, bad = queue.collect()
     assert good.num_bad == 0

@@ -11,7 +11,8 @@ from triton_device import DEVICE, draw
 
 from drivers.model.kv_layout import KV_DTYPES, kv_segments, kv_views
 from drivers.ops.batch import ContiguousPages, build_batch
-from drivers.ops.interface import AttentionShape, HeadNorms
+from drivers.ops.interface import Angles, AttentionShape, HeadNorms
+from drivers.ops.kv_pages import LayerPages
 from drivers.ops.reference import ReferenceOps
 from llmos.device import KVFormat, Row
 
@@ -69,19 +70,20 @@ def test_rope_and_write_are_the_references(starts, group, half, name, has_norms,
     """Queries and every byte of the pages agree, also those that nobody writes; padding writes nothing."""
     shape, heads, dtype = Shape(num_kv_heads=2, head_dim=2 * half), 2 * group, KV_DTYPES[name]
     qkv = draw(len(starts), heads + 4, 2 * half, dtype=dtype, seed=seed)
-    angles = draw(len(starts), half, seed=seed + 1)
+    turns = draw(len(starts), half, seed=seed + 1)
     norms = None
     if has_norms:
         norms = HeadNorms(draw(2 * half, dtype=dtype), draw(2 * half, dtype=dtype, seed=1), 1e-5)
     batch = batch_of([(start, 1) for start in starts], 3, 4)
     pages = [empty_pages(shape, name, 3 * len(starts), 4) for _ in range(6)]
-    inputs = (qkv, norms, angles.cos(), angles.sin())
-    out = TritonOps().rope_write_kv(*inputs, pages[0], pages[1], batch)
-    wanted = ReferenceOps().rope_write_kv(*inputs, pages[2], pages[3], batch)
+    inputs = (qkv, norms, Angles(turns.cos(), turns.sin()))
+    out = TritonOps().rope_write_kv(*inputs, LayerPages(pages[0], pages[1]), batch)
+    wanted = ReferenceOps().rope_write_kv(*inputs, LayerPages(pages[2], pages[3]), batch)
     limit = 2 * TOLERANCE[name] if has_norms else TOLERANCE[name]
     for got, want in ((out, wanted), (pages[0], pages[2]), (pages[1], pages[3])):
         torch.testing.assert_close(got, want, rtol=limit, atol=limit, equal_nan=True)
-    rope_write_kv(*inputs, pages[4], pages[5], torch.full_like(batch.pages, -1), batch.slots)
+    unplaced = torch.full_like(batch.pages, -1)
+    rope_write_kv(*inputs, LayerPages(pages[4], pages[5]), unplaced, batch.slots)
     assert pages[4].isnan().all()
     assert pages[5].isnan().all()
 
@@ -187,10 +189,9 @@ def test_what_does_not_fit_is_refused() -> None:
     plan = plan_attention((), AttentionShape(4, 2, 8), torch.device("cpu"))
     with pytest.raises(ValueError, match=r"q \[1, 3, 8\]"):
         attention(torch.zeros(1, 3, 8), pages, pages, plan)
+    angles = Angles(torch.zeros(1, 3), torch.zeros(1, 3))
     with pytest.raises(ValueError, match=r"qkv \[1, 6, 7\]"):
-        rope_write_kv(
-            torch.zeros(1, 6, 7), None, torch.zeros(1, 3), torch.zeros(1, 3), pages, pages, none, none
-        )
+        rope_write_kv(torch.zeros(1, 6, 7), None, angles, LayerPages(pages, pages), none, none)
     scattered = build_batch([Row(0, 0, (0,) * 9, True)], lambda asid, vpn: (3, 1, 2)[vpn], 4)
     with pytest.raises(ValueError, match=r"\(3, 1, 2\) of a row are not consecutive"):
         plan_attention(scattered.spans, AttentionShape(4, 2, 8), torch.device("cpu"))

@@ -11,7 +11,8 @@ from triton_device import DEVICE, draw
 
 from drivers.ops.batch import ContiguousPages, build_batch
 from drivers.ops.int8 import round_rows, scales_of
-from drivers.ops.interface import AttentionShape
+from drivers.ops.interface import Angles, AttentionShape
+from drivers.ops.kv_pages import LayerPages
 from drivers.ops.reference import ReferenceOps
 from llmos.device import Row
 from native.quantise import quantise_rows
@@ -42,10 +43,11 @@ def test_heads_are_rounded_as_the_processor_does(starts, half, dtype, has_zero, 
     qkv = draw(tokens, 6, dim, dtype=dtype, seed=seed)
     if has_zero:
         qkv[-1, 5] = 0.0
-    quarter = torch.zeros(tokens, half, device=DEVICE)  # turned by it, halves change places
+    zero = torch.zeros(tokens, half, device=DEVICE)
+    quarter = Angles(zero, zero + 1)  # turned by it, halves change places
     pages = [empty_pages(Shape(heads, dim), "int8", 3 * tokens, 4) for _ in range(2)]
     batch = batch_of([(start, 1) for start in starts], 3, 4)
-    q = TritonOps().rope_write_kv(qkv, None, quarter, quarter + 1, *pages, batch)
+    q = TritonOps().rope_write_kv(qkv, None, quarter, LayerPages(*pages), batch)
     first, second = qkv.float().chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)
     assert torch.equal(q.float(), turned[:, :2])
@@ -59,7 +61,7 @@ def test_heads_are_rounded_as_the_processor_does(starts, half, dtype, has_zero, 
         assert (page == -1).all()
         assert scales_of(page).isnan().all()
     padded = build_batch([Row(0, 0, (0,), True)], lambda asid, vpn: -1, 4, DEVICE)
-    TritonOps().rope_write_kv(qkv[:1], None, quarter[:1], quarter[:1], *pages, padded)
+    TritonOps().rope_write_kv(qkv[:1], None, Angles(zero[:1], zero[:1]), LayerPages(*pages), padded)
     assert all((page == -1).all() for page in pages)
 
 
@@ -98,7 +100,7 @@ def test_attention_reads_numbers_and_scales(rows, group, dim, tokens_per_page, w
     wanted = reference_attention(q, k_pages, v_pages, spans, shape)
     torch.testing.assert_close(out, wanted, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
     reference = ReferenceOps()
-    by_tiles = reference.attention(q, k_pages, v_pages, reference.plan_attention(batch, shape))
+    by_tiles = reference.attention(q, LayerPages(k_pages, v_pages), reference.plan_attention(batch, shape))
     torch.testing.assert_close(by_tiles, wanted, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
     token = 0
     for row, (start, count) in enumerate(rows):

@@ -23,7 +23,8 @@ from triton.runtime.jit import JITFunction
 
 from drivers.ops.batch import Span
 from drivers.ops.int8 import GROUP, Int4Weight, Int8Weight
-from drivers.ops.interface import AttentionShape, HeadNorms
+from drivers.ops.interface import Angles, AttentionShape, HeadNorms
+from drivers.ops.kv_pages import LayerPages
 from drivers.triton_ops.linear import linear
 from drivers.triton_ops.linear_int4 import linear_int4
 from drivers.triton_ops.linear_int8 import linear_int8
@@ -95,14 +96,14 @@ def call_everything(dtype: torch.dtype, shape: AttentionShape, shared_bytes: int
     for rows in (TILE_ROWS, HIGH_TILE_ROWS):
         plan = plan_attention(spans, shape, torch.device("cpu"), rows)
         for kv in (pages, int8_pages):
-            ops.attention(torch.zeros(tokens, heads, dim, dtype=dtype), kv, kv, plan)
+            ops.attention(torch.zeros(tokens, heads, dim, dtype=dtype), LayerPages(kv, kv), plan)
     qkv = torch.zeros(tokens, heads + 2 * shape.num_kv_heads, dim, dtype=dtype)
-    angles, at = torch.zeros(tokens, dim // 2), torch.zeros(tokens, dtype=torch.int64)
+    angle, at = torch.zeros(tokens, dim // 2), torch.zeros(tokens, dtype=torch.int64)
     head_norm = torch.zeros(dim, dtype=dtype)
     call_draws(ops)
     for norms in (None, HeadNorms(head_norm, head_norm, 1e-5)):
         for kv in (pages, int8_pages):
-            rope_write_kv(qkv, norms, angles, angles, kv, kv, at, at)
+            rope_write_kv(qkv, norms, Angles(angle, angle), LayerPages(kv, kv), at, at)
 
 
 def call_draws(ops: TritonOps) -> None:
