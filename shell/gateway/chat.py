@@ -14,7 +14,7 @@ from shell.gateway.constraints import Constraint, compile_constraint, read_const
 from shell.gateway.conversation import adapt_messages, takes_documents, takes_tools
 from shell.gateway.errors import invalid, invalid_value, unsupported
 from shell.gateway.exchange import Asker, Exchange
-from shell.gateway.fields import FieldTable, accepted, convert, implemented, refused, take_fields
+from shell.gateway.fields import FieldTable, accepted, implemented, refused
 from shell.gateway.job import Job, make_job
 from shell.gateway.json_body import read_json
 from shell.gateway.messages import MessageFields, count_characters, read_messages
@@ -23,14 +23,13 @@ from shell.gateway.parsers.generic import JsonParser
 from shell.gateway.prompt_length import check_length
 from shell.gateway.reader import Reading
 from shell.gateway.replies.chat import ChatChunk, ChatCompletion
-from shell.gateway.sampler_fields import list_replaced
 from shell.gateway.service import Endpoint, Service
 from shell.gateway.shared_fields import (
     SHARED_FIELDS,
-    STREAM_OPTIONS_FIELDS,
     SharedFields,
     choose_id,
-    read_stream_options,
+    convert_shared_fields,
+    take_shared_fields,
 )
 from shell.gateway.template_process import Rendering, render_apart
 from shell.gateway.tool_grammar import SCHEMA_CHARACTERS, CallGrammar, find_loose, wants_grammar
@@ -101,13 +100,9 @@ class ChatCompletions(Endpoint):
 
 def read_chat_fields(body: Json, ignored: list[str]) -> tuple[ChatFields, list[Json]]:
     """Check a body. Returns its fields and its messages as the template takes them. Raises ApiError 400."""
-    taken = take_fields(body, CHAT_FIELDS, ignored)
-    if isinstance(options := taken.get("stream_options"), dict):
-        taken["stream_options"] = take_fields(options, STREAM_OPTIONS_FIELDS, ignored, "stream_options")
+    taken = take_shared_fields(body, CHAT_FIELDS, ignored)
     messages = read_messages(taken.pop("messages", None), ignored)
-    fields = convert(taken, ChatFields)
-    ignored += list_replaced(fields, taken)
-    read_stream_options(fields.stream_options, fields.stream)
+    fields = convert_shared_fields(taken, ChatFields, ignored)
     if fields.top_logprobs and not fields.logprobs:
         raise invalid_value("top_logprobs", "'top_logprobs' is only allowed when 'logprobs' is true.")
     if fields.continue_final_message:

@@ -11,21 +11,20 @@ from shell.gateway.completion_shape import CompletionShape
 from shell.gateway.constraints import compile_constraint, read_constraint
 from shell.gateway.errors import invalid, invalid_value, unsupported
 from shell.gateway.exchange import Exchange
-from shell.gateway.fields import FieldTable, convert, implemented, refused, take_fields
+from shell.gateway.fields import FieldTable, implemented, refused
 from shell.gateway.infill import require_fill_in
 from shell.gateway.job import Job, make_job
 from shell.gateway.json_body import read_json
 from shell.gateway.prompt_length import CUT, check_encoded, check_length
 from shell.gateway.replies.completions import TextChunk, TextCompletion
-from shell.gateway.sampler_fields import list_replaced
 from shell.gateway.service import Endpoint, Service
 from shell.gateway.shared_fields import (
     SHARED_FIELDS,
-    STREAM_OPTIONS_FIELDS,
     SharedFields,
     TokenId,
     choose_id,
-    read_stream_options,
+    convert_shared_fields,
+    take_shared_fields,
 )
 from syscalls.process import MAX_SAMPLES
 from syscalls.sampling import MAX_LOGPROBS
@@ -66,12 +65,8 @@ class Completions(Endpoint):
 
 def read_completion_fields(body: Json, ignored: list[str]) -> CompletionFields:
     """Check a body. Raises ApiError 400."""
-    taken = take_fields(body, COMPLETION_FIELDS, ignored)
-    if isinstance(options := taken.get("stream_options"), dict):
-        taken["stream_options"] = take_fields(options, STREAM_OPTIONS_FIELDS, ignored, "stream_options")
-    fields = convert(taken, CompletionFields)
-    ignored += list_replaced(fields, taken)
-    read_stream_options(fields.stream_options, fields.stream)
+    taken = take_shared_fields(body, COMPLETION_FIELDS, ignored)
+    fields = convert_shared_fields(taken, CompletionFields, ignored)
     if fields.max_tokens == 0 and not fields.echo:
         raise invalid_value("max_tokens", "'max_tokens' may be 0 only together with 'echo'.")
     if fields.suffix and fields.echo:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import attrs
 import msgspec
@@ -15,19 +15,18 @@ from shell.gateway.choice import Choice, Delta
 from shell.gateway.constraints import compile_constraint, read_constraint
 from shell.gateway.errors import invalid_value, unsupported
 from shell.gateway.exchange import Exchange
-from shell.gateway.fields import FieldTable, convert, implemented, refused, take_fields
+from shell.gateway.fields import FieldTable, implemented, refused
 from shell.gateway.job import Job, make_job
 from shell.gateway.json_body import read_json
 from shell.gateway.prompt_length import check_encoded, check_length
 from shell.gateway.replies.infill import InfillChunk, Infilled
-from shell.gateway.sampler_fields import list_replaced
 from shell.gateway.service import Endpoint, Service
 from shell.gateway.shared_fields import (
     SHARED_FIELDS,
-    STREAM_OPTIONS_FIELDS,
     SharedFields,
     choose_id,
-    read_stream_options,
+    convert_shared_fields,
+    take_shared_fields,
 )
 from syscalls.text.fill_in import FillIn, find_fill_in
 from syscalls.text.tokenizer import TextModel
@@ -145,13 +144,8 @@ class Infill(Endpoint):
 
 async def prepare_infill(service: Service, exchange: Exchange, body: Json) -> tuple[Job, Shape]:
     """Turn a body into a job. Raises ApiError."""
-    taken: dict[str, Any] = take_fields(body, INFILL_FIELDS, exchange.ignored)
-    if isinstance(options := taken.get("stream_options"), dict):
-        options = take_fields(options, STREAM_OPTIONS_FIELDS, exchange.ignored, "stream_options")
-        taken["stream_options"] = options
-    fields = convert(taken, InfillFields)
-    exchange.ignored += list_replaced(fields, taken)
-    read_stream_options(fields.stream_options, fields.stream)
+    taken = take_shared_fields(body, INFILL_FIELDS, exchange.ignored)
+    fields = convert_shared_fields(taken, InfillFields, exchange.ignored)
     if fields.n != 1:
         raise invalid_value("n", f"'n' is {fields.n}; one text at a time is filled in.")
     if fields.n_predict == 0:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from shell.gateway.constraints import CONSTRAINT_FIELDS, ConstraintFields
 from shell.gateway.errors import invalid_value
-from shell.gateway.fields import FieldTable, accepted, implemented, refused
-from shell.gateway.sampler_fields import SAMPLER_FIELDS
+from shell.gateway.fields import FieldTable, accepted, convert, implemented, refused, take_fields
+from shell.gateway.sampler_fields import SAMPLER_FIELDS, list_replaced
 from syscalls.process import MAX_SAMPLES
 from syscalls.sampling import MAX_LOGPROBS
 
 MAX_STOP_STRINGS = 32
+
+T = TypeVar("T", bound="SharedFields")
 
 SHARED_FIELDS: FieldTable = {
     **implemented(
@@ -101,11 +103,28 @@ class SharedFields(ConstraintFields, msgspec.Struct, kw_only=True):
     user: Any = None  # see users.py
 
 
-def read_stream_options(given: Any, is_streaming: bool) -> None:
-    """Check that `stream_options` came with `stream`. Raises ApiError 400."""
-    if given is not None and not is_streaming:
+def take_shared_fields(body: dict[str, Any], table: FieldTable, ignored: list[str]) -> dict[str, Any]:
+    """`take_fields` of a body, and of its `stream_options`. Raises ApiError 400."""
+    taken = take_fields(body, table, ignored)
+    if isinstance(options := taken.get("stream_options"), dict):
+        taken["stream_options"] = take_fields(options, STREAM_OPTIONS_FIELDS, ignored, "stream_options")
+    return taken
+
+
+def convert_shared_fields(taken: dict[str, Any], to: type[T], ignored: list[str]) -> T:
+    """What was taken, as a struct. Raises ApiError 400.
+
+    Args:
+        taken: by `take_shared_fields`.
+        to: the struct.
+        ignored: gets the fields that others took the place of.
+    """
+    fields = convert(taken, to)
+    ignored += list_replaced(fields, taken)
+    if fields.stream_options is not None and not fields.stream:
         message = "'stream_options' is only allowed when 'stream' is true."
         raise invalid_value("stream_options", message)
+    return fields
 
 
 def choose_id(fields: SharedFields, otherwise: str) -> str:
