@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import bisect
 import itertools
-import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, get_args
@@ -27,7 +26,8 @@ import numpy as np
 from attrs import frozen
 from native._cpu import ffi
 
-from drivers.bench.peaks import STREAM_BYTES, make_stream, measure_peaks, seconds_together
+from drivers.bench.peaks import STREAM_BYTES, make_stream, seconds_together
+from drivers.bench.roof import RoofMeasurement, measure_roof
 from llmos.device import DEFAULT_PAGE_TOKENS
 from native.attention import KVLayout, bind_attend, make_spans, num_items, rope_write_kv
 
@@ -71,7 +71,7 @@ CASES = {
 SHAPES = {"32/8/64": (32, 8, 64), "12/12/64": (12, 12, 64)}  # query heads, kv heads, dimension
 
 
-class AttentionMeasurement(msgspec.Struct, frozen=True):
+class AttentionMeasurement(RoofMeasurement, frozen=True, kw_only=True):
     """One layer's attention in one step on some threads: medians over the repetitions."""
 
     case: str
@@ -81,12 +81,6 @@ class AttentionMeasurement(msgspec.Struct, frozen=True):
     head_dim: int
     num_threads: int
     microseconds: float
-    bandwidth_fraction: float  # of reading in order
-    arithmetic_fraction: float  # of fp32 multiply-adds from registers
-    roof_fraction: float  # of whichever of the two limits it
-    read_bytes_per_second: float
-    operations_per_second: float  # the fp32 peak
-    repetitions: int
 
 
 class CacheLayers:
@@ -187,25 +181,23 @@ def measure_attention(
         stream: flat uint8, larger than the caches, written to before.
     """
     layout = cache.layout
-    operations = num_operations(layout, case)
     size_bytes = 2 * cache.layer_bytes * case.num_positions / TOKENS_PER_PAGE
-    samples = []
-    for _ in range(repetitions):
-        peaks = measure_peaks(False, num_threads, stream)
-        seconds = cache.seconds(case, num_threads)
-        reading = size_bytes / peaks.read_bytes_per_second / seconds
-        computing = operations / peaks.operations_per_second / seconds
-        samples.append(
-            (seconds, reading, computing, max(reading, computing),
-             peaks.read_bytes_per_second, peaks.operations_per_second)
-        )  # fmt: skip
-    seconds, reading, computing, roof, bandwidth, arithmetic = map(
-        statistics.median, zip(*samples, strict=True)
-    )
-    return AttentionMeasurement(
-        case.name, layout.format, layout.num_heads, layout.num_kv_heads, layout.head_dim, num_threads,
-        seconds * 1e6, reading, computing, roof, bandwidth, arithmetic, repetitions,
+    operations = num_operations(layout, case)
+    seconds, roof = measure_roof(
+        lambda: cache.seconds(case, num_threads),
+        lambda peaks: (size_bytes / peaks.read_bytes_per_second, operations / peaks.operations_per_second),
+        stream, is_integer=False, num_threads=num_threads, repetitions=repetitions,
     )  # fmt: skip
+    return AttentionMeasurement(
+        case=case.name,
+        kv_format=layout.format,
+        num_heads=layout.num_heads,
+        num_kv_heads=layout.num_kv_heads,
+        head_dim=layout.head_dim,
+        num_threads=num_threads,
+        microseconds=seconds * 1e6,
+        **msgspec.structs.asdict(roof),
+    )
 
 
 def measure_all(

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 import numpy as np
 
-from drivers.bench.peaks import STREAM_BYTES, make_stream, measure_peaks, seconds_together
+from drivers.bench.peaks import STREAM_BYTES, make_stream, seconds_together
+from drivers.bench.roof import RoofMeasurement, measure_roof
 from native.arrays import aligned_empty
 from native.gemm import bind_multiply
 from native.pack import PackedWeight, WeightFormat, pack_weight
@@ -31,7 +31,7 @@ OUTPUTS, INPUTS = 2048, 2048
 MAX_OPERATIONS = 30_000_000_000  # of one timing and thread, to keep large products short
 
 
-class GemmMeasurement(msgspec.Struct, frozen=True):
+class GemmMeasurement(RoofMeasurement, frozen=True, kw_only=True):
     """One product on some threads: medians over the repetitions."""
 
     weight_format: str
@@ -40,12 +40,6 @@ class GemmMeasurement(msgspec.Struct, frozen=True):
     num_rows: int
     num_threads: int
     microseconds: float
-    bandwidth_fraction: float  # of reading in order
-    arithmetic_fraction: float  # of int8 or fp32 multiply-adds from registers
-    roof_fraction: float  # of whichever of the two limits it
-    read_bytes_per_second: float
-    operations_per_second: float  # the arithmetic peak
-    repetitions: int
 
 
 class WeightCopies:
@@ -99,24 +93,22 @@ def measure_gemm(
         repetitions: at least 1.
         stream: flat uint8, larger than the caches, written to before.
     """
-    operations = 2 * num_rows * copies.n * copies.k
-    samples = []
-    for _ in range(repetitions):
-        peaks = measure_peaks(copies.weight_format.is_quantised, num_threads, stream)
-        seconds = copies.seconds(num_rows, num_threads)
-        reading = copies.size_bytes / peaks.read_bytes_per_second / seconds
-        computing = operations / peaks.operations_per_second / seconds
-        samples.append(
-            (seconds, reading, computing, max(reading, computing),
-             peaks.read_bytes_per_second, peaks.operations_per_second)
-        )  # fmt: skip
-    seconds, reading, computing, roof, bandwidth, arithmetic = map(
-        statistics.median, zip(*samples, strict=True)
-    )
-    return GemmMeasurement(
-        copies.weight_format.name, copies.n, copies.k, num_rows, num_threads, seconds * 1e6,
-        reading, computing, roof, bandwidth, arithmetic, repetitions,
+    size_bytes, operations = copies.size_bytes, 2 * num_rows * copies.n * copies.k
+    seconds, roof = measure_roof(
+        lambda: copies.seconds(num_rows, num_threads),
+        lambda peaks: (size_bytes / peaks.read_bytes_per_second, operations / peaks.operations_per_second),
+        stream, is_integer=copies.weight_format.is_quantised, num_threads=num_threads,
+        repetitions=repetitions,
     )  # fmt: skip
+    return GemmMeasurement(
+        weight_format=copies.weight_format.name,
+        num_outputs=copies.n,
+        num_inputs=copies.k,
+        num_rows=num_rows,
+        num_threads=num_threads,
+        microseconds=seconds * 1e6,
+        **msgspec.structs.asdict(roof),
+    )
 
 
 def measure_all(

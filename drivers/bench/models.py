@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 import msgspec
 import numpy as np
 
-from drivers.bench.peaks import Peaks, measure_peaks
+from drivers.bench.peaks import Peaks
 from drivers.bench.random_model import SHAPES, RandomDriver
+from drivers.bench.roof import RoofMeasurement, measure_roof
 from drivers.engine import Engine
 from drivers.model.packed import WEIGHT_FORMATS
 from llmos.device import Bind, Edit, Load, Loaded, Map, Release, Reserve, Row, Sampling, Step
@@ -28,16 +29,10 @@ SECONDS_PER_RUN = 0.25
 MAX_STEPS_PER_RUN = 16
 
 
-class ModelMeasurement(msgspec.Struct, frozen=True):
+class ModelMeasurement(RoofMeasurement, frozen=True, kw_only=True):
     """A model's steps of one kind: medians over the repetitions."""
 
     tokens_per_second: float
-    bandwidth_fraction: float  # of reading in order
-    arithmetic_fraction: float  # of int8 or fp32 multiply-adds from registers
-    roof_fraction: float  # of whichever of the two limits it
-    read_bytes_per_second: float
-    operations_per_second: float  # the arithmetic peak
-    repetitions: int
 
 
 class DrivenModel:
@@ -198,14 +193,8 @@ def _measure(
     model: DrivenModel, run: Callable[[], float], num_tokens: int, num_counted: int, repetitions: int,
     stream: np.ndarray,
 ) -> ModelMeasurement:  # fmt: skip
-    samples = []
-    for _ in range(repetitions):
-        peaks = measure_peaks(model.is_integer, model.num_threads, stream)
-        seconds = run()
-        reading, computing = (least / seconds for least in model.least_seconds(num_tokens, peaks))
-        samples.append(
-            (num_counted / seconds, reading, computing, max(reading, computing),
-             peaks.read_bytes_per_second, peaks.operations_per_second)
-        )  # fmt: skip
-    tokens, reading, computing, roof, read, operations = map(statistics.median, zip(*samples, strict=True))
-    return ModelMeasurement(tokens, reading, computing, roof, read, operations, repetitions)
+    seconds, roof = measure_roof(
+        run, lambda peaks: model.least_seconds(num_tokens, peaks), stream,
+        is_integer=model.is_integer, num_threads=model.num_threads, repetitions=repetitions,
+    )  # fmt: skip
+    return ModelMeasurement(tokens_per_second=num_counted / seconds, **msgspec.structs.asdict(roof))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 from attrs import field, frozen
+
+from drivers.bench.roof import RoofMeasurement
 
 __all__ = [
     "Case",
@@ -15,7 +17,6 @@ __all__ = [
     "Measured",
     "Options",
     "Plan",
-    "RoofMeasurement",
     "Started",
     "against_roof",
 ]
@@ -95,34 +96,6 @@ class Latest(Generic[T]):
                 self.let_go(self._kept.popitem()[1])
             self._kept[key] = self.make(*key)
         return self._kept[key]
-
-
-class RoofMeasurement(Protocol):
-    """A kernel's time beside the peaks that were measured in turn with it: medians."""
-
-    @property
-    def bandwidth_fraction(self) -> float:
-        """Of the peak of reading."""
-
-    @property
-    def arithmetic_fraction(self) -> float:
-        """Of the peak of int8 or fp32 arithmetic."""
-
-    @property
-    def roof_fraction(self) -> float:
-        """Of whichever of the two limits it."""
-
-    @property
-    def read_bytes_per_second(self) -> float:
-        """The peak of reading."""
-
-    @property
-    def operations_per_second(self) -> float:
-        """The peak of arithmetic."""
-
-    @property
-    def repetitions(self) -> int:
-        """How often both were measured."""
 
 
 def against_roof(

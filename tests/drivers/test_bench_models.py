@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
 import numpy as np
 import pytest
 from attrs import evolve
@@ -12,6 +13,7 @@ from drivers.bench import models, random_model
 from drivers.bench.models import DrivenModel, measure_decode, measure_prefill, measure_sampling
 from drivers.bench.peaks import Peaks, make_stream
 from drivers.bench.random_model import SHAPES, random_weights
+from drivers.bench.roof import RoofMeasurement
 from drivers.bench.rows import Latest, against_roof
 from drivers.bench.torch_baseline import TorchAttention, TorchProduct
 from llmos.device import Sampling
@@ -122,10 +124,13 @@ def test_torch_attends_to_as_much() -> None:
 
 def test_the_limit_is_named() -> None:
     """A row says which peak it is held against, and how high that was."""
-    base = models.ModelMeasurement(9.0, 0.5, 0.25, 0.5, 30e9, 700e9, 7)
+    base = RoofMeasurement(
+        bandwidth_fraction=0.5, arithmetic_fraction=0.25, roof_fraction=0.5,
+        read_bytes_per_second=30e9, operations_per_second=700e9, repetitions=7,
+    )  # fmt: skip
     row = against_roof("a case", "throughput", 9.0, "tokens/s", base, is_integer=True)
     assert (row.against, row.ratio, row.runs) == ("read 30.0 GB/s", 0.5, 7)
-    base = models.ModelMeasurement(9.0, 0.5, 0.75, 0.75, 30e9, 700e9, 7)
+    base = msgspec.structs.replace(base, arithmetic_fraction=0.75, roof_fraction=0.75)
     assert against_roof("c", "m", 9.0, "u", base, is_integer=True).against == "int8 700 GOP/s"
     assert against_roof("c", "m", 9.0, "u", base, is_integer=False).against == "fp32 700 GOP/s"
 
