@@ -54,13 +54,13 @@ class Arena(Protocol):
         """Close a space. Raises ArenaError."""
 
     def map(self, edit: Map) -> None:
-        """Back a page, replacing what was there; one that is ahead of need perhaps only until `finish_maps`.
+        """Back a page with frames, replacing what was there. Ahead of need that may wait until `finish_maps`.
 
         Raises ArenaError, or OSError when the system refuses.
         """
 
     def finish_maps(self, asid: int, num_pages: int) -> None:
-        """Have pages [0, num_pages) of a space mapped that were to be mapped ahead of need.
+        """Make sure that pages [0, num_pages) of a space are mapped, also those that are so ahead of need.
 
         Raises ArenaError, or OSError when the system refuses.
         """

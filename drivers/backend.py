@@ -37,7 +37,7 @@ class Backend(Protocol):
 
     @property
     def granularity_bytes(self) -> int:
-        """A frame is a multiple of it."""
+        """The size of a frame has to be a multiple of this."""
 
     def choose_pool_bytes(self) -> int:
         """A share of the memory that is free now, for frames."""
@@ -49,7 +49,7 @@ class Backend(Protocol):
         """Set up memory. Raises ArenaError, OSError or torch.OutOfMemoryError."""
 
     def open_queue(self, model: Model, pages: KVPages, max_spaces: int) -> StepQueue | None:
-        """What steps of a loaded model are launched by, two in flight; None: each is over when it was begun.
+        """Open the queue that launches steps of a model, two in flight. None: here they end as they begin.
 
         Args:
             model: that `load_model` returned.
@@ -65,7 +65,7 @@ class Backend(Protocol):
 
 
 def outlive(backend: Backend, error: Exception) -> None:
-    """Go on after an exception. Raises it if the device is beyond use: it was the first to say so."""
+    """Return after an exception, unless the device is beyond use: then raise it, the first that says so."""
     try:
         backend.check_health()
     except Exception as loss:

@@ -47,7 +47,7 @@ def _measure(tiers: Tiers, tier: Tier, num_slots: int) -> CopyCost:
 
 
 def fit_copy_cost(small_bytes: int, small_seconds: float, large_bytes: int, large_seconds: float) -> CopyCost:
-    """The line through a small copy and a large one; where none rises, all of it is bandwidth."""
+    """The line through a small copy and a large one; if it does not rise, all time counts as bandwidth."""
     if large_bytes > small_bytes and large_seconds > small_seconds:
         bytes_per_second = (large_bytes - small_bytes) / (large_seconds - small_seconds)
         base = small_seconds - small_bytes / bytes_per_second

@@ -48,7 +48,7 @@ class _Piece:
     buffer_slots: dict[int, int] = attrs.field(factory=dict)  # by index
 
     def slots(self, place: Place) -> list[int]:
-        """Of one end."""
+        """The piece's slots at one end of the copy."""
         return [place.slots[index] for index in self.indices]
 
 

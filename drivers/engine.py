@@ -155,7 +155,7 @@ class Engine:
             self._session.grammars.forget(id)
 
     def begin_copy(self, copy: Copy) -> CopyDone | None:
-        """Begin a copy; None: it is under way. It finds what the steps write that were begun before it."""
+        """Begin a copy; None: it is under way. It sees what the steps before it write."""
         if self._session is None:
             message = "there is no model, and so no memory"
             return CopyDone(
@@ -164,7 +164,7 @@ class Engine:
         return self._session.tiers.begin(copy)
 
     def finish(self) -> list[StepDone | CopyDone]:
-        """Wait for the steps and copies that were begun; those that were not collected yet."""
+        """Wait for the steps and copies that were begun. Returns what `collect` has not returned yet."""
         if (steps := self._steps) is None:
             return []
         answers, tiers = steps.finish_all(), steps.session.tiers

@@ -39,7 +39,7 @@ class FenceWaiter:
         return self._num_passed
 
     def wait(self) -> float:
-        """Wait for the oldest fence that nobody has waited for; when it was passed, by time.perf_counter."""
+        """Wait for the oldest fence that nobody has waited for. Returns when it passed, by perf_counter."""
         return self._times.get()
 
     def close(self) -> None:

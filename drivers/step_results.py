@@ -14,7 +14,7 @@ __all__ = ["StepResults"]
 
 @attrs.define(eq=False)
 class StepResults:
-    """Results by the index of their row; a row that is in none has none."""
+    """What rows have come to, by index. A row that is in none of these has nothing to tell."""
 
     num_rows: int
     tokens: dict[int, int] = attrs.field(factory=dict)

@@ -65,7 +65,7 @@ class Window(NamedTuple):
 
 
 class Tally(NamedTuple):
-    """Whose tokens a draw goes on from, for a device that takes what it draws into account by itself."""
+    """The tokens that a draw depends on, for a device that counts them, and what it draws, by itself."""
 
     owner: object  # it is the space's, until that is bound anew
     num_known: int  # tokens that the draw is about, as the host has it: one may be in flight besides

@@ -1,4 +1,4 @@
-"""Tests on the device: nothing is measured of what computes something else."""
+"""Tests on the device, before anything is measured: the speed of wrong results is of no interest."""
 
 from __future__ import annotations
 

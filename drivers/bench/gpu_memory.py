@@ -46,7 +46,7 @@ def measure_paging(setup: Setup) -> Iterator[Measured]:
 
 
 def _time_calls(setup: Setup, frame: int, count: int) -> dict[str, list[float]]:
-    """Seconds of each call: the life of a frame and its address, so many times."""
+    """Seconds of each call by its name, over the lives of `count` frames and their addresses."""
     device = setup.memory
     handle, base = ffi.new("CUmemGenericAllocationHandle *"), ffi.new("CUdeviceptr *")
     calls: dict[str, Callable[[], tuple[Any, ...]]] = {

@@ -35,7 +35,7 @@ class EncoderConfig:
 
     @property
     def scores_pairs(self) -> bool:
-        """Is it a reranker?"""
+        """Whether it is a reranker."""
         return self.separator is not None
 
     @property

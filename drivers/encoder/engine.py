@@ -142,12 +142,12 @@ class EncoderEngine:
 
     @property
     def is_busy(self) -> bool:
-        """Is something done beside the steps? Never."""
+        """Whether something is done beside the steps. Never."""
         return False
 
     @property
     def wants_step(self) -> bool:
-        """Could a step be launched behind one that runs? None ever runs when it was begun."""
+        """Whether a step can be launched behind one that runs. Never: none runs on when it was begun."""
         return False
 
     def wait_for(self) -> tuple[tuple[int, ...], float | None]:

@@ -204,7 +204,7 @@ class DecodeBuckets:
         bucket.num_bad.copy_(num_bad)
 
     def _keep_logits(self, bucket: _Bucket, max_length: int, logits: torch.Tensor) -> None:
-        """As much of it as comes before the draws."""
+        """The device's part up to the draws: logits, at a place that stays."""
         logits.copy_(self._forward(bucket, max_length))
 
     def _forward(self, bucket: _Bucket, max_length: int) -> torch.Tensor:

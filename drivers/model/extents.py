@@ -1,4 +1,4 @@
-"""How far what a device keeps of each space goes: it goes on by itself, or the host sends all of it again."""
+"""Up to which token a device has counted for each space: it goes on from there, or the host sends all."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["Extents"]
 
 @frozen
 class _Extent:
-    """Of one space."""
+    """What the device has counted for one space."""
 
     owner: object
     num_tokens: int
 
 
 class Extents:
-    """For some spaces: whose tokens the device has taken into account, and how many."""
+    """For each space that the device counts for: whose tokens, and how many of them."""
 
     def __init__(self) -> None:
         self._extents: dict[int, _Extent] = {}  # by space
@@ -29,7 +29,7 @@ class Extents:
         self._coming.clear()
 
     def must_send(self, space: int, tally: Tally | None) -> bool:
-        """Whether the host has to send what a space's next draw goes on from; None: in any case.
+        """Whether the host has to send what a space's next draw depends on. Without a tally: always.
 
         Raises:
             RuntimeError: neither side knows a token that the draw asks for.

@@ -41,7 +41,7 @@ class Graph(Protocol):
 
 
 class _Passed:
-    """A fence that was passed when it was set."""
+    """A fence behind work that is done already."""
 
     def synchronize(self) -> None:
         """See Fence."""

@@ -249,7 +249,7 @@ class NativeTransformer:
 
 
 class _StepBuffers:
-    """What a step is handed over in: memory for so many tokens and samples."""
+    """Memory in which a step is handed to C, for so many tokens and samples."""
 
     def __init__(self, num_tokens: int, num_samples: int) -> None:
         self.num_tokens, self.num_samples = num_tokens, num_samples

@@ -105,7 +105,7 @@ def _explain_other(found: object, wanted: dict[str, str]) -> str:
 
 
 def _stamp(opened: OpenModel) -> str:
-    """Sizes and times of a model's files: what tells that one was edited where its hash is of samples."""
+    """Sizes and times of a model's files: they tell of an edit that a hash of samples may miss."""
     files = sorted({entry.file for entry in opened.entries})
     return " ".join(f"{state.st_size}:{state.st_mtime_ns}" for state in (file.stat() for file in files))
 

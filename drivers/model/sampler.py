@@ -98,7 +98,7 @@ class Sampler:
         return [self._states.get(asid) for asid, _position in rows]
 
     def scores(self, asid: int, targets: Sequence[int]) -> list[Draw]:
-        """How the likelihood of tokens that are known is told, for a row's `targets`."""
+        """Draws that tell how likely a row's `targets` are, tokens that are known already."""
         state = self._states.get(asid)
         num_top = None if state is None else state.sampling.prompt_logprobs
         return [Draw(given=token, num_top=num_top or 0) for token in targets]

@@ -54,7 +54,7 @@ class _Results:
 
 @frozen(eq=False)
 class _Told:
-    """What the host has of some rows of logits besides their tokens, by row; on a GPU behind the fence."""
+    """What the host gets of some rows besides their tokens, by row; to be read once the fence has passed."""
 
     logits: dict[int, torch.Tensor] = field(factory=dict)
     numbers: dict[int, torch.Tensor] = field(factory=dict)  # see drivers/ops/drawn.py
@@ -117,7 +117,7 @@ class StepQueue:
 
     @torch.inference_mode()
     def launch(self, rows: Sequence[ResolvedRow], draws: Draws | Callable[[], Draws]) -> Fence:
-        """Launch a step, without waiting for anything; a fence behind it.
+        """Launch a step, without waiting for anything. Returns a fence that passes when it is over.
 
         Args:
             rows: as in `Transformer.run`, but without tokens where the space samples its token on the device.
@@ -146,7 +146,7 @@ class StepQueue:
 
     @torch.inference_mode()
     def collect(self) -> list[Choice]:
-        """Wait for the oldest step; a choice for each of its rows of logits.
+        """Wait for the oldest step. Returns a choice for each of its rows of logits.
 
         Raises:
             RuntimeError: nothing is in flight.

@@ -1,4 +1,4 @@
-"""What comes of draws, as a device has it."""
+"""The results of draws, as a device has them."""
 
 from __future__ import annotations
 

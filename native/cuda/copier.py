@@ -31,7 +31,7 @@ MAX_LAUNCHED = 4  # copies of one direction: the bus need not wait for the threa
 
 @define(eq=False, kw_only=True)
 class CudaCopy:
-    """Frame pfns[i] and slot slots[i] of an area: one becomes what the other is."""
+    """A copy between frames pfns[i] and slots slots[i] of an area, in one direction."""
 
     is_out: bool  # from the device
     pfns: Sequence[int]
