@@ -177,13 +177,13 @@ def pack_weight(
     return PackedWeight(weight_format, n, k, data, scale, bias)
 
 
-def pack_int8(rows: npt.NDArray[np.int8], scale: FloatArray, bias: FloatArray | None = None) -> PackedWeight:
+def pack_int8(rows: npt.NDArray[np.int8], scale: FloatArray) -> PackedWeight:
     """Pack integers [n, k] in -127..127 and their scales [n] as W8A8."""
     check_matrix("weights", rows, np.int8)
     n, k = rows.shape
     data = aligned_empty(packed_bytes(WeightFormat.W8A8, n, k))
     lib.llmos_pack_int8(k, 0, n, pointer("int8_t *", rows), stride(rows), pointer("void *", data))
-    return PackedWeight(WeightFormat.W8A8, n, k, data, scale, bias)
+    return PackedWeight(WeightFormat.W8A8, n, k, data, scale)
 
 
 def pack_int4(

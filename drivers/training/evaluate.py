@@ -27,6 +27,7 @@ from drivers.training.tokenizer import ASSISTANT, BOS, END, USER
 
 DISTANCES = (64, 128, 256, 512, 1024, 1536, 1900)
 MAX_TOKENS = 2048
+SEED = 0  # of all that is asked
 LOOKAHEAD = 4
 
 
@@ -91,11 +92,9 @@ def probe(
     return doc, start
 
 
-def recall(
-    model: Llama, tokenizer: Tokenizer, prose: list[str], distance: int, num: int, seed: int = 0
-) -> float:
+def recall(model: Llama, tokenizer: Tokenizer, prose: list[str], distance: int, num: int) -> float:
     """Part of `num` probes answered, over all styles in turn."""
-    rng = random.Random(f"recall/{seed}/{distance}")
+    rng = random.Random(f"recall/{SEED}/{distance}")
     right = 0
     for i in range(num):
         doc, start = probe(rng, encoder(tokenizer), prose, distance, STYLES[i % len(STYLES)])
@@ -103,11 +102,9 @@ def recall(
     return right / num
 
 
-def copying(
-    model: Llama, tokenizer: Tokenizer, prose: list[str], num_words: int, num: int, seed: int = 0
-) -> float:
+def copying(model: Llama, tokenizer: Tokenizer, prose: list[str], num_words: int, num: int) -> float:
     """Part of `num` chat requests to repeat a text (words, invented words, numbers, prose) obeyed."""
-    rng, encode, right = random.Random(f"copy/{seed}"), encoder(tokenizer), 0
+    rng, encode, right = random.Random(f"copy/{SEED}"), encoder(tokenizer), 0
     for _ in range(num):
         text = copy_text(rng, prose, num_words)
         question = encode(f"{BOS}{USER}Repeat after me: {text}{END}{ASSISTANT}")
@@ -115,11 +112,11 @@ def copying(
     return right / num
 
 
-def turns(model: Llama, tokenizer: Tokenizer, num: int, seed: int = 0) -> Iterator[tuple[str, float]]:
+def turns(model: Llama, tokenizer: Tokenizer, num: int) -> Iterator[tuple[str, float]]:
     """(kind of question, part answered) with `num` questions of each kind."""
     encode = encoder(tokenizer)
     for make in CHECKED:
-        rng, right = random.Random(f"turn/{seed}/{make.__name__}"), 0
+        rng, right = random.Random(f"turn/{SEED}/{make.__name__}"), 0
         for _ in range(num):
             question, answer = make(rng)
             ids = encode(f"{BOS}{USER}{question}{END}{ASSISTANT}")

@@ -49,7 +49,6 @@ async def hold_all(
     conversations: Sequence[Conversation],
     vocab_size: int,
     open_chat: OpenChat,
-    advance: Callable[[], None] = lambda: None,
     most_seconds: float = math.inf,
 ) -> Held:
     """Hold all conversations, each from when it starts; returns when all are over, or are stopped.
@@ -58,7 +57,6 @@ async def hold_all(
         conversations: their starts count from now.
         vocab_size: of the model.
         open_chat: opens the process of a conversation.
-        advance: called as each one ends.
         most_seconds: stop what is left then; turns that were asked for by then count, as far as they came.
     """
     turns: list[TurnTimes] = []
@@ -85,7 +83,6 @@ async def hold_all(
                 del waiting[conversation.number]
                 answers.update(repr(list(answer)).encode())
         digests[conversation.number] = answers.hexdigest()
-        advance()
 
     with trio.move_on_at(began + most_seconds) as scope:
         async with trio.open_nursery() as nursery:

@@ -87,9 +87,9 @@ async def _next_event(stream: trio.abc.Stream, connection: h11.Connection) -> An
     return event
 
 
-async def fetch(url: str, method: str, path: str, body: bytes = b"", api_key: str | None = None) -> bytes:
-    """One plain request. Raises RequestFailed."""
-    stream, connection = await _exchange(url, method, path, body, api_key)
+async def fetch(url: str, path: str, api_key: str | None) -> bytes:
+    """GET a document. Raises RequestFailed."""
+    stream, connection = await _exchange(url, "GET", path, b"", api_key)
     async with stream:
         status, received = 0, b""
         while not isinstance(event := await _next_event(stream, connection), h11.EndOfMessage):

@@ -212,7 +212,7 @@ def measure_all(
 
 def describe(url: str, name: str | None, api_key: str | None = None) -> Target:
     """Ask a server for its model. Vocabulary: what it says, or 32,000 where it says nothing."""
-    models = msgspec.json.decode(trio.run(fetch, url, "GET", "/v1/models", b"", api_key))["data"]
+    models = msgspec.json.decode(trio.run(fetch, url, "/v1/models", api_key))["data"]
     model = models[0]
     meta = model.get("meta") or {}
     vocab_size = meta.get("vocab_size") or meta.get("n_vocab") or 32_000  # n_vocab: llama.cpp's

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import termios
-from collections.abc import Callable
 from typing import Protocol
 
 import trio
@@ -42,8 +41,7 @@ class PipeTerminal:
 
     is_interactive = False
 
-    def __init__(self, read: Callable[[], bytes] | None = None) -> None:
-        self._read = read or (lambda: os.read(0, PIPE_BYTES))  # sys.stdin's lock would hinder our exit
+    def __init__(self) -> None:
         self._buffer = b""
         self._ended = False
 
@@ -51,7 +49,8 @@ class PipeTerminal:
         """See Terminal."""
         await trio.lowlevel.checkpoint()
         while b"\n" not in self._buffer and not self._ended:
-            data = await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)
+            # not by sys.stdin, whose lock would hinder our exit
+            data = await trio.to_thread.run_sync(os.read, 0, PIPE_BYTES, abandon_on_cancel=True)
             self._buffer += data
             self._ended = not data
         if not self._buffer:
