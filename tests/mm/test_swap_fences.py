@@ -233,21 +233,21 @@ class SwapMachine(RuleBasedStateMachine):
         if faults and copy.target.tier == "disk":
             self.paused_until = self.now + PAUSE_SECONDS
         checksums = tuple(hash(content) for content in contents) if copy.target.tier == "disk" else ()
-        in_host_area = self.usable_in_host_area()
+        usable = self.usable_pages()
         num_messages = len(self.faults)
         assert self.swap.transfers.finish(CopyDone(copy.id, 0.0, checksums, tuple(faults))) is not None
         assert len(self.faults) == num_messages + bool(faults)
         if faults and (copy.source.tier, copy.target.tier) == ("host", "disk"):
-            assert self.usable_in_host_area() == in_host_area  # a full disk is no reason to lose these
+            assert self.usable_pages() == usable  # a full disk is no reason to lose one
         self.carry_out()
 
-    def usable_in_host_area(self) -> set[tuple[int, int]]:
-        """Pages of owners that have a copy there."""
+    def usable_pages(self) -> set[tuple[int, int]]:
+        """Pages of owners that have a copy below."""
         return {
             (owner.name, vpn)
             for owner in self.owners
             for vpn in range(len(owner.backing.pages))
-            if (copy := owner.backing.usable(vpn)) is not None and copy.tier == "host"
+            if owner.backing.usable(vpn) is not None
         }
 
     @rule()
