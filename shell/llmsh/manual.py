@@ -141,7 +141,7 @@ def _write_command(command: Command[S]) -> Iterator[str]:
     yield f"`{command.usage}`"
     yield ""
     notes = " ".join(describe_nature(command))
-    yield from _fill_page(_escape(f"{command.summary}. {command.details} {notes}".strip()))
+    yield from _fill_page(_escape(f"{command.summary}. {command.details}".rstrip() + f" {notes}".rstrip()))
     if command.options:
         yield from ("", "| option | |", "| --- | --- |")
         for option in command.options:

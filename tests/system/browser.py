@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
+
+from syscalls.sync import SyncClient
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 FLAGS = [
@@ -16,6 +18,9 @@ FLAGS = [
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 PATIENCE_MILLISECONDS = 30_000
+LONG = 1000  # tokens: more than are made while a test watches
+# By place on the screen: a line is written over when another process comes to stand there.
+ROWS = "[...document.querySelectorAll('#rows .row')].sort((a, b) => a.ariaRowIndex - b.ariaRowIndex)"
 VERDICT = re.compile("running normally|slow to start|on the way")
 # What the policy forbids is told as an event; in a console it is only sometimes an error.
 WATCH_POLICY = (
@@ -83,3 +88,27 @@ def said(page: Any, text: str) -> None:
 def wait_verdict(dialog: Any) -> None:
     """Wait for the kernel's own verdict, whichever: on a busy machine a start is slow, and that is said."""
     dialog.locator("#p-verdict", has_text=VERDICT).wait_for()
+
+
+@contextmanager
+def processes(
+    client: SyncClient, count: int, *, nice: int = 0, prompt: Sequence[int] = range(5, 25), label: str = ""
+) -> Iterator[list[int]]:
+    """Processes that go on and on, each with a prompt of its own."""
+    pids = [
+        client.spawn(
+            [300 + i, *prompt], max_tokens=LONG, ignore_eos=True, nice=nice, label=label and f"{label}-{i}"
+        ).pids[0]
+        for i in range(count)
+    ]
+    yield pids
+    for pid in pids:
+        client.kill(pid)
+        client.wait(pid)
+
+
+def say(page: Any, text: str, limit: int = LONG) -> None:
+    """Send a message in the chat."""
+    page.locator("#limit").fill(str(limit))
+    page.locator("#prompt").fill(text)
+    page.locator("#prompt").press("Enter")

@@ -15,7 +15,7 @@ export function drawLog() {
     const line = document.createElement("li"), time = document.createElement("time");
     time.textContent = new Date(at * 1000).toTimeString().slice(0, 8);
     line.className = level;
-    line.append(time, `${level === "info" ? "" : `${level}: `}${subsystem}: ${text}${pid && !text.includes(`pid ${pid}`) ? ` (pid ${pid})` : ""}`);
+    line.append(time, `${level === "info" ? "" : `${level}: `}${subsystem}: ${text}${pid && !new RegExp(`\\b(pid|process) ${pid}\\b`).test(text) ? ` (pid ${pid})` : ""}`);
     return line;
   }));
   while (log.children.length > NUM_LINES) log.lastChild.remove();

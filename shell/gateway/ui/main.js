@@ -71,11 +71,14 @@ async function watch() {
       if (await isKeyWanted(response)) return;
       if (!response.ok) throw new Error(await whyNot(response));
       keyForm.hidden = true; document.body.classList.remove("locked"); element("lock").hidden = !hasKey();
-      listModels().catch(() => {}); // without them the server's default is asked
+      let served = null;
       for await (const message of eventsOf(response)) {
         if (message.error) throw new Error(message.error.message);
         if (message.whole) clearLog();
-        apply(message); drawLives(); drawSoon(); tell("Live", false);
+        apply(message);
+        const models = String(state.devices.map((device) => device.model));
+        if (served !== models) { served = models; listModels().catch(() => {}); } // without them the server's default is asked
+        drawLives(); drawSoon(); tell("Live", false);
         pause = FIRST_PAUSE;
       }
       tell("The stream ended. Trying again …", true);

@@ -66,6 +66,7 @@ export function drawMemory(isAnew) {
     made.drawn = device;
     put(made.title, titleOf(device));
     made.title.classList.toggle("lost", device.state === "failed" || device.state === "restarting");
+    made.title.classList.toggle("notable", !["ready", "empty"].includes(device.state));
     made.canvas.hidden = made.list.hidden = !device.cells;
     if (!device.cells) return;
     drawMap(made.canvas, device, height);
