@@ -130,8 +130,8 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def parse_arguments(arguments: list[str]) -> GatewayConfig:
-    """Read the command line. Leaves the process with status 2 and a message when it is wrong."""
+def _make_parser() -> argparse.ArgumentParser:
+    """The options of the command line; each is kept under the name of its field, but for `listen`."""
     default = GatewayConfig()
     parser = argparse.ArgumentParser(
         prog="python -m shell.gateway", description="OpenAI-compatible HTTP gateway"
@@ -143,14 +143,23 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
         metavar="HOST:PORT",
         help="port 0: any free port",
     )
-    add("--socket", metavar="PATH", help="the kernel's socket (default: $LLMOS_SOCKET or the user's own)")
+    add(
+        "--socket",
+        dest="socket_path",
+        metavar="PATH",
+        help="the kernel's socket (default: $LLMOS_SOCKET or the user's own)",
+    )
     add("--tls-cert", metavar="FILE", help="PEM file: certificate and chain; with --tls-key")
     add("--tls-key", metavar="FILE", help="PEM file: the certificate's key")
     add("--insecure-no-keys", action="store_true", help="beyond loopback, serve without keys too")
     add(
-        "--alias", action="append", default=[], metavar="NAME", help="of the model, or NAME=MODEL; repeatable"
-    )
-    add("--cors-origin", action="append", default=[], metavar="ORIGIN", help="https://HOST, or *; repeatable")
+        "--alias", dest="aliases", action="append", default=[], metavar="NAME",
+        help="of the model, or NAME=MODEL; repeatable",
+    )  # fmt: skip
+    add(
+        "--cors-origin", dest="cors_origins", action="append", default=[], metavar="ORIGIN",
+        help="https://HOST, or *; repeatable",
+    )  # fmt: skip
     add("--ready-fd", type=int, metavar="N", help="write one line there once ready: the URL")
     add("--life-fd", type=int, metavar="N", help="drain when the other end of this pipe closes")
     add(
@@ -213,13 +222,19 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
     )
     add("--log-level", choices=["debug", "info", "warning", "error"], default=default.log_level)
     add("--log-format", choices=["auto", "json", "console"], default=default.log_format)
+    return parser
+
+
+def parse_arguments(arguments: list[str]) -> GatewayConfig:
+    """Read the command line. Leaves the process with status 2 and a message when it is wrong."""
+    parser = _make_parser()
     given = parser.parse_args(arguments)
     try:
         host, port = split_address(given.listen)
     except ValueError as error:
         parser.error(f"--listen: {error}")
     try:
-        aliases = read_aliases(given.alias)
+        aliases = read_aliases(given.aliases)
     except ValueError as error:
         parser.error(f"--alias: {error}")
     if (given.tls_cert is None) != (given.tls_key is None):
@@ -231,40 +246,14 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
         parser.error("--max-users must be at least 0")
     if given.max_uploads_bytes is not None and given.max_uploads_bytes < given.max_body_bytes:
         parser.error(f"--max-uploads-bytes must be at least --max-body-bytes, {given.max_body_bytes}")
-    return GatewayConfig(
-        host=host,
-        port=port,
-        tls_cert=given.tls_cert,
-        tls_key=given.tls_key,
-        insecure_no_keys=given.insecure_no_keys,
-        aliases=aliases,
-        cors_origins=frozenset(given.cors_origin),
-        socket_path=given.socket,
-        ready_fd=given.ready_fd,
-        life_fd=given.life_fd,
-        sampling_defaults=SamplingDefaults(given.sampling_defaults),
-        tool_parser=given.tool_parser,
-        reasoning_parser=given.reasoning_parser,
-        reasoning_field=given.reasoning_field,
-        allow_chat_template=given.allow_chat_template,
-        response_folder=given.response_folder,
-        max_responses=given.max_responses,
-        response_ttl=given.response_ttl,
-        max_body_bytes=given.max_body_bytes,
-        max_uploads_bytes=given.max_uploads_bytes,
-        max_large_bodies=given.max_large_bodies,
-        max_large_bodies_per_key=given.max_large_bodies_per_key,
-        body_timeout=given.body_timeout,
-        keep_alive_timeout=given.keep_alive_timeout,
-        max_in_flight=given.max_in_flight,
-        sse_ping_interval=given.sse_ping_interval,
-        send_timeout=given.send_timeout,
-        shutdown_timeout=max(0.0, given.shutdown_timeout),
-        timings=given.timings,
-        realtime=given.realtime,
-        priority_order=PriorityOrder(given.priority_order),
-        max_users=given.max_users,
-        metrics_compat=given.metrics_compat,
-        log_level=given.log_level,
-        log_format=given.log_format,
-    )
+    values = vars(given) | {
+        "host": host,
+        "port": port,
+        "aliases": aliases,
+        "cors_origins": frozenset(given.cors_origins),
+        "sampling_defaults": SamplingDefaults(given.sampling_defaults),
+        "priority_order": PriorityOrder(given.priority_order),
+        "shutdown_timeout": max(0.0, given.shutdown_timeout),
+    }
+    del values["listen"]
+    return GatewayConfig(**values)
