@@ -7,9 +7,9 @@ from the request to the answer, as the kernel sees them.
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 
+from drivers.note import note
 from drivers.tiers import Tiers
 from llmos.cost import CopyCost
 from llmos.device import Copy, Place, Tier
@@ -32,7 +32,7 @@ def measure_copy_cost(tiers: Tiers, tier: Tier, num_slots: int) -> CopyCost | No
     try:
         return _measure(tiers, tier, num_slots)
     except OSError as error:
-        print(f"what copies take is not known: {error}", file=sys.stderr, flush=True)
+        note(f"what copies take is not known: {error}")
         return None
 
 

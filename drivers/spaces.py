@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 
 import attrs
 
 from drivers.backend import Backend, outlive
+from drivers.note import note
 from drivers.page_table import ArenaError
 from drivers.session import Session
 from drivers.step_results import StepResults
@@ -77,7 +77,7 @@ class Spaces:
                 if not isinstance(error, ArenaError | OSError):
                     outlive(self.backend, error)
                 message = f"{type(edit).__name__}: {error}"
-                print(message, file=sys.stderr, flush=True)
+                note(message)
                 if isinstance(edit, CopyPage):
                     failed = message  # it does not say whose page it is
                 else:

@@ -129,11 +129,9 @@ def run_up(options: argparse.Namespace) -> int:
     def on_ready(ready: Ready) -> None:
         progress.finish()
         door = f"{ready.url} · " if ready.url else ""
-        print(
-            f"llmos ready: {door}{ready.socket_path} · {ready.model} on {', '.join(ready.devices)} · "
-            f"{ready.seconds:.1f} s",
-            flush=True,
-        )
+        text = f"{ready.socket_path} · {ready.model} on {', '.join(ready.devices)} · {ready.seconds:.1f} s"
+        with contextlib.suppress(OSError):  # nobody reads it, or the disk is full: no reason not to serve
+            print(f"llmos ready: {door}{text}", flush=True)
         if ready_file is not None:
             with ready_file:
                 ready_file.write(msgspec.json.encode(ready) + b"\n")

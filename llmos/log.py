@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import TextIO, cast
 
 import structlog
 
-from syscalls.log_text import escape_texts
+from syscalls.log_lines import LogStream, escape_texts
 
 
 def configure_logging(level: str, form: str) -> None:
@@ -30,6 +31,6 @@ def configure_logging(level: str, form: str) -> None:
     structlog.configure(
         processors=[*processors, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", LogStream())),
         cache_logger_on_first_use=True,
     )

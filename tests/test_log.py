@@ -54,3 +54,14 @@ def test_texts_of_others_do_not_drive_the_terminal(module: str, form: str) -> No
     said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     assert said.removesuffix("\n").isprintable()
     assert r"[31m" in said
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+@pytest.mark.parametrize("module", ["llmos.log", "shell.gateway.logs"])
+def test_a_full_disk_ends_nobody(module: str, form: str) -> None:
+    """A process that logs to a file which takes nothing goes on."""
+    program = TEXTS.format(module=module, form=form) + "\nprint('went on')"
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-c", program]
+        ran = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, text=True, check=True)
+    assert ran.stdout == "went on\n"

@@ -7,7 +7,6 @@ for memory is a place for each text, counted by the bytes of its token ids.
 from __future__ import annotations
 
 import gc
-import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from drivers.model.checkpoint import Checkpoint
 from drivers.model.embedding_config import describe_embedding
 from drivers.model.errors import ModelError
 from drivers.model.pooler import finish_vector
+from drivers.note import note
 from drivers.step_results import StepResults
 from llmos.device import (
     Bind,
@@ -165,7 +165,7 @@ class EncoderEngine:
     def begin_copy(self, copy: Copy) -> CopyDone:
         """Refuse a copy."""
         faults = tuple(CopyFault(i, "an encoder keeps nothing") for i in range(len(copy.source.slots)))
-        print(f"copy {copy.id} to an encoder", file=sys.stderr, flush=True)
+        note(f"copy {copy.id} to an encoder")
         return CopyDone(copy.id, 0.0, (), faults)
 
     @property

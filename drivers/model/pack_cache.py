@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import numpy as np
 from drivers.model.array_file import ArrayFileError, open_arrays, write_arrays
 from drivers.model.loader import OpenModel, ProgressCallback
 from drivers.model.packed import PackedWeights, pack_arrays
+from drivers.note import note
 from native.pack import PACKED_LAYOUT
 
 __all__ = ["load_packed", "pack_path"]
@@ -73,7 +73,7 @@ def load_packed(
             return None
         except (OSError, ValueError) as error:
             if explain:
-                print(f"packed weights are made anew: {error}", file=sys.stderr, flush=True)
+                note(f"packed weights are made anew: {error}")
             return None
         if progress is not None:
             progress(path.stat().st_size, path.stat().st_size, path.name)
@@ -92,7 +92,7 @@ def load_packed(
             if (found := mapped(explain=True)) is not None:
                 return found
     except OSError as error:
-        print(f"packed weights are not kept: {error}", file=sys.stderr, flush=True)
+        note(f"packed weights are not kept: {error}")
     return PackedWeights.from_arrays(opened.config, weights, embedding, dict(pack()))
 
 

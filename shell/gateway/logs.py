@@ -8,7 +8,7 @@ from typing import Any
 
 import structlog
 
-from syscalls.log_text import escape_texts
+from syscalls.log_lines import LogStream, escape_texts
 
 
 def configure_logging(log_level: str = "info", log_format: str = "auto") -> None:
@@ -42,7 +42,7 @@ def configure_logging(log_level: str = "info", log_format: str = "auto") -> None
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(LogStream())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

@@ -18,6 +18,7 @@ import structlog
 import trio
 
 from shell.gateway.errors import ApiError
+from shell.gateway.process_errors import NO_RETRY
 
 Json = dict[str, Any]
 
@@ -92,7 +93,22 @@ class ResponseStore:
             raise ApiError(404, "invalid_request_error", "response_not_found", message)
         return record
 
+    async def enter(self, record: Record) -> None:
+        """Write a new record. Raises ApiError 507: the disk does not take it."""
+        try:
+            await self._save(record)
+        except OSError as error:
+            message = f"The response cannot be stored: {error.strerror}. With 'store': false it can be made."
+            raise ApiError(507, "server_error", "insufficient_storage", message, headers=NO_RETRY) from error
+
     async def save(self, record: Record) -> None:
+        """Write a record again; one that the disk does not take is here as long as the gateway lives."""
+        try:
+            await self._save(record)
+        except OSError as error:
+            log.error("record_not_written", id=record.id, error=str(error))
+
+    async def _save(self, record: Record) -> None:
         """Write a record, whole or not at all. It takes its place at once. Raises OSError."""
         assert _ID.fullmatch(record.id)
         self._records[record.id] = record
@@ -106,11 +122,15 @@ class ResponseStore:
     def _write(self, name: str, data: bytes) -> None:
         draft = self.folder / f".{name}"
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.rename(self.folder / f"{name}.json")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.rename(self.folder / f"{name}.json")
+        except OSError:
+            draft.unlink(missing_ok=True)
+            raise
 
     def list_unfinished(self) -> list[Record]:
         """Records that are not over, oldest first."""

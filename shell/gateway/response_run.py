@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 import attrs
@@ -16,7 +16,7 @@ from shell.gateway.generation import explain_exit, open_choice
 from shell.gateway.job import Job
 from shell.gateway.logprobs import chat_logprobs
 from shell.gateway.response_events import Json, ResponseEvents, drop_logprobs, note_reasoning
-from shell.gateway.response_record import Record
+from shell.gateway.response_record import Record, ResponseStore
 from syscalls.client import Client, ConnectionLost
 from syscalls.errno import Errno, SyscallError
 from syscalls.process import ExitStatus, Output
@@ -44,7 +44,7 @@ class ResponseRun:
 
     record: Record
     job: Job
-    save: Callable[[Record], Awaitable[None]]
+    store: ResponseStore
     writer: ResponseEvents = attrs.field(
         default=attrs.Factory(lambda s: ResponseEvents(s.record, s.make_rows), takes_self=True)
     )
@@ -68,13 +68,18 @@ class ResponseRun:
         return rows
 
     async def begin(self, client: Client, prepared: Prepared) -> None:
-        """Create the process: a fork of the one that it continues, else a new one. Raises SyscallError."""
+        """Create the process: a fork of the one that it continues, else a new one.
+
+        Raises:
+            SyscallError: the kernel refuses it.
+            ApiError: 507, it cannot be stored.
+        """
         record, parent = self.record, prepared.parent
         if parent is not None:  # so it will be, if the fork succeeds; whoever finds it can tell what it is
             record.offset = parent.offset + len(parent.tokens)
             record.num_kept_tokens = len(parent.prompt) + len(parent.tokens) - 1
         if record.is_stored:
-            await self.save(record)  # before there is a process, so that one is never left unknown
+            await self.store.enter(record)  # before there is a process, so that one is never left unknown
         if parent is not None and parent.pid is not None and record.is_stored:
             with suppress(SyscallError):  # it is gone, or there is no room for two: begin anew
                 await self._fork(client, parent, prepared)
@@ -85,7 +90,7 @@ class ResponseRun:
             spawned = await client.spawn(record.prompt, **options)  # type: ignore[arg-type]
             record.pid, record.offset, record.num_kept_tokens = spawned.pids[0], 0, 0
         if record.is_stored:
-            await self.save(record)
+            await self.store.save(record)
 
     async def _fork(self, client: Client, parent: Record, prepared: Prepared) -> None:
         assert parent.pid is not None
@@ -135,7 +140,7 @@ class ResponseRun:
         if not record.is_stored or status not in ("completed", "incomplete") or not choice.has_exited:
             await self._drop_process(client)
         if record.is_stored:
-            await self.save(record)
+            await self.store.save(record)
         self.over.set()
         self._tell()
 

@@ -95,7 +95,7 @@ class ResponseRuns:
         if record.is_stored:
             await self.expire(client, num_new=1)
             self.store.check_room()
-        run = ResponseRun(record, prepared.job, self.store.save)
+        run = ResponseRun(record, prepared.job, self.store)
         try:
             await run.begin(client, prepared)
         except BaseException:
@@ -142,7 +142,7 @@ class ResponseRuns:
         job = await prepare()
         if (run := self._live.get(record.id)) is not None:
             return run
-        run = ResponseRun(record, job, self.store.save)
+        run = ResponseRun(record, job, self.store)
         if record.is_over:
             run.replay()
             return run

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -535,6 +538,64 @@ def test_the_store_is_bounded(own_kernel: KernelThread, tmp_path: Path) -> None:
         response = gateway.post(PATH, {"input": "hi"})
         check_error(response, 429, "too_many_responses")
         assert len(own_kernel.kernel.processes) == 2
+
+
+def test_what_if_the_disk_is_full(own_kernel: KernelThread, tmp_path: Path) -> None:
+    """New ones are refused by name; one that is in the making goes on, is told, and stays readable."""
+    folder = own_kernel.folder / "llmos.sock.responses"
+    may_end = own_kernel.make_event()
+
+    async def program(process: ScriptedProcess) -> ExitStatus:
+        await may_end.wait()
+        await process.say("hello")
+        await process.emit(END)
+        return STOPPED_BY_MODEL
+
+    with running_gateway(own_kernel, tmp_path / "gateway") as gateway:
+        with open_client(gateway) as client:
+            own_kernel.program = program
+            with client.responses.create(model="scripted", input="hi", stream=True) as stream:
+                created = next(stream)
+                shutil.rmtree(folder)  # a disk that takes nothing, without one
+                own_kernel.call(may_end.set)
+                *_, completed = stream
+            assert completed.type == "response.completed"
+            assert (
+                client.responses.retrieve(created.response.id).output_text == completed.response.output_text
+            )
+            own_kernel.reset()
+            num_processes = len(own_kernel.kernel.processes)
+            for how in ({}, {"background": True}, {"extra_body": {"stream": True}}):
+                with pytest.raises(
+                    openai.InternalServerError, match="cannot be stored: No such file"
+                ) as refused:
+                    client.responses.create(model="scripted", input="hi", **how)
+                assert refused.value.status_code == 507
+                assert refused.value.code == "insufficient_storage"
+            assert len(own_kernel.kernel.processes) == num_processes
+            assert client.responses.create(model="scripted", input="hi", store=False).output_text == "hello"
+            folder.mkdir()
+            assert client.responses.create(model="scripted", input="hi").status == "completed"
+        assert "record_not_written" in gateway.log_path.read_text()
+        assert "internal_error" not in gateway.log_path.read_text()
+
+
+def test_a_write_that_fails_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was written of a record before the disk was full is removed; an older version stays."""
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    store = ResponseStore(tmp_path, 10, 100.0)
+    record = make_record(status="completed")
+    record.id = f"resp_{1:032x}"
+    trio.run(store.enter, record)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(os, "fsync", refuse)
+    trio.run(store.save, record)
+    with pytest.raises(ApiError, match="No space left"):
+        trio.run(store.enter, record)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_the_store_after_a_crash(tmp_path: Path) -> None:
