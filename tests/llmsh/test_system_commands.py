@@ -44,7 +44,12 @@ async def test_dmesg_prints_the_ring(tmp_path: Path) -> None:
         assert first.endswith("] boot: booted")
         assert second.endswith("] mm: error: out of frames (process 4)")
         assert (await shell.run("dmesg -n 1"))[1].splitlines() == [second]
-        assert [event["sequence"] for event in json.loads((await shell.run("dmesg --json"))[1])] == [1, 2]
+        for number in (4, 41):  # a text that names the process says it once
+            kernel.record("process 4 was killed", pid=number)
+        told = [line.partition("killed")[2] for line in (await shell.run("dmesg -n 2"))[1].splitlines()]
+        assert told == ["", " (process 41)"]
+        events = json.loads((await shell.run("dmesg --json"))[1])
+        assert [event["sequence"] for event in events] == [1, 2, 3, 4]
 
 
 async def test_dmesg_follows_without_gaps(tmp_path: Path) -> None:

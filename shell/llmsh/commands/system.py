@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
@@ -126,7 +127,8 @@ def _print_events(shell: Shell, events: Sequence[Event], is_json: bool) -> None:
             continue
         when = datetime.fromtimestamp(event.time).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
         level = "" if event.level == "info" else f"{event.level}: "
-        process = "" if event.pid is None else f" (process {event.pid})"
+        is_named = event.pid is None or re.search(rf"\b(pid|process) {event.pid}\b", event.text)
+        process = "" if is_named else f" (process {event.pid})"
         shell.screen.line(f"[{when}] {event.subsystem}: {level}{event.text}{process}")
 
 
