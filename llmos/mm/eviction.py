@@ -12,7 +12,7 @@ DEFAULT_KNEE_TOKENS = 8192
 
 
 class Eviction(Protocol):
-    """Values pages: of those that nothing depends on, the least goes first, of equals the oldest."""
+    """Says what pages are worth. The one worth least is evicted first; of equals, the oldest."""
 
     name: str
 
@@ -44,12 +44,12 @@ class LeastRecentlyUsed:
 
 @define
 class CostAware:
-    """What it would cost to compute a page again, for each process that it has served, above what went last.
+    """A page is worth what it would cost to compute it again, for each process that it has served.
 
-    Computing a token costs a constant, and attention over all tokens before it: pages far down a long prompt
-    are dear, a system prompt that everybody uses is dear, and a few tokens in a page of their own are cheap.
-    The value of the page that went last is the floor for those that are used from then on, so what nobody
-    asks for any more is overtaken, however dear it was.
+    Computing a token costs a constant, and attention over all tokens before it. So pages far down a long
+    prompt are expensive, so is a system prompt that everybody uses, and a few tokens in a page of their own
+    are cheap. On top comes a floor, the value of the page that was evicted last. A page gets the floor of the
+    time at which it is used, so one that nobody uses any more is overtaken in the end, whatever it was worth.
 
     Args:
         knee_tokens: the position at which attention over the context costs as much as the rest of a token.

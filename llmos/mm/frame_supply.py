@@ -55,8 +55,9 @@ class FrameSupply:
     def map_ahead(self, space: AddressSpace, num_pages: int) -> None:
         """Map pages that a space will write in a few steps, `num_pages` with those that it has.
 
-        In the long run the cache fills every frame. These pages would be evicted for in any case, then with a
-        step waiting. That they are needed is only likely, though: what somebody pinned does not go for them.
+        In the long run the cache fills every frame, so something would be evicted for these pages in any
+        case, only later and with a step waiting for it. But they are only likely to be needed: what somebody
+        has pinned does not go for them.
         """
         wanted = min(num_pages, space.max_pages) - space.num_pages - len(space.ahead)
         missing = wanted * self.frames_per_page - self.pool.num_free

@@ -39,10 +39,10 @@ class FreeAsid:
 
 @define(eq=False)
 class FreeAsids:
-    """Gives out the asid whose leftovers serve best: what is asked for is there, with the least to spare.
+    """Gives out the asid whose leftover mappings fit best: enough of what is needed, the least to spare.
 
-    Where nothing serves, the asid goes that has been free the longest, so that processes which come back soon
-    find theirs. O(log n) per call, with a few candidates looked at, and not by how many pages each has.
+    Where none fits, the one that has been free the longest goes, so that processes which come back soon find
+    theirs. O(log n) per call, with a few candidates looked at, and not by how many pages each has.
 
     Args:
         max_spaces: asids are below it.

@@ -17,8 +17,8 @@ class IdleLeaves:
     """A heap of pages that nobody uses and no page follows, by rank.
 
     Entries go stale instead of being searched for: one counts only if its node is still an idle leaf of that
-    rank. Ranks are unique while nodes are indexed. O(log entries) per call, over many calls; at most as many
-    entries are stale as are not, and SLACK.
+    rank. Ranks are unique while nodes are indexed. O(log entries) per call, averaged over
+    many. No more entries are stale than are current, but for SLACK.
     """
 
     _heap: list[tuple[Rank, int, PageNode]] = field(init=False, factory=list)

@@ -16,7 +16,7 @@ from llmos.mm.prefix_node import PageNode
 class Pins:
     """Whose pages are pinned, and until when. A pin is a wish: it orders eviction and keeps nothing from it.
 
-    Whoever is pinned has the page before it pinned for as long, so a prefix loses its pins from its end.
+    The page before a pinned one is pinned for at least as long, so a prefix loses its pins from its end.
 
     Args:
         clock: seconds, never going back.
@@ -26,8 +26,8 @@ class Pins:
     clock: Callable[[], float]
     max_pages: int
     _num_pages: Counter[str] = field(init=False, factory=Counter)  # by tenant
-    # (when, order, node): one entry for each pinned page, though its pin may have been prolonged meanwhile;
-    # of pages that went before their time, those stay that are fewer than the rest.
+    # (when, order, node): one entry for each pinned page, whose pin may have been prolonged meanwhile, and
+    # some for pages that are gone: at most as many as there are pinned ones, and 64.
     _ends: list[tuple[float, int, PageNode]] = field(init=False, factory=list)
     _num_entries: int = field(init=False, default=0)
 

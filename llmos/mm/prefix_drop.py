@@ -1,4 +1,4 @@
-"""Dropping the prefix cache: whoever asks for it gets rid of pages in pieces, without a lack of frames."""
+"""Dropping the prefix cache, piece by piece: because somebody asks for it, not because frames are short."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DROP_PIECE = 256  # pages: a few microseconds each
 def drop_in_pieces(
     nodes: list[PageNode], is_meant: Callable[[str], bool], drop_branch: Callable[[PageNode], list[PageNode]]
 ) -> Iterator[int]:
-    """Give up the idle ones of some pages. Whatever else may be done to their index between two pieces.
+    """Give up those of some pages that are idle. Between two pieces anything may be done to their index.
 
     Args:
         nodes: pages, each after the one before it in its prompt; taken apart.

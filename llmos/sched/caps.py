@@ -1,4 +1,4 @@
-"""What a tenant may have of a device at once: processes that run, memory. Its own wait or give way for it."""
+"""Caps on what a tenant has of a device at once: where one is reached, its own processes wait or give way."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Caps:
     def pass_over(
         self, waiting: Iterable[Process], members: Collection[Process], *, of_one_tenant: bool = False
     ) -> Iterable[Process]:
-        """Those that wait but for the ones that a cap of their own tenant holds back. Lazy.
+        """Those that wait, without the ones that a cap of their own tenant holds back. Lazy.
 
         Nobody overtakes inside a tenant: after the first that does not fit, none of it does.
 
