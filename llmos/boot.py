@@ -28,7 +28,7 @@ from llmos.loads import first_loads
 from llmos.model_loader import ModelLoader
 from llmos.models import resolve_model
 from llmos.notify import feed_watchdog
-from llmos.params import FAREWELL_SECONDS
+from llmos.params import FAREWELL_SECONDS, LAST_READ_SECONDS
 from llmos.proc.lifecycle import ProcState
 from llmos.sched.messages import Kill
 from syscalls.collector import settle_collector
@@ -192,6 +192,9 @@ async def drain(system: System, gateway: GatewayProcess | None, grace_seconds: f
         with trio.move_on_after(FAREWELL_SECONDS):
             while any(process.state is not ProcState.ZOMBIE for process in system.table):
                 await system.wait_pause()
+    with trio.move_on_after(LAST_READ_SECONDS):
+        while any(process.session is not None for process in system.table):
+            await system.wait_pause()
 
 
 def make_image_store(config: Config) -> ImageStore:

@@ -12,6 +12,7 @@ MAX_PARKED_CALLS: Final = 16_384  # calls of one session that wait for something
 MAX_REPLY_BACKLOG_BYTES: Final = 32 << 20  # unread replies of one session; then it is not read either
 MAX_GATHERED_BYTES: Final = 64 << 10  # likewise; then what it follows waits in the process
 FAREWELL_SECONDS: Final = 2.0  # for a session's last replies to be sent, or the last processes to end
+LAST_READ_SECONDS: Final = 0.5  # before sessions end, for those who still ask how their processes ended
 HANDSHAKE_SECONDS: Final = 10.0  # a session that has not said Hello by then is closed
 
 STEPS_IN_FLIGHT: Final = 2  # the kernel plans step N+1 while the device computes step N

@@ -194,7 +194,10 @@ class System:
         self.note_pause()
 
     async def wait_pause(self) -> None:
-        """Wait until a process has ended, was stopped or waits for input, or devices sleep. A checkpoint."""
+        """Wait until a process has ended, was stopped, waits for input or was reaped, or devices sleep.
+
+        A checkpoint.
+        """
         await self._pauses.park()
 
     def note_pause(self) -> None:
@@ -240,6 +243,7 @@ class System:
         """Take a zombie out of the table."""
         self.table.reap(process)
         process.tell_followers()
+        self.note_pause()
 
     def process_info(self, process: Process, *, shared: bool = True) -> ProcessInfo:
         """What `ps` and `stat` show; what it shares only where asked for."""

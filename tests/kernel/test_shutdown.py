@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from llmos.params import FAREWELL_SECONDS
+from llmos.params import FAREWELL_SECONDS, LAST_READ_SECONDS
+from llmos.proc.lifecycle import ProcState
 from syscalls.codec import Call, FrameSplitter, Reply, encode_frame, kernel_frame_decoder
+from syscalls.process import Read
 from syscalls.system import Models
-from tests.kernel.harness import running_kernel, wait_until
+from tests.kernel.harness import MODEL, running_kernel, wait_until
 from tests.kernel.test_hostile import GREETING
 
 NUM_CALLS = 4000  # whose replies are more than the system's buffers hold
@@ -46,3 +48,20 @@ async def test_nobody_waits_for_one_who_never_reads(autojump_clock: trio.abc.Clo
             await kernel.client.shutdown(0.0)
             await wait_until(lambda: not kernel.system.num_sessions)
             assert trio.current_time() - began == pytest.approx(FAREWELL_SECONDS, abs=0.5)
+
+
+async def test_who_reads_call_by_call_reads_to_the_end(
+    autojump_clock: trio.abc.Clock, tmp_path: Path
+) -> None:
+    """It asks again when the process has ended already, and how it ended; then nothing is waited for."""
+    async with running_kernel(tmp_path) as kernel:
+        client = kernel.client
+        (pid,) = (await client.spawn((5, 6, 7), max_tokens=50)).pids
+        process = kernel.system.table.get(pid)
+        await client.shutdown(60.0)
+        await wait_until(lambda: process.state is ProcState.ZOMBIE)
+        began = trio.current_time()
+        assert (await client.call(Read(pid, 0))).tokens == MODEL.expected_tokens((5, 6, 7), 50)
+        assert (await client.wait(pid)).status.reason == "length"
+        await wait_until(lambda: not kernel.system.num_sessions)
+        assert trio.current_time() - began < LAST_READ_SECONDS / 2
