@@ -60,10 +60,12 @@ class HostState(enum.Enum):
 
 
 class DriverHost:
-    """Owns the line to one driver.
+    """Owns the line to one driver, and knows why there is none.
+
+    A device has a driver, or is getting one; or it has a Night (asleep, or empty); or it has failed.
 
     Args:
-        core: gets DriverUp, StepFinished and DriverDown.
+        core: told when a driver is up or down, and what it answers.
         open_link: starts a driver and returns the line to it.
         load: what the driver is told to load; None: nothing, until `load`.
         step_timeout_seconds: a step that takes longer means that the driver hangs; it is killed.
@@ -90,9 +92,9 @@ class DriverHost:
         self.hello: Hello | None = None
         self.num_restarts = 0
         self.loaded_at = 0  # when its model served for the first time, in seconds since the epoch
+        self.is_leaving = False  # its model is being unloaded: nothing new is placed here
         self._open_link = open_link
         self._load = load
-        self.is_leaving = False  # its model is being unloaded: nothing new is placed here
         self._step_timeout = step_timeout_seconds
         self._events = events
         self._on_progress = on_progress
@@ -335,6 +337,7 @@ class DriverHost:
             raise lost
 
     async def _watch(self, link: DriverLink) -> None:
+        """Kill a driver that hangs. Looks now and then: a timer for each step would cost every step."""
         while True:
             await trio.sleep(self._step_timeout / 4)
             oldest = self.core.in_flight.oldest
