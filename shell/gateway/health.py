@@ -11,6 +11,7 @@ from shell.gateway.errors import ApiError, draining, kernel_lost, unavailable
 from shell.gateway.exchange import Exchange
 from shell.gateway.replies.server import HealthReport, ReadinessReport, VersionReport
 from shell.gateway.service import Endpoint
+from shell.gateway.users import hide_others
 from syscalls.client import ConnectionLost
 from syscalls.errno import SyscallError
 from syscalls.system import DeviceInfo
@@ -75,7 +76,10 @@ class Version(Endpoint):
 
 
 class MetricsPage(Endpoint):
-    """The gateway's counters, then the kernel's, in the Prometheus text format."""
+    """The gateway's counters, then the kernel's, in the Prometheus text format.
+
+    Of tenants and their users an administrator sees all, others their own.
+    """
 
     name = "metrics"
     media_types = (PROMETHEUS,)
@@ -86,11 +90,13 @@ class MetricsPage(Endpoint):
         exposition = ""
         try:
             with trio.fail_after(KERNEL_PATIENCE_SECONDS):
-                client = self.service.link.client
+                client = self.client_of(exchange)
                 if self.service.metrics.vllm is not None:
                     devices = await client.devices()
                 exposition = (await client.statistics(exposition=True)).exposition
         except (ApiError, ConnectionLost, SyscallError, trio.TooSlowError) as error:
             log.warning("kernel_metrics_missing", error=str(error))
         text = await trio.to_thread.run_sync(self.service.metrics.render, devices)
+        if exchange.client is not None and not exchange.client.welcome.admin:
+            text = hide_others(text, exchange.client.welcome.tenant)
         await exchange.respond(200, text + exposition.encode(), PROMETHEUS)

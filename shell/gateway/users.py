@@ -14,6 +14,7 @@ from shell.gateway.errors import invalid
 from syscalls.process import MAX_USER_LENGTH
 
 OTHERS = "other"
+USER_PREFIX = b"llmos_gateway_user_"  # of lines of a page that tell of users
 
 
 def read_user(given: Any, max_users: int) -> str:
@@ -30,6 +31,14 @@ def read_user(given: Any, max_users: int) -> str:
         message = f"'user' has {len(given)} characters; the limit is {MAX_USER_LENGTH}."
         raise invalid("invalid_value", message, "user")
     return given
+
+
+def hide_others(page: bytes, tenant: str) -> bytes:
+    """A page of metrics without the users of other tenants, nor what they have together."""
+    escaped = tenant.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+    own = f'{{tenant="{escaped}",'.encode()
+    lines = page.split(b"\n")
+    return b"\n".join(line for line in lines if not line.startswith(USER_PREFIX) or own in line)
 
 
 class UserMetrics:

@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, generate_latest
 
+from shell.gateway.users import UserMetrics, hide_others
 from syscalls.embedding import Embed
 from syscalls.process import Spawn
 from tests.gateway.harness import Gateway, KernelThread, running_gateway
@@ -45,9 +49,9 @@ def counters(gateway: Gateway) -> dict[str, float]:
 )
 def test_the_kernel_is_told(counting: Gateway, kernel: KernelThread, path: str, body: dict[str, Any]) -> None:
     """By every endpoint that makes processes; nobody where a body names nobody."""
-    for given, expected in (({"user": "ann"}, "ann"), ({"user": None}, ""), ({}, "")):
+    for named, expected in (({"user": "ann"}, "ann"), ({"user": None}, ""), ({}, "")):
         kernel.kernel.calls.clear()
-        assert counting.post(path, {**body, **given}).status_code == 200
+        assert counting.post(path, {**body, **named}).status_code == 200
         assert users_of(kernel) == [expected]
     check_error(counting.post(path, {**body, "user": 7}), 400, "invalid_type", "user")
     check_error(counting.post(path, {**body, "user": "x" * 257}), 400, "invalid_value", "user")
@@ -83,6 +87,39 @@ def test_tokens_of_responses_are_counted(own_kernel: KernelThread, tmp_path: Pat
         label = '{tenant="tester",user="ann"}'
         assert found[f"llmos_gateway_user_{kind}_tokens_total{label}"] == float(total) > 3
     assert found['llmos_gateway_user_requests_total{tenant="tester",user="ann"}'] == 3.0
+
+
+def test_a_tenant_sees_its_own(tmp_path: Path) -> None:
+    """The page of metrics names no user of another tenant, and asks the kernel as the tenant."""
+    with KernelThread(tmp_path / "kernel", {"key-of-alice": "alice", "key-of-bob": "bob"}) as kernel:
+        with running_gateway(kernel, tmp_path / "g", "--max-users", "3", wait=False) as gateway:
+            kernel.wait_until(lambda: gateway.get("/health").status_code == 200)
+            for tenant in ("alice", "bob"):
+                headers = {"authorization": f"Bearer key-of-{tenant}"}
+                body = {"prompt": "abc", "user": f"one of {tenant}"}
+                assert gateway.post("/v1/completions", body, headers=headers).status_code == 200
+            page = gateway.get("/metrics", headers={"authorization": "Bearer key-of-alice"}).text
+            assert 'llmos_gateway_user_requests_total{tenant="alice",user="one of alice"} 1.0' in page
+            assert "bob" not in page
+
+
+NAMES = st.sampled_from(['"', "a", "\\", "\r", '{tenant="a",', "a\nllmos_gateway_user_"]) | st.text(
+    min_size=1
+)
+
+
+@given(st.lists(st.tuples(NAMES, NAMES), max_size=5), NAMES)
+def test_whatever_they_are_called(requests: list[tuple[str, str]], tenant: str) -> None:
+    """The page that is left is the one of a server that only this tenant uses."""
+    pages = []
+    for served in (requests, [(name, user) for name, user in requests if name == tenant]):
+        registry = CollectorRegistry()
+        metrics = UserMetrics(registry, max_users=10)
+        for name, user in served:
+            metrics.observe(name, user, 3, 5)
+        lines = generate_latest(registry).split(b"\n")
+        pages.append(b"\n".join(line for line in lines if b"_created" not in line))
+    assert hide_others(pages[0], tenant) == pages[1]
 
 
 def test_without_the_option_it_has_no_effect(gateway: Gateway, kernel: KernelThread) -> None:
