@@ -69,7 +69,7 @@ def ping(system: System, session: Session, call_id: int, body: Ping) -> Answer:
 
 async def render_statistics(system: System, session: Session, call_id: int) -> None:
     """Answer Statistics(exposition=True); the text is made in a thread."""
-    async with system.rendering:
+    async with session.rendering, system.rendering:  # sessions take turns, however often each asks
         statistics, device_infos = system.statistics(), system.device_infos()
         memory = device_memories(system, session.tenant)
         shares = visible_shares(system, session)

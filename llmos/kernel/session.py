@@ -79,6 +79,7 @@ class Session:
             lambda self: Followers(self.system, self.reply, self._outbox.note_due), takes_self=True
         )
     )
+    rendering: trio.Lock = attrs.field(factory=trio.Lock)  # its turn to have metrics written is one at a time
     _parked: dict[int, Undo] = attrs.field(factory=dict)
     _listeners: dict[int, Callable[[Answer], None]] = attrs.field(factory=dict)  # of calls, for traces
     _is_gathering: bool = False  # answers of followers are on their way into the outbox

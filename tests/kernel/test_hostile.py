@@ -160,18 +160,30 @@ async def test_thousands_of_calls_at_once(
 
 
 async def test_hundreds_of_scrapes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One thread writes metrics at a time; the others wait, and are answered in the end."""
+    """One thread writes metrics at a time, for one session after the other: who asks once is the next."""
     may_end = threading.Event()
+    rendered: list[str] = []
     async with running_kernel(tmp_path) as kernel:
-        monkeypatch.setattr(kernel.system.metrics, "render", lambda *_: str(may_end.wait()))
+        monkeypatch.setattr(
+            kernel.system.metrics, "render", lambda *_: rendered.append(str(may_end.wait())) or ""
+        )
+
+        async def scrape_once() -> None:
+            await kernel.client.statistics(exposition=True)
+            assert len(rendered) <= 3
+
         async with open_client(kernel.socket_path) as other, trio.open_nursery() as nursery:
             for _ in range(300):
                 nursery.start_soon(partial(other.statistics, exposition=True))
             try:
-                await wait_until(lambda: kernel.system.rendering.statistics().tasks_waiting == 299)
+                await wait_until(lambda: kernel.system.rendering.borrowed_tokens == 1)
+                nursery.start_soon(scrape_once)
+                await wait_until(lambda: kernel.system.rendering.statistics().tasks_waiting == 1)
                 await kernel.client.ping()
+                assert rendered == []
             finally:
                 may_end.set()
+        assert len(rendered) == 301
 
 
 async def test_silence_instead_of_hello(autojump_clock, tmp_path: Path) -> None:
