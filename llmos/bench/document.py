@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 
 from llmos.bench.report import read_rows
+from llmos.bench.summary import summarise
 
 PREAMBLE = """# Benchmarks
 
@@ -22,6 +23,7 @@ def document(folder: Path) -> str:
     """The page as Markdown."""
     parts = [PREAMBLE]
     rows = read_rows(sorted(folder.glob("*.jsonl")))
+    parts += summarise(rows)
     for (bench, machine, commit), group in groupby(
         rows, key=lambda row: (row.bench, row.machine, row.commit)
     ):

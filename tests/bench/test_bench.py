@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from llmos.bench.document import document
 from llmos.bench.report import Report, read_rows
 from llmos.bench.server import ServerDidNotStart, running_server
+from llmos.bench.summary import PICKS, summarise
 from llmos.bench.workload import choose_workloads, percentile, random_prompt, served_lengths
 from llmos.config import ConfigError
 
@@ -71,6 +72,18 @@ def test_rows_come_back_and_make_a_page(tmp_path: Path) -> None:
     page = document(tmp_path)
     assert page.endswith("## other: not measured")
     assert "not yet" not in page
+
+
+def test_the_summary_shows_rows_that_are_there() -> None:
+    """Each pick is one row of the page, or the last of the same; what is worse than its baseline says so."""
+    folder = Path(__file__).parents[2] / "docs/benchmarks"
+    rows = read_rows(sorted(folder.glob("*.jsonl")))
+    assert [pick.question for pick in PICKS if not any(map(pick.finds, rows))] == []
+    lines = [line for line in summarise(rows) if line.startswith("| ")][2:]
+    assert len(lines) == len(PICKS)
+    for line in lines:
+        *_, ratio, word, _ = line.split(" | ") if line.endswith("| ") else (*line[:-2].split(" | "), "")
+        assert (float(ratio) < 0.95) == (word == "**worse**")
 
 
 def test_the_page_is_generated() -> None:
