@@ -18,7 +18,7 @@ from shell.gateway.errors import ApiError
 from shell.gateway.exchange import Exchange, Receive, Scope, Send
 from shell.gateway.fields import FieldTable, implemented, read_fields
 from shell.gateway.json_body import read_json
-from shell.gateway.page_sampler import Sampler
+from shell.gateway.page_sampler import HISTORY_SECONDS, Sampler
 from shell.gateway.process_errors import explaining_processes, not_found, read_pid
 from shell.gateway.replies.processes import DoneAction, Life, Moment
 from shell.gateway.service import Endpoint
@@ -85,8 +85,7 @@ class PageStream(Endpoint):
     async def answer(self, exchange: Exchange) -> None:
         """Stream until the viewer leaves, the server drains or the kernel is gone."""
         config = self.service.config
-        client = self.client_of(exchange)
-        sampler = self._samplers.setdefault(client, Sampler(client, self.service.metrics.waits))
+        sampler = self._sampler_of(self.client_of(exchange))
         writer = EventWriter(exchange, None, config.send_timeout)
 
         async def stream() -> None:
@@ -102,8 +101,15 @@ class PageStream(Endpoint):
             await exchange.end_events()
         finally:
             sampler.num_viewers -= 1
-            if not sampler.num_viewers:
-                self._samplers.pop(client, None)
+            sampler.left_at = trio.current_time()
+
+    def _sampler_of(self, client: Client) -> Sampler:
+        """Return the looks of a session; those that nobody has wanted for long are forgotten."""
+        longest = trio.current_time() - HISTORY_SECONDS
+        for each in [*self._samplers.values()]:
+            if not each.num_viewers and each.left_at < longest:
+                del self._samplers[each.client]
+        return self._samplers.setdefault(client, Sampler(client, self.service.metrics.waits))
 
 
 class ProcessLife(Endpoint):

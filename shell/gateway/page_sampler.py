@@ -21,11 +21,19 @@ PERIOD_SECONDS = 0.5
 MANY = 1000  # processes: with more, looks are rarer in proportion, so that they cost the kernel no more
 SLOW_EVERY = 2  # looks: the frame map costs the kernel a walk over all pages
 MAX_ROWS = 2000
+HISTORY_SECONDS = 120.0  # of shares: whoever opens the page is told those, if somebody watched
+
+ShareRow = tuple[str, float, int, int]  # tenant, weight, tokens of prompts, of output
 
 
 def next_look(began: float, ended: float, num_processes: int) -> float:
     """Return when to look again: at the period, and after a rest as long as a kernel that is busy took."""
     return max(began + PERIOD_SECONDS * max(1.0, num_processes / MANY), ended + (ended - began))
+
+
+def changed_shares(before: dict[str, ShareRow], now: dict[str, ShareRow]) -> list[ShareRow]:
+    """Return the rows that are new or other than they were."""
+    return [row for tenant, row in now.items() if before.get(tenant) != row]
 
 
 @attrs.define(eq=False)
@@ -35,9 +43,10 @@ class Sampler:
     client: Client
     waits: Waits  # of the whole gateway
     num_viewers: int = 0  # written by the stream's endpoint
+    left_at: float = 0.0  # when the last viewer left, on the run's clock; by the same
     version: int = 0  # of the last look; 0: none yet
     _rows: dict[int, Row] = attrs.field(factory=dict)
-    _shares: dict[str, tuple[str, float, int, int]] = attrs.field(factory=dict)
+    _history: deque[tuple[float, dict[str, ShareRow]]] = attrs.field(factory=deque)  # by uptime and tenant
     _rest: Json = attrs.field(factory=dict)
     _delta: bytes = b""
     _events: deque[Row] = attrs.field(factory=lambda: deque(maxlen=MAX_EVENTS))
@@ -52,7 +61,8 @@ class Sampler:
         Raises, in a group: ConnectionLost, SyscallError.
         """
         async with self._lock:
-            if version == self.version:
+            is_stale = trio.current_time() > self._next_look + PERIOD_SECONDS  # nobody was there to want it
+            if version == self.version or is_stale:
                 await trio.sleep_until(self._next_look)
                 began = trio.current_time()
                 await self._look()
@@ -61,7 +71,7 @@ class Sampler:
             if version and version == self.version - 1:
                 return self.version, self._delta
             whole: Json = {"whole": True, "new": list(self._rows.values()), "changed": {}, "gone": []}
-            whole |= {"shares": list(self._shares.values()), "events": list(self._events)}
+            whole |= {"history": self._tell_history(), "events": list(self._events)}
             return self.version, encode_event(whole | self._rest)
 
     async def _look(self) -> None:
@@ -108,8 +118,18 @@ class Sampler:
                 each.tenant: (each.tenant, each.weight, each.num_prompt_tokens, each.num_output_tokens)
                 for each in look.shares
             }
-            delta["shares"] = [row for tenant, row in shares.items() if self._shares.get(tenant) != row]
-            self._shares = shares
+            delta["shares"] = changed_shares(self._history[-1][1] if self._history else {}, shares)
+            self._history.append((rest["uptime"], shares))
+            while len(self._history) > 1 and self._history[1][0] < rest["uptime"] - HISTORY_SECONDS:
+                self._history.popleft()
         self._delta = encode_event(delta)
         self._rows, self._rest = rows, self._rest | rest
         self.version += 1
+
+    def _tell_history(self) -> list[tuple[float, list[ShareRow]]]:
+        """Return uptimes with the shares that had changed since the one before; first all of them."""
+        told, before = [], dict[str, ShareRow]()
+        for uptime, shares in self._history:
+            told.append((uptime, changed_shares(before, shares)))
+            before = shares
+        return told

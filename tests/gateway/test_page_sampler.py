@@ -97,5 +97,13 @@ async def test_viewers_share_looks_and_one_that_missed_some_is_sent_everything(
         for _ in range(2):
             latest, _data = await sampler.next(sampler.version)
         assert parse((await sampler.next(version))[1])["whole"]
+        history = parse((await sampler.next(version))[1])["history"]
+        assert [at for at, _rows in history] == sorted(at for at, _rows in history)
+        assert len(history) > 1  # of looks before, for whoever opens the page now
+        await trio.sleep(10 * PERIOD_SECONDS)  # nobody watches
+        kernel.calls.clear()
+        latest, _data = await sampler.next(0)
+        num_looks = sum(type(call).__name__ == "Ps" for call in kernel.calls)
+        assert num_looks == 1  # what is old is not told for new
         await client.kill(pid)
         assert parse((await sampler.next(latest))[1])["gone"] == [pid]

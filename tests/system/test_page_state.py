@@ -17,6 +17,11 @@ READ = """async messages => {
   return messages.map(message => { apply(message);
     return structuredClone([...state.rows.values()].sort((a, b) => a.pid - b.pid)); });
 }"""
+APPLY = """async messages => { const { apply } = await import('/ui/state.js'); messages.forEach(apply); }"""
+# Of each span of time: its seconds, the rate of tokens, and what tenants were served; output counts twice.
+SHARES = """async () => { const { state } = await import('/ui/state.js');
+  return state.shares.map(({ seconds, parts }, i) =>
+    [seconds, state.rates[i].value, Object.fromEntries(parts)]); }"""
 NUM_LOOKS = 100
 
 
@@ -74,14 +79,24 @@ def test_a_kernel_that_was_started_anew_is_no_sequel(server: Server, browser: An
     """Its clock begins again: pids mean others now, so no history and no rate is carried over."""
     row = [1, "bob", "decode", "", "m", 0, 5]
     looks = [
-        {"uptime": 1e6, "new": [[*row, 100, 0, 0]], "shares": [["bob", 5, 100]], "whole": True},
-        {"uptime": 1e6 + 1, "new": [], "changed": {"output": [1, 110]}, "shares": [["bob", 5, 110]]},
-        {"uptime": 2.0, "new": [[*row, 400, 0, 0]], "shares": [["bob", 5, 400]], "whole": True},
-        {"uptime": 3.0, "new": [], "changed": {"output": [1, 403]}, "shares": [["bob", 5, 403]]},
+        {
+            "uptime": 1e6,
+            "new": [[*row, 100, 0, 0]],
+            "whole": True,
+            "history": [[1e6 - 4, [["bob", 1, 5, 70], ["ann", 1, 9, 9]]], [1e6 - 1, [["bob", 1, 5, 100]]]],
+        },
+        {"uptime": 1e6 + 1, "new": [], "changed": {"output": [1, 110]}, "shares": [["bob", 1, 5, 110]]},
+        {"uptime": 2.0, "new": [[*row, 400, 0, 0]], "whole": True, "history": [[2.0, [["bob", 1, 5, 400]]]]},
+        {"uptime": 3.0, "new": [], "changed": {"output": [1, 403]}, "shares": [["bob", 1, 5, 403]]},
     ]
     messages = [{"changed": {}, "gone": [], "events": [], **look} for look in looks]
     with open_page(browser, server.url) as page:
         wait_live(page)
+        page.evaluate(APPLY, messages[:2])
+        told = page.evaluate(SHARES)
         found = page.evaluate(READ, messages)
+        told_anew = page.evaluate(SHARES)
+    assert told == [[3, 10, {"bob": 60}], [2, 5, {"bob": 20}]]  # what was before the page, and what came then
+    assert told_anew == [[1, 3, {"bob": 6}]]
     assert [look[0]["rate"] for look in found] == [0, 10, 0, 3]
     assert [len(look[0]["points"]) for look in found] == [1, 2, 1, 2]

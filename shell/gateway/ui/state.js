@@ -69,12 +69,19 @@ function applyShares(changed, isSequel) {
   while (state.shares.length && isOld(state.shares[0])) state.shares.shift();
 }
 
+// Whoever comes, or has missed something, is told the shares of the last minutes anew.
+function applyHistory({ history, uptime }) {
+  state.served.clear(); state.shares = []; state.rates = []; state.sharesAt = null;
+  history.forEach(([at, rows], index) => { state.uptime = at; applyShares(rows, index > 0); });
+  state.uptime = uptime;
+}
+
 export function apply(message) {
   const before = state.uptime, isSequel = before !== null && message.uptime >= before; // not a kernel that was started anew
   state.uptime = message.uptime;
-  if (!isSequel) { state.served.clear(); state.shares = []; state.rates = []; state.sharesAt = null; }
   for (const key of PLAIN) if (key in message) state[key] = message[key];
   applyRows(message, isSequel ? message.uptime - before : 0, isSequel);
+  if (message.history) applyHistory(message);
   if (message.shares) applyShares(message.shares, isSequel);
   if (message.whole) state.events = [];
   state.events.push(...message.events);
