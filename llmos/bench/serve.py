@@ -23,6 +23,7 @@ from rich.progress import Progress
 from llmos.bench.arrivals import PlannedRequest
 from llmos.bench.ask import Prompts, Style, words
 from llmos.bench.report import Report
+from llmos.bench.serve_table import print_table
 from llmos.bench.server import Server, running_server
 from llmos.bench.sse_client import RequestFailed, stream_completion
 from llmos.bench.workload import Target, describe, percentile
@@ -195,9 +196,9 @@ def main(
         trio.run(run)
     report = Report("serve")
     measured.add_rows(report, f"{target.served_name}, {len(planned)} requests", slo)
-    report.print_table()
+    print_table(report.rows, f"{target.served_name}, {len(planned)} requests")
     for message in measured.first_errors.values():
-        console.print(f"first of its kind: {message}", markup=False, highlight=False)
+        console.print(f"first of its kind: {message}", markup=False, highlight=False, soft_wrap=True)
     if json_path:
         report.write_json(json_path)
     return 0 if measured.finished else 1

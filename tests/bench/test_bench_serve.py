@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from llmos.bench.arrivals import PlannedRequest, plan_requests
 from llmos.bench.report import BenchRow, Report, read_rows
 from llmos.bench.serve import Finished, Measured, Slo
+from llmos.bench.serve_table import print_table
 from llmos.bench.server import running_server
 from llmos.config import ConfigError
 from tests.system.leaks import assert_no_leak, count
@@ -138,6 +139,34 @@ def test_all_at_once() -> None:
     for wrong in ({"seconds": 1.0}, {"trace": "trace.csv"}):
         with pytest.raises(ConfigError, match="--rate inf"):
             plan(rate=math.inf, **wrong)
+
+
+def test_the_table_is_of_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    """Times by percentile, then a line for each other number; without an answer there is no table."""
+    report, measured = Report("serve"), Measured(seconds=2.0, num_arrived=2)
+    measured.errors["status 429"] = 1
+    measured.add_rows(report, "m, 2 requests", Slo())
+    print_table(report.rows, "m, 2 requests")
+    assert capsys.readouterr().out.splitlines() == [
+        "m, 2 requests",
+        "finished: 0 requests, 0% of those that arrived",
+        "duration: 2 s",
+        "request throughput: 0 requests/s",
+        "output throughput: 0 tokens/s",
+        "errors: status 429: 1 requests, 50% of those that arrived",
+        "cut off: 1 requests, 50% of those that arrived",
+    ]
+    report = Report("serve")
+    measured.finished.append(Finished(0.0, [0.5, 0.75, 1.5], 7))
+    measured.add_rows(report, "m, 2 requests", Slo(ttft_ms=600.0))
+    print_table(report.rows, "m, 2 requests")
+    lines = capsys.readouterr().out.splitlines()
+    (first,) = [line.split() for line in lines if "TTFT" in line]
+    assert first[1::2] == ["TTFT", "500", "500", "500", "500"]
+    assert lines[-2:] == [
+        "goodput: 0.5 requests/s, 50% of those that arrived",
+        "errors: status 429: 1 requests, 50% of those that arrived",
+    ]
 
 
 def command(*arguments: str) -> list[str]:
