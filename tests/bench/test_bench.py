@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from run_bench import run_bench
 
 from llmos.bench.document import document
 from llmos.bench.report import Report, read_rows
@@ -92,17 +91,9 @@ def test_the_page_is_generated() -> None:
     assert (root / "docs/benchmarks.md").read_text() == document(root / "docs/benchmarks")
 
 
-def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `llmos bench …`."""
-    return subprocess.run(
-        [sys.executable, "-m", "llmos.cli", "bench", *arguments],
-        capture_output=True, text=True, timeout=480, check=False,
-    )  # fmt: skip
-
-
 def test_bench_kernel(tmp_path: Path) -> None:
     """One run of the kernel benchmark measures its four numbers."""
-    result = bench("kernel", "--runs", "1", "--json", str(tmp_path / "rows.jsonl"))
+    result = run_bench("kernel", "--runs", "1", "--json", str(tmp_path / "rows.jsonl"))
     assert result.returncode == 0, result.stderr
     rows = read_rows([tmp_path / "rows.jsonl"])
     assert [row.unit for row in rows] == ["us", "us", "tokens/s", "tokens/s"]
@@ -112,7 +103,7 @@ def test_bench_kernel(tmp_path: Path) -> None:
 def test_bench_workload() -> None:
     """One run of the workload, as lines for a comparison of servers."""
     options = ("--runs", "1", "--threads", "1", "--weights", "fp32", "--kv", "fp16")
-    result = bench("workload", *options, "--jsonl")
+    result = run_bench("workload", *options, "--jsonl")
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     assert [(row["workload"], row.get("batch")) for row in rows] == [
@@ -126,9 +117,9 @@ def test_bench_workload() -> None:
 
 def test_bench_refuses_nonsense() -> None:
     """A count of runs that measures nothing, or an address where nobody answers, is named."""
-    assert bench("kernel", "--runs", "0").returncode == 2
-    assert bench("workload", "--workloads", "Z").returncode == 2
-    result = bench("workload", "--url", "http://127.0.0.1:1", "--runs", "1")
+    assert run_bench("kernel", "--runs", "0").returncode == 2
+    assert run_bench("workload", "--workloads", "Z").returncode == 2
+    result = run_bench("workload", "--url", "http://127.0.0.1:1", "--runs", "1")
     assert result.returncode == 1
     assert "127.0.0.1" in result.stderr
     assert "Traceback" not in result.stderr
@@ -137,7 +128,7 @@ def test_bench_refuses_nonsense() -> None:
 def test_bench_page(tmp_path: Path) -> None:
     """A few processes: what is sent is less than the whole state each time; the rows have their shape."""
     path = tmp_path / "page.jsonl"
-    result = bench("page", "--quick", "--runs", "1", "--json", str(path))
+    result = run_bench("page", "--quick", "--runs", "1", "--json", str(path))
     assert result.returncode == 0, result.stderr
     rows = {row.metric: row for row in read_rows([path])}
     assert rows["sent"].ratio > 1

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import msgspec
 import pytest
+from run_bench import run_bench
 
 from drivers.bench import rows as theirs
 from drivers.bench.sections import SECTIONS
@@ -18,18 +17,10 @@ from llmos.bench.sections import choose_sections
 from llmos.config import ConfigError
 
 
-def bench_cpu(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `llmos bench cpu …`."""
-    return subprocess.run(
-        [sys.executable, "-m", "llmos.cli", "bench", "cpu", *arguments],
-        capture_output=True, text=True, timeout=480, check=False,
-    )  # fmt: skip
-
-
 def test_every_section_measures(tmp_path: Path) -> None:
     """A quick run has rows of every section, for one thread and for two, and all are above zero."""
     file = tmp_path / "rows.jsonl"
-    result = bench_cpu("--quick", "--runs", "1", "--threads", "2", "--json", str(file))
+    result = run_bench("cpu", "--quick", "--runs", "1", "--threads", "2", "--json", str(file))
     assert result.returncode == 0, result.stderr
     rows = read_rows([file])
     assert {row.case.split(":")[0] for row in rows} == set(ours.SECTIONS)
@@ -41,7 +32,9 @@ def test_every_section_measures(tmp_path: Path) -> None:
 def test_sections_are_chosen_by_name(tmp_path: Path) -> None:
     """Only the sections asked for are measured."""
     file = tmp_path / "rows.jsonl"
-    result = bench_cpu("--quick", "--runs", "2", "--threads", "1", "--only", "peaks", "--json", str(file))
+    result = run_bench(
+        "cpu", "--quick", "--runs", "2", "--threads", "1", "--only", "peaks", "--json", str(file)
+    )
     assert result.returncode == 0, result.stderr
     assert {row.case.split(":")[0] for row in read_rows([file])} == {"peaks"}
     assert choose_sections("decode, gemm", ours.SECTIONS) == ["gemm", "decode"]
@@ -62,7 +55,7 @@ def test_both_sides_know_the_same_lines() -> None:
 def test_nonsense_is_refused() -> None:
     """A section that is not there, no run and no thread are named, before anything is measured."""
     for arguments in (("--only", "gemm,fft"), ("--runs", "0"), ("--threads", "0")):
-        result = bench_cpu(*arguments)
+        result = run_bench("cpu", *arguments)
         assert result.returncode == 2, result.stdout
         assert "Traceback" not in result.stderr
     with pytest.raises(ConfigError, match="'fft'"):

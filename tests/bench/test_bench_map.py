@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import msgspec
 import pytest
+from run_bench import run_bench
 
 from drivers.bench import map as theirs
 from llmos.bench import map as bench
@@ -15,18 +14,10 @@ from llmos.bench import map_driver as ours
 from llmos.bench.report import read_rows
 
 
-def bench_map(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `llmos bench map …`."""
-    return subprocess.run(
-        [sys.executable, "-m", "llmos.cli", "bench", "map", *arguments],
-        capture_output=True, text=True, timeout=480, check=False,
-    )  # fmt: skip
-
-
 def test_no_step_waits_for_a_map_ahead_of_need(tmp_path: Path) -> None:
     """Without it some do, and in spaces that come back to their asids nobody does."""
     file = tmp_path / "rows.jsonl"
-    result = bench_map("--quick", "--runs", "1", "--threads", "1", "--json", str(file))
+    result = run_bench("map", "--quick", "--runs", "1", "--threads", "1", "--json", str(file))
     assert result.returncode == 0, result.stderr
     rows = read_rows([file])
     assert all(row.bench == "map" and row.ratio > 0 for row in rows)
@@ -69,6 +60,6 @@ def test_what_cannot_be_loaded_is_named() -> None:
 def test_nonsense_is_refused() -> None:
     """Before anything is measured."""
     for arguments in (("--runs", "0"), ("--threads", "0"), ("--shapes", "base,huge")):
-        result = bench_map(*arguments)
+        result = run_bench("map", *arguments)
         assert result.returncode == 2, result.stdout
         assert "Traceback" not in result.stderr

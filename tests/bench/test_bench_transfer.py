@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
+
+from run_bench import run_bench
 
 from drivers.bench.transfer import ROUTES, Ends, Shape, shapes
 from llmos.bench.report import read_rows
 from native.transfer import TransferEngine
 
 
-def bench_transfer(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `llmos bench transfer …`."""
-    return subprocess.run(
-        [sys.executable, "-m", "llmos.cli", "bench", "transfer", *arguments],
-        capture_output=True, text=True, timeout=480, check=False,
-    )  # fmt: skip
-
-
 def test_every_route_is_measured(tmp_path: Path) -> None:
     """A quick run has rows of every route, in runs, in pieces and with checksums, and leaves no file."""
     file, folder = tmp_path / "rows.jsonl", tmp_path / "disk"
     folder.mkdir()
-    result = bench_transfer("--quick", "--runs", "2", "--folder", str(folder), "--json", str(file))
+    result = run_bench("transfer", "--quick", "--runs", "2", "--folder", str(folder), "--json", str(file))
     assert result.returncode == 0, result.stderr
     rows = read_rows([file])
     assert [row.case for row in rows] == [shape.name for shape in shapes(True)]
@@ -56,6 +48,6 @@ def test_what_is_timed_moves_every_byte(tmp_path: Path) -> None:
 def test_nonsense_is_refused() -> None:
     """No run, and a folder that is not there, are named before anything is measured."""
     for arguments in (("--runs", "0"), ("--folder", "/nowhere")):
-        result = bench_transfer(*arguments)
+        result = run_bench("transfer", *arguments)
         assert result.returncode == 2, result.stdout
         assert "Traceback" not in result.stderr
