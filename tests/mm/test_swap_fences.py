@@ -317,3 +317,31 @@ def test_places_of_a_copy_are_runs() -> None:
     (copy,) = swap.transfers.take_messages()
     assert copy.source == Place("device", (0, 1, 2, 3, 4, 5))
     assert copy.target == Place("host", (0, 1, 2, 3, 4, 5))
+
+
+def test_slots_of_a_bad_copy_wait_for_all_who_read_it() -> None:
+    """One of two readers finds it bad: nobody trusts it from then on, and nobody writes there yet."""
+    vmm = VMM(KV, NUM_FRAMES, NUM_SPACES, max_model_len=40, prefix_cache=False)
+    swap = Swap(vmm, {"disk": 2}, lambda message: None)
+    area = swap.copies.areas["disk"]
+    space = vmm.open_space("tenant")
+    vmm.pager.grow(space, 0, PAGE)
+    first, second = Backing(), Backing()
+    swap.swap_out(space, swap.plan_out(space, PAGE, first), PAGE, first, "disk", lambda transfer: None)
+    (copy,) = swap.transfers.take_messages()
+    swap.transfers.finish(CopyDone(copy.id, 0.0, (7, 8)))
+    vmm.close_space(space)
+    first.set_needed(True)
+    swap.copies.inherit(first, second)
+    for backing in (first, second):
+        space = vmm.open_space("tenant")
+        vmm.pager.grow(space, 0, PAGE)
+        swap.swap_in(space, 0, 1, backing, lambda transfer: None)
+    one, other = swap.transfers.take_messages()
+    assert one.source.slots == other.source.slots
+    swap.transfers.finish(CopyDone(one.id, 0.0, (), (CopyFault(1, "it is damaged", True),)))
+    assert second.usable(0) is None
+    assert area.num_free == 0
+    swap.transfers.finish(CopyDone(other.id, 0.0))
+    assert area.num_free == 2
+    swap.check_integrity([first, second])
