@@ -224,6 +224,8 @@ def test_faults_name_the_tier_the_slot_and_the_limit(arena: Arena, tiers: Tiers,
         assert [fault.index for fault in done.faults] == list(faults), (source, target)
         for fault in done.faults:
             assert faults[fault.index] in fault.message
+            is_bad = "its checksum" in fault.message or "the file ends" in fault.message
+            assert fault.is_source == is_bad  # what lies there is at fault, and not the copy
     assert not Path(path).exists()
     assert carry_out(tiers, host(), device()) == CopyDone(7, 0.0)
     assert carry_out(tiers, device(0, 1), device(2, 3)).faults == ()
@@ -317,6 +319,7 @@ def test_checks_are_made_whatever_way_a_copy_takes(arena: Arena, tiers: Tiers) -
         done = carry_out(tiers, source, target, (good[0], good[1] ^ 1))
         assert [fault.index for fault in done.faults] == [1], (source, target)
         assert "checksum" in done.faults[0].message
+        assert done.faults[0].is_source
         assert not carry_out(tiers, source, target, tuple(good)).faults
 
 
