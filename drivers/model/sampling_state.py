@@ -89,15 +89,15 @@ class SamplingState:
         fresh = tokens[max(0, self._num_known - start) :]
         if not fresh:
             return
+        num_prompt = max(0, self.num_prompt_tokens - (start + len(tokens) - len(fresh)))
+        prompt, output = fresh[:num_prompt], fresh[num_prompt:]
         if self.counts is not None:
-            num_prompt = max(0, self.num_prompt_tokens - (start + len(tokens) - len(fresh)))
-            self.counts.add(fresh[:num_prompt], output=False)
-            self.counts.add(fresh[num_prompt:], output=True)
+            self.counts.add(prompt, output=False)
+            self.counts.add(output, output=True)
         if self.history is not None:
             self.history.add(fresh)
         if self.grammar is not None:
-            num_prompt = max(0, self.num_prompt_tokens - (start + len(tokens) - len(fresh)))
-            self.grammar.advance(fresh[num_prompt:])
+            self.grammar.advance(output)
         self._num_known = start + len(tokens)
 
     @property
@@ -140,21 +140,21 @@ class SamplingState:
         if is_greedy and not num_named and sampling.logprobs is None and tally is None:
             return None
         draw = Draw(
-            sampling.temperature,
-            uniform(sampling.seed or 0, position),
-            sampling.top_k,
-            sampling.top_p,
-            sampling.min_p,
-            sampling.repetition_penalty,
-            sampling.frequency_penalty,
-            sampling.presence_penalty,
-            seen_ids,
-            num_output,
-            bias_ids,
-            bias_values,
-            banned_ids,
-            sampling.logprobs,
-            allowed_ids,
+            temperature=sampling.temperature,
+            uniform=uniform(sampling.seed or 0, position),
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            presence_penalty=sampling.presence_penalty,
+            seen_ids=seen_ids,
+            num_output=num_output,
+            bias_ids=bias_ids,
+            bias_values=bias_values,
+            banned_ids=banned_ids,
+            num_top=sampling.logprobs,
+            allowed_ids=allowed_ids,
             tally=tally,
         )
         return evolve(draw, **self._by_cuts(position)) if self._needs_cuts else draw
