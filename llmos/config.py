@@ -200,6 +200,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             description="gateway: `user` of requests counts; so many have metrics of their own, 0: no effect",
         ),
     ] = 0  # fmt: skip
+    model_load_wait_seconds: Annotated[
+        float,
+        Meta(ge=0, description="gateway: requests wait so long for a model that loads; 0: 503 at once"),
+    ] = 0.0
     response_folder: Annotated[
         str | None, Meta(description="gateway: where stored responses lie; default: beside the socket")
     ] = None

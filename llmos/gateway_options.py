@@ -26,6 +26,7 @@ def gateway_options(config: Config, socket_path: str) -> list[str]:
         "shutdown-timeout": config.shutdown_grace_seconds,
         "priority-order": config.priority_order,
         "max-users": config.max_users,
+        "model-load-wait": config.model_load_wait_seconds,
         "metrics-compat": config.metrics_compat,
         "log-level": config.log_level,
         "log-format": config.log_format,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ class Catalog:
 
     link: KernelLink
     aliases: Mapping[str, str | None] = attrs.field(factory=dict)  # see GatewayConfig
+    load_wait: float = 0.0  # seconds that `resolve` waits for a model that is not ready
     _opened: dict[tuple[str, str], tuple[TextModel, dict[str, float]]] = attrs.field(factory=dict)
     _lock: trio.Lock = attrs.field(factory=trio.Lock)
 
@@ -115,9 +117,26 @@ class Catalog:
     async def resolve(self, name: str | None, *, embeds: bool = False, pairs: bool = False) -> ServedModel:
         """Return a model that is ready to make text, or vectors, or those or scores of pairs.
 
+        One that loads is waited for as long as is set.
+
         Raises:
             ApiError: as `find_info`; 400 `unsupported_parameter` when it cannot do that; 503 `model_loading`.
         """
+        find = partial(self._resolve, name, embeds, pairs)
+        if self.load_wait > 0:
+            with trio.move_on_after(self.load_wait):
+                while True:
+                    changed = self.link.models_changed
+                    try:
+                        return await find()
+                    except ApiError as error:
+                        if error.code != "model_loading":
+                            raise
+                    await changed.wait()
+        return await find()
+
+    async def _resolve(self, name: str | None, embeds: bool, pairs: bool) -> ServedModel:
+        """Return it if it is ready now. Raises as `resolve`."""
         info = await self.find_info(name, embeds, pairs)
         if embeds and (info.embedding is None or (info.embedding.scores_pairs and not pairs)):
             raise unsupported("model", f" here: `{info.name}` is not an embedding model")

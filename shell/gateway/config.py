@@ -70,6 +70,7 @@ class GatewayConfig:
     shutdown_timeout: float = 30.0
     timings: bool = False  # where the time went, in every response
     max_users: int = 0  # whose `user` is a label of metrics; 0: the field of requests has no effect
+    model_load_wait: float = 0.0  # seconds that a request waits for a model that loads
     metrics_compat: str = "none"  # "vllm": /metrics has vLLM's names, too
     realtime: bool = False  # run before what has ordinary priority
     log_level: str = "info"  # the least that is logged; requests are "info"
@@ -220,6 +221,13 @@ def _make_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="`user` of requests: a tenant's users take turns, N have counters of their own (0: no effect)",
     )
+    add(
+        "--model-load-wait",
+        type=float,
+        default=default.model_load_wait,
+        metavar="SECONDS",
+        help="requests wait so long for a model that loads (0: 503 at once)",
+    )
     add("--log-level", choices=["debug", "info", "warning", "error"], default=default.log_level)
     add("--log-format", choices=["auto", "json", "console"], default=default.log_format)
     return parser
@@ -242,6 +250,8 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
     for name in POSITIVE:
         if getattr(given, name) <= 0:
             parser.error(f"--{name.replace('_', '-')} must be above 0")
+    if given.model_load_wait < 0:
+        parser.error("--model-load-wait must be at least 0")
     if given.max_users < 0:
         parser.error("--max-users must be at least 0")
     if given.max_uploads_bytes is not None and given.max_uploads_bytes < given.max_body_bytes:

@@ -90,9 +90,8 @@ class KernelLink:
         self._take(await client.list_models())
 
     def _take(self, listed: ModelList) -> None:
-        self.loading = listed.loading
-        if listed.models != self.models:
-            self.models = listed.models
+        if (listed.models, listed.loading) != (self.models, self.loading):
+            self.models, self.loading = listed.models, listed.loading
             changed, self.models_changed = self.models_changed, trio.Event()
             changed.set()
 

@@ -75,7 +75,7 @@ def make_service(config: GatewayConfig) -> Service:
         config,
         link,
         Sessions(link, config.is_open_door),
-        Catalog(link, config.aliases),
+        Catalog(link, config.aliases, config.model_load_wait),
         metrics,
         admission,
         responses,

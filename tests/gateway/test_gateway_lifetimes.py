@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 import trio
 
@@ -172,8 +173,6 @@ def test_what_if_the_gateway_starts_first(tmp_path: Path) -> None:
 
 def test_what_if_the_model_is_still_loading(own_kernel: KernelThread, tmp_path: Path) -> None:
     """A model that is listed and not ready is a 503, and alive."""
-    import msgspec
-
     ready = own_kernel.kernel.models[0]
     own_kernel.kernel.models[0] = msgspec.structs.replace(ready, ready=False)
     with running_gateway(own_kernel, tmp_path / "g", wait=False) as gateway:
@@ -197,6 +196,29 @@ def test_what_if_a_model_is_being_loaded_beside_others(own_kernel: KernelThread,
         assert gateway.post(CHAT, hello(model="other")).status_code == 404
         assert gateway.post(CHAT, hello()).status_code == 200
         assert [row["id"] for row in gateway.get("/v1/models").json()["data"]] == ["scripted"]
+
+
+def test_requests_wait_for_a_model_that_loads(own_kernel: KernelThread, tmp_path: Path) -> None:
+    """Those that it serves, as soon as it does; one that is gone is not waited for, and is told."""
+    kernel = own_kernel.kernel
+    with running_gateway(own_kernel, tmp_path / "g", "--model-load-wait", "1000") as gateway:
+        kernel.loading.append("small")
+        with gateway.connect() as raw, gateway.connect() as other:
+            for each, model in ((raw, "small"), (other, "small")):
+                each.sendall(http_request(CHAT, hello(model=model), headers="Connection: close\r\n"))
+            own_kernel.wait_until(lambda: gateway.get("/load").json()["server_load"] == 2)
+            other.shutdown(socket.SHUT_WR)
+            own_kernel.wait_until(lambda: gateway.get("/load").json()["server_load"] == 1)
+            assert gateway.post(CHAT, hello(model="nobody")).status_code == 404
+            assert not kernel.spawned
+            loaded = msgspec.structs.replace(kernel.models[0], name="small")
+            own_kernel.call(lambda: (kernel.models.append(loaded), kernel.loading.clear()))
+            assert read_until(raw, b'"finish_reason":"stop"').startswith(b"HTTP/1.1 200")
+        assert [process.spawn.model for process in kernel.spawned] == ["small"]
+    with running_gateway(own_kernel, tmp_path / "h", "--model-load-wait", "0.01") as gateway:
+        kernel.loading.append("large")
+        response = gateway.post(CHAT, hello(model="large"))
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "model_loading")
 
 
 def test_drain_lets_running_requests_finish(own_kernel: KernelThread, tmp_path: Path) -> None:
