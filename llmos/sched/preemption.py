@@ -59,16 +59,22 @@ class PreemptionCosts:
             return True
         return copy.seconds(num_bytes) <= self.recompute_seconds(start, end)
 
-    def prefers_to_drop(self, start: int, end: int) -> bool:
+    def prefers_to_drop(self, start: int, end: int, num_running: int) -> bool:
         """Should positions [start, end), which have no clean copy, be computed again, so that nobody waits?
 
-        Frames that need no copy are free at once; a copy takes the steps in flight to begin, and one to end.
+        Frames that need no copy are free at once; a copy takes the steps in flight to begin, and one to end,
+        which one process waits for. Whoever runs when the positions are computed again takes so much longer.
+
+        Args:
+            start: what lies before it has clean copies.
+            end: of what is known.
+            num_running: processes that share the device.
         """
         if self.preempt != "auto" or self.forecast is None:
             return False
-        row = StepWork().with_row(start, 1)
-        extra = StepWork().with_row(start, end - start)
-        return self.forecast.step_seconds(extra) <= 2 * self.forecast.step_seconds(row)
+        step = self.forecast.step_seconds(StepWork().with_row(start, 1))
+        longer = self.forecast.step_seconds(StepWork().with_row(start, end - start))
+        return (longer - step) * max(1, num_running) <= 2 * step
 
     def recompute_seconds(self, start: int, end: int) -> float:
         """Time to compute positions [start, end) in chunks, on a device that does nothing else."""

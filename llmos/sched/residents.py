@@ -95,7 +95,7 @@ class Residents:
         """
         assert self.switch is not None
         num_computed = process.num_computed
-        out = self.switch.switch_out(process, keep=True)
+        out = self.switch.switch_out(process, keep=True, num_running=self.queue.num_places_taken)
         self.recorder.note_preemption(process, by, num_computed, out)
         self._count_preemption(process)
         log.info(

@@ -134,7 +134,9 @@ class ContextSwitch:
 
     # --- out ---------------------------------------------------------------------------------------------
 
-    def switch_out(self, process: Process, *, is_clean: bool = True, keep: bool = False) -> SwitchedOut:
+    def switch_out(
+        self, process: Process, *, is_clean: bool = True, keep: bool = False, num_running: int | None = None
+    ) -> SwitchedOut:
         """Take a process's memory; samples in flight are no longer for it. Mutates the process.
 
         Pages that hold tokens we know go to the prefix index, unless `is_clean` is false: then what the
@@ -144,6 +146,7 @@ class ContextSwitch:
             process: may have no memory.
             is_clean: see above.
             keep: it will want it back: send down what that is cheaper for.
+            num_running: processes that run, while somebody waits for the memory; None: nobody does.
         """
         process.epoch += 1
         process.num_pending = process.num_arriving = 0
@@ -152,7 +155,7 @@ class ContextSwitch:
             self._binds.pop(process.space.asid, None)
             known = process.tokens[: process.num_scheduled] if is_clean else []
             if keep and known:
-                out = self._send_down(process, len(known))
+                out = self._send_down(process, len(known), num_running)
             self.vmm.close_space(process.space, known, 0.0 if keep else process.pin_seconds)
             process.space = None
         if keep:
@@ -163,7 +166,7 @@ class ContextSwitch:
         process.bound = False
         return out
 
-    def _send_down(self, process: Process, num_tokens: int) -> SwitchedOut:
+    def _send_down(self, process: Process, num_tokens: int, num_running: int | None) -> SwitchedOut:
         """Copy what has no clean copy yet, if that is cheaper than to compute all of it again."""
         assert process.space is not None
         if not self.swap.copies.has_room():
@@ -172,7 +175,8 @@ class ContextSwitch:
         if not dirty:
             return SwitchedOut(num_kept_tokens=num_tokens)
         num_clean = process.backing.num_tokens(self.vmm.kv.tokens_per_page)
-        if num_clean and self.costs.prefers_to_drop(num_clean, num_tokens):
+        is_waited_for = num_clean and num_running is not None
+        if is_waited_for and self.costs.prefers_to_drop(num_clean, num_tokens, num_running or 0):
             return SwitchedOut(num_kept_tokens=num_clean)
         page_bytes = self.vmm.kv.page_bytes
         bytes_in = self.vmm.kv.num_pages(num_tokens) * page_bytes

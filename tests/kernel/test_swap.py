@@ -80,12 +80,16 @@ async def chat(client: Client, number: int, turns: int) -> None:
     await client.wait(pid)
 
 
+@pytest.mark.parametrize("preempt", ["swap", "auto"])
 async def test_an_idle_chat_is_swapped_out_and_comes_back(
-    tmp_path: Path, autojump_clock: trio.abc.Clock
+    tmp_path: Path, autojump_clock: trio.abc.Clock, preempt: str
 ) -> None:
-    """Its memory goes while its person thinks; the next turn brings it back, and only new pages went down."""
+    """Its memory goes while its person thinks; the next turn brings it back, and only new pages went down.
+
+    Nobody waits for it to go, so that even a short tail is copied: nothing is computed again for haste.
+    """
     async with running_kernel(
-        tmp_path, swap_mib=1, swap_idle_seconds=20, prefix_cache=False, preempt="swap"
+        tmp_path, swap_mib=1, swap_idle_seconds=20, prefix_cache=False, preempt=preempt
     ) as kernel:
         (core,) = kernel.system.cores.values()
         async with trio.open_nursery() as nursery:

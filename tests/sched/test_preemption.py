@@ -50,6 +50,17 @@ def test_what_is_not_known_is_swapped() -> None:
     assert costs().prefers_swap(1, 10**9, 10**9, "disk")
 
 
+@given(start=st.integers(0, 500), num_tokens=st.integers(1, 100), num_running=st.integers(0, 40))
+def test_a_tail_is_computed_again_where_few_are_held_up(
+    start: int, num_tokens: int, num_running: int
+) -> None:
+    """One waits for two steps of 11 ms; all who run wait 1 ms longer for each token but the first."""
+    lost, saved = (num_tokens - 1) * 1 * max(1, num_running), 2 * 11
+    if lost != saved:
+        assert costs().prefers_to_drop(start, start + num_tokens, num_running) == (lost < saved)
+    assert not costs("swap").prefers_to_drop(start, start + num_tokens, num_running)
+
+
 def test_waiting_is_worth_it_for_many_who_arrive_soon() -> None:
     """One runs, in steps of 11 ms; four arrive in 3 ms: waiting costs 3 ms of one, and saves 8 ms of four."""
     one = StepWork().with_row(10, 1)
