@@ -37,7 +37,7 @@ async def read_json(
         raise ApiError(415, "invalid_request_error", "unsupported_media_type", message)
     body = await exchange.read_body(service.uploads)
     if not isinstance(body, BodyFile):
-        return {} if is_optional and not body.strip() else parse_body(body)
+        return {} if is_optional and not body else parse_body(body)
     largest = max((model.max_model_len for model in service.link.models), default=0)
     found = await service.bodies.read(body, BodyLimits.for_context(largest))
     exchange.close_body_file(service.uploads)

@@ -226,6 +226,8 @@ def test_drain_reaches_the_kernel(own_kernel: KernelThread, tmp_path: Path) -> N
     """With the time that was asked for; a wrong one is refused."""
     with running_gateway(own_kernel, tmp_path / "gateway") as gateway:
         check_error(gateway.post("/drain", {"grace_seconds": -1}), 400, "invalid_value", "grace_seconds")
+        blank = httpx.post(f"{gateway.url}/drain", content=b"\n\n", timeout=PATIENCE_SECONDS)
+        check_error(blank, 400, "invalid_json")  # there is a body, and it is none
         assert own_kernel.kernel.shutdown_grace is None
         answer = gateway.post("/drain", {"grace_seconds": 2.5})
         assert answer.json() == {"status": "draining", "grace_seconds": 2.5}
