@@ -70,18 +70,16 @@ def serve(link: KernelLink, backend: Backend, name: str, encoder: EncoderEngine 
 
     engine = encoder or Engine(backend)
     desk = CopyDesk(link, engine)
-    description = backend.describe()
-    link.send(
-        Hello(
-            DRIVER_ABI,
-            backend.kind,
-            name,
-            description,
-            backend.memory_bytes,
-            backend.num_threads,
-            os.getpid(),
-        )
+    hello = Hello(
+        abi=DRIVER_ABI,
+        kind=backend.kind,
+        name=name,
+        description=backend.describe(),
+        memory_bytes=backend.memory_bytes,
+        num_threads=backend.num_threads,
+        os_pid=os.getpid(),
     )
+    link.send(hello)
     while True:
         # a step that waits to be launched behind another one comes before answers: the device is not to idle
         if not (engine.wants_step and link.wait_message((), 0.0)):

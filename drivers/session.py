@@ -78,7 +78,17 @@ def open_session(backend: Backend, load: Load, report: ReportProgress) -> tuple[
         grammars = Grammars(grammar_tokens)
         opened.callback(grammars.close)
         sampler = Sampler(info.vocab_size)
-        session = Session(model, sampler, Pooler(), arena, pages, tiers, grammars, pipeline, opened.pop_all())
+        session = Session(
+            model=model,
+            sampler=sampler,
+            pooler=Pooler(),
+            arena=arena,
+            pages=pages,
+            tiers=tiers,
+            grammars=grammars,
+            pipeline=pipeline,
+            opened=opened.pop_all(),
+        )
     loaded = Loaded(
         model=msgspec.structs.replace(info, weight_bytes=model.weight_bytes),
         kv=kv,

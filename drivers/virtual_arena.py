@@ -161,13 +161,13 @@ class VirtualArena:
     def map_work(self) -> MapWork:
         """What was mapped and unmapped since the arena was opened."""
         return MapWork(
-            self._num_sync,
-            self._num_ahead,
-            self._num_reused,
-            self._num_late,
-            self._num_unmapped,
-            self._wait_seconds,
-            self._beside_seconds,
+            num_sync=self._num_sync,
+            num_ahead=self._num_ahead,
+            num_reused=self._num_reused,
+            num_late=self._num_late,
+            num_unmapped=self._num_unmapped,
+            wait_seconds=self._wait_seconds,
+            beside_seconds=self._beside_seconds,
         )
 
     def take_map_work(self) -> MapWork | None:

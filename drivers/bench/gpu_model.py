@@ -68,11 +68,21 @@ def random_transformer(
 
     layers = tuple(
         LayerWeights(
-            ones(), matrix(q_size + 2 * kv_size, hidden), None, None, None, matrix(hidden, q_size), None,
-            ones(), matrix(2 * inner, hidden), None, matrix(hidden, inner), None,
+            input_norm=ones(),
+            qkv=matrix(q_size + 2 * kv_size, hidden),
+            qkv_bias=None,
+            q_norm=None,
+            k_norm=None,
+            output=matrix(hidden, q_size),
+            output_bias=None,
+            post_norm=ones(),
+            gate_up=matrix(2 * inner, hidden),
+            gate_up_bias=None,
+            down=matrix(hidden, inner),
+            down_bias=None,
         )
         for _ in range(config.num_layers)
-    )  # fmt: skip
+    )
     embedding = torch.empty(config.vocab_size, hidden, dtype=dtype, device=device).normal_(std=hidden**-0.5)
     per_layer = (2 * q_size + 2 * kv_size + 3 * inner) * hidden
     name = FORMATS[dtype]

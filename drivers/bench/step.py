@@ -133,10 +133,22 @@ def measure_step(case: StepCase, shape: str, repetitions: int) -> StepMeasuremen
         samples.append((forward * 1e6, (score - forward) * 1e6, bandwidth, roof / forward, forward / limit))
     microseconds, python, bandwidth, fraction, ratio = map(statistics.median, zip(*samples, strict=True))
     return StepMeasurement(
-        shape, model.info.dtype, model.info.kv, case.num_rows, case.tokens_per_row, case.context, num_threads,
-        microseconds, python, case.size_bytes, bandwidth, fraction, ratio, case.phases(num_steps),
-        repetitions,
-    )  # fmt: skip
+        shape=shape,
+        weights=model.info.dtype,
+        kv=model.info.kv,
+        num_rows=case.num_rows,
+        tokens_per_row=case.tokens_per_row,
+        context=case.context,
+        num_threads=num_threads,
+        microseconds=microseconds,
+        python_microseconds=python,
+        size_bytes=case.size_bytes,
+        read_bytes_per_second=bandwidth,
+        roof_fraction=fraction,
+        limit_ratio=ratio,
+        phases=case.phases(num_steps),
+        repetitions=repetitions,
+    )
 
 
 def measure_all(options: argparse.Namespace) -> Iterator[StepMeasurement]:

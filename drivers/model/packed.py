@@ -107,13 +107,13 @@ class PackedWeights:
         if table.shape != (config.vocab_size, hidden) or table.dtype != expected:
             raise ValueError(f"embedding is {table.dtype} {table.shape}")
         return cls(
-            weight_format,
-            table,
-            WEIGHT_FORMATS[embedding],
-            tuple(layer(f"layers.{index}.") for index in range(config.num_layers)),
-            vector("final_norm", hidden),
-            linear("head", config.vocab_size, hidden),
-            bool(array("head_is_finite").all()),
+            weight_format=weight_format,
+            embedding=table,
+            embedding_format=WEIGHT_FORMATS[embedding],
+            layers=tuple(layer(f"layers.{index}.") for index in range(config.num_layers)),
+            final_norm=vector("final_norm", hidden),
+            head=linear("head", config.vocab_size, hidden),
+            head_is_finite=bool(array("head_is_finite").all()),
         )
 
     @property

@@ -72,15 +72,15 @@ def make_service(config: GatewayConfig) -> Service:
         config.max_large_bodies_per_key,
     )
     return Service(
-        config,
-        link,
-        Sessions(link, config.is_open_door),
-        Catalog(link, config.aliases, config.model_load_wait),
-        metrics,
-        admission,
-        responses,
-        uploads,
-        BodyReader(config.max_body_bytes),
+        config=config,
+        link=link,
+        sessions=Sessions(link, config.is_open_door),
+        catalog=Catalog(link, config.aliases, config.model_load_wait),
+        metrics=metrics,
+        admission=admission,
+        responses=responses,
+        uploads=uploads,
+        bodies=BodyReader(config.max_body_bytes),
     )
 
 
