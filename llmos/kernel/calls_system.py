@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import trio
+from functools import partial
 
 from llmos.kernel.calls_tenant import visible_shares
 from llmos.kernel.inspection import device_memories
@@ -20,6 +20,7 @@ from syscalls.system import (
     Models,
     Ping,
     Shutdown,
+    Statistics,
 )  # fmt: skip
 
 MAX_EVENTS = 10_000
@@ -67,11 +68,20 @@ def ping(system: System, session: Session, call_id: int, body: Ping) -> Answer:
     return Done()
 
 
-async def render_statistics(system: System, session: Session, call_id: int) -> None:
-    """Answer Statistics(exposition=True); the text is made in a thread."""
+def statistics(system: System, session: Session, call_id: int, body: Statistics) -> Answer | None:
+    """See syscalls.system.Statistics."""
+    if not body.exposition:
+        return system.statistics()
+    system.errands.start(session, call_id, partial(_render_metrics, system, session), is_lasting=False)
+    return None
+
+
+async def _render_metrics(system: System, session: Session) -> Answer:
+    """Write the metrics that a client may see, in a thread."""
     async with session.rendering, system.rendering:  # sessions take turns, however often each asks
-        statistics, device_infos = system.statistics(), system.device_infos()
+        numbers, device_infos = system.statistics(), system.device_infos()
         memory = device_memories(system, session.tenant)
         shares = visible_shares(system, session)
-        text = await trio.to_thread.run_sync(system.metrics.render, statistics, device_infos, memory, shares)
-    session.reply(call_id, system.statistics(exposition=text))
+        render = system.metrics.render
+        text = await system.errands.run_blocking(render, numbers, device_infos, memory, shares)
+    return system.statistics(exposition=text)

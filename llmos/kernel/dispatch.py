@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import structlog
-import trio
 
 from llmos.kernel import (
     calls_device,
@@ -77,6 +76,7 @@ TABLE: dict[type[Request], Handler] = {
     s.Devices: calls_system.devices,
     s.Models: calls_system.models,
     s.Events: calls_system.events,
+    s.Statistics: calls_system.statistics,
     s.Shutdown: calls_system.shutdown,
     s.Ping: calls_system.ping,
 }
@@ -88,19 +88,12 @@ class Dispatcher:
     def __init__(self, system: System) -> None:
         self._system = system
 
-    def carry_out(self, session: Session, call: Call, nursery: trio.Nursery) -> None:
-        """Answer a call, or see to it that it will be. Synchronous; rendering metrics goes to a thread."""
+    def carry_out(self, session: Session, call: Call) -> None:
+        """Answer a call, or see to it that it will be. Synchronous."""
         if self._system.traces.live:
             calls_trace.note(self._system, session, call)
         try:
-            if isinstance(call.body, s.Statistics):
-                if call.body.exposition:
-                    # In the session's nursery: a scrape ends with its session.
-                    nursery.start_soon(calls_system.render_statistics, self._system, session, call.id)
-                    return
-                answer: Answer | None = self._system.statistics()
-            else:
-                answer = TABLE[type(call.body)](self._system, session, call.id, call.body)
+            answer = TABLE[type(call.body)](self._system, session, call.id, call.body)
         except SyscallError as error:
             answer = error_reply(error)
         except Exception:

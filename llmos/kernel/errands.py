@@ -1,4 +1,4 @@
-"""Errands: calls that must wait for the disk, each in a task of its own, outside its session."""
+"""Errands: calls that wait for disks, threads or devices, each in a task of its own, outside its session."""
 
 from __future__ import annotations
 

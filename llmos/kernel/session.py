@@ -49,8 +49,8 @@ TURN_BYTES = 64 << 10  # of calls and answers, before others have their turn
 CALL_BYTES = 2 << 10  # what any call counts for, however short
 
 Undo = Callable[[], None]
-CarryOut = Callable[["Session", Call, trio.Nursery], None]
-"""Answers a call through `Session.reply`, now or later; the nursery is for what needs a task."""
+CarryOut = Callable[["Session", Call], None]
+"""Answers a call through `Session.reply`, now or later."""
 
 
 @attrs.define(eq=False)
@@ -93,7 +93,7 @@ class Session:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._outbox.run)
                 with self._serving:
-                    await self._serve(nursery)
+                    await self._serve()
                 self.close()
                 # Let the last words out, to one who still listens: they may say why the session ends.
                 nursery.cancel_scope.deadline = trio.current_time() + FAREWELL_SECONDS
@@ -106,14 +106,14 @@ class Session:
         """Take no more calls. What was replied is still sent, for a while, to one who listens."""
         self._serving.cancel()
 
-    async def _serve(self, nursery: trio.Nursery) -> None:
+    async def _serve(self) -> None:
         try:
             payloads = await self._shake_hands()
             if payloads is None:
                 return
             while True:  # one who sends thousands of calls at once does not hold up the others' steps
                 for payload in payloads:
-                    self._take(payload, nursery)
+                    self._take(payload)
                     self._turn_bytes += CALL_BYTES + len(payload)
                     if self._turn_bytes >= TURN_BYTES:
                         await self._outbox.wait_for_room()
@@ -127,7 +127,7 @@ class Session:
             log.info("bad_frame", session=self.id, error=str(error))
             self._send(0, ErrorReply(Errno.EPROTO, f"the session ends: {error}"))
 
-    def _take(self, payload: bytes, nursery: trio.Nursery) -> None:
+    def _take(self, payload: bytes) -> None:
         """Carry out one call. A call whose body is wrong is answered; a frame that is no call raises."""
         try:
             message = client_frame_decoder.decode(payload)
@@ -137,7 +137,7 @@ class Session:
             return
         if not isinstance(message, Call):
             raise msgspec.ValidationError("Hello comes once, at the start")
-        self.carry_out(self, message, nursery)
+        self.carry_out(self, message)
 
     async def _shake_hands(self) -> list[bytes] | None:
         """Open the session; return the payloads that came with Hello, or None: there is no session."""

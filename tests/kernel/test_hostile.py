@@ -164,6 +164,7 @@ async def test_hundreds_of_scrapes_at_once(tmp_path: Path, monkeypatch: pytest.M
     may_end = threading.Event()
     rendered: list[str] = []
     async with running_kernel(tmp_path) as kernel:
+        kernel.system.errands.run_blocking = trio.to_thread.run_sync
         monkeypatch.setattr(
             kernel.system.metrics, "render", lambda *_: rendered.append(str(may_end.wait())) or ""
         )
