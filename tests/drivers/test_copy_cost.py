@@ -59,7 +59,7 @@ def test_measuring_leaves_the_frames_as_they_were(num_slots: int, tmp_path: Path
 
 
 def test_a_tier_that_takes_nothing_is_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A disk that is full when the driver starts has no cost; the slot and the reason are told."""
     arena = HostArena(KV, 4, 2, 2)
@@ -70,6 +70,6 @@ def test_a_tier_that_takes_nothing_is_named(
 
     monkeypatch.setattr(Tiers, "begin", lambda self, copy: begin(copy))
     assert measure_copy_cost(tiers, "host", 1) is None
-    assert "host slot 0: No space left on device" in capsys.readouterr().err
+    assert "host slot 0: No space left on device" in capfd.readouterr().err
     tiers.close()
     arena.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -13,3 +14,17 @@ def test_a_full_disk_ends_no_driver() -> None:
         command = [sys.executable, "-c", program]
         ran = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, check=False)
     assert ran.stdout == b"went on\n"
+
+
+def test_a_reader_that_has_stopped_holds_no_driver_up() -> None:
+    """A pipe that is full takes no more words, and the driver goes on."""
+    program = (
+        "from drivers.note import note\nfor _ in range(1000): note('x' * 200)\nprint('went on', flush=True)"
+    )
+    reading, writing = os.pipe()
+    command = [sys.executable, "-c", program]
+    ran = subprocess.run(command, stdout=subprocess.PIPE, stderr=writing, check=False, timeout=60)
+    os.close(writing)
+    assert ran.stdout == b"went on\n"
+    assert set(os.read(reading, 1 << 20).splitlines()) == {b"x" * 200}
+    os.close(reading)
