@@ -216,7 +216,7 @@ class _Usage(Collector):
                 counter.add_metric((share.tenant,), getattr(share, field))
             yield counter
         for name, what, field in (
-            ("llmos_tenant_running", "Processes of a tenant that take part in steps.", "num_running"),
+            ("llmos_tenant_running", "Processes of a tenant that have a place.", "num_running"),
             ("llmos_tenant_waiting", "Processes of a tenant in the run queues.", "num_waiting"),
             ("llmos_tenant_resident_bytes", "Memory of a tenant's processes.", "num_resident_bytes"),
         ):

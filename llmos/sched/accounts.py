@@ -28,7 +28,9 @@ class Account:
     num_output_tokens: int = 0
     token_seconds: float = 0.0  # memory held: tokens times seconds
     num_waiting: int = 0  # processes that wait for a device
-    num_running: int = 0  # processes that take part in steps
+    num_running: int = (
+        0  # processes that have a place: they take part in steps, or their memory is on its way
+    )
     max_running: int | None = None  # caps on what it has of each device at once; see caps.py
     max_resident_bytes: int | None = None
     is_held_back: bool = False  # by a cap of its own, when that was last looked at
@@ -106,7 +108,7 @@ class Accounts:
             self._last_level = account.counter
 
     def start_running(self, tenant: str) -> None:
-        """A process takes part in steps from now on."""
+        """A process has a place from now on: it takes part in steps, or will when its memory is back."""
         account = self.of(tenant)
         if not account.num_running:
             self._running[tenant] = account
@@ -115,7 +117,7 @@ class Accounts:
         self._num_running += 1
 
     def stop_running(self, tenant: str) -> None:
-        """A process takes part in steps no longer."""
+        """A process has given up its place."""
         account = self._running[tenant]
         account.num_running -= 1
         self._num_running -= 1

@@ -66,13 +66,15 @@ class RunQueue:
             self.accounts.start_running(process.tenant)
         elif process.state is ProcState.BLOCKED and process.num_arriving:
             self.arriving[process.pid] = process
+            self.accounts.start_running(process.tenant)
         elif process.state in WAITING:
             self._line_up(process)
             self.accounts.start_waiting(process.tenant)
 
     def take(self, process: Process) -> None:
         """Take a process out of the lists of its state; call before the state changes. Mutates the queue."""
-        self.arriving.pop(process.pid, None)
+        if self.arriving.pop(process.pid, None) is not None:
+            self.accounts.stop_running(process.tenant)
         if process.pid in self.members:
             self.users.settle(process, is_running=False)
         if process.state is ProcState.RUNNING:

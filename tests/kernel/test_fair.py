@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drivers.sim import SimDriver
+from llmos.cost import CopyCost
 from llmos.ipc.credentials import PeerCredentials
 from llmos.kernel import server
 from llmos.proc.lifecycle import ProcState
@@ -358,6 +359,39 @@ async def test_who_gives_its_place_keeps_its_memory(autojump_clock, tmp_path, mo
         assert statistics.num_preemptions == len(told) >= 3
         assert statistics.num_prompt_tokens == 8 * 3
         assert all(not tier.num_bytes_out for tier in statistics.swap.tiers.values())
+
+
+async def test_a_place_counts_while_memory_is_on_its_way(autojump_clock, tmp_path, monkeypatch) -> None:
+    """Six chats come back from a tier that takes two seconds: they get half of the places, and not all.
+
+    Those that run meanwhile go on: with none of theirs counted the chats would have stopped all of them.
+    """
+    uids = iter([1000, 2000, 3000])
+    monkeypatch.setattr(server, "peer_credentials", lambda sock: PeerCredentials(1, next(uids), 1))
+    slow = partial(SimDriver, host_cost=CopyCost(base=2.0, bytes_per_second=1e9))
+    options = {"swap_mib": 8, "swap_idle_seconds": 1.0, "prefix_cache": False, "preempt": "swap"}
+    async with (
+        running_kernel(tmp_path, slow, max_running=6, **options) as kernel,
+        open_client(kernel.socket_path) as busy,
+        open_client(kernel.socket_path) as back,
+    ):
+        (core,) = kernel.system.cores.values()
+        spawned = [await back.spawn(range(1, 60), max_tokens=2, interactive=True) for _ in range(6)]
+        chats = [each.pids[0] for each in spawned]
+        members = core.residents.queue.members
+        await wait_until(lambda: all(each.turn_is_over and not each.space for each in members.values()))
+        await wait_until(lambda: not core.statistics().swap.num_in_flight)
+        pids = [(await busy.spawn((1, 2, i), max_tokens=3000)).pids[0] for i in range(6)]
+        await trio.sleep(5)
+        for pid in chats:
+            await back.write(pid, (5, 6, 7), 400)
+        await wait_until(lambda: len(core.residents.queue.arriving) == 3)
+        await trio.sleep(1)
+        assert sum(members[pid].num_preemptions for pid in pids) == 3
+        assert len(core.residents.queue.running) == 3
+        for client, pid in (*((busy, pid) for pid in pids), *((back, pid) for pid in chats)):
+            await client.kill(pid)
+            await client.wait(pid)
 
 
 async def test_memory_of_who_was_set_aside_is_the_first_to_go(autojump_clock, tmp_path, monkeypatch) -> None:
