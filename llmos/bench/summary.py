@@ -38,6 +38,8 @@ FLOOD = "cpu: flood of 64, four of 2 req/s"
 WAITING = "steps that wait for a map, ahead"
 SLOTS = "slots of 1024 KiB, runs of 16, with checksums"
 FIRST = "P99 TTFT of light tenants"
+ADDED = "added to a token"
+SMALL, LARGE = "2,560: JSON schema, batch 32", "128,256: JSON schema, batch 32"
 PICKS = (
     Pick("Llama 1b, 8 bits, prompt of 512", "peers", "llama-1b, 8 bits: prefill 512", "prefill"),
     Pick("Llama 1b, 8 bits, decode, batch 1", "peers", "llama-1b, 8 bits: decode, batch 1", "decode"),
@@ -60,7 +62,8 @@ PICKS = (
     Pick("P99 TTFT of conversations in too little memory", "switch", KNEE, "P99 TTFT", "sync block swap"),
     Pick("the same", "switch", KNEE, "P99 TTFT", "recompute"),
     Pick("steps that wait for a map", "map", "16 rows decode: memory never used", WAITING),
-    Pick("JSON schema, a token at batch 32", "grammar", "2,560: JSON schema, batch 32", "added to a token"),
+    Pick("a JSON schema adds to a token, batch 32, 2,560 tokens", "grammar", SMALL, ADDED),
+    Pick("the same, 128,256 tokens", "grammar", LARGE, ADDED),
     Pick("copies to a swap file, with checksums", "transfer", f"to disk: {SLOTS}", "bandwidth"),
 )  # fmt: skip
 
