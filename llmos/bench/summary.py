@@ -34,6 +34,8 @@ class Pick:
 SERVED = "served, 64 requests, 16 together"
 KNEE = "cpu, llmos-base bf16 kv bf16, knee at 80 turns/s: auto"
 LATE = "P99 late, gateway, by the system's clock"
+ADDS = "P99 of what the gateway adds to a token"
+STREAMS = "a step of 50 ms, beside nobody"
 FLOOD = "cpu: flood of 64, four of 2 req/s"
 WAITING = "steps that wait for a map, ahead"
 SLOTS = "slots of 1024 KiB, runs of 16, with checksums"
@@ -53,7 +55,8 @@ PICKS = (
     Pick("3.6m, 8 bits, 64 requests, 16 at once", "peers", f"llmos-base, 8 bits: {SERVED}", "output"),
     Pick("their P99 TTFT", "peers", f"llmos-base, 8 bits: {SERVED}", "P99 TTFT"),
     Pick("kernel's work for a step of 256", "kernel", "without latency", "bookkeeping per step"),
-    Pick("P99 lateness of a token, 256 streams", "gateway", "a step of 50 ms, beside nobody", LATE),
+    Pick("P99 of what the gateway adds to a token, 256 streams", "gateway", STREAMS, ADDS),
+    Pick("P99 lateness of a token in all, by client's socket", "gateway", STREAMS, LATE),
     Pick("the same on a busy machine, `realtime`", "gateway", "programs want: real time", LATE),
     Pick("fair shares, throughput", "fair", "cpu: overload, 64 and 128 outstanding", "throughput"),
     Pick("fair shares, P99 TTFT of a light tenant beside a flood", "fair", FLOOD, FIRST, "fcfs"),
