@@ -152,7 +152,7 @@ class ScriptedKernel:
     rates: Rates | None = None  # that spawns tell
     shutdown_grace: float | None = None  # once it was asked for
     _has_event: trio.Event = attrs.field(factory=trio.Event)
-    _known_sessions: set[int] = attrs.field(factory=set)
+    _known_sessions: set[FakeSession] = attrs.field(factory=set)
 
     def record(
         self, text: str, *, level: str = "info", subsystem: str = "test", pid: int | None = None
@@ -389,8 +389,8 @@ class ScriptedKernel:
         )
         self.processes[process.pid] = process
         self.spawned.append(process)
-        if id(session) not in self._known_sessions:
-            self._known_sessions.add(id(session))
+        if session not in self._known_sessions:
+            self._known_sessions.add(session)
             self.nursery.start_soon(self._end_with_session, session)
         return process
 

@@ -33,7 +33,7 @@ def kernel(shared_kernel: KernelThread) -> Iterator[KernelThread]:
     """The shared kernel, saying hello; at the end it must have no process left."""
     shared_kernel.reset()
     yield shared_kernel
-    shared_kernel.wait_until(lambda: not shared_kernel.kernel.processes)
+    shared_kernel.wait_until_empty()
 
 
 @pytest.fixture

@@ -83,6 +83,15 @@ class KernelThread:
             time.sleep(0.005)
         return found
 
+    def wait_until_empty(self) -> None:
+        """Wait until no process is left; one that stays is named, with what it was spawned by."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while left := list(self.kernel.processes.values()):
+            assert time.monotonic() < deadline, [
+                (process.state, process.end, process.spawn) for process in left
+            ]
+            time.sleep(0.005)
+
     def make_event(self) -> trio.Event:
         """Make an event for a program to wait for; set it by `call`."""
         event: trio.Event = self.call(trio.Event)

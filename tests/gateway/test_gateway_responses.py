@@ -66,7 +66,7 @@ def client(place: tuple[KernelThread, Gateway], kernel: KernelThread) -> Iterato
         yield client
         for path in (kernel.folder / "llmos.sock.responses").glob("*.json"):
             client.responses.delete(path.stem)
-    kernel.wait_until(lambda: not kernel.kernel.processes)
+    kernel.wait_until_empty()
 
 
 def check_events(events: list[Any]) -> None:
@@ -161,15 +161,15 @@ def test_whole_and_streamed(client: OpenAI, kernel: KernelThread) -> None:
         assert helper.get_final_response().output_text == "hello"
 
 
-def test_items_come_in_pages(gateway: Gateway) -> None:
+def test_items_come_in_pages(client: OpenAI, place: tuple[KernelThread, Gateway]) -> None:
     """Twenty unless said otherwise; the client asks for the rest. What cannot be is refused by name."""
     given = [{"role": "user", "content": f"number {number}"} for number in range(45)]
-    with open_client(gateway) as client:
-        made = client.responses.create(model="scripted", input=given)
-        for order, expected in (("asc", given), ("desc", given[::-1])):
-            for options in ({}, {"limit": 7}, {"limit": 100}):
-                items = list(client.responses.input_items.list(made.id, order=order, **options))
-                assert [item.content[0].text for item in items] == [each["content"] for each in expected]
+    made = client.responses.create(model="scripted", input=given)
+    for order, expected in (("asc", given), ("desc", given[::-1])):
+        for options in ({}, {"limit": 7}, {"limit": 100}):
+            items = list(client.responses.input_items.list(made.id, order=order, **options))
+            assert [item.content[0].text for item in items] == [each["content"] for each in expected]
+    _, gateway = place
     page = gateway.get(f"{PATH}/{made.id}/input_items?limit=3&x=1")
     assert page.headers["x-llmos-ignored-params"] == "x"
     assert (len(page.json()["data"]), page.json()["has_more"]) == (3, True)
