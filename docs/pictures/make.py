@@ -23,10 +23,11 @@ FOLDER = Path(__file__).parent
 SERVER = "--device cpu --threads 1 --pool-mib 8 --frame-kib 64 --max-running 8 --swap-mib 64"
 FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run"]
 TENANTS = {"root": "admin = true", "search": "weight = 3", "support": "weight = 2", "batch": "weight = 1"}
-NUM_PROCESSES = 30  # of each tenant: more than end while the page is watched
+NUM_PROCESSES = 30  # of each tenant
+NUM_LEFT = 44  # when the picture is taken: the chat is over by then
 SHARED_TOKENS = 96  # that the prompts of a tenant begin with
 MAX_TOKENS = 1800
-WATCH_MILLISECONDS = 24_000
+CHAT_MILLISECONDS = 120_000  # at most
 LARGE, PHONE = {"width": 1360, "height": 1010}, {"width": 390, "height": 844}
 VIEWS: dict[str, dict[str, Any]] = {
     "page-light.png": {"viewport": LARGE},
@@ -74,9 +75,12 @@ def take_picture(browser: Any, server: Server, path: Path, view: dict[str, Any])
     page.get_by_text("Live", exact=True).wait_for()
     with load(server):
         page.locator("#limit").fill("400")
-        page.locator("#prompt").fill("What is the capital of Italy?")
+        page.locator("#prompt").fill("What is the capital of France?")
         page.locator("#prompt").press("Enter")
-        page.wait_for_timeout(WATCH_MILLISECONDS)
+        page.get_by_text("ended:").wait_for(timeout=CHAT_MILLISECONDS)
+        for seen in (lambda count: count > NUM_LEFT, lambda count: count <= NUM_LEFT):
+            while not seen(int(page.locator("#count").inner_text())):
+                page.wait_for_timeout(100)
         page.locator("h1").click()  # nothing has the focus
         page.screenshot(path=path)
     page.close()
