@@ -15,7 +15,7 @@ from llmos.bench.conversations import TraceRow, make_conversations
 from llmos.bench.crossover import measure_crossover
 from llmos.bench.kept_runs import KeptRuns
 from llmos.bench.report import Report
-from llmos.bench.switch import choose_contexts, choose_loads, random_model
+from llmos.bench.switch import choose_contexts, choose_loads, measure_real, random_model
 from llmos.bench.switch_real import describe, hold
 from llmos.bench.switch_report import NothingMeasured, add_recompute_rows, add_rows, check_runs
 from llmos.bench.switch_run import SwitchRun
@@ -160,6 +160,28 @@ def test_memory_goes_to_the_tier_that_was_named(tier: Tier) -> None:
     measure_crossover(machine, report, [64], KeptRuns(), lambda: None)
     assert all(("swap file" in row.case) == (tier == "disk") for row in report.rows)
     assert len(report.rows) == 3  # the last one, as predicted, from what the driver measured of that tier
+
+
+class AllKnown(KeptRuns):
+    """Everything was measured before."""
+
+    def run(self, case: str, what: str, seed: int) -> SwitchRun:
+        return run_of(1.0)
+
+    def numbers(self, case: str, what: str, seed: int = 0) -> tuple[float, ...]:
+        return 0.5, 0.1
+
+
+def test_each_report_has_what_is_known_so_far_once() -> None:
+    """Switches alone, the search, then the rounds: no report repeats a row or loses one of the last."""
+    options = {"device": "cpu", "threads": 1}
+    reports = list(measure_real(ROWS, options, 0.5, 2, AllKnown(), None, "host"))
+    assert len(reports) == 4
+    named = [[(row.case, row.metric, row.against) for row in report.rows] for report in reports]
+    assert all(len(names) == len(set(names)) for names in named)
+    assert named[1][: len(named[0])] == named[0]
+    assert named[2][: len(named[1])] == named[1]
+    assert named[3] == named[2]
 
 
 def test_the_simulated_device_has_no_swap_file(capsys: pytest.CaptureFixture[str]) -> None:
