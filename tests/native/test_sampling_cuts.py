@@ -49,6 +49,14 @@ cut_lists = st.lists(
     max_size=5,
 ).map(tuple)
 
+mirostats = st.builds(
+    MirostatDraw,
+    st.sampled_from([1, 2]),
+    st.sampled_from([0.5, 3.0, 5.0]),
+    st.sampled_from([0.1, 0.9]),
+    st.sampled_from([-0.713, 0.313, 3.137, 10.0, 200.0]),
+)
+
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[np.ndarray, Draw]:
@@ -58,13 +66,6 @@ def cases(draw: st.DrawFn) -> tuple[np.ndarray, Draw]:
         lambda x: np.array(x, dtype=np.int64)
     )
     bias = np.array(draw(st.lists(st.integers(0, size - 1), max_size=6)), dtype=np.int64)  # with repetitions
-    mirostat = st.builds(
-        MirostatDraw,
-        st.sampled_from([1, 2]),
-        st.sampled_from([0.5, 3.0, 5.0]),
-        st.sampled_from([0.1, 0.9]),
-        st.sampled_from([-0.713, 0.313, 3.137, 10.0, 200.0]),
-    )
     num_top = draw(st.sampled_from([None, 0, 1, 20]))
     return logits_of(draw(st.sampled_from(KINDS)), size, draw(st.integers(0, 9))), Draw(
         temperature=draw(st.sampled_from([0.0, 1.0, 1.0, 1.0])),
@@ -75,7 +76,7 @@ def cases(draw: st.DrawFn) -> tuple[np.ndarray, Draw]:
         allowed_ids=draw(st.one_of(st.just(np.empty(0, dtype=np.int64)), ids)),
         num_top=num_top,
         cuts=draw(cut_lists),
-        mirostat=draw(st.one_of(st.none(), mirostat)),
+        mirostat=draw(st.one_of(st.none(), mirostats)),
         is_processed=draw(st.booleans()),
     )
 
