@@ -116,12 +116,6 @@ def is_asleep_below(device: DeviceInfo) -> bool:
     return device.num_free_frames == device.num_frames and not device.swap.num_copies_in_flight
 
 
-def has_met_a_full_disk(device: DeviceInfo) -> bool:
-    """Was a copy refused, and is none under way that could be, too?"""
-    assert device.swap is not None
-    return device.swap.num_faulty_pages > 0 and not device.swap.num_copies_in_flight
-
-
 async def faults(client: Client) -> list[str]:
     """What an operator is told of pages that could not be copied or trusted."""
     return [event.text for event in await client.events() if event.subsystem == "swap"]
@@ -193,12 +187,16 @@ async def test_a_full_disk(quiet: Server) -> None:
             resource.prlimit(driver, resource.RLIMIT_FSIZE, (50_000, hard))  # in the fourth frame
             chats = await begin_chats(client)
             assert list(chats.values()) == expected[0]
-            device = await until(client, has_met_a_full_disk)
+            device = await until(client, is_asleep_below)
             assert device.swap is not None
             num_faulty = device.swap.num_faulty_pages
+            assert num_faulty > 0
             assert any("File too large" in text for text in await faults(client))
             resource.prlimit(driver, resource.RLIMIT_FSIZE, (soft, hard))
+            num_computed = (await client.statistics()).num_prompt_tokens
             assert await go_on(client, list(chats)) == expected[1]
+            num_computed = (await client.statistics()).num_prompt_tokens - num_computed
+            assert num_computed > NUM_CHATS * (PAGE + len(NEXT_TURN))  # of all, not only what was said now
             device = await until(client, is_asleep_below)
             assert device.swap is not None
             assert device.swap.num_faulty_pages == num_faulty
